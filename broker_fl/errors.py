@@ -1,0 +1,82 @@
+"""Every error of the library, in one tree, split by what the caller does about it.
+
+::
+
+    BrokerFLError
+    ├── SettingError              something the user gave is wrong      → stop and say so (exit code 2)
+    │   ├── AppError              the app file or its factory           → mend the app file
+    │   └── AccessDenied          credentials, vhost or permission      → mend the account
+    ├── MessageRefused            a peer sent what we do not take       → dead-letter it, go on
+    │   ├── FrameRefused          bytes that are no valid frame
+    │   └── UpdateRefused         an update that must not be folded
+    ├── RequestRefused            the controller declined a request     → tell the user
+    ├── AggregationError          these updates cannot be combined      → fail the round
+    ├── ServerUnavailable         a server did not answer               → back off, try again
+    │   ├── BrokerUnavailable
+    │   └── StoreUnavailable
+    ├── Fenced                    another controller holds the lease    → stop writing at once
+    ├── TaskCancelled             the controller no longer wants it     → leave ``train`` quietly
+    └── TransportClosed           closed by its owner while in use      → the role is shutting down
+"""
+
+from __future__ import annotations
+
+
+class BrokerFLError(Exception):
+    """Base of all errors that the library raises on purpose."""
+
+
+class SettingError(BrokerFLError):
+    """A setting, a file or an argument that the user gave is wrong; trying again changes nothing."""
+
+
+class AppError(SettingError):
+    """The user's app file does not import, its factory fails, or what it makes is not a learner."""
+
+
+class AccessDenied(SettingError):
+    """A server answered and refused: credentials, virtual host or a missing permission."""
+
+
+class MessageRefused(BrokerFLError):
+    """A peer sent something that is not taken; the sender's other messages are unaffected."""
+
+
+class FrameRefused(MessageRefused):
+    """Bytes that are not a valid frame: truncated, corrupt, oversized, of unknown kind or version."""
+
+
+class UpdateRefused(MessageRefused):
+    """An update that must not be folded: wrong shape, weight or values. Nothing was changed."""
+
+
+class RequestRefused(BrokerFLError):
+    """The controller declined a driver's request, and said why."""
+
+
+class AggregationError(BrokerFLError):
+    """The accepted updates cannot be combined into a model version."""
+
+
+class ServerUnavailable(BrokerFLError):
+    """A server did not answer, or went away; the operation may be tried again."""
+
+
+class BrokerUnavailable(ServerUnavailable):
+    """RabbitMQ did not answer, or closed the connection."""
+
+
+class StoreUnavailable(ServerUnavailable):
+    """The model store did not answer, or could not write."""
+
+
+class Fenced(BrokerFLError):
+    """A controller with a newer epoch holds the federation's lease; this one changed nothing."""
+
+
+class TaskCancelled(BrokerFLError):
+    """The task a learner works on was cancelled; raised inside the user's ``train`` by ``task.progress``."""
+
+
+class TransportClosed(BrokerFLError):
+    """The transport was closed by its owner while a call on it was under way."""

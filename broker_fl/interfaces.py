@@ -1,0 +1,357 @@
+"""The seams of the system: what a learner, a transport, a store, a rule and a selector must offer. Read this first.
+
+=================  =============================================  ==================================================
+interface          implementations                                to add one
+=================  =============================================  ==================================================
+``Learner``        the user's own, ``frameworks/``                any object with ``train`` and ``evaluate``
+``Transport``      ``transports/rabbitmq.py``, ``memory.py``      a file there; it must pass ``tests/contract``
+``Store``          ``stores/redis.py``, ``stores/sqlite.py``      a file there; it must pass ``tests/contract``
+``Rule``           ``aggregation/``, one file per rule            a file there, its name in ``aggregation.RULES``
+``Selector``       ``coordination/selection.py``                  a class there, its name in ``wire/job.py``
+=================  =============================================  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from broker_fl.model import Arrays, Model, ModelSpec
+from broker_fl.topology import Entity
+
+Metrics = Mapping[str, float]
+Parameters = Mapping[str, str | int | float | bool | None]
+
+# ---------------------------------------------------------------- learning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What ``train`` gives back."""
+
+    model: Arrays
+    """The trained arrays, all of them (not the difference): the names, shapes and types that came in."""
+    num_examples: int
+    """Examples trained on; the update's weight in FedAvg. At least 1."""
+    num_steps: int = 0
+    """Optimiser steps done; 0 where nothing counts them."""
+    metrics: Metrics = field(default_factory=dict)
+
+
+class TaskContext(Protocol):
+    """What a learner is told about the task it works on, and how it answers while it works."""
+
+    @property
+    def job(self) -> str:
+        """Name of the job."""
+        ...
+
+    @property
+    def round(self) -> int:
+        """0, 1, 2, …"""
+        ...
+
+    @property
+    def learner(self) -> str:
+        """Id of this learner."""
+        ...
+
+    @property
+    def parameters(self) -> Parameters:
+        """The job's parameters: epochs, learning rate, whatever the app reads."""
+        ...
+
+    def progress(self, fraction: float) -> None:
+        """Say how far the work is, 0 to 1; heartbeats carry it on.
+
+        Raises:
+            TaskCancelled: the controller no longer wants the result; let it pass.
+        """
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """One owner of data. No base class is needed.
+
+    An optional third method, ``initial_model() -> Arrays``, gives the model that a job starts from.
+    """
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        """Train from ``model`` on local data. The arrays are the learner's own: they may be written to."""
+        ...
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
+        """Metrics of ``model`` on local data; the key ``num_examples``, if given, is their weight in the mean."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerContext:
+    """What a factory ``make_learner(context)`` is told about the learner that it makes."""
+
+    learner: str
+    """Its id."""
+    index: int = 0
+    """Its place among the learners of this process, or of this simulation: 0 … count - 1."""
+    count: int = 1
+
+
+# ---------------------------------------------------------------- transport
+
+
+class Delivery(Protocol):
+    """One message from a queue. It stays the consumer's until it is acked or rejected, once."""
+
+    @property
+    def body(self) -> bytes:
+        """The frame."""
+        ...
+
+    @property
+    def routing_key(self) -> str:
+        """As published."""
+        ...
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it may have been delivered before."""
+        ...
+
+    def ack(self) -> None:
+        """Done with it. From any thread; after a lost connection it does nothing: the message comes again."""
+        ...
+
+    def reject(self, *, requeue: bool = False) -> None:
+        """Do not take it: dead-letter it, or put it back to where it was in the queue."""
+        ...
+
+
+Sink = Callable[[Delivery], None]
+"""Takes a delivery on a thread of the transport; must not block, nor call back into the transport except to ack."""
+
+
+class Transport(Protocol):
+    """A connection to the message broker, in the terms of AMQP 0-9-1. All methods may be called from any thread.
+
+    What was declared and consumed is declared and consumed again after a lost connection, by the transport itself.
+    """
+
+    def declare(self, entities: Iterable[Entity]) -> None:
+        """Make exchanges, queues and bindings, in order; what is there already stays as it is.
+
+        Raises:
+            SettingError: it exists with other settings (the message names it and both settings where known).
+            AccessDenied: no permission.
+            BrokerUnavailable: no answer.
+        """
+        ...
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue with all it holds; nothing happens if there is none."""
+        ...
+
+    def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
+        """Hand the queue's messages to ``sink``, in order, at most ``prefetch`` of them not yet acked.
+
+        Raises:
+            AccessDenied: no permission, or ``exclusive`` and somebody else consumes from it.
+            SettingError: there is no such queue.
+        """
+        ...
+
+    def cancel(self, queue: str) -> None:
+        """Stop consuming; unacked deliveries stay valid."""
+        ...
+
+    def publish(
+        self, exchange: str, routing_keys: Sequence[str], body: bytes, *, persistent: bool = False, mandatory: bool = False
+    ) -> None:
+        """Send one body to every queue that one of the keys reaches. Blocks while the window of unconfirmed bytes is full.
+
+        The message is sent again until the broker has confirmed it: it arrives at least once, and in order unless a
+        connection was lost in between. ``persistent`` bodies survive a restart of the broker (in durable queues).
+        With ``mandatory``, a message that reaches no queue is given to ``on_unroutable``.
+
+        Raises:
+            TransportClosed: ``close`` was called before or meanwhile.
+        """
+        ...
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything published is confirmed; False if that takes longer."""
+        ...
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call back, on a thread of the transport, each time a lost connection works again and consumers are back."""
+        ...
+
+    def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
+        """Call back with exchange and routing key for each ``mandatory`` message that reached no queue."""
+        ...
+
+    def close(self) -> None:
+        """Send what was published, as far as the broker takes it within a few seconds; then disconnect."""
+        ...
+
+
+# ---------------------------------------------------------------- store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVersion:
+    """A model version in the store: an opaque manifest, and how many chunks it has."""
+
+    version: int
+    manifest: bytes
+    num_chunks: int
+
+
+class Store(Protocol):
+    """Where a federation's state lives. Writes carry the controller's epoch; an older epoch than the store has seen is fenced.
+
+    A model version is chunks first, then one atomic step that makes manifest, newest version and job state visible together.
+    All methods raise ``StoreUnavailable`` when the store does not answer or cannot write, and may then be called again.
+    """
+
+    def acquire_lease(self, owner: str, ttl_s: float) -> int | None:
+        """Become the federation's controller: a new epoch, greater than all before; None while another holds the lease."""
+        ...
+
+    def renew_lease(self, epoch: int, ttl_s: float) -> None:
+        """Hold on to the lease.
+
+        Raises:
+            Fenced: it has passed to another epoch.
+        """
+        ...
+
+    def release_lease(self, epoch: int) -> None:
+        """Let the lease go, so that another controller need not wait for it to run out."""
+        ...
+
+    def save_job(self, job: str, state: bytes, *, epoch: int) -> None:
+        """Replace the job's state.
+
+        Raises:
+            Fenced: a newer epoch exists; nothing was written.
+        """
+        ...
+
+    def jobs(self) -> dict[str, bytes]:
+        """State of every job, by id."""
+        ...
+
+    def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:
+        """Write a piece of a version that is not committed yet; invisible until ``commit_version``. ``data`` is not kept.
+
+        Raises:
+            Fenced: a newer epoch exists. Nothing was written.
+        """
+        ...
+
+    def commit_version(self, job: str, version: StoredVersion, state: bytes, *, epoch: int, keep: int) -> None:
+        """Make the version the job's newest, and replace the job's state, in one atomic step; then drop all but the newest ``keep``.
+
+        The version must be the newest one plus 1, or 0 for the first.
+
+        Raises:
+            Fenced: a newer epoch exists; nothing was written.
+            StoreUnavailable: a chunk is missing or the version does not follow the newest; nothing was committed.
+        """
+        ...
+
+    def versions(self, job: str) -> list[StoredVersion]:
+        """The versions that are kept, oldest first."""
+        ...
+
+    def read_chunk(self, job: str, version: int, index: int) -> bytes:
+        """One piece of a committed version.
+
+        Raises:
+            KeyError: the version is not kept (any more).
+        """
+        ...
+
+    def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
+        """Append packed events, numbered ``first``, ``first + 1``, …; those that are there already are left alone.
+
+        Raises:
+            Fenced: a newer epoch exists; nothing was written.
+        """
+        ...
+
+    def read_events(self, job: str, *, after: int, limit: int) -> list[bytes]:
+        """Up to ``limit`` events with numbers above ``after``, in order."""
+        ...
+
+    def num_events(self, job: str) -> int:
+        """Number of the job's last event; 0 if it has none."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+
+# ---------------------------------------------------------------- aggregation and choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """One learner's update on its way into the sum."""
+
+    learner: str
+    model: Model
+    num_examples: int
+    num_steps: int = 0
+
+
+class Accumulator(Protocol):
+    """Takes a round's contributions one by one."""
+
+    @property
+    def total_weight(self) -> float:
+        """Of all that was folded; 0 before the first."""
+        ...
+
+    def fold(self, contribution: Contribution) -> float:
+        """Take one contribution in; its weight comes back. It is not kept: its buffer may be used again.
+
+        Raises:
+            UpdateRefused: spec, weight or values are not usable; nothing was changed.
+        """
+        ...
+
+    def result(self) -> Model:
+        """The combined model; the accumulator is used up.
+
+        Raises:
+            AggregationError: nothing was folded, or the result is not finite.
+        """
+        ...
+
+
+class Rule(Protocol):
+    """How a round's updates become the next version."""
+
+    def accumulator(self, spec: ModelSpec) -> Accumulator:
+        """Begin a round for models that look like ``spec``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A live learner, as a selector sees it."""
+
+    learner: str
+    attributes: Parameters = field(default_factory=dict)
+
+
+class Selector(Protocol):
+    """Chooses a round's cohort."""
+
+    def select(self, members: Sequence[Member], round: int) -> list[str]:
+        """Ids of the chosen, in order; ``members`` are sorted by id. The same arguments give the same answer."""
+        ...

@@ -1,0 +1,292 @@
+"""A model: ordered named arrays, and the one flat little-endian buffer that they are views of.
+
+Layout of the buffer (normative text: ``schemas/README.md``): the tensors in order, C-contiguous, each starting at
+the next multiple of its item size; gaps are zero.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from broker_fl.errors import SettingError
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype("i1"),
+    "int16": np.dtype("<i2"),
+    "int32": np.dtype("<i4"),
+    "int64": np.dtype("<i8"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+"""The element types a model may have; everything else is refused."""
+
+FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
+MAX_NAME_CHARS = 512
+MAX_DIMENSIONS = 32
+_ORDER_KEY = "broker_fl.order"
+
+
+class ModelError(SettingError):
+    """Arrays that are not a model, or not the model that was asked for; the message names the tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, element type (a key of ``DTYPES``) and shape of one tensor; shape ``()`` is a scalar."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > MAX_NAME_CHARS:
+            raise ModelError(f"a tensor's name has 1 to {MAX_NAME_CHARS} characters, not {len(self.name)}")
+        if self.dtype not in DTYPES:
+            raise ModelError(f"tensor {self.name!r}: element type {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if len(self.shape) > MAX_DIMENSIONS or any(size < 0 for size in self.shape):
+            raise ModelError(f"tensor {self.name!r}: shape {self.shape} is not usable")
+
+    @property
+    def num_elements(self) -> int:
+        """Product of the shape; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the elements, without padding."""
+        return self.num_elements * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stretch ``[start, stop)`` of the buffer, in bytes, in which all elements have one type.
+
+    Arithmetic goes run by run, not tensor by tensor: a thousand small tensors cost what one large one does.
+    """
+
+    dtype: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model looks like, without its values: the tensors in order."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
+            names = [tensor.name for tensor in self.tensors]
+            double = sorted({name for name in names if names.count(name) > 1})
+            raise ModelError(f"tensor names must differ; given more than once: {', '.join(double[:5])}")
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> ModelSpec:
+        """Describe ``arrays`` in their order."""
+        return cls(tuple(TensorSpec(name, _dtype_name(name, a), tuple(a.shape)) for name, a in arrays.items()))
+
+    @classmethod
+    def from_wire(cls, rows: Sequence[Sequence[Any]]) -> ModelSpec:
+        """Read the wire form, ``[[name, dtype, [size, …]], …]``."""
+        return cls(tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows))
+
+    def to_wire(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """The wire form, ``((name, dtype, (size, …)), …)``."""
+        return tuple((tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each tensor starts in the buffer, in bytes."""
+        offsets, end = [], 0
+        for tensor in self.tensors:
+            start = _align(end, DTYPES[tensor.dtype].itemsize)
+            offsets.append(start)
+            end = start + tensor.num_bytes
+        return tuple(offsets)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Length of the buffer, padding between tensors included."""
+        return self.offsets[-1] + self.tensors[-1].num_bytes if self.tensors else 0
+
+    @cached_property
+    def num_elements(self) -> int:
+        """Elements of all tensors together ("parameters")."""
+        return sum(tensor.num_elements for tensor in self.tensors)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The buffer as maximal stretches of one element type, empty tensors left out."""
+        runs: list[Run] = []
+        for tensor, start in zip(self.tensors, self.offsets, strict=True):
+            stop = start + tensor.num_bytes
+            if runs and runs[-1].dtype == tensor.dtype and runs[-1].stop == start:
+                runs[-1] = Run(tensor.dtype, runs[-1].start, stop)
+            elif stop > start:
+                runs.append(Run(tensor.dtype, start, stop))
+        return tuple(runs)
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits (XXH3-128 of the packed wire form): equal for equal specs."""
+        return xxhash.xxh3_128_hexdigest(msgpack.packb(self.to_wire()))
+
+    def differences(self, other: ModelSpec) -> list[str]:
+        """What is different in ``other``, in words that name tensors; empty when only the order differs."""
+        mine = {tensor.name: tensor for tensor in self.tensors}
+        theirs = {tensor.name: tensor for tensor in other.tensors}
+        found = [f"tensor {name!r} is missing" for name in mine if name not in theirs]
+        found += [f"tensor {name!r} is not in the model" for name in theirs if name not in mine]
+        for name in mine.keys() & theirs.keys():
+            a, b = mine[name], theirs[name]
+            if a.shape != b.shape:
+                found.append(f"tensor {name!r} has shape {b.shape} instead of {a.shape}")
+            if a.dtype != b.dtype:
+                found.append(f"tensor {name!r} has element type {b.dtype} instead of {a.dtype}")
+        return sorted(found)
+
+
+class Model(Mapping[str, Array]):
+    """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
+
+    __slots__ = ("_offsets", "buffer", "spec")
+
+    def __init__(self, spec: ModelSpec, buffer: Array) -> None:
+        """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""
+        if buffer.dtype != np.uint8 or buffer.ndim != 1 or not buffer.flags.c_contiguous:
+            raise ModelError("a model's buffer is a contiguous 1-d array of uint8")
+        if buffer.nbytes != spec.num_bytes:
+            raise ModelError(f"the buffer has {buffer.nbytes} bytes, the spec asks for {spec.num_bytes}")
+        self.spec = spec
+        self.buffer = buffer
+        self._offsets = dict(zip((t.name for t in spec.tensors), zip(spec.tensors, spec.offsets, strict=True), strict=True))
+
+    @classmethod
+    def empty(cls, spec: ModelSpec) -> Model:
+        """A model of zeros."""
+        return cls(spec, np.zeros(spec.num_bytes, np.uint8))
+
+    @classmethod
+    def of(cls, arrays: Arrays, spec: ModelSpec | None = None) -> Model:
+        """Make a model of ``arrays``; without a copy if they are, in order, all the views of one model's buffer.
+
+        Args:
+            arrays: anything ``numpy.asarray`` takes, by name.
+            spec: what the result must look like; arrays are matched by name, whatever their order.
+
+        Raises:
+            ModelError: an array has another shape or type than ``spec`` says, or no usable type at all.
+        """
+        given = {str(name): np.asarray(value) for name, value in arrays.items()}
+        found = ModelSpec.of(given)
+        if spec is None:
+            spec = found
+        elif problems := spec.differences(found):
+            raise ModelError("; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
+        if (buffer := _shared_buffer(spec, given)) is not None:
+            return cls(spec, buffer)
+        model = cls.empty(spec)
+        for name, value in given.items():
+            model[name][...] = value
+        return model
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """Read a safetensors file; the order of the tensors is the saved model's, or the file's."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                metadata = file.metadata() or {}
+                names = json.loads(metadata.get(_ORDER_KEY, "null")) or list(file.keys())
+                return cls.of({name: file.get_tensor(name) for name in names})
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read as a safetensors file: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        from safetensors.numpy import save_file
+
+        path = Path(path)
+        draft = path.with_name(path.name + ".part")
+        save_file(dict(self), str(draft), metadata={_ORDER_KEY: json.dumps(list(self))})
+        draft.replace(path)
+
+    def copy(self) -> Model:
+        """A model with a buffer of its own."""
+        return Model(self.spec, self.buffer.copy())
+
+    def run(self, run: Run) -> Array:
+        """The 1-d view of one of ``spec.runs``."""
+        return self.buffer[run.start : run.stop].view(DTYPES[run.dtype])
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits that identify spec and values (XXH3-128 of the spec's digest and the buffer)."""
+        state = xxhash.xxh3_128(self.spec.digest.encode())
+        state.update(self.buffer.data)
+        return state.hexdigest()
+
+    def __getitem__(self, name: str) -> Array:
+        tensor, start = self._offsets[name]
+        flat = self.buffer[start : start + tensor.num_bytes].view(DTYPES[tensor.dtype])
+        return flat.reshape(tensor.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __repr__(self) -> str:
+        return f"Model({len(self)} tensors, {self.spec.num_elements} parameters, {self.spec.num_bytes} bytes)"
+
+
+def _align(offset: int, size: int) -> int:
+    return -(-offset // size) * size
+
+
+def _dtype_name(name: str, array: Array) -> str:
+    dtype = array.dtype.newbyteorder("<")
+    for key, allowed in DTYPES.items():
+        if dtype == allowed:
+            return key
+    raise ModelError(f"tensor {name!r}: element type {array.dtype} is not one of {', '.join(DTYPES)}")
+
+
+def _shared_buffer(spec: ModelSpec, arrays: Arrays) -> Array | None:
+    """The buffer that all arrays are views of, in the layout of ``spec``; None if there is no such buffer."""
+    root = None
+    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
+        array = arrays[tensor.name]
+        base = array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        root = base if root is None else root
+        if base is not root or not array.flags.c_contiguous or array.dtype != DTYPES[tensor.dtype]:
+            return None
+        if tensor.num_elements and array.ctypes.data != root.ctypes.data + offset:
+            return None
+    if root is None or root.dtype != np.uint8 or root.ndim != 1 or root.nbytes != spec.num_bytes:
+        return None
+    return root

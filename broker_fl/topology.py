@@ -1,0 +1,183 @@
+"""Every exchange, queue, routing key and Redis key of a federation, in one place. Normative text: ``schemas/README.md``.
+
+All declarations are accepted by RabbitMQ 3.10 to 4.x. Models never go through quorum queues, each of which keeps a
+full copy of its own; what is small and precious (reports, control) does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MAILBOX_EXPIRES_S = 7 * 24 * 3600.0
+"""A mailbox that no learner has consumed from for so long is deleted by the broker."""
+MAILBOX_MAX_BYTES = 8 << 30
+INBOX_MAX_BYTES = 16 << 30
+DRIVER_EXPIRES_S = 120.0
+DEAD_MAX_BYTES = 256 << 20
+CONTROLLER_INBOX = "controller"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange."""
+
+    name: str
+    type: Literal["direct", "topic", "fanout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A durable queue and its limits; None means no limit."""
+
+    name: str
+    quorum: bool = False
+    single_active_consumer: bool = False
+    """Of several consumers only one is served; on quorum queues only (classic ones crash at a switch on 3.10.8)."""
+    expires_s: float | None = None
+    """Delete the queue when it had no consumer for so long."""
+    message_ttl_s: float | None = None
+    max_length_bytes: int | None = None
+    overflow: Literal["drop-head", "reject-publish"] = "drop-head"
+    dead_letter_exchange: str | None = None
+    """Where rejected messages go; those that the queue drops or that expire go there too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Messages published to ``exchange`` with a matching key go to ``queue``."""
+
+    exchange: str
+    queue: str
+    routing_key: str = ""
+
+
+Entity = Exchange | Queue | Binding
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The names of one federation ``F``."""
+
+    federation: str
+
+    @property
+    def tasks(self) -> str:
+        """Exchange: controller → learners and drivers."""
+        return f"bfl.{self.federation}.tasks"
+
+    @property
+    def updates(self) -> str:
+        """Exchange: learners (and drivers, with an initial model) → inboxes; key ``<sender>.<inbox>``."""
+        return f"bfl.{self.federation}.updates"
+
+    @property
+    def reports(self) -> str:
+        """Exchange and queue: learners → controller; key ``<learner>.<kind>``."""
+        return f"bfl.{self.federation}.reports"
+
+    @property
+    def control(self) -> str:
+        """Exchange and queue: drivers → controller; key ``<driver>``."""
+        return f"bfl.{self.federation}.control"
+
+    @property
+    def events(self) -> str:
+        """Exchange: controller → whoever watches; key ``<job>.<kind>``."""
+        return f"bfl.{self.federation}.events"
+
+    @property
+    def dead(self) -> str:
+        """Exchange and queue: what was refused."""
+        return f"bfl.{self.federation}.dead"
+
+    def mailbox(self, learner: str) -> str:
+        """Queue that only this learner reads."""
+        return f"bfl.{self.federation}.learner.{learner}"
+
+    def inbox(self, name: str) -> str:
+        """Queue of results and updates."""
+        return f"bfl.{self.federation}.inbox.{name}"
+
+    def driver_queue(self, driver: str) -> str:
+        """Queue of answers to one driver."""
+        return f"bfl.{self.federation}.driver.{driver}"
+
+    def event_queue(self, watcher: str) -> str:
+        """Queue of events for one watcher."""
+        return f"bfl.{self.federation}.events.{watcher}"
+
+    @staticmethod
+    def learner_key(learner: str) -> str:
+        """Routing key on ``tasks`` of one learner's mailbox."""
+        return f"learner.{learner}"
+
+    @staticmethod
+    def driver_key(driver: str) -> str:
+        """Routing key on ``tasks`` of one driver's queue."""
+        return f"driver.{driver}"
+
+    ALL_LEARNERS = "learners"
+    """Routing key on ``tasks`` that reaches every mailbox."""
+
+    def exchanges(self) -> tuple[Entity, ...]:
+        """What everybody declares first, and the queue of what was refused."""
+        return (
+            Exchange(self.tasks, "direct"),
+            Exchange(self.updates, "topic"),
+            Exchange(self.reports, "topic"),
+            Exchange(self.control, "direct"),
+            Exchange(self.events, "topic"),
+            Exchange(self.dead, "fanout"),
+            Queue(name=self.dead, max_length_bytes=DEAD_MAX_BYTES),
+            Binding(self.dead, self.dead),
+        )
+
+    def for_controller(self) -> tuple[Entity, ...]:
+        """The controller's queues. Every role that writes to them declares them too: no message finds no queue."""
+        return (
+            *self.exchanges(),
+            Queue(name=self.reports, quorum=True, dead_letter_exchange=self.dead),
+            Binding(self.reports, self.reports, "#"),
+            Queue(name=self.control, quorum=True, single_active_consumer=True, dead_letter_exchange=self.dead),
+            Binding(self.control, self.control, "control"),
+            *self.for_inbox(CONTROLLER_INBOX),
+        )
+
+    def for_inbox(self, name: str) -> tuple[Entity, ...]:
+        """One inbox; a full one makes its senders wait."""
+        inbox = self.inbox(name)
+        return (
+            Queue(
+                name=inbox,
+                max_length_bytes=INBOX_MAX_BYTES,
+                overflow="reject-publish",
+                dead_letter_exchange=self.dead,
+            ),
+            Binding(self.updates, inbox, f"*.{name}"),
+        )
+
+    def for_learner(self, learner: str) -> tuple[Entity, ...]:
+        """One learner's mailbox."""
+        mailbox = self.mailbox(learner)
+        return (
+            Queue(name=mailbox, expires_s=MAILBOX_EXPIRES_S, max_length_bytes=MAILBOX_MAX_BYTES),
+            Binding(self.tasks, mailbox, self.learner_key(learner)),
+            Binding(self.tasks, mailbox, self.ALL_LEARNERS),
+        )
+
+    def for_driver(self, driver: str) -> tuple[Entity, ...]:
+        """One driver's queue of answers; it goes when the driver has been away for ``DRIVER_EXPIRES_S``."""
+        queue = self.driver_queue(driver)
+        return (
+            Queue(name=queue, expires_s=DRIVER_EXPIRES_S, max_length_bytes=MAILBOX_MAX_BYTES),
+            Binding(self.tasks, queue, self.driver_key(driver)),
+        )
+
+    def for_watcher(self, watcher: str, pattern: str = "#") -> tuple[Entity, ...]:
+        """One watcher's queue of events, of those whose key ``<job>.<kind>`` matches ``pattern``."""
+        queue = self.event_queue(watcher)
+        return (
+            Queue(name=queue, expires_s=DRIVER_EXPIRES_S, max_length_bytes=DEAD_MAX_BYTES),
+            Binding(self.events, queue, pattern),
+        )

@@ -1,0 +1,105 @@
+"""Encodings: what a model's buffer looks like on the wire.
+
+``raw`` is the buffer itself. ``float32``, ``float16`` and ``bfloat16`` narrow each wider floating-point tensor to that
+type; integer, boolean and already narrower tensors stay as they are. The encoded buffer has the layout of a model
+whose spec names the narrower types (``model.py``).
+
+To add one: a class with these three methods, its name in ``ENCODINGS``, and in ``Transfer.encoding`` of ``job.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from broker_fl.errors import FrameRefused
+from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec, TensorSpec
+
+
+class Encoding(Protocol):
+    """A way to write a model's buffer."""
+
+    def num_bytes(self, spec: ModelSpec) -> int:
+        """Length of the encoded buffer of a model that looks like ``spec``."""
+        ...
+
+    def encode(self, model: Model) -> Array:
+        """The encoded buffer: uint8, 1-d; it may be the model's own."""
+        ...
+
+    def decode(self, buffer: Array, spec: ModelSpec) -> Model:
+        """The model again; it may use ``buffer`` as its own."""
+        ...
+
+
+class Raw:
+    """The buffer as it is: lossless, no copy."""
+
+    def num_bytes(self, spec: ModelSpec) -> int:
+        """As in memory."""
+        return spec.num_bytes
+
+    def encode(self, model: Model) -> Array:
+        """The model's own buffer."""
+        return model.buffer
+
+    def decode(self, buffer: Array, spec: ModelSpec) -> Model:
+        """A model around ``buffer``."""
+        return Model(spec, buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """Floating-point tensors wider than ``dtype`` are sent as ``dtype``; rounding is to nearest, ties to even."""
+
+    dtype: str
+
+    def num_bytes(self, spec: ModelSpec) -> int:
+        """Of the narrower spec."""
+        return self._narrow(spec).num_bytes
+
+    def encode(self, model: Model) -> Array:
+        """A narrower copy, or the model's own buffer where nothing is wider."""
+        narrow = self._narrow(model.spec)
+        return model.buffer if narrow == model.spec else _cast(model, narrow).buffer
+
+    def decode(self, buffer: Array, spec: ModelSpec) -> Model:
+        """Widened to ``spec``."""
+        narrow = self._narrow(spec)
+        return Model(spec, buffer) if narrow == spec else _cast(Model(narrow, buffer), spec)
+
+    def _narrow(self, spec: ModelSpec) -> ModelSpec:
+        return ModelSpec(tuple(self._narrow_tensor(tensor) for tensor in spec.tensors))
+
+    def _narrow_tensor(self, tensor: TensorSpec) -> TensorSpec:
+        wider = tensor.dtype in FLOATS and DTYPES[tensor.dtype].itemsize > DTYPES[self.dtype].itemsize
+        return TensorSpec(tensor.name, self.dtype, tensor.shape) if wider else tensor
+
+
+def _cast(model: Model, spec: ModelSpec) -> Model:
+    result = Model.empty(spec)
+    with np.errstate(over="ignore"):  # too large for the narrower type becomes inf, which the receiver refuses
+        for name, array in model.items():
+            result[name][...] = array.astype(result[name].dtype)
+    return result
+
+
+ENCODINGS: dict[str, Encoding] = {
+    "raw": Raw(),
+    "float32": Narrowed("float32"),
+    "float16": Narrowed("float16"),
+    "bfloat16": Narrowed("bfloat16"),
+}
+
+
+def encoding(name: str) -> Encoding:
+    """The encoding of that name.
+
+    Raises:
+        FrameRefused: no such encoding is known here.
+    """
+    if (found := ENCODINGS.get(name)) is None:
+        raise FrameRefused(f"encoding {name[:80]!r} is not one of {', '.join(ENCODINGS)}")
+    return found

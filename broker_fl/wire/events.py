@@ -1,0 +1,261 @@
+"""What happens to a job, step by step: one frozen class per kind of event.
+
+The controller numbers a job's events from 1, stores them and publishes them; the live view, the JSONL log, the report and
+the driver all read these. ``time_s`` is Unix time; durations end in ``_s`` and are seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from broker_fl.errors import FrameRefused
+from broker_fl.wire.frames import unpack
+from broker_fl.wire.job import Identifier, JobSpec, Parameter
+from broker_fl.wire.messages import Count, Message, Metrics, Seconds, Text, Timings, concrete, parse
+
+JobEnd = Literal["done", "stopped", "failed"]
+
+
+class Event(Message):
+    """Base of all events."""
+
+    job: Identifier
+    sequence: Count = 0
+    """1, 2, … within the job; given when the event is stored."""
+    time_s: Seconds = 0.0
+
+    def stamped(self, sequence: int, time_s: float) -> Self:
+        """The same event with its number and time."""
+        return self.model_copy(update={"sequence": sequence, "time_s": time_s})
+
+    def to_json(self) -> str:
+        """One line of a JSONL log; NaN and infinity are written as null."""
+        return json.dumps({"kind": self.KIND, **self.model_dump(mode="json")}, separators=(",", ":"))
+
+
+class JobSubmitted(Event):
+    """A driver's job was taken and its initial model stored as version 0."""
+
+    KIND: ClassVar[str] = "job_submitted"
+    driver: Identifier
+    spec: JobSpec
+    num_parameters: Count
+    model_bytes: Count
+
+
+class JobWaiting(Event):
+    """The next round cannot begin yet."""
+
+    KIND: ClassVar[str] = "job_waiting"
+    reason: Text
+    num_learners: Count
+    num_needed: Count
+
+
+class JobResumed(Event):
+    """A controller that was started anew goes on with the job where the store says it was."""
+
+    KIND: ClassVar[str] = "job_resumed"
+    round: Count
+    version: Count
+    epoch: Count
+
+
+class RoundStarted(Event):
+    """A cohort was selected; ``train`` is False for the evaluation after the last round."""
+
+    KIND: ClassVar[str] = "round_started"
+    round: Count
+    version: Count
+    """The version that the cohort is given."""
+    cohort: tuple[Identifier, ...]
+    train: bool = True
+    deadline_s: Seconds | None = None
+
+
+class RoundRetried(Event):
+    """The round missed its quorum and goes on with replacements, or with the same learners once more."""
+
+    KIND: ClassVar[str] = "round_retried"
+    round: Count
+    attempt: Count
+    reason: Text
+    replacements: tuple[Identifier, ...] = ()
+
+
+class TaskSent(Event):
+    """Task and model were handed to the broker for these learners."""
+
+    KIND: ClassVar[str] = "task_sent"
+    round: Count
+    attempt: Count = 0
+    learners: tuple[Identifier, ...]
+    num_bytes: Count
+    """Published for all of them together; the broker keeps one copy for up to 100."""
+    num_messages: Count
+    send_s: Seconds
+
+
+class TaskAccepted(Event):
+    """A learner has task and model, whole."""
+
+    KIND: ClassVar[str] = "task_accepted"
+    round: Count
+    learner: Identifier
+    receive_s: Seconds = 0.0
+
+
+class TaskFinished(Event):
+    """A learner's result arrived; its update is on the way or was not asked for."""
+
+    KIND: ClassVar[str] = "task_finished"
+    round: Count
+    learner: Identifier
+    num_examples: Count = 0
+    num_steps: Count = 0
+    metrics: Metrics = {}
+    evaluation: Metrics = {}
+    timings: Timings = Timings()
+
+
+class UpdateFolded(Event):
+    """A learner's update was whole and usable, and is part of the round's sum."""
+
+    KIND: ClassVar[str] = "update_folded"
+    round: Count
+    learner: Identifier
+    weight: Annotated[float, Field(gt=0)]
+    num_bytes: Count
+    num_messages: Count
+    upload_s: Seconds = 0.0
+    """From the result's arrival to the update being whole."""
+    fold_s: Seconds = 0.0
+
+
+class TaskFailed(Event):
+    """A learner could not do its task."""
+
+    KIND: ClassVar[str] = "task_failed"
+    round: Count
+    learner: Identifier
+    reason: Text
+
+
+class TaskLate(Event):
+    """A learner had not delivered when the round closed, or delivered afterwards; its update counts nowhere."""
+
+    KIND: ClassVar[str] = "task_late"
+    round: Count
+    learner: Identifier
+    reason: Text
+
+
+class UpdateRefused(Event):
+    """A learner's update was not folded, and the message was dead-lettered."""
+
+    KIND: ClassVar[str] = "update_refused"
+    round: Count
+    learner: Identifier
+    reason: Text
+
+
+class VersionEvaluated(Event):
+    """The cohort's evaluation of the version it was given, averaged by its numbers of examples."""
+
+    KIND: ClassVar[str] = "version_evaluated"
+    round: Count
+    version: Count
+    metrics: Metrics
+    num_learners: Count
+    num_examples: Count
+
+
+class VersionCommitted(Event):
+    """A round's sum became the next model version, and is stored."""
+
+    KIND: ClassVar[str] = "version_committed"
+    round: Count
+    version: Count
+    digest: str
+    contributors: tuple[Identifier, ...]
+    total_weight: Annotated[float, Field(gt=0)]
+    metrics: Metrics = {}
+    """Of training, averaged by weight."""
+    round_s: Seconds
+    aggregate_s: Seconds
+    store_s: Seconds
+
+
+class LearnerJoined(Event):
+    """A learner is there (again)."""
+
+    KIND: ClassVar[str] = "learner_joined"
+    learner: Identifier
+    attributes: dict[str, Parameter] = {}
+
+
+class LearnerLeft(Event):
+    """A learner said that it goes."""
+
+    KIND: ClassVar[str] = "learner_left"
+    learner: Identifier
+    reason: Text = ""
+
+
+class LearnerLost(Event):
+    """A learner has not been heard of for too long."""
+
+    KIND: ClassVar[str] = "learner_lost"
+    learner: Identifier
+    silent_s: Seconds
+
+
+class JobFinished(Event):
+    """The job ended; no event of it follows."""
+
+    KIND: ClassVar[str] = "job_finished"
+    state: JobEnd
+    reason: Text
+    version: Count
+    rounds: Count
+    duration_s: Seconds
+    metrics: Metrics = {}
+    """The last evaluation."""
+
+
+EVENT_KINDS: dict[str, type[Message]] = concrete(Event)
+"""Every kind of event by name."""
+
+
+def decode_event(body: bytes) -> Event:
+    """Read one packed event.
+
+    Raises:
+        FrameRefused: no valid frame, or an event of a kind that is not known here.
+    """
+    fields, payload = unpack(body)
+    event = parse(fields, EVENT_KINDS)
+    if payload is not None or not isinstance(event, Event):
+        raise FrameRefused(f"{event.KIND!r} is not an event")
+    return event
+
+
+def event_from_json(line: str) -> Event:
+    """Read one line of a JSONL log.
+
+    Raises:
+        FrameRefused: no valid JSON, or not an event.
+    """
+    try:
+        fields: Any = json.loads(line)
+    except ValueError as error:
+        raise FrameRefused(f"not a line of JSON: {error}") from error
+    if not isinstance(fields, dict) or (cls := EVENT_KINDS.get(str(fields.get("kind")))) is None:
+        raise FrameRefused("the line is not an event")
+    event = cls.model_validate_json(line)
+    if not isinstance(event, Event):
+        raise FrameRefused(f"{event.KIND!r} is not an event")
+    return event

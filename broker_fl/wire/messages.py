@@ -1,0 +1,444 @@
+"""The kinds of message, one frozen class each. The JSON Schemas in ``schemas/`` are generated from these classes.
+
+Unknown fields are ignored and new fields have defaults, so that old and new software understand each other; an
+unknown kind or protocol version is refused by name. Events are in ``events.py``, job settings in ``job.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from broker_fl.errors import FrameRefused
+from broker_fl.wire.frames import pack, unpack
+from broker_fl.wire.job import Identifier, JobSpec, Parameter
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Metrics = dict[str, float]
+Text = Annotated[str, Field(max_length=4_000)]
+
+
+class Message(BaseModel):
+    """Base of all kinds; a subclass names its kind once, as the class variable ``KIND``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    KIND: ClassVar[str]
+
+    def pack(self) -> bytes:
+        """The message as the body of an AMQP message."""
+        return pack(self.KIND, self.model_dump())
+
+
+class Part(BaseModel):
+    """Base of what messages are made of."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class TaskRef(Part):
+    """Which task: the same three values come back with everything that answers it."""
+
+    job: Identifier
+    round: Count
+    attempt: Count = 0
+
+    def __str__(self) -> str:
+        return f"{self.job}/{self.round}/{self.attempt}"
+
+
+class ModelManifest(Part):
+    """Announces the chunks of a model: what they are when put together."""
+
+    version: Count
+    spec: tuple[tuple[str, str, tuple[int, ...]], ...]
+    digest: str
+    encoding: str = "raw"
+    num_bytes: Count
+    """Bytes on the wire: of the encoded buffer, not of the model in memory."""
+    chunk_bytes: Annotated[int, Field(ge=1, le=3_500_000)]
+
+
+class UpdateManifest(Part):
+    """Announces the chunks of an update."""
+
+    spec_digest: str
+    encoding: str = "raw"
+    num_bytes: Count
+    chunk_bytes: Annotated[int, Field(ge=1, le=3_500_000)]
+
+
+class Timings(Part):
+    """Where a learner's time went, in seconds."""
+
+    receive_s: Seconds = 0.0
+    evaluate_s: Seconds = 0.0
+    train_s: Seconds = 0.0
+    queue_s: Seconds = 0.0
+
+
+# ---------------------------------------------------------------- learner → controller, exchange `reports`
+
+
+class TaskStatus(Part):
+    """What a learner holds of a task, in its heartbeats; the controller re-sends what is missing."""
+
+    task: TaskRef
+    phase: Literal["receiving", "queued", "evaluating", "training", "finished"]
+    progress: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Join(Message):
+    """A learner is there, again or for the first time, and takes tasks."""
+
+    KIND: ClassVar[str] = "join"
+    learner: Identifier
+    session: Identifier
+    """Drawn anew at each start of the learner."""
+    attributes: dict[Annotated[str, Field(max_length=64)], Parameter] = {}
+    software: Annotated[str, Field(max_length=128)] = ""
+    tasks: tuple[TaskStatus, ...] = ()
+
+
+class Leave(Message):
+    """A learner goes; its open tasks will not be finished."""
+
+    KIND: ClassVar[str] = "leave"
+    learner: Identifier
+    session: Identifier
+    reason: Text = ""
+
+
+class Heartbeat(Message):
+    """A learner is still there, and this is what it holds."""
+
+    KIND: ClassVar[str] = "heartbeat"
+    learner: Identifier
+    session: Identifier
+    tasks: tuple[TaskStatus, ...] = ()
+
+
+class Accepted(Message):
+    """Task and model arrived whole; the learner works on it."""
+
+    KIND: ClassVar[str] = "accepted"
+    learner: Identifier
+    task: TaskRef
+    receive_s: Seconds = 0.0
+
+
+class Failed(Message):
+    """The task could not be done; no update will come."""
+
+    KIND: ClassVar[str] = "failed"
+    learner: Identifier
+    task: TaskRef
+    reason: Text
+
+
+# ---------------------------------------------------------------- learner → controller or combiner, exchange `updates`
+
+
+class Result(Message):
+    """A task is done. ``update`` is None where the task asked for an evaluation only."""
+
+    KIND: ClassVar[str] = "result"
+    learner: Identifier
+    task: TaskRef
+    num_examples: Count = 0
+    num_steps: Count = 0
+    metrics: Metrics = {}
+    """Of training."""
+    evaluation: Metrics = {}
+    """Of the version that the task brought, before training."""
+    evaluation_examples: Count = 0
+    timings: Timings = Timings()
+    update: UpdateManifest | None = None
+
+
+class UpdateChunk(Message):
+    """Header of a chunk frame that carries a part of an update."""
+
+    KIND: ClassVar[str] = "update_chunk"
+    learner: Identifier
+    task: TaskRef
+    index: Count
+    count: Annotated[int, Field(ge=1)]
+    encoding: str = "raw"
+    checksum: str
+
+
+# ---------------------------------------------------------------- controller → learner, exchange `tasks`
+
+
+class Welcome(Message):
+    """Answers ``join``."""
+
+    KIND: ClassVar[str] = "welcome"
+    federation: Identifier
+    heartbeat_s: Annotated[float, Field(gt=0)]
+    """How often the controller wants to hear from the learner."""
+
+
+class Rejoin(Message):
+    """Everybody is asked to send ``join``: the controller does not know who is there."""
+
+    KIND: ClassVar[str] = "rejoin"
+
+
+class Task(Message):
+    """Evaluate the announced version, then train from it; its chunks follow."""
+
+    KIND: ClassVar[str] = "task"
+    task: TaskRef
+    model: ModelManifest
+    train: bool = True
+    evaluate: bool = True
+    parameters: dict[str, Parameter] = {}
+    encoding: str = "raw"
+    """Of the update that is asked for."""
+    chunk_bytes: Annotated[int, Field(ge=1, le=3_500_000)] = 1 << 20
+    inbox: Identifier
+    """Where result and update go: routing key ``<learner>.<inbox>``."""
+    upload: Literal["at_once", "on_request"] = "at_once"
+    deadline_s: Seconds | None = None
+    """Seconds that the controller waits, counted from sending."""
+
+
+class ModelChunk(Message):
+    """Header of a chunk frame that carries a part of a model version."""
+
+    KIND: ClassVar[str] = "model_chunk"
+    job: Identifier
+    version: Count
+    index: Count
+    count: Annotated[int, Field(ge=1)]
+    encoding: str = "raw"
+    checksum: str
+
+
+class UploadRequest(Message):
+    """Send (again) the chunks of the update that you hold for this task."""
+
+    KIND: ClassVar[str] = "upload_request"
+    task: TaskRef
+    inbox: Identifier
+
+
+class Cancel(Message):
+    """Stop working on this task, and forget its result."""
+
+    KIND: ClassVar[str] = "cancel"
+    task: TaskRef
+    reason: Text = ""
+
+
+# ---------------------------------------------------------------- driver → controller, exchange `control`
+
+
+class Request(Message):
+    """Base of what a driver asks; the answer goes to the driver's own queue with the same ``request`` id."""
+
+    driver: Identifier
+    request: Identifier
+
+
+class Submit(Request):
+    """Run a job. After ``submitted`` comes back, the initial model's chunks are sent to the inbox it names."""
+
+    KIND: ClassVar[str] = "submit"
+    job: JobSpec
+    model: ModelManifest
+
+
+class StopJob(Request):
+    """End a job; what it has committed is kept."""
+
+    KIND: ClassVar[str] = "stop_job"
+    job: Identifier
+    reason: Text = ""
+
+
+class ListJobs(Request):
+    """Ask for all jobs that the store knows."""
+
+    KIND: ClassVar[str] = "list_jobs"
+
+
+class ListVersions(Request):
+    """Ask for the stored model versions of a job."""
+
+    KIND: ClassVar[str] = "list_versions"
+    job: Identifier
+
+
+class ListLearners(Request):
+    """Ask who is there."""
+
+    KIND: ClassVar[str] = "list_learners"
+
+
+class ReadEvents(Request):
+    """Ask for a job's events from ``after`` on; they come in pages."""
+
+    KIND: ClassVar[str] = "read_events"
+    job: Identifier
+    after: Count = 0
+    """Sequence number of the last event that the driver has."""
+
+
+class ReadModel(Request):
+    """Ask for a model version; None is the newest. Its chunks follow the answer, in the driver's queue."""
+
+    KIND: ClassVar[str] = "read_model"
+    job: Identifier
+    version: Count | None = None
+
+
+# ---------------------------------------------------------------- controller → driver, exchange `tasks`
+
+
+class Reply(Message):
+    """Base of answers."""
+
+    request: Identifier
+
+
+class Refused(Reply):
+    """The request was not carried out."""
+
+    KIND: ClassVar[str] = "refused"
+    reason: Text
+
+
+class Done(Reply):
+    """The request was carried out; there is nothing more to say."""
+
+    KIND: ClassVar[str] = "done"
+
+
+class Submitted(Reply):
+    """The job is taken; its initial model is awaited as chunks at routing key ``<driver>.<inbox>``."""
+
+    KIND: ClassVar[str] = "submitted"
+    job: Identifier
+    inbox: Identifier
+
+
+class JobSummary(Part):
+    """One line of the list of jobs."""
+
+    job: Identifier
+    name: Identifier
+    state: Literal["submitted", "waiting", "running", "done", "stopped", "failed"]
+    round: Count = 0
+    version: Count = 0
+    reason: Text = ""
+    submitted_at: Seconds = 0.0
+
+
+class Jobs(Reply):
+    """Answers ``list_jobs``, oldest first."""
+
+    KIND: ClassVar[str] = "jobs"
+    jobs: tuple[JobSummary, ...]
+
+
+class VersionSummary(Part):
+    """One stored model version."""
+
+    version: Count
+    num_bytes: Count
+    num_parameters: Count
+    digest: str
+    committed_at: Seconds
+    metrics: Metrics = {}
+
+
+class Versions(Reply):
+    """Answers ``list_versions``, oldest first."""
+
+    KIND: ClassVar[str] = "versions"
+    versions: tuple[VersionSummary, ...]
+
+
+class LearnerSummary(Part):
+    """One learner that is there."""
+
+    learner: Identifier
+    attributes: dict[str, Parameter] = {}
+    software: str = ""
+    last_seen_s: Seconds = 0.0
+    """Seconds since it was heard of."""
+    tasks: tuple[TaskStatus, ...] = ()
+
+
+class Learners(Reply):
+    """Answers ``list_learners``."""
+
+    KIND: ClassVar[str] = "learners"
+    learners: tuple[LearnerSummary, ...]
+
+
+class Events(Reply):
+    """Answers ``read_events``: packed events, in order; more follow unless ``last``."""
+
+    KIND: ClassVar[str] = "events"
+    events: tuple[bytes, ...]
+    last: bool = True
+
+
+class ModelFollows(Reply):
+    """Answers ``read_model``; the chunks come next."""
+
+    KIND: ClassVar[str] = "model_follows"
+    job: Identifier
+    model: ModelManifest
+
+
+def concrete(base: type[Message]) -> dict[str, type[Message]]:
+    """The kinds below ``base`` by name: its subclasses, however deep, that name a ``KIND`` of their own."""
+    found: dict[str, type[Message]] = {}
+    for cls in base.__subclasses__():
+        if "KIND" in vars(cls):
+            found[cls.KIND] = cls
+        found |= concrete(cls)
+    return found
+
+
+KINDS: dict[str, type[Message]] = concrete(Message)
+"""Every kind that is understood, by name; events are not messages to a role and have a table of their own."""
+
+_WITH_PAYLOAD = (UpdateChunk, ModelChunk)
+
+
+def decode(body: bytes) -> tuple[Message, memoryview | None]:
+    """Read one frame: the message, and the payload if its kind has one (a view of ``body``).
+
+    Raises:
+        FrameRefused: no valid frame, an unknown kind, or a field that is missing or not allowed; names kind and field.
+    """
+    fields, payload = unpack(body)
+    message = parse(fields, KINDS)
+    if isinstance(message, _WITH_PAYLOAD) is (payload is None):
+        raise FrameRefused(f"a {message.KIND!r} frame {'without' if payload is None else 'with'} a payload")
+    return message, payload
+
+
+def parse(fields: dict[str, Any], kinds: Mapping[str, type[Message]]) -> Message:
+    """Make the message of a frame's header; ``kinds`` are those that are understood.
+
+    Raises:
+        FrameRefused: the kind is unknown, or a field is missing or not allowed.
+    """
+    kind = fields["kind"]
+    if (cls := kinds.get(kind)) is None:
+        raise FrameRefused(f"messages of kind {kind!r} are not known here")
+    try:
+        return cls.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FrameRefused(f"a {kind!r} message with a wrong field {where!r}: {first['msg']}") from error
