@@ -1,0 +1,44 @@
+"""What a transport has declared, so that it can declare it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from broker_fl.topology import Binding, Entity, Queue
+
+
+class Declared:
+    """Entities in the order in which they were first declared."""
+
+    def __init__(self) -> None:
+        self._entities: dict[Entity, None] = {}
+
+    def remember(self, entity: Entity) -> None:
+        self._entities[entity] = None
+
+    def forget_queue(self, name: str) -> None:
+        for entity in self.of_queue(name):
+            del self._entities[entity]
+
+    def everything(self) -> list[Entity]:
+        return list(self._entities)
+
+    def of_queue(self, name: str) -> list[Entity]:
+        """The queue and its bindings."""
+        return [entity for entity in self._entities if _queue_name(entity) == name]
+
+    def names_exchange(self, name: str) -> bool:
+        return any(
+            not isinstance(entity, Queue | Binding) and entity.name == name
+            for entity in self._entities
+        )
+
+
+def _queue_name(entity: Entity) -> str | None:
+    if isinstance(entity, Queue):
+        return entity.name
+    return entity.queue if isinstance(entity, Binding) else None
+
+
+def queues_of(entities: Iterable[Entity]) -> list[str]:
+    return [entity.name for entity in entities if isinstance(entity, Queue)]

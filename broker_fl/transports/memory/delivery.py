@@ -1,0 +1,46 @@
+"""A message on its way to a sink of this process."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker_fl.transports.memory.broker import MemoryBroker
+    from broker_fl.transports.memory.queue import Consumer, Message
+
+log = logging.getLogger(__name__)
+
+
+class MemoryDelivery:
+    """See ``Delivery``."""
+
+    __slots__ = ("_broker", "body", "consumer", "redelivered", "routing_key")
+
+    def __init__(
+        self, broker: MemoryBroker, consumer: Consumer, message: Message
+    ) -> None:
+        self._broker = broker
+        self.consumer = consumer
+        self.body = message.body
+        self.routing_key = message.routing_key
+        self.redelivered = message.redelivered
+
+    def ack(self) -> None:
+        self._broker.settle(self, ack=True)
+
+    def reject(self, *, requeue: bool = False) -> None:
+        self._broker.settle(self, ack=False, requeue=requeue)
+
+    def hand_over(self) -> None:
+        """Give it to its sink. A sink that raises does not take the message: it is dead-lettered, the thread lives."""
+        if not self.consumer.take(self):
+            return
+        try:
+            self.consumer.sink(self)
+        except Exception:
+            log.exception(
+                "the consumer of queue %r failed; its message is rejected",
+                self.consumer.queue.name,
+            )
+            self.reject()
