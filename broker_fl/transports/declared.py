@@ -29,8 +29,7 @@ class Declared:
 
     def names_exchange(self, name: str) -> bool:
         return any(
-            not isinstance(entity, Queue | Binding) and entity.name == name
-            for entity in self._entities
+            not isinstance(entity, Queue | Binding) and entity.name == name for entity in self._entities
         )
 
 

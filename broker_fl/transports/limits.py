@@ -17,9 +17,7 @@ def check_body(body: bytes) -> None:
     if type(body) is not bytes:
         raise TypeError(f"body must be bytes, not {type(body).__name__}")
     if len(body) > MAX_BODY_BYTES:
-        raise ValueError(
-            f"body of {len(body)} bytes; the broker takes at most {MAX_BODY_BYTES}"
-        )
+        raise ValueError(f"body of {len(body)} bytes; the broker takes at most {MAX_BODY_BYTES}")
 
 
 def check_prefetch(prefetch: int) -> None:

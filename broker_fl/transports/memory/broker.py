@@ -98,9 +98,7 @@ class MemoryBroker:
             raise SettingError(
                 f"cannot bind: exchange {binding.exchange!r} or queue {binding.queue!r} does not exist"
             )
-        self._routers[binding.exchange].bind(
-            self._queues[binding.queue], binding.routing_key
-        )
+        self._routers[binding.exchange].bind(self._queues[binding.queue], binding.routing_key)
 
     def delete_queue(self, name: str) -> list[Consumer]:
         """Delete a queue with all it holds; the consumers that it had come back."""
@@ -131,19 +129,20 @@ class MemoryBroker:
     ) -> bool:
         """Put one body into every queue that a key reaches; False if that is none. Waits while one of them is full."""
         with self._lock:
-            self._expire()
+            if self._due:
+                self._expire()
             targets = self._targets(exchange, routing_keys)
-            if not all(queue.has_room(len(body)) for queue in targets):
-                targets = self._wait_for_room(exchange, routing_keys, body, sender)
+            for queue in targets:
+                if not queue.has_room(len(body)):
+                    targets = self._wait_for_room(exchange, routing_keys, body, sender)
+                    break
             if sender.closed:
                 raise TransportClosed("the transport is closed")
             for queue in targets:
                 self._enqueue(queue, Message(body, routing_keys[0]))
             return bool(targets)
 
-    def _targets(
-        self, exchange: str, routing_keys: Sequence[str]
-    ) -> Collection[MemoryQueue]:
+    def _targets(self, exchange: str, routing_keys: Sequence[str]) -> Collection[MemoryQueue]:
         router = self._routers.get(exchange)
         if router is None:
             log.error("published to exchange %r, which does not exist", exchange)
@@ -178,9 +177,7 @@ class MemoryBroker:
     def wait_for_publishers(self, sender: MemoryTransport, timeout_s: float) -> bool:
         """Wait until no publisher of this transport waits for room."""
         with self._no_publisher_waits:
-            return self._no_publisher_waits.wait_for(
-                lambda: not sender.num_waiting, timeout_s
-            )
+            return self._no_publisher_waits.wait_for(lambda: not sender.num_waiting, timeout_s)
 
     def _enqueue(self, queue: MemoryQueue, message: Message) -> None:
         ttl_s = queue.settings.message_ttl_s
@@ -190,8 +187,11 @@ class MemoryBroker:
                 self._schedule(message.expires_at, queue)
         queue.push(message)
         self._pump(queue)
-        for dropped in queue.drop_over_limit():
-            self._bury(queue, dropped)
+        self._drop_over_limit(queue)
+
+    def _drop_over_limit(self, queue: MemoryQueue) -> None:
+        while queue.is_over_limit:
+            self._bury(queue, queue.pop())
 
     def _bury(self, queue: MemoryQueue, message: Message) -> None:
         """Dead-letter a message that was rejected or dropped, or that expired."""
@@ -202,9 +202,7 @@ class MemoryBroker:
         for target in router.route((message.routing_key,)):
             # As with RabbitMQ: nobody waits here, so a full queue that refuses messages loses this one.
             if target.name not in died_in and target.has_room(len(message.body)):
-                self._enqueue(
-                    target, Message(message.body, message.routing_key, died_in=died_in)
-                )
+                self._enqueue(target, Message(message.body, message.routing_key, died_in=died_in))
 
     # ------------------------------------------------------------ consuming
 
@@ -243,21 +241,20 @@ class MemoryBroker:
         with self._lock:
             self._remove(consumer)
             self._put_back(
-                consumer,
-                [
-                    delivery
-                    for delivery in list(consumer.unseen)
-                    if consumer.take(delivery)
-                ],
+                consumer, [delivery for delivery in list(consumer.unseen) if consumer.take(delivery)]
             )
+            self._serve(consumer.queue)
 
-    def release(self, consumers: Iterable[Consumer]) -> None:
+    def release(self, consumers: Sequence[Consumer]) -> None:
         """Remove the consumers of a closing transport; what they had not settled goes back in order."""
         with self._lock:
             for consumer in consumers:
                 consumer.unseen.clear()
                 self._remove(consumer)
+            for consumer in consumers:
                 self._put_back(consumer, list(consumer.unacked))
+            for consumer in consumers:
+                self._serve(consumer.queue)
             self._room.notify_all()
 
     def _remove(self, consumer: Consumer) -> None:
@@ -265,17 +262,14 @@ class MemoryBroker:
             consumer.queue.consumers.remove(consumer)
             self._touch(consumer.queue)
 
-    def _put_back(
-        self, consumer: Consumer, deliveries: Iterable[MemoryDelivery]
-    ) -> None:
-        queue = consumer.queue
+    def _put_back(self, consumer: Consumer, deliveries: Iterable[MemoryDelivery]) -> None:
         for delivery in deliveries:
             message = consumer.unacked.pop(delivery, None)
             if message is not None:
-                queue.put_back(message)
-        self._after_put_back(queue)
+                consumer.queue.put_back(message)
 
-    def _after_put_back(self, queue: MemoryQueue) -> None:
+    def _serve(self, queue: MemoryQueue) -> None:
+        """Go on with a queue that has got messages back, or whose consumers have changed."""
         if self._queues.get(queue.name) is not queue:
             return
         head = queue.head()
@@ -283,12 +277,9 @@ class MemoryBroker:
             self._schedule(head.expires_at, queue)
             self._expire()
         self._pump(queue)
-        for dropped in queue.drop_over_limit():
-            self._bury(queue, dropped)
+        self._drop_over_limit(queue)
 
-    def settle(
-        self, delivery: MemoryDelivery, *, ack: bool, requeue: bool = False
-    ) -> None:
+    def settle(self, delivery: MemoryDelivery, *, ack: bool, requeue: bool = False) -> None:
         """Ack, reject or requeue; nothing happens the second time."""
         consumer = delivery.consumer
         with self._lock:
@@ -298,20 +289,20 @@ class MemoryBroker:
             if requeue:
                 queue = consumer.queue
                 queue.put_back(message)
-                self._after_put_back(queue)
+                self._serve(queue)
                 return
             if not ack:
                 message.died_in = frozenset()
                 self._bury(consumer.queue, message)
-            self._expire()
-            self._pump(consumer.queue)
+            if self._due:
+                self._expire()
+            if consumer.queue:
+                self._pump(consumer.queue)
 
     def _pump(self, queue: MemoryQueue) -> None:
         """Hand messages to consumers that have credit."""
         moved = False
-        while (
-            queue.head() is not None and (consumer := queue.next_consumer()) is not None
-        ):
+        while queue.head() is not None and (consumer := queue.next_consumer()) is not None:
             message = queue.pop()
             delivery = MemoryDelivery(self, consumer, message)
             consumer.unacked[delivery] = message
@@ -333,8 +324,6 @@ class MemoryBroker:
         heapq.heappush(self._due, (at, next(self._counter), queue))
 
     def _expire(self) -> None:
-        if not self._due:
-            return
         now = self._clock()
         while self._due and self._due[0][0] <= now:
             _, _, queue = heapq.heappop(self._due)
@@ -343,11 +332,7 @@ class MemoryBroker:
 
     def _expire_in(self, queue: MemoryQueue, now: float) -> None:
         expires_s = queue.settings.expires_s
-        if (
-            expires_s is not None
-            and not queue.consumers
-            and queue.unused_since + expires_s <= now
-        ):
+        if expires_s is not None and not queue.consumers and queue.unused_since + expires_s <= now:
             self._delete(queue)
             return
         for dropped in queue.drop_expired(now):

@@ -17,9 +17,7 @@ class MemoryDelivery:
 
     __slots__ = ("_broker", "body", "consumer", "redelivered", "routing_key")
 
-    def __init__(
-        self, broker: MemoryBroker, consumer: Consumer, message: Message
-    ) -> None:
+    def __init__(self, broker: MemoryBroker, consumer: Consumer, message: Message) -> None:
         self._broker = broker
         self.consumer = consumer
         self.body = message.body

@@ -45,10 +45,6 @@ class Consumer:
     unseen: set[MemoryDelivery] = field(default_factory=set)
     """Those of ``unacked`` that the sink has not been given yet."""
 
-    @property
-    def has_credit(self) -> bool:
-        return len(self.unacked) < self.prefetch
-
     def take(self, delivery: MemoryDelivery) -> bool:
         """Claim an unseen delivery, either for the sink or to put it back; atomic, one of them gets it."""
         try:
@@ -66,6 +62,9 @@ class MemoryQueue:
         self.consumers: deque[Consumer] = deque()
         self.unused_since = 0.0
         self.ready_bytes = 0
+        limit = settings.max_length_bytes
+        self._max_bytes = float("inf") if limit is None else limit
+        self._refuses = settings.overflow == "reject-publish" and limit is not None
         self._sequence = 0
         self._fresh: deque[Message] = deque()
         self._returned: list[Message] = []  # a heap; each is older than all of _fresh
@@ -90,9 +89,7 @@ class MemoryQueue:
         self.ready_bytes += len(message.body)
 
     def pop(self) -> Message:
-        message = (
-            heapq.heappop(self._returned) if self._returned else self._fresh.popleft()
-        )
+        message = heapq.heappop(self._returned) if self._returned else self._fresh.popleft()
         self.ready_bytes -= len(message.body)
         return message
 
@@ -105,39 +102,28 @@ class MemoryQueue:
 
     def has_room(self, body_bytes: int) -> bool:
         """Whether a publisher need not wait."""
-        limit = self.settings.max_length_bytes
-        return (
-            self.settings.overflow == "drop-head"
-            or limit is None
-            or self.ready_bytes + body_bytes <= limit
-        )
+        return not self._refuses or self.ready_bytes + body_bytes <= self._max_bytes
 
-    def drop_over_limit(self) -> Iterator[Message]:
-        """Drop the oldest messages until the rest fits."""
-        limit = self.settings.max_length_bytes
-        while (
-            limit is not None
-            and self.settings.overflow == "drop-head"
-            and self.ready_bytes > limit
-        ):
-            yield self.pop()
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether the oldest messages must go."""
+        return self.ready_bytes > self._max_bytes and not self._refuses
 
     def drop_expired(self, now: float) -> Iterator[Message]:
         """Drop messages whose time is over; ``now`` in seconds."""
-        while (
-            (head := self.head()) is not None
-            and head.expires_at is not None
-            and head.expires_at <= now
-        ):
+        while (head := self.head()) is not None and head.expires_at is not None and head.expires_at <= now:
             yield self.pop()
 
     def next_consumer(self) -> Consumer | None:
         """Whose turn it is: in turn, or always the first where only one is active. None if nobody can take more."""
         consumers = self.consumers
-        if self.settings.single_active_consumer or len(consumers) == 1:
-            return consumers[0] if consumers and consumers[0].has_credit else None
+        if not consumers:
+            return None
+        if len(consumers) == 1 or self.settings.single_active_consumer:
+            first = consumers[0]
+            return first if len(first.unacked) < first.prefetch else None
         for _ in range(len(consumers)):
             consumers.rotate(-1)
-            if consumers[-1].has_credit:
+            if len(consumers[-1].unacked) < consumers[-1].prefetch:
                 return consumers[-1]
         return None

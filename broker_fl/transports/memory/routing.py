@@ -23,9 +23,7 @@ class Router:
         self._matched.clear()
 
     def unbind(self, queue: MemoryQueue) -> None:
-        for routing_key in [
-            key for key, queues in self._bindings.items() if queue in queues
-        ]:
+        for routing_key in [key for key, queues in self._bindings.items() if queue in queues]:
             del self._bindings[routing_key][queue]
             if not self._bindings[routing_key]:
                 del self._bindings[routing_key]
@@ -35,9 +33,7 @@ class Router:
         """Each queue that one of the keys reaches, once."""
         if len(routing_keys) == 1:
             return self._queues(routing_keys[0])
-        return dict.fromkeys(
-            queue for key in routing_keys for queue in self._queues(key)
-        )
+        return dict.fromkeys(queue for key in routing_keys for queue in self._queues(key))
 
     def _queues(self, routing_key: str) -> Collection[MemoryQueue]:
         if self.exchange.type == "direct":
@@ -64,9 +60,7 @@ def topic_matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
     if not pattern:
         return not words
     if pattern[0] == "#":
-        return any(
-            topic_matches(pattern[1:], words[start:]) for start in range(len(words) + 1)
-        )
+        return any(topic_matches(pattern[1:], words[start:]) for start in range(len(words) + 1))
     if not words:
         return False
     return pattern[0] in ("*", words[0]) and topic_matches(pattern[1:], words[1:])

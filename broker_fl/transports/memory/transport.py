@@ -54,9 +54,7 @@ class MemoryTransport:
         self._declared = Declared()
         self._consumers: dict[str, Consumer] = {}
         self._cancelled: list[Consumer] = []
-        self.outbox: queue.SimpleQueue[MemoryDelivery | _Notice | None] = (
-            queue.SimpleQueue()
-        )
+        self.outbox: queue.SimpleQueue[MemoryDelivery | _Notice | None] = queue.SimpleQueue()
         """What the thread does next: ``None`` ends it."""
         self._thread: threading.Thread | None = None
         self._on_unroutable: list[Callable[[str, str], None]] = []
@@ -77,16 +75,12 @@ class MemoryTransport:
             if consumer.owner is not self:
                 consumer.owner.lost(consumer)
 
-    def consume(
-        self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False
-    ) -> None:
+    def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         check_prefetch(prefetch)
         self._check_open()
         with self._lock:
             if queue in self._consumers:
-                raise SettingError(
-                    f"this transport consumes from queue {queue!r} already"
-                )
+                raise SettingError(f"this transport consumes from queue {queue!r} already")
             self._start_thread()
             self._consumers[queue] = self._broker.consume(
                 queue, sink, prefetch=prefetch, exclusive=exclusive, owner=self
@@ -154,9 +148,7 @@ class MemoryTransport:
         )
         try:
             self._broker.declare(entities)
-            self.consume(
-                name, lost.sink, prefetch=lost.prefetch, exclusive=lost.exclusive
-            )
+            self.consume(name, lost.sink, prefetch=lost.prefetch, exclusive=lost.exclusive)
         except BrokerFLError as error:
             log.error("cannot consume from queue %r again: %s", name, error)
 
