@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,8 +61,12 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > MAX_NAME_CHARS:
             raise ModelError(f"a tensor's name has 1 to {MAX_NAME_CHARS} characters, not {len(self.name)}")
+        if not self.name.isascii() and any("\ud800" <= char <= "\udfff" for char in self.name):
+            raise ModelError(f"a tensor's name is Unicode text; {self.name!r} is not")
         if self.dtype not in DTYPES:
-            raise ModelError(f"tensor {self.name!r}: element type {self.dtype!r} is not one of {', '.join(DTYPES)}")
+            raise ModelError(
+                f"tensor {self.name!r}: element type {self.dtype!r} is not one of {', '.join(DTYPES)}"
+            )
         if len(self.shape) > MAX_DIMENSIONS or any(size < 0 for size in self.shape):
             raise ModelError(f"tensor {self.name!r}: shape {self.shape} is not usable")
 
@@ -96,14 +101,16 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
-            names = [tensor.name for tensor in self.tensors]
-            double = sorted({name for name in names if names.count(name) > 1})
+            names = Counter(tensor.name for tensor in self.tensors)
+            double = sorted(name for name, count in names.items() if count > 1)
             raise ModelError(f"tensor names must differ; given more than once: {', '.join(double[:5])}")
 
     @classmethod
     def of(cls, arrays: Arrays) -> ModelSpec:
         """Describe ``arrays`` in their order."""
-        return cls(tuple(TensorSpec(name, _dtype_name(name, a), tuple(a.shape)) for name, a in arrays.items()))
+        return cls(
+            tuple(TensorSpec(name, _dtype_name(name, a), tuple(a.shape)) for name, a in arrays.items())
+        )
 
     @classmethod
     def from_wire(cls, rows: Sequence[Sequence[Any]]) -> ModelSpec:
@@ -179,7 +186,9 @@ class Model(Mapping[str, Array]):
             raise ModelError(f"the buffer has {buffer.nbytes} bytes, the spec asks for {spec.num_bytes}")
         self.spec = spec
         self.buffer = buffer
-        self._offsets = dict(zip((t.name for t in spec.tensors), zip(spec.tensors, spec.offsets, strict=True), strict=True))
+        self._offsets = dict(
+            zip((t.name for t in spec.tensors), zip(spec.tensors, spec.offsets, strict=True), strict=True)
+        )
 
     @classmethod
     def empty(cls, spec: ModelSpec) -> Model:
@@ -198,11 +207,15 @@ class Model(Mapping[str, Array]):
             ModelError: an array has another shape or type than ``spec`` says, or no usable type at all.
         """
         given = {str(name): np.asarray(value) for name, value in arrays.items()}
+        if len(given) != len(arrays):
+            raise ModelError("two of the arrays have the same name")
         found = ModelSpec.of(given)
         if spec is None:
             spec = found
         elif problems := spec.differences(found):
-            raise ModelError("; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
+            raise ModelError(
+                "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            )
         if (buffer := _shared_buffer(spec, given)) is not None:
             return cls(spec, buffer)
         model = cls.empty(spec)
@@ -218,19 +231,26 @@ class Model(Mapping[str, Array]):
         try:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
-                names = json.loads(metadata.get(_ORDER_KEY, "null")) or list(file.keys())
+                names = _saved_order(metadata.get(_ORDER_KEY)) or list(file.keys())
+                if sorted(names) != sorted(file.keys()):
+                    raise ModelError(f"{path} is damaged: the saved order names other tensors than there are")
                 return cls.of({name: file.get_tensor(name) for name in names})
         except (OSError, SafetensorError, ValueError) as error:
             raise ModelError(f"{path} cannot be read as a safetensors file: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         path = Path(path)
         draft = path.with_name(path.name + ".part")
-        save_file(dict(self), str(draft), metadata={_ORDER_KEY: json.dumps(list(self))})
-        draft.replace(path)
+        try:
+            save_file(dict(self), str(draft), metadata={_ORDER_KEY: json.dumps(list(self))})
+            draft.replace(path)
+        except (OSError, SafetensorError) as error:
+            draft.unlink(missing_ok=True)
+            raise ModelError(f"the model cannot be written to {path}: {error}") from error
 
     def copy(self) -> Model:
         """A model with a buffer of its own."""
@@ -272,6 +292,12 @@ def _dtype_name(name: str, array: Array) -> str:
         if dtype == allowed:
             return key
     raise ModelError(f"tensor {name!r}: element type {array.dtype} is not one of {', '.join(DTYPES)}")
+
+
+def _saved_order(value: str | None) -> list[str]:
+    """Names in the order of the saved model; empty where the file was written by other software."""
+    names = json.loads(value) if value else []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def _shared_buffer(spec: ModelSpec, arrays: Arrays) -> Array | None:

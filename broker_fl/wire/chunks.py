@@ -15,6 +15,7 @@ import xxhash
 
 from broker_fl.errors import FrameRefused
 from broker_fl.model import Array
+from broker_fl.wire.frames import brief
 
 
 def num_chunks(num_bytes: int, chunk_bytes: int) -> int:
@@ -34,7 +35,7 @@ class Chunk:
 
 def cut(buffer: Array, chunk_bytes: int) -> Iterator[Chunk]:
     """The chunks of ``buffer`` (uint8, 1-d), in order, nothing copied."""
-    view = memoryview(buffer)
+    view = buffer.data
     count = num_chunks(len(view), chunk_bytes)
     for index in range(count):
         payload = view[index * chunk_bytes : (index + 1) * chunk_bytes]
@@ -58,9 +59,11 @@ def check(payload: memoryview, expected: str) -> None:
     elif algorithm == "crc32":
         found = f"{zlib.crc32(payload):08x}"
     else:
-        raise FrameRefused(f"checksum {expected[:80]!r} is neither xxh3: nor crc32:")
+        raise FrameRefused(f"checksum {brief(expected)} is neither xxh3: nor crc32:")
     if found != value:
-        raise FrameRefused(f"the payload's {algorithm} is {found}, the header says {value[:80]}: corrupt in transit")
+        raise FrameRefused(
+            f"the payload's {algorithm} is {found}, the header says {brief(value)}: corrupt in transit"
+        )
 
 
 class Assembly:
@@ -74,7 +77,9 @@ class Assembly:
         self.buffer = np.empty(num_bytes, np.uint8)
         self.chunk_bytes = chunk_bytes
         self.count = num_chunks(num_bytes, chunk_bytes)
-        self._missing = set(range(self.count))
+        self.num_missing = self.count
+        """Chunks that are not there yet."""
+        self._there = np.zeros(self.count, np.bool_)
 
     def add(self, index: int, count: int, expected_checksum: str, payload: memoryview) -> bool:
         """Write one chunk into its place; True when the buffer is whole. A chunk that is there already changes nothing.
@@ -82,24 +87,20 @@ class Assembly:
         Raises:
             FrameRefused: index, count, length or checksum do not fit; the buffer is unchanged.
         """
-        if count != self.count or index >= self.count:
+        if count != self.count or not 0 <= index < self.count:
             raise FrameRefused(f"chunk {index} of {count} does not belong to a buffer of {self.count} chunks")
         start = index * self.chunk_bytes
         length = min(self.chunk_bytes, self.buffer.nbytes - start)
         if len(payload) != length:
             raise FrameRefused(f"chunk {index} of {count} has {len(payload)} bytes instead of {length}")
-        if index in self._missing:
+        if not self._there[index]:
             check(payload, expected_checksum)
             self.buffer[start : start + length] = np.frombuffer(payload, np.uint8)
-            self._missing.discard(index)
+            self._there[index] = True
+            self.num_missing -= 1
         return self.complete
 
     @property
     def complete(self) -> bool:
         """Whether every chunk is there."""
-        return not self._missing
-
-    @property
-    def num_missing(self) -> int:
-        """Chunks that are not there yet."""
-        return len(self._missing)
+        return self.num_missing == 0

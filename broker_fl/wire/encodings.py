@@ -16,6 +16,7 @@ import numpy as np
 
 from broker_fl.errors import FrameRefused
 from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec, TensorSpec
+from broker_fl.wire.frames import brief
 
 
 class Encoding(Protocol):
@@ -30,7 +31,11 @@ class Encoding(Protocol):
         ...
 
     def decode(self, buffer: Array, spec: ModelSpec) -> Model:
-        """The model again; it may use ``buffer`` as its own."""
+        """The model again; it may use ``buffer`` as its own.
+
+        Raises:
+            FrameRefused: a boolean that is neither 0 nor 1.
+        """
         ...
 
 
@@ -47,7 +52,7 @@ class Raw:
 
     def decode(self, buffer: Array, spec: ModelSpec) -> Model:
         """A model around ``buffer``."""
-        return Model(spec, buffer)
+        return _checked(Model(spec, buffer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,8 @@ class Narrowed:
     def decode(self, buffer: Array, spec: ModelSpec) -> Model:
         """Widened to ``spec``."""
         narrow = self._narrow(spec)
-        return Model(spec, buffer) if narrow == spec else _cast(Model(narrow, buffer), spec)
+        model = _checked(Model(narrow, buffer))
+        return model if narrow == spec else _cast(model, spec)
 
     def _narrow(self, spec: ModelSpec) -> ModelSpec:
         return ModelSpec(tuple(self._narrow_tensor(tensor) for tensor in spec.tensors))
@@ -80,10 +86,18 @@ class Narrowed:
 
 def _cast(model: Model, spec: ModelSpec) -> Model:
     result = Model.empty(spec)
-    with np.errstate(over="ignore"):  # too large for the narrower type becomes inf, which the receiver refuses
+    with np.errstate(all="ignore"):  # too large for the narrower type becomes inf, which the receiver refuses
         for name, array in model.items():
-            result[name][...] = array.astype(result[name].dtype)
+            np.copyto(result[name], array, casting="unsafe")
     return result
+
+
+def _checked(model: Model) -> Model:
+    """Refuse what numpy would take for a boolean and then compute with as any number."""
+    for run in model.spec.runs:
+        if run.dtype == "bool" and model.buffer[run.start : run.stop].max() > 1:
+            raise FrameRefused("a boolean tensor holds bytes other than 0 and 1")
+    return model
 
 
 ENCODINGS: dict[str, Encoding] = {
@@ -101,5 +115,5 @@ def encoding(name: str) -> Encoding:
         FrameRefused: no such encoding is known here.
     """
     if (found := ENCODINGS.get(name)) is None:
-        raise FrameRefused(f"encoding {name[:80]!r} is not one of {', '.join(ENCODINGS)}")
+        raise FrameRefused(f"encoding {brief(name)} is not one of {', '.join(ENCODINGS)}")
     return found

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from broker_fl.errors import FrameRefused
+from broker_fl.wire.fields import Count, Digest, Identifier, Listed, Metrics, Parameters, Seconds, Text
 from broker_fl.wire.frames import unpack
-from broker_fl.wire.job import Identifier, JobSpec, Parameter
-from broker_fl.wire.messages import Count, Message, Metrics, Seconds, Text, Timings, concrete, parse
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.messages import Message, Timings, concrete, first_problem, parse
 
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 JobEnd = Literal["done", "stopped", "failed"]
 
 
@@ -33,7 +35,14 @@ class Event(Message):
 
     def to_json(self) -> str:
         """One line of a JSONL log; NaN and infinity are written as null."""
-        return json.dumps({"kind": self.KIND, **self.model_dump(mode="json")}, separators=(",", ":"))
+        return f'{{"kind":"{self.KIND}",{self.model_dump_json()[1:]}'
+
+
+def _counted(fields: Any, listed: str) -> Any:
+    """Fill in ``num_learners`` before the list of them is cut."""
+    if isinstance(fields, dict) and isinstance(ids := fields.get(listed), tuple | list):
+        return {"num_learners": len(ids), **fields}
+    return fields
 
 
 class JobSubmitted(Event):
@@ -71,9 +80,16 @@ class RoundStarted(Event):
     round: Count
     version: Count
     """The version that the cohort is given."""
-    cohort: tuple[Identifier, ...]
+    cohort: Listed
+    num_learners: Count = 0
+    """Of the cohort; ``cohort`` names at most ``MAX_LISTED`` of them."""
     train: bool = True
     deadline_s: Seconds | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, fields: Any) -> Any:
+        return _counted(fields, "cohort")
 
 
 class RoundRetried(Event):
@@ -83,7 +99,7 @@ class RoundRetried(Event):
     round: Count
     attempt: Count
     reason: Text
-    replacements: tuple[Identifier, ...] = ()
+    replacements: Listed = ()
 
 
 class TaskSent(Event):
@@ -92,7 +108,7 @@ class TaskSent(Event):
     KIND: ClassVar[str] = "task_sent"
     round: Count
     attempt: Count = 0
-    learners: tuple[Identifier, ...]
+    learners: Listed
     num_bytes: Count
     """Published for all of them together; the broker keeps one copy for up to 100."""
     num_messages: Count
@@ -127,7 +143,7 @@ class UpdateFolded(Event):
     KIND: ClassVar[str] = "update_folded"
     round: Count
     learner: Identifier
-    weight: Annotated[float, Field(gt=0)]
+    weight: Weight
     num_bytes: Count
     num_messages: Count
     upload_s: Seconds = 0.0
@@ -179,14 +195,21 @@ class VersionCommitted(Event):
     KIND: ClassVar[str] = "version_committed"
     round: Count
     version: Count
-    digest: str
-    contributors: tuple[Identifier, ...]
-    total_weight: Annotated[float, Field(gt=0)]
+    digest: Digest
+    contributors: Listed
+    num_learners: Count = 0
+    """That contributed; ``contributors`` names at most ``MAX_LISTED`` of them."""
+    total_weight: Weight
     metrics: Metrics = {}
     """Of training, averaged by weight."""
     round_s: Seconds
     aggregate_s: Seconds
     store_s: Seconds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, fields: Any) -> Any:
+        return _counted(fields, "contributors")
 
 
 class LearnerJoined(Event):
@@ -194,7 +217,7 @@ class LearnerJoined(Event):
 
     KIND: ClassVar[str] = "learner_joined"
     learner: Identifier
-    attributes: dict[str, Parameter] = {}
+    attributes: Parameters = {}
 
 
 class LearnerLeft(Event):
@@ -251,11 +274,14 @@ def event_from_json(line: str) -> Event:
     """
     try:
         fields: Any = json.loads(line)
-    except ValueError as error:
-        raise FrameRefused(f"not a line of JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FrameRefused(f"not a line of JSON: {str(error)[:200]}") from error
     if not isinstance(fields, dict) or (cls := EVENT_KINDS.get(str(fields.get("kind")))) is None:
         raise FrameRefused("the line is not an event")
-    event = cls.model_validate_json(line)
+    try:
+        event = cls.model_validate_json(line)
+    except ValidationError as error:
+        raise FrameRefused(f"a {cls.KIND!r} event with a wrong field {first_problem(error)}") from error
     if not isinstance(event, Event):
         raise FrameRefused(f"{event.KIND!r} is not an event")
     return event

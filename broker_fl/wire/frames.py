@@ -16,10 +16,19 @@ from broker_fl.errors import FrameRefused
 PROTOCOL_VERSION = 1
 MAX_BODY_BYTES = 4_000_000
 """Below what every broker version carries at its default settings, and what one frame may cost in memory."""
-MAX_CHUNK_HEADER_BYTES = 4_096
-"""What the header of a chunk frame may take, so that its payload is found without unpacking all of the body."""
+MAX_CHUNK_HEADER_BYTES = 65_536
+"""What the header of a chunk frame may take."""
+MAX_MAP_ENTRIES = 4_096
+"""No kind needs more; each entry that is wrong would cost its receiver an error of its own."""
+MIN_CHUNK_BYTES = 4_096
+"""Smaller chunks would cost more in headers and bookkeeping than they carry."""
+MAX_CHUNK_BYTES = 3_500_000
+"""A chunk frame stays below ``MAX_BODY_BYTES``, whatever its header."""
 
+_USUAL_HEADER_BYTES = 4_096
+"""Tried first, so that a payload is found without a look at all of the body."""
 _BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_NOT_MSGPACK = (ValueError, TypeError, OverflowError, msgpack.UnpackException, RecursionError)
 
 
 def pack(kind: str, fields: Mapping[str, Any]) -> bytes:
@@ -37,7 +46,9 @@ def pack_chunk(kind: str, fields: Mapping[str, Any], payload: memoryview) -> byt
     """Make a chunk frame; ``payload`` (bytes, 1-d) is copied once, into the result."""
     header = msgpack.packb({"v": PROTOCOL_VERSION, "kind": kind, **fields})
     if len(header) > MAX_CHUNK_HEADER_BYTES:
-        raise FrameRefused(f"the header of a {kind!r} frame has {len(header)} bytes of {MAX_CHUNK_HEADER_BYTES}")
+        raise FrameRefused(
+            f"the header of a {kind!r} frame has {len(header)} bytes of {MAX_CHUNK_HEADER_BYTES}"
+        )
     _check_length(len(header) + 5 + len(payload))
     return b"".join((header, b"\xc6", len(payload).to_bytes(4, "big"), payload))
 
@@ -51,18 +62,38 @@ def unpack(body: bytes) -> tuple[dict[str, Any], memoryview | None]:
     """
     _check_length(len(body))
     view = memoryview(body)
-    unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=MAX_BODY_BYTES)
+    end = _header_end(view[:_USUAL_HEADER_BYTES]) or _header_end(view)
+    if end is None:
+        raise FrameRefused(f"the body ends inside its msgpack header, after {len(body)} bytes")
     try:
-        unpacker.feed(view[:MAX_CHUNK_HEADER_BYTES])
-        try:
-            header = unpacker.unpack()
-        except msgpack.OutOfData:
-            header = msgpack.unpackb(body, use_list=False)
-            return _checked_header(header), None
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise FrameRefused(f"the body is no msgpack map: {error or type(error).__name__}") from error
-    rest = view[unpacker.tell() :]
+        header = msgpack.unpackb(view[:end], use_list=False, max_map_len=MAX_MAP_ENTRIES)
+    except _NOT_MSGPACK as error:
+        raise _no_map(error) from error
+    rest = view[end:]
+    if rest and end > MAX_CHUNK_HEADER_BYTES:
+        raise FrameRefused(f"the header of a chunk frame has {end} bytes of {MAX_CHUNK_HEADER_BYTES}")
     return _checked_header(header), _payload(rest) if rest else None
+
+
+def _header_end(view: memoryview) -> int | None:
+    """Where the first msgpack value ends; None if that is not in ``view``.
+
+    Nothing is built: unpacking would reserve memory for every length that an array or map claims to have, and a
+    thousand of them fit into one another. Once all claimed elements are known to be there, memory is bounded by the body.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BODY_BYTES)
+    unpacker.feed(view)
+    try:
+        unpacker.skip()
+    except msgpack.OutOfData:
+        return None
+    except _NOT_MSGPACK as error:
+        raise _no_map(error) from error
+    return int(unpacker.tell())
+
+
+def _no_map(error: Exception) -> FrameRefused:
+    return FrameRefused(f"the body is no msgpack map: {str(error)[:200] or type(error).__name__}")
 
 
 def _payload(rest: memoryview) -> memoryview:
@@ -71,6 +102,8 @@ def _payload(rest: memoryview) -> memoryview:
         raise FrameRefused(f"a msgpack bin must follow the header, not the byte 0x{rest[0]:02x}")
     length = int.from_bytes(rest[1 : 1 + width], "big")
     payload = rest[1 + width :]
+    if len(rest) < 1 + width:
+        raise FrameRefused("the body ends inside the payload's length field")
     if len(payload) != length:
         raise FrameRefused(f"the payload has {len(payload)} bytes, its length field says {length}")
     return payload
@@ -79,13 +112,28 @@ def _payload(rest: memoryview) -> memoryview:
 def _checked_header(header: Any) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise FrameRefused(f"the body is a msgpack {type(header).__name__}, not a map")
-    if (version := header.get("v")) != PROTOCOL_VERSION:
-        raise FrameRefused(f"protocol version {version!r} is not spoken here; this side speaks {PROTOCOL_VERSION}")
+    version = header.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:  # True == 1 == 1.0
+        raise FrameRefused(
+            f"protocol version {brief(version)} is not spoken here; this side speaks {PROTOCOL_VERSION}"
+        )
     if not isinstance(header.get("kind"), str):
-        raise FrameRefused(f"the kind of a message is a string, not {header.get('kind')!r}")
+        raise FrameRefused(f"the kind of a message is a string, not {brief(header.get('kind'))}")
     return header
 
 
 def _check_length(num_bytes: int) -> None:
     if num_bytes > MAX_BODY_BYTES:
         raise FrameRefused(f"a body of {num_bytes} bytes is over the limit of {MAX_BODY_BYTES}")
+
+
+def brief(value: object) -> str:
+    """``repr`` of something that came from outside, cut so that an error message stays short."""
+    if isinstance(value, str | bytes):
+        value = value[:100]
+    text = (
+        repr(value)
+        if isinstance(value, str | bytes | int | float | bool | None)
+        else f"a {type(value).__name__}"
+    )
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -6,25 +6,11 @@ gives a model that nobody asked for.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-def _identifier(value: str) -> str:
-    if not _IDENTIFIER.fullmatch(value):
-        raise ValueError(f"{value!r} must be 1 to 64 letters, digits, '-' or '_'")
-    return value
-
-
-Identifier = Annotated[str, AfterValidator(_identifier), Field(json_schema_extra={"pattern": "^[A-Za-z0-9_-]{1,64}$"})]
-"""A name that is safe in queue names, routing keys and Redis keys: letters, digits, ``-`` and ``_``, at most 64."""
-
-Parameter = str | int | float | bool | None
-"""A task parameter or a learner's attribute."""
+from broker_fl.wire.fields import ChunkBytes, Count, Identifier, Name, Parameters, Positive
 
 
 class Setting(BaseModel):
@@ -37,14 +23,16 @@ class Synchronous(Setting):
     """Rounds: all of a cohort train from one version, and their updates make the next."""
 
     name: Literal["synchronous"] = "synchronous"
-    quorum: Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)] = 1.0
+    quorum: Annotated[float, Field(gt=0, le=1)] | Positive = 1.0
     """How much of the live cohort must deliver for the round to commit: a share (float) or a count (int)."""
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     """After so many seconds the round goes on without its stragglers; None waits for every live learner."""
-    min_learners: Annotated[int, Field(ge=1)] = 1
+    min_learners: Positive = 1
     """Live learners that there must be before a round begins."""
     max_retries: Annotated[int, Field(ge=0, le=100)] = 2
     """How often a round that misses its quorum is tried again, with replacements, before the job fails."""
+    max_wait_s: Annotated[float, Field(gt=0)] | None = None
+    """How long the job waits while there are too few learners, before it fails; None waits for ever."""
 
 
 class FedAvg(Setting):
@@ -65,8 +53,8 @@ class SelectRandom(Setting):
 
     name: Literal["random"] = "random"
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    count: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 0
+    count: Positive | None = None
+    seed: Count = 0
 
     @model_validator(mode="after")
     def _one_of_two(self) -> SelectRandom:
@@ -78,7 +66,7 @@ class SelectRandom(Setting):
 class MetricTarget(Setting):
     """Stop when the federation's mean of an evaluation metric reaches a value."""
 
-    metric: Annotated[str, Field(min_length=1, max_length=128)]
+    metric: Name
     value: float
     mode: Literal["max", "min"] = "max"
     """``max``: stop at or above the value; ``min``: stop at or below it."""
@@ -87,14 +75,16 @@ class MetricTarget(Setting):
 class Termination(Setting):
     """When a job is done: at the first of these that comes true."""
 
-    rounds: Annotated[int, Field(ge=1)] | None = None
+    rounds: Positive | None = None
     wall_clock_s: Annotated[float, Field(gt=0)] | None = None
     target: MetricTarget | None = None
 
     @model_validator(mode="after")
     def _ends_at_all(self) -> Termination:
         if self.rounds is None and self.wall_clock_s is None and self.target is None:
-            raise ValueError("give at least one of 'rounds', 'wall_clock_s' and 'target', or the job never ends")
+            raise ValueError(
+                "give at least one of 'rounds', 'wall_clock_s' and 'target', or the job never ends"
+            )
         return self
 
 
@@ -103,8 +93,8 @@ class Transfer(Setting):
 
     encoding: Literal["raw", "float32", "float16", "bfloat16"] = "raw"
     """``raw`` is lossless; the others narrow wider floating-point tensors to that type on the wire."""
-    chunk_bytes: Annotated[int, Field(ge=4_096, le=3_500_000)] = 1 << 20
-    upload_budget_bytes: Annotated[int, Field(ge=1)] = 256 << 20
+    chunk_bytes: ChunkBytes = 1 << 20
+    upload_budget_bytes: Positive = 256 << 20
     """When a cohort's updates together are larger, learners hold them until the controller asks for each."""
 
 
@@ -116,10 +106,18 @@ class JobSpec(Setting):
     rule: FedAvg = FedAvg()
     selector: SelectAll | SelectRandom = Field(default=SelectAll(), discriminator="name")
     termination: Termination = Termination(rounds=10)
-    parameters: dict[str, Parameter] = {}
+    parameters: Parameters = {}
     """Handed to every learner with its task: epochs, learning rate, whatever the app reads."""
     evaluate: bool = True
     """Learners evaluate the version they are given before they train from it, and the last one after the last round."""
     transfer: Transfer = Transfer()
-    keep_versions: Annotated[int, Field(ge=1)] = 3
+    keep_versions: Positive = 3
     """How many of the newest model versions the store keeps."""
+
+    @model_validator(mode="after")
+    def _target_is_measured(self) -> JobSpec:
+        if self.termination.target is not None and not self.evaluate:
+            raise ValueError(
+                "'termination.target' needs 'evaluate' to be true: nothing measures the metric otherwise"
+            )
+        return self

@@ -7,18 +7,29 @@ unknown kind or protocol version is refused by name. Events are in ``events.py``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from broker_fl.errors import FrameRefused
-from broker_fl.wire.frames import pack, unpack
-from broker_fl.wire.job import Identifier, JobSpec, Parameter
-
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Metrics = dict[str, float]
-Text = Annotated[str, Field(max_length=4_000)]
+from broker_fl.model import ModelError, ModelSpec
+from broker_fl.wire.encodings import encoding as encoding_named
+from broker_fl.wire.fields import (
+    Checksum,
+    ChunkBytes,
+    Count,
+    Digest,
+    EncodingName,
+    Identifier,
+    Metrics,
+    Parameters,
+    Positive,
+    Seconds,
+    SpecRows,
+    Text,
+)
+from broker_fl.wire.frames import brief, pack, unpack
+from broker_fl.wire.job import JobSpec
 
 
 class Message(BaseModel):
@@ -53,21 +64,86 @@ class ModelManifest(Part):
     """Announces the chunks of a model: what they are when put together."""
 
     version: Count
-    spec: tuple[tuple[str, str, tuple[int, ...]], ...]
-    digest: str
-    encoding: str = "raw"
+    spec: SpecRows
+    """The tensors in order: name, element type, shape."""
+    spec_digest: Digest = ""
+    """Identifies ``spec``; the learner sends it back with its update."""
+    digest: Digest = ""
+    """Identifies the version: its spec and its values before encoding."""
+    encoding: EncodingName = "raw"
     num_bytes: Count
     """Bytes on the wire: of the encoded buffer, not of the model in memory."""
-    chunk_bytes: Annotated[int, Field(ge=1, le=3_500_000)]
+    chunk_bytes: ChunkBytes
+
+    @classmethod
+    def of(cls, spec: ModelSpec, *, version: int, digest: str, encoding: str, chunk_bytes: int) -> Self:
+        """Announce a model that looks like ``spec``."""
+        return cls(
+            version=version,
+            spec=spec.to_wire(),
+            spec_digest=spec.digest,
+            digest=digest,
+            encoding=encoding,
+            num_bytes=encoding_named(encoding).num_bytes(spec),
+            chunk_bytes=chunk_bytes,
+        )
+
+    def model_spec(self, max_bytes: int) -> ModelSpec:
+        """The spec, once all else that the manifest says agrees with it; nothing is allocated before that.
+
+        Args:
+            max_bytes: the largest model that is taken here, in memory; encoded it is never larger.
+
+        Raises:
+            FrameRefused: no usable spec, an unknown encoding, a size that does not fit, or one above the limit.
+        """
+        try:
+            spec = ModelSpec.from_wire(self.spec)
+        except ModelError as error:
+            raise FrameRefused(f"the manifest describes no model: {error}") from error
+        if spec.num_bytes > max_bytes:
+            raise FrameRefused(
+                f"the model has {brief(spec.num_bytes)} bytes; at most {max_bytes} are taken here"
+            )
+        if self.spec_digest and self.spec_digest != spec.digest:
+            raise FrameRefused(f"the spec's digest is {spec.digest}, the manifest says {self.spec_digest}")
+        _check_num_bytes(self.num_bytes, self.encoding, spec)
+        return spec
 
 
 class UpdateManifest(Part):
     """Announces the chunks of an update."""
 
-    spec_digest: str
-    encoding: str = "raw"
+    spec_digest: Digest = ""
+    """As in the task's manifest."""
+    encoding: EncodingName = "raw"
     num_bytes: Count
-    chunk_bytes: Annotated[int, Field(ge=1, le=3_500_000)]
+    """Bytes on the wire, of the encoded buffer."""
+    chunk_bytes: ChunkBytes
+
+    @classmethod
+    def of(cls, spec: ModelSpec, *, encoding: str, chunk_bytes: int) -> Self:
+        """Announce an update that looks like ``spec``."""
+        num_bytes = encoding_named(encoding).num_bytes(spec)
+        return cls(spec_digest=spec.digest, encoding=encoding, num_bytes=num_bytes, chunk_bytes=chunk_bytes)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Hold the manifest against the spec of the version that the learner was given.
+
+        Raises:
+            FrameRefused: it is of another model, or its size does not fit.
+        """
+        if self.spec_digest and self.spec_digest != spec.digest:
+            raise FrameRefused(f"the update is of a model with digest {self.spec_digest}, not {spec.digest}")
+        _check_num_bytes(self.num_bytes, self.encoding, spec)
+
+
+def _check_num_bytes(num_bytes: int, encoding: str, spec: ModelSpec) -> None:
+    expected = encoding_named(encoding).num_bytes(spec)
+    if num_bytes != expected:
+        raise FrameRefused(
+            f"the manifest announces {num_bytes} bytes; as {encoding!r} the model has {expected}"
+        )
 
 
 class Timings(Part):
@@ -90,6 +166,9 @@ class TaskStatus(Part):
     progress: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+TaskStatuses = Annotated[tuple[TaskStatus, ...], Field(max_length=100), FailFast()]
+
+
 class Join(Message):
     """A learner is there, again or for the first time, and takes tasks."""
 
@@ -97,9 +176,9 @@ class Join(Message):
     learner: Identifier
     session: Identifier
     """Drawn anew at each start of the learner."""
-    attributes: dict[Annotated[str, Field(max_length=64)], Parameter] = {}
+    attributes: Parameters = {}
     software: Annotated[str, Field(max_length=128)] = ""
-    tasks: tuple[TaskStatus, ...] = ()
+    tasks: TaskStatuses = ()
 
 
 class Leave(Message):
@@ -117,7 +196,7 @@ class Heartbeat(Message):
     KIND: ClassVar[str] = "heartbeat"
     learner: Identifier
     session: Identifier
-    tasks: tuple[TaskStatus, ...] = ()
+    tasks: TaskStatuses = ()
 
 
 class Accepted(Message):
@@ -165,9 +244,9 @@ class UpdateChunk(Message):
     learner: Identifier
     task: TaskRef
     index: Count
-    count: Annotated[int, Field(ge=1)]
-    encoding: str = "raw"
-    checksum: str
+    count: Positive
+    encoding: EncodingName = "raw"
+    checksum: Checksum
 
 
 # ---------------------------------------------------------------- controller → learner, exchange `tasks`
@@ -178,7 +257,7 @@ class Welcome(Message):
 
     KIND: ClassVar[str] = "welcome"
     federation: Identifier
-    heartbeat_s: Annotated[float, Field(gt=0)]
+    heartbeat_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """How often the controller wants to hear from the learner."""
 
 
@@ -196,10 +275,10 @@ class Task(Message):
     model: ModelManifest
     train: bool = True
     evaluate: bool = True
-    parameters: dict[str, Parameter] = {}
-    encoding: str = "raw"
+    parameters: Parameters = {}
+    encoding: EncodingName = "raw"
     """Of the update that is asked for."""
-    chunk_bytes: Annotated[int, Field(ge=1, le=3_500_000)] = 1 << 20
+    chunk_bytes: ChunkBytes = 1 << 20
     inbox: Identifier
     """Where result and update go: routing key ``<learner>.<inbox>``."""
     upload: Literal["at_once", "on_request"] = "at_once"
@@ -214,9 +293,9 @@ class ModelChunk(Message):
     job: Identifier
     version: Count
     index: Count
-    count: Annotated[int, Field(ge=1)]
-    encoding: str = "raw"
-    checksum: str
+    count: Positive
+    encoding: EncodingName = "raw"
+    checksum: Checksum
 
 
 class UploadRequest(Message):
@@ -246,10 +325,13 @@ class Request(Message):
 
 
 class Submit(Request):
-    """Run a job. After ``submitted`` comes back, the initial model's chunks are sent to the inbox it names."""
+    """Run a job. After ``submitted`` comes back, the initial model's chunks are sent to the inbox it names; when they are
+    stored as version 0, ``done`` comes back."""
 
     KIND: ClassVar[str] = "submit"
-    job: JobSpec
+    job: Identifier
+    """Drawn by the driver; submitting the same id again is answered, not run again."""
+    spec: JobSpec
     model: ModelManifest
 
 
@@ -340,10 +422,11 @@ class JobSummary(Part):
 
 
 class Jobs(Reply):
-    """Answers ``list_jobs``, oldest first."""
+    """Answers ``list_jobs``, oldest first; more follow unless ``last``."""
 
     KIND: ClassVar[str] = "jobs"
-    jobs: tuple[JobSummary, ...]
+    jobs: Annotated[tuple[JobSummary, ...], FailFast()]
+    last: bool = True
 
 
 class VersionSummary(Part):
@@ -352,42 +435,63 @@ class VersionSummary(Part):
     version: Count
     num_bytes: Count
     num_parameters: Count
-    digest: str
+    digest: Digest
     committed_at: Seconds
     metrics: Metrics = {}
 
 
 class Versions(Reply):
-    """Answers ``list_versions``, oldest first."""
+    """Answers ``list_versions``, oldest first; more follow unless ``last``."""
 
     KIND: ClassVar[str] = "versions"
-    versions: tuple[VersionSummary, ...]
+    versions: Annotated[tuple[VersionSummary, ...], FailFast()]
+    last: bool = True
 
 
 class LearnerSummary(Part):
     """One learner that is there."""
 
     learner: Identifier
-    attributes: dict[str, Parameter] = {}
-    software: str = ""
+    attributes: Parameters = {}
+    software: Annotated[str, Field(max_length=128)] = ""
     last_seen_s: Seconds = 0.0
     """Seconds since it was heard of."""
-    tasks: tuple[TaskStatus, ...] = ()
+    tasks: TaskStatuses = ()
 
 
 class Learners(Reply):
-    """Answers ``list_learners``."""
+    """Answers ``list_learners``; more follow unless ``last``."""
 
     KIND: ClassVar[str] = "learners"
-    learners: tuple[LearnerSummary, ...]
+    learners: Annotated[tuple[LearnerSummary, ...], FailFast()]
+    last: bool = True
 
 
 class Events(Reply):
     """Answers ``read_events``: packed events, in order; more follow unless ``last``."""
 
     KIND: ClassVar[str] = "events"
-    events: tuple[bytes, ...]
+    events: Annotated[tuple[bytes, ...], FailFast()]
     last: bool = True
+
+
+class EventBatch(Message):
+    """Events of one job as they happen, packed, in order; exchange ``events``, key ``<job>``."""
+
+    KIND: ClassVar[str] = "event_batch"
+    job: Identifier
+    events: Annotated[tuple[bytes, ...], FailFast()]
+
+
+class DeadLetter(Message):
+    """Header of a frame whose payload (cut off at ``MAX_BODY_BYTES``) is a body that was refused, and why."""
+
+    KIND: ClassVar[str] = "dead_letter"
+    source: Text
+    """The queue it came from."""
+    routing_key: Text
+    reason: Text
+    time_s: Seconds
 
 
 class ModelFollows(Reply):
@@ -411,7 +515,7 @@ def concrete(base: type[Message]) -> dict[str, type[Message]]:
 KINDS: dict[str, type[Message]] = concrete(Message)
 """Every kind that is understood, by name; events are not messages to a role and have a table of their own."""
 
-_WITH_PAYLOAD = (UpdateChunk, ModelChunk)
+_WITH_PAYLOAD = (UpdateChunk, ModelChunk, DeadLetter)
 
 
 def decode(body: bytes) -> tuple[Message, memoryview | None]:
@@ -435,10 +539,15 @@ def parse(fields: dict[str, Any], kinds: Mapping[str, type[Message]]) -> Message
     """
     kind = fields["kind"]
     if (cls := kinds.get(kind)) is None:
-        raise FrameRefused(f"messages of kind {kind!r} are not known here")
+        raise FrameRefused(f"messages of kind {brief(kind)} are not known here")
     try:
         return cls.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FrameRefused(f"a {kind!r} message with a wrong field {where!r}: {first['msg']}") from error
+        raise FrameRefused(f"a {kind!r} message with a wrong field {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where and what the first problem is, in a few words, whatever the sender wrote."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part)[:100] for part in first["loc"][:10])
+    return f"{where!r}: {first['msg'][:300]}"
