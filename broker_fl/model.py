@@ -1,7 +1,7 @@
 """A model: ordered named arrays, and the one flat little-endian buffer that they are views of.
 
-Layout of the buffer (normative text: ``schemas/README.md``): the tensors in order, C-contiguous, each starting at
-the next multiple of its item size; gaps are zero.
+Layout of the buffer (normative text: ``schemas/README.md``): the tensors in order, C-contiguous, each
+starting at the next multiple of its item size; gaps are zero.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from broker_fl.errors import SettingError
 
@@ -197,7 +199,8 @@ class Model(Mapping[str, Array]):
 
     @classmethod
     def of(cls, arrays: Arrays, spec: ModelSpec | None = None) -> Model:
-        """Make a model of ``arrays``; without a copy if they are, in order, all the views of one model's buffer.
+        """Make a model of ``arrays``; without a copy if they are, in order, all the views of one model's
+        buffer.
 
         Args:
             arrays: anything ``numpy.asarray`` takes, by name.
@@ -226,8 +229,6 @@ class Model(Mapping[str, Array]):
     @classmethod
     def load(cls, path: str | Path) -> Model:
         """Read a safetensors file; the order of the tensors is the saved model's, or the file's."""
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -240,9 +241,6 @@ class Model(Mapping[str, Array]):
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
         path = Path(path)
         draft = path.with_name(path.name + ".part")
         try:

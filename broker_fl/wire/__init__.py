@@ -1,1 +1,3 @@
-"""The wire: frames, message kinds, events, job settings, chunks and encodings. Normative text: ``schemas/README.md``."""
+"""The wire: frames, message kinds, events, job settings, chunks and encodings. Normative text:
+``schemas/README.md``.
+"""

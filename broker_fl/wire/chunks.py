@@ -1,7 +1,7 @@
 """Models and updates as chunks: cut by bytes, checked one by one, put together in any order.
 
-Chunk ``i`` of a buffer holds its bytes ``[i * chunk_bytes, (i + 1) * chunk_bytes)``; a buffer of no bytes is one empty
-chunk, so that every model has something that completes it.
+Chunk ``i`` of a buffer holds its bytes ``[i * chunk_bytes, (i + 1) * chunk_bytes)``; a buffer of no bytes is
+one empty chunk, so that every model has something that completes it.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def check(payload: memoryview, expected: str) -> None:
 class Assembly:
     """A buffer that fills up from chunks, in any order, doubled or not.
 
-    All that decides how much memory it takes is given by the side that receives; what a chunk says of itself is held
-    against it before anything is written.
+    All that decides how much memory it takes is given by the side that receives; what a chunk says of itself
+    is held against it before anything is written.
     """
 
     def __init__(self, num_bytes: int, chunk_bytes: int) -> None:
@@ -82,7 +82,8 @@ class Assembly:
         self._there = np.zeros(self.count, np.bool_)
 
     def add(self, index: int, count: int, expected_checksum: str, payload: memoryview) -> bool:
-        """Write one chunk into its place; True when the buffer is whole. A chunk that is there already changes nothing.
+        """Write one chunk into its place; True when the buffer is whole. A chunk that is there already
+        changes nothing.
 
         Raises:
             FrameRefused: index, count, length or checksum do not fit; the buffer is unchanged.

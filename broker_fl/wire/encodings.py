@@ -1,10 +1,11 @@
 """Encodings: what a model's buffer looks like on the wire.
 
-``raw`` is the buffer itself. ``float32``, ``float16`` and ``bfloat16`` narrow each wider floating-point tensor to that
-type; integer, boolean and already narrower tensors stay as they are. The encoded buffer has the layout of a model
-whose spec names the narrower types (``model.py``).
+``raw`` is the buffer itself. ``float32``, ``float16`` and ``bfloat16`` narrow each wider floating-point
+tensor to that type; integer, boolean and already narrower tensors stay as they are. The encoded buffer has
+the layout of a model whose spec names the narrower types (``model.py``).
 
-To add one: a class with these three methods, its name in ``ENCODINGS``, and in ``Transfer.encoding`` of ``job.py``.
+To add one: a class with these three methods, its name in ``ENCODINGS``, and in ``Transfer.encoding`` of
+``job.py``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Narrowed:
-    """Floating-point tensors wider than ``dtype`` are sent as ``dtype``; rounding is to nearest, ties to even."""
+    """Floating-point tensors wider than ``dtype`` are sent as ``dtype``; rounding is to nearest, ties to
+    even.
+    """
 
     dtype: str
 

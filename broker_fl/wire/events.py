@@ -1,7 +1,7 @@
 """What happens to a job, step by step: one frozen class per kind of event.
 
-The controller numbers a job's events from 1, stores them and publishes them; the live view, the JSONL log, the report and
-the driver all read these. ``time_s`` is Unix time; durations end in ``_s`` and are seconds.
+The controller numbers a job's events from 1, stores them and publishes them; the live view, the JSONL log,
+the report and the driver all read these. ``time_s`` is Unix time; durations end in ``_s`` and are seconds.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class TaskFinished(Event):
     learner: Identifier
     num_examples: Count = 0
     num_steps: Count = 0
-    metrics: Metrics = {}
-    evaluation: Metrics = {}
+    metrics: Metrics = Field(default={})
+    evaluation: Metrics = Field(default={})
     timings: Timings = Timings()
 
 
@@ -161,7 +161,9 @@ class TaskFailed(Event):
 
 
 class TaskLate(Event):
-    """A learner had not delivered when the round closed, or delivered afterwards; its update counts nowhere."""
+    """A learner had not delivered when the round closed, or delivered afterwards; its update counts
+    nowhere.
+    """
 
     KIND: ClassVar[str] = "task_late"
     round: Count
@@ -200,7 +202,7 @@ class VersionCommitted(Event):
     num_learners: Count = 0
     """That contributed; ``contributors`` names at most ``MAX_LISTED`` of them."""
     total_weight: Weight
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default={})
     """Of training, averaged by weight."""
     round_s: Seconds
     aggregate_s: Seconds
@@ -217,7 +219,7 @@ class LearnerJoined(Event):
 
     KIND: ClassVar[str] = "learner_joined"
     learner: Identifier
-    attributes: Parameters = {}
+    attributes: Parameters = Field(default={})
 
 
 class LearnerLeft(Event):
@@ -245,7 +247,7 @@ class JobFinished(Event):
     version: Count
     rounds: Count
     duration_s: Seconds
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default={})
     """The last evaluation."""
 
 

@@ -53,7 +53,9 @@ def _listed(value: Any) -> Any:
 Identifier = Annotated[
     str, AfterValidator(_identifier), Field(json_schema_extra={"pattern": "^[A-Za-z0-9_-]{1,64}$"})
 ]
-"""A name that is safe in queue names, routing keys and Redis keys: letters, digits, ``-`` and ``_``, at most 64."""
+"""A name that is safe in queue names, routing keys and Redis keys: letters, digits, ``-`` and ``_``, at most
+64.
+"""
 
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
@@ -78,7 +80,9 @@ Parameter = Annotated[
 Parameters = Annotated[dict[Name, Parameter], Field(max_length=MAX_PARAMETERS)]
 
 Metric = Annotated[float, BeforeValidator(_metric), WithJsonSchema({"type": ["number", "null"]})]
-"""A measured number. A diverged training reports NaN or infinity, so both are allowed; JSON, which has neither, says null."""
+"""A measured number. A diverged training reports NaN or infinity, so both are allowed; JSON, which has
+neither, says null.
+"""
 Metrics = Annotated[dict[Name, Metric], Field(max_length=MAX_METRICS)]
 
 Digest = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
@@ -106,6 +110,8 @@ Listed = Annotated[
 
 
 def text(value: object) -> str:
-    """``str(value)`` as a ``Text``: cut to its limit, and without what UTF-8 cannot carry (file names in error texts)."""
+    """``str(value)`` as a ``Text``: cut to its limit, and without what UTF-8 cannot carry (file names in
+    error texts).
+    """
     words = str(value).encode("utf-8", "backslashreplace").decode()
     return words if len(words) <= MAX_TEXT_CHARS else words[: MAX_TEXT_CHARS - 1] + "…"

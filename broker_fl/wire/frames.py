@@ -1,7 +1,7 @@
 """Frames: what one AMQP message body holds. Normative text: ``schemas/README.md``.
 
-A frame is one msgpack map, the header: ``{"v": 1, "kind": "…", …}``. In a **chunk frame** the payload follows it as one
-msgpack ``bin``. Nothing is ever pickled or evaluated.
+A frame is one msgpack map, the header: ``{"v": 1, "kind": "…", …}``. In a **chunk frame** the payload follows
+it as one msgpack ``bin``. Nothing is ever pickled or evaluated.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def unpack(body: bytes) -> tuple[dict[str, Any], memoryview | None]:
     """The header of a frame, and its payload (a view of ``body``) where it has one. Arrays come as tuples.
 
     Raises:
-        FrameRefused: too long, not a msgpack map, no string as its kind, another protocol version, or something else
+        FrameRefused: too long, not a msgpack map, no string as its kind, another protocol version, or
+        something else
             than one whole ``bin`` behind the header.
     """
     _check_length(len(body))
@@ -78,8 +79,9 @@ def unpack(body: bytes) -> tuple[dict[str, Any], memoryview | None]:
 def _header_end(view: memoryview) -> int | None:
     """Where the first msgpack value ends; None if that is not in ``view``.
 
-    Nothing is built: unpacking would reserve memory for every length that an array or map claims to have, and a
-    thousand of them fit into one another. Once all claimed elements are known to be there, memory is bounded by the body.
+    Nothing is built: unpacking would reserve memory for every length that an array or map claims to have, and
+    a thousand of them fit into one another. Once all claimed elements are known to be there, memory is
+    bounded by the body.
     """
     unpacker = msgpack.Unpacker(max_buffer_size=MAX_BODY_BYTES)
     unpacker.feed(view)

@@ -1,7 +1,7 @@
 """What a driver asks for: the settings of one job, as they stand in a job file and in a ``submit`` message.
 
-Unknown settings are refused here, unlike unknown fields elsewhere on the wire: a setting that is silently ignored
-gives a model that nobody asked for.
+Unknown settings are refused here, unlike unknown fields elsewhere on the wire: a setting that is silently
+ignored gives a model that nobody asked for.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class JobSpec(Setting):
     parameters: Parameters = {}
     """Handed to every learner with its task: epochs, learning rate, whatever the app reads."""
     evaluate: bool = True
-    """Learners evaluate the version they are given before they train from it, and the last one after the last round."""
+    """Learners evaluate the version they are given before they train from it, and the last one after the last
+    round.
+    """
     transfer: Transfer = Transfer()
     keep_versions: Positive = 3
     """How many of the newest model versions the store keeps."""

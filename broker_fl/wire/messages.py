@@ -1,7 +1,9 @@
-"""The kinds of message, one frozen class each. The JSON Schemas in ``schemas/`` are generated from these classes.
+"""The kinds of message, one frozen class each. The JSON Schemas in ``schemas/`` are generated from these
+classes.
 
-Unknown fields are ignored and new fields have defaults, so that old and new software understand each other; an
-unknown kind or protocol version is refused by name. Events are in ``events.py``, job settings in ``job.py``.
+Unknown fields are ignored and new fields have defaults, so that old and new software understand each other;
+an unknown kind or protocol version is refused by name. Events are in ``events.py``, job settings in
+``job.py``.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class ModelManifest(Part):
             max_bytes: the largest model that is taken here, in memory; encoded it is never larger.
 
         Raises:
-            FrameRefused: no usable spec, an unknown encoding, a size that does not fit, or one above the limit.
+            FrameRefused: no usable spec, an unknown encoding, a size that does not fit, or one above the
+            limit.
         """
         try:
             spec = ModelSpec.from_wire(self.spec)
@@ -217,7 +220,7 @@ class Failed(Message):
     reason: Text
 
 
-# ---------------------------------------------------------------- learner → controller or combiner, exchange `updates`
+# ---------------------------------------------------------------- learner → inbox, exchange `updates`
 
 
 class Result(Message):
@@ -325,8 +328,9 @@ class Request(Message):
 
 
 class Submit(Request):
-    """Run a job. After ``submitted`` comes back, the initial model's chunks are sent to the inbox it names; when they are
-    stored as version 0, ``done`` comes back."""
+    """Run a job. After ``submitted`` comes back, the initial model's chunks are sent to the inbox it names;
+    when they are stored as version 0, ``done`` comes back.
+    """
 
     KIND: ClassVar[str] = "submit"
     job: Identifier
@@ -522,7 +526,8 @@ def decode(body: bytes) -> tuple[Message, memoryview | None]:
     """Read one frame: the message, and the payload if its kind has one (a view of ``body``).
 
     Raises:
-        FrameRefused: no valid frame, an unknown kind, or a field that is missing or not allowed; names kind and field.
+        FrameRefused: no valid frame, an unknown kind, or a field that is missing or not allowed; names kind
+        and field.
     """
     fields, payload = unpack(body)
     message = parse(fields, KINDS)

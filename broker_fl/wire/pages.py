@@ -8,7 +8,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PAGE_BYTES = 3_000_000
-"""More than any one event or list entry has at its limits (``fields.py``), and less than ``MAX_BODY_BYTES``."""
+"""More than any one event or list entry has at its limits (``fields.py``), and less than
+``MAX_BODY_BYTES``.
+"""
 
 
 def pages(
