@@ -15,7 +15,7 @@ MAILBOX_MAX_BYTES = 8 << 30
 INBOX_MAX_BYTES = 16 << 30
 DRIVER_EXPIRES_S = 120.0
 DEAD_MAX_BYTES = 256 << 20
-CONTROLLER_INBOX = "controller"
+INBOX_EXPIRES_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ class Topology:
 
     @property
     def control(self) -> str:
-        """Exchange and queue: drivers → controller; key ``<driver>``."""
+        """Exchange and queue: drivers → controller; key ``control``."""
         return f"bfl.{self.federation}.control"
 
     @property
     def events(self) -> str:
-        """Exchange: controller → whoever watches; key ``<job>.<kind>``."""
+        """Exchange: controller → whoever watches; key ``<job>``."""
         return f"bfl.{self.federation}.events"
 
     @property
@@ -119,6 +119,8 @@ class Topology:
 
     ALL_LEARNERS = "learners"
     """Routing key on ``tasks`` that reaches every mailbox."""
+    CONTROL = "control"
+    """Routing key on ``control``."""
 
     def exchanges(self) -> tuple[Entity, ...]:
         """What everybody declares first, and the queue of what was refused."""
@@ -134,22 +136,25 @@ class Topology:
         )
 
     def for_controller(self) -> tuple[Entity, ...]:
-        """The controller's queues. Every role that writes to them declares them too: no message finds no queue."""
+        """What learners and drivers write to. They declare it too, so that no message of theirs finds no queue."""
         return (
             *self.exchanges(),
             Queue(name=self.reports, quorum=True, dead_letter_exchange=self.dead),
             Binding(self.reports, self.reports, "#"),
             Queue(name=self.control, quorum=True, single_active_consumer=True, dead_letter_exchange=self.dead),
-            Binding(self.control, self.control, "control"),
-            *self.for_inbox(CONTROLLER_INBOX),
+            Binding(self.control, self.control, self.CONTROL),
         )
 
     def for_inbox(self, name: str) -> tuple[Entity, ...]:
-        """One inbox; a full one makes its senders wait."""
+        """One inbox; a full one makes its senders wait.
+
+        A controller has one of its own for each epoch, so that one that was thought dead takes nothing from its successor.
+        """
         inbox = self.inbox(name)
         return (
             Queue(
                 name=inbox,
+                expires_s=INBOX_EXPIRES_S,
                 max_length_bytes=INBOX_MAX_BYTES,
                 overflow="reject-publish",
                 dead_letter_exchange=self.dead,
@@ -175,9 +180,61 @@ class Topology:
         )
 
     def for_watcher(self, watcher: str, pattern: str = "#") -> tuple[Entity, ...]:
-        """One watcher's queue of events, of those whose key ``<job>.<kind>`` matches ``pattern``."""
+        """One watcher's queue of events, of those whose key, a job's id, matches ``pattern``."""
         queue = self.event_queue(watcher)
         return (
             Queue(name=queue, expires_s=DRIVER_EXPIRES_S, max_length_bytes=DEAD_MAX_BYTES),
             Binding(self.events, queue, pattern),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RedisKeys:
+    """The Redis keys of one federation ``F``, all in one hash slot (``{F}``): a script may use them together.
+
+    =============================================  ========  ================================================
+    key                                            type      holds
+    =============================================  ========  ================================================
+    ``bfl:{F}:controller``                         hash      ``epoch``: the newest; ``owner``: whose it is
+    ``bfl:{F}:lease``                              string    the epoch; expires; not there: the lease is free
+    ``bfl:{F}:jobs``                               hash      job → its state
+    ``bfl:{F}:versions:<job>``                     hash      ``newest`` → number of the newest version;
+                                                             number → ``<chunks> <stage> <manifest>``
+    ``bfl:{F}:chunk:<job>:<version>:<stage>:<i>``  string    chunk ``i`` as written by one attempt, ``stage``,
+                                                             at the version; expires if that is not committed
+    ``bfl:{F}:events:<job>``                       stream    id ``<number>-0``, field ``e``: the packed event
+    =============================================  ========  ================================================
+    """
+
+    federation: str
+
+    @property
+    def controller(self) -> str:
+        """Newest epoch and its owner."""
+        return f"bfl:{{{self.federation}}}:controller"
+
+    @property
+    def lease(self) -> str:
+        """The lease, while somebody holds it."""
+        return f"bfl:{{{self.federation}}}:lease"
+
+    @property
+    def jobs(self) -> str:
+        """State of every job."""
+        return f"bfl:{{{self.federation}}}:jobs"
+
+    def versions(self, job: str) -> str:
+        """A job's committed versions."""
+        return f"bfl:{{{self.federation}}}:versions:{job}"
+
+    def chunks(self, job: str) -> str:
+        """What the keys of a job's chunks begin with; ``:<version>:<stage>:<index>`` follows."""
+        return f"bfl:{{{self.federation}}}:chunk:{job}"
+
+    def chunk(self, job: str, version: int, stage: str, index: int) -> str:
+        """One chunk."""
+        return f"{self.chunks(job)}:{version}:{stage}:{index}"
+
+    def events(self, job: str) -> str:
+        """A job's events."""
+        return f"bfl:{{{self.federation}}}:events:{job}"

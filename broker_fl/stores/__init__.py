@@ -1,4 +1,4 @@
-"""Where a federation's state lives: ``sqlite`` (one file, no server) and ``redis`` (a server, for standby controllers)."""
+"""Where a federation's state lives: ``sqlite`` (a file) and ``redis`` (shared with standby controllers)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ def open_store(url: str, *, federation: str) -> Store:
     scheme, separator, rest = url.partition(":")
     if not separator or not rest:
         raise SettingError("a store is given as redis://host:port/db, rediss://host:port/db or sqlite:path")
+    # A store's driver is imported when it is used.
     if scheme == "sqlite":
-        from broker_fl.stores.sqlite import SQLiteStore
+        from broker_fl.stores.sqlite import SQLiteStore  # noqa: PLC0415
 
         return SQLiteStore(rest.removeprefix("//"), federation=federation)
     if scheme in ("redis", "rediss", "unix"):
-        from broker_fl.stores.redis import RedisStore
+        from broker_fl.stores.redis import RedisStore  # noqa: PLC0415
 
         return RedisStore(url, federation=federation)
     raise SettingError(

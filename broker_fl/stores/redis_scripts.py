@@ -1,0 +1,120 @@
+"""The Lua scripts of the Redis store: each is one atomic step. Keys are described in ``topology.RedisKeys``.
+
+A script answers with a list: ``ok``, ``fenced``, or why nothing was changed; then a value. Its first write is
+one that a full Redis refuses (``HSET``, ``XADD``, ``SET``), so that it fails before anything has changed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_FENCE: Final = """
+-- An older controller than the newest may not write. One that is newer than known (a failover lost the lease
+-- that it was given) becomes the newest.
+local known = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0')
+if tonumber(ARGV[1]) < known then return {'fenced', known} end
+if tonumber(ARGV[1]) > known then redis.call('HSET', KEYS[1], 'epoch', ARGV[1]) end
+"""
+
+ACQUIRE_LEASE: Final = """
+-- KEYS  1 controller  2 lease
+-- ARGV  1 owner  2 time to live, ms
+local owner = redis.call('HGET', KEYS[1], 'owner')
+if redis.call('EXISTS', KEYS[2]) == 1 and owner ~= ARGV[1] then return {'held'} end
+local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+redis.call('HSET', KEYS[1], 'owner', ARGV[1])
+redis.call('SET', KEYS[2], epoch, 'PX', ARGV[2])
+return {'ok', epoch}
+"""
+
+RENEW_LEASE: Final = f"""
+-- KEYS  1 controller  2 lease
+-- ARGV  1 epoch  2 time to live, ms
+{_FENCE}
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return {{'ok'}}
+"""
+
+RELEASE_LEASE: Final = """
+-- KEYS  1 controller  2 lease
+-- ARGV  1 epoch
+if redis.call('HGET', KEYS[1], 'epoch') == ARGV[1] then redis.call('DEL', KEYS[2]) end
+return {'ok'}
+"""
+
+SAVE_JOB: Final = f"""
+-- KEYS  1 controller  2 jobs
+-- ARGV  1 epoch  2 job  3 state
+{_FENCE}
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+return {{'ok'}}
+"""
+
+MAY_WRITE: Final = f"""
+-- KEYS  1 controller  2 versions of the job
+-- ARGV  1 epoch
+{_FENCE}
+return {{'ok', tonumber(redis.call('HGET', KEYS[2], 'newest') or '-1')}}
+"""
+
+COMMIT_VERSION: Final = f"""
+-- KEYS  1 controller  2 jobs  3 versions of the job  4 beginning of the job's chunk keys
+-- ARGV  1 epoch  2 job  3 state  4 version  5 number of chunks  6 stage  7 manifest  8 versions to keep
+{_FENCE}
+local version, count, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[8])
+
+-- Calls `command` with the names of all chunks, 1000 at a time (Lua's stack is limited); the replies' sum.
+local function on_chunks(command, version, stage, count)
+  local sum, names = 0, {{}}
+  for index = 0, count - 1 do
+    names[#names + 1] = KEYS[4] .. ':' .. version .. ':' .. stage .. ':' .. index
+    if #names == 1000 or index == count - 1 then
+      sum = sum + redis.call(command, unpack(names))
+      names = {{}}
+    end
+  end
+  return sum
+end
+
+-- The check: it follows the newest with all its chunks, or it is the newest and this a repetition.
+local newest = tonumber(redis.call('HGET', KEYS[3], 'newest') or '-1')
+if version == newest + 1 then
+  local found = on_chunks('EXISTS', ARGV[4], ARGV[6], count)
+  if found < count then return {{'missing', found}} end
+  redis.call('HSET', KEYS[3], ARGV[4], ARGV[5] .. ' ' .. ARGV[6] .. ' ' .. ARGV[7], 'newest', ARGV[4])
+  for index = 0, count - 1 do
+    redis.call('PERSIST', KEYS[4] .. ':' .. ARGV[4] .. ':' .. ARGV[6] .. ':' .. index)
+  end
+else
+  local stored = version == newest and redis.call('HGET', KEYS[3], ARGV[4]) or ''
+  local stage = string.match(stored, '^%d+ (%S+) ')
+  if not stage or stored ~= ARGV[5] .. ' ' .. stage .. ' ' .. ARGV[7] then return {{'gap', newest}} end
+end
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+
+-- The versions that are no longer kept.
+for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
+  local old = tonumber(field)
+  if old and old <= version - keep then
+    local chunks, stage = string.match(redis.call('HGET', KEYS[3], field), '^(%d+) (%S+) ')
+    on_chunks('UNLINK', field, stage, tonumber(chunks))
+    redis.call('HDEL', KEYS[3], field)
+  end
+end
+return {{'ok'}}
+"""
+
+APPEND_EVENTS: Final = f"""
+-- KEYS  1 controller  2 events of the job
+-- ARGV  1 epoch  2 number of the first  3… events
+{_FENCE}
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+last = last and tonumber(string.match(last[1], '^%d+')) or 0
+for place = 3, #ARGV do
+  local number = tonumber(ARGV[2]) + place - 3
+  if number > last then redis.call('XADD', KEYS[2], string.format('%.0f-0', number), 'e', ARGV[place]) end
+end
+return {{'ok'}}
+"""
+
+ALL: Final = (ACQUIRE_LEASE, RENEW_LEASE, RELEASE_LEASE, SAVE_JOB, MAY_WRITE, COMMIT_VERSION, APPEND_EVENTS)
