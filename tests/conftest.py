@@ -1,0 +1,98 @@
+"""The servers that tests run against; where they come from is in tests/servers/provision.py.
+
+====================  ==================================================================================
+`amqp_url`            an empty virtual host for each test (a given URL is used as it is)
+`redis_url`           an empty database for each test (a given URL is used as it is)
+`federation`          a name that no other test uses
+`private_rabbitmq`    a node that the test may kill, freeze and restart; `private_amqp_url`: a vhost on it
+`private_redis`       a server that the test may kill, freeze and restart; empty at its start
+====================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from broker_fl.workers.servers import RabbitMQNode, RedisNode
+from tests.servers import provision
+
+
+@pytest.fixture(scope="session")
+def server_root() -> Iterator[Path]:
+    """A folder for this session's servers."""
+    with provision.server_root() as root:
+        yield root
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(server_root: Path) -> Iterator[provision.Broker]:
+    """The RabbitMQ that all tests share; a test wants `amqp_url` instead."""
+    with provision.broker(server_root) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis(server_root: Path) -> Iterator[provision.Store]:
+    """The Redis that all tests share; a test wants `redis_url` instead."""
+    with provision.store(server_root) as server:
+        yield server
+
+
+@pytest.fixture
+def federation() -> str:
+    """The name of a federation that no other test uses, so that tests may share a broker and a store."""
+    return f"test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: provision.Broker) -> Iterator[str]:
+    """The URL of an empty virtual host for this test."""
+    with rabbitmq.vhost(f"test-{secrets.token_hex(6)}") as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis: provision.Store) -> Iterator[str]:
+    """The URL of an empty Redis database for this test."""
+    yield redis.url
+    if redis.ours:
+        _wipe(redis.url)
+
+
+@pytest.fixture(scope="session")
+def _restartable_rabbitmq(server_root: Path) -> Iterator[RabbitMQNode]:
+    with provision.private_rabbitmq(server_root / "restartable-rabbitmq") as node:
+        yield node
+
+
+@pytest.fixture
+def private_rabbitmq(_restartable_rabbitmq: RabbitMQNode) -> Iterator[RabbitMQNode]:
+    """A node to kill, freeze and restart at will; such tests share it, and it is mended after each."""
+    node = _restartable_rabbitmq
+    if node.pid is None:
+        node.start()
+    yield node
+    node.thaw()
+
+
+@pytest.fixture
+def private_amqp_url(private_rabbitmq: RabbitMQNode) -> str:
+    """The URL of an empty virtual host on the node that may be killed."""
+    return private_rabbitmq.add_vhost(f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def private_redis(server_root: Path) -> Iterator[RedisNode]:
+    """An empty Redis to kill, freeze and restart at will."""
+    with provision.private_redis(server_root / f"redis-{secrets.token_hex(4)}") as node:
+        yield node
+
+
+def _wipe(url: str) -> None:
+    with Redis.from_url(url) as client:
+        client.flushall()

@@ -1,0 +1,200 @@
+"""Where the tests' RabbitMQ and Redis come from: given URLs, a Docker engine, or the installed programs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from broker_fl.workers.servers import (
+    ManagementApi,
+    RabbitMQNode,
+    RedisNode,
+    rabbitmq_available,
+    redis_available,
+)
+
+AMQP_VARIABLE = "BROKER_FL_TEST_AMQP_URL"
+REDIS_VARIABLE = "BROKER_FL_TEST_REDIS_URL"
+RABBITMQ_IMAGE = "rabbitmq:4.1-management-alpine"
+REDIS_IMAGE = "redis:7.4-alpine"
+
+_ROOT_PREFIX = "broker-fl-tests-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """A RabbitMQ for a whole test session; `management` is there when it is ours to make virtual hosts on."""
+
+    url: str
+    management: ManagementApi | None = None
+
+    @contextlib.contextmanager
+    def vhost(self, name: str) -> Iterator[str]:
+        """The URL of a virtual host of that name while the block runs; else of the given one."""
+        if self.management is None:
+            yield self.url
+            return
+        self.management.add_vhost(name)
+        try:
+            yield f"{self.url.rpartition('/')[0]}/{name}"
+        finally:
+            self.management.delete_vhost(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """A Redis for a whole test session; `ours` when its data may be wiped after each test."""
+
+    url: str
+    ours: bool
+
+
+@contextlib.contextmanager
+def broker(root: Path) -> Iterator[Broker]:
+    """The first RabbitMQ that can be had, while the block runs."""
+    if given := os.environ.get(AMQP_VARIABLE):
+        yield Broker(url=given)
+    elif docker_answers():
+        with _rabbitmq_container() as server:
+            yield server
+    else:
+        with private_rabbitmq(root / "rabbitmq") as node:
+            api = ManagementApi(node.management_url, user=node.user, password=node.password)
+            yield Broker(url=node.url, management=api)
+
+
+@contextlib.contextmanager
+def store(root: Path) -> Iterator[Store]:
+    """The first Redis that can be had, while the block runs."""
+    if given := os.environ.get(REDIS_VARIABLE):
+        yield Store(url=given, ours=False)
+    elif docker_answers():
+        with _redis_container() as server:
+            yield server
+    else:
+        with private_redis(root / "redis") as node:
+            yield Store(url=node.url, ours=True)
+
+
+@contextlib.contextmanager
+def private_rabbitmq(directory: Path) -> Iterator[RabbitMQNode]:
+    """A node of our own from the installed program, wiped when the block ends."""
+    if not rabbitmq_available():
+        _missing("RabbitMQ", AMQP_VARIABLE)
+    node = RabbitMQNode(directory, management=True)
+    try:
+        yield node.start()
+    finally:
+        node.kill()  # a tidy stop takes 6 s with the management interface, and nobody needs the data
+        node.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def private_redis(directory: Path) -> Iterator[RedisNode]:
+    """A server of our own from the installed program, wiped when the block ends."""
+    if not redis_available():
+        _missing("Redis", REDIS_VARIABLE)
+    node = RedisNode(directory, password=True)
+    try:
+        yield node.start()
+    finally:
+        node.kill()
+        node.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def server_root() -> Iterator[Path]:
+    """A folder for this session's servers; those that a killed session left behind are ended first."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_ROOT_PREFIX}*"):
+        if not _process_lives(int(old.name.split("-")[3])):
+            end_servers(old)
+    root = Path(tempfile.mkdtemp(prefix=f"{_ROOT_PREFIX}{os.getpid()}-"))
+    try:
+        yield root
+    finally:
+        end_servers(root)
+
+
+def end_servers(root: Path) -> None:
+    """End every server whose folder is in `root`, and remove them all."""
+    for identity in root.glob("*/identity.json"):
+        for node in (RabbitMQNode(identity.parent), RedisNode(identity.parent)):
+            node.kill()
+            node.stop()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@cache
+def docker_answers() -> bool:
+    """Whether there is a Docker engine to start containers on (the program alone is not enough)."""
+    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@contextlib.contextmanager
+def _rabbitmq_container() -> Iterator[Broker]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # testcontainers deprecates parts of itself
+        from testcontainers.rabbitmq import RabbitMqContainer  # noqa: PLC0415 - slow, and needs Docker
+
+        container = RabbitMqContainer(RABBITMQ_IMAGE, username="tests", password="tests").with_exposed_ports(
+            15672
+        )
+        container.start()
+    try:
+        host = container.get_container_host_ip()
+        management = f"http://{host}:{container.get_exposed_port(15672)}"
+        yield Broker(
+            url=f"amqp://tests:tests@{host}:{container.get_exposed_port(5672)}/%2F",
+            management=ManagementApi(management, user="tests", password="tests"),
+        )
+    finally:
+        container.stop()
+
+
+@contextlib.contextmanager
+def _redis_container() -> Iterator[Store]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # testcontainers deprecates parts of itself
+        from testcontainers.redis import RedisContainer  # noqa: PLC0415 - slow, and needs Docker
+
+        container = RedisContainer(REDIS_IMAGE)
+        container.start()
+    try:
+        host, port = container.get_container_host_ip(), container.get_exposed_port(6379)
+        yield Store(url=f"redis://{host}:{port}/0", ours=True)
+    finally:
+        container.stop()
+
+
+def _missing(server: str, variable: str) -> NoReturn:
+    reason = f"no {server}: set {variable}, start Docker, or install it (tests/servers/provide.sh)"
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

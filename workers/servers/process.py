@@ -1,0 +1,179 @@
+"""One server program: started in its own session, watched until it is ready, found again from its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from broker_fl.errors import ServerUnavailable, SettingError
+
+_POLL_S = 0.01
+_LOG_TAIL_LINES = 80  # RabbitMQ says first why it ends, then at length how
+
+# Below the ports that Linux (32768), macOS (49152) and gVisor (16000) give to outgoing connections. A client
+# that tries to reach a stopped server on such a port can be given that very port, and connects to itself.
+_PORTS = range(10240, 16000)
+
+# Where packages put servers, and where the path of an ordinary user does not lead.
+_SERVER_FOLDERS = (
+    "/usr/lib/rabbitmq/bin",
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/opt/homebrew/sbin",
+    "/usr/local/opt",
+)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on, outside the range of outgoing connections."""
+    for port in random.sample(_PORTS, k=len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise SettingError(f"no free TCP port on 127.0.0.1 from {_PORTS.start} to {_PORTS.stop - 1}")
+
+
+def find_program(name: str) -> str | None:
+    """The path of an installed program, also from folders that only root has on its path."""
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(_SERVER_FOLDERS))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+class ServerProcess:
+    """A program in a process group of its own; its identity is kept in ``<directory>/<name>.pid``."""
+
+    def __init__(self, name: str, directory: Path, *, logs: Sequence[Path] = ()) -> None:
+        """Start nothing; `logs` are further files whose ends explain why the program died."""
+        self.name = name
+        self._directory = directory
+        self._pid_file = directory / f"{name}.pid"
+        self._output = directory / f"{name}.out"
+        self._logs = (self._output, *logs)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id (also that of the group), or None when the program does not run."""
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            known = json.loads(self._pid_file.read_text(encoding="utf-8"))
+            if known["born"] is not None and _begin(int(known["pid"])) == known["born"]:
+                return int(known["pid"])
+        return None
+
+    def start(self, command: Sequence[str], *, environment: Mapping[str, str]) -> None:
+        """Start the program; an old one of this folder must have ended.
+
+        Raises:
+            SettingError: it runs already, or the program cannot be executed.
+        """
+        if (pid := self.pid) is not None:
+            raise SettingError(f"{self.name} of {self._directory} runs already, as process {pid}")
+        writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        try:
+            # Not subprocess.Popen: the server may outlive this object, which Popen takes for a mistake.
+            pid = os.posix_spawn(
+                command[0],
+                list(command),
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, str(self._output), writing, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,
+            )
+        except OSError as e:
+            raise SettingError(f"cannot start {command[0]}: {e}") from e
+        write_private(self._pid_file, json.dumps({"pid": pid, "born": _begin(pid)}))
+
+    def wait_ready(self, ready: Callable[[], bool], *, deadline_s: float) -> None:
+        """Return as soon as `ready` says so.
+
+        Raises:
+            ServerUnavailable: the program ended, or was not ready in time; with the end of its logs.
+        """
+        give_up = time.monotonic() + deadline_s
+        while not ready():
+            if self.pid is None:
+                raise ServerUnavailable(f"{self.name} ended while it started\n{self.log_tail()}")
+            if time.monotonic() > give_up:
+                raise ServerUnavailable(f"{self.name} was not ready in {deadline_s:g} s\n{self.log_tail()}")
+            time.sleep(_POLL_S)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the whole process group; nothing happens when it has ended."""
+        if (pid := self.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number)
+
+    def kill(self) -> None:
+        """End the program at once, without a chance to tidy up, and wait until it is gone."""
+        self.send(signal.SIGKILL)
+        self._wait_gone(deadline_s=30)
+
+    def stop(self, *, deadline_s: float) -> None:
+        """Ask the program to end; kill it when it has not in time. A frozen one is thawed first."""
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGCONT)
+        if not self._wait_gone(deadline_s=deadline_s):
+            self.kill()
+        self._pid_file.unlink(missing_ok=True)
+
+    def log_tail(self) -> str:
+        """The last lines of everything that the program has written."""
+        tails = []
+        for log in self._logs:
+            with contextlib.suppress(FileNotFoundError):
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                tails.append("\n".join([f"--- {log}", *lines[-_LOG_TAIL_LINES:]]))
+        return "\n".join(tails)
+
+    def _wait_gone(self, *, deadline_s: float) -> bool:
+        give_up = time.monotonic() + deadline_s
+        while self.pid is not None:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+
+def _begin(pid: int) -> str | None:
+    """When the process began, which tells it from a later one of the same number; None when it has ended."""
+    with contextlib.suppress(ChildProcessError):  # it need not be ours
+        os.waitpid(pid, os.WNOHANG)
+    return _begin_in_proc(pid) if Path("/proc/self/stat").exists() else _begin_in_ps(pid)
+
+
+def _begin_in_proc(pid: int) -> str | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field, the program's name, may hold blanks and brackets: count from its closing one.
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]
+
+
+def _begin_in_ps(pid: int) -> str | None:
+    listed = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    state, _, begin = listed.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else begin.strip()
