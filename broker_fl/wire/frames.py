@@ -58,8 +58,7 @@ def unpack(body: bytes) -> tuple[dict[str, Any], memoryview | None]:
 
     Raises:
         FrameRefused: too long, not a msgpack map, no string as its kind, another protocol version, or
-        something else
-            than one whole ``bin`` behind the header.
+            something else than one whole ``bin`` behind the header.
     """
     _check_length(len(body))
     view = memoryview(body)
@@ -83,7 +82,7 @@ def _header_end(view: memoryview) -> int | None:
     a thousand of them fit into one another. Once all claimed elements are known to be there, memory is
     bounded by the body.
     """
-    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BODY_BYTES)
+    unpacker = msgpack.Unpacker(read_size=len(view) + 1)
     unpacker.feed(view)
     try:
         unpacker.skip()

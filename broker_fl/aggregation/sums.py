@@ -1,0 +1,88 @@
+"""The un-normalised weighted sum of models, ``(Σ wᵢ xᵢ, Σ wᵢ)``: exact whoever drops out, and sums of sums compose.
+
+Element types: float16, bfloat16 and float32 are summed in float32, everything else in float64. Integer and boolean
+tensors (counters, masks) become their weighted mean, rounded to the nearest integer, ties to even; a boolean becomes
+the weighted majority, a tie False.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from broker_fl.aggregation import kernels
+from broker_fl.errors import AggregationError, UpdateRefused
+from broker_fl.model import DTYPES, Array, Model, ModelSpec, Run
+
+_SUM_DTYPE = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32}
+
+
+class WeightedSum:
+    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.total_weight = 0.0
+        self._totals: list[Array] | None = None
+
+    def add(self, model: Model, weight: float) -> None:
+        """Take one model in.
+
+        Raises:
+            UpdateRefused: another spec, a weight that is not positive and finite, or a value that is NaN or infinite;
+                nothing was changed.
+        """
+        check_addable(self.spec, model, weight)
+        if self._totals is None:
+            self._totals = [np.zeros(_length(run), _SUM_DTYPE.get(run.dtype, np.float64)) for run in self.spec.runs]
+        for run, total in zip(self.spec.runs, self._totals, strict=True):
+            kernels.add_scaled(total, model.run(run), weight)
+        self.total_weight += weight
+
+    def mean(self) -> Model:
+        """``Σ wᵢ xᵢ / Σ wᵢ``; the sum is used up.
+
+        Raises:
+            AggregationError: nothing was added, or a float tensor of the mean is not finite.
+        """
+        if self._totals is None:
+            raise AggregationError("no update was folded, so there is nothing to average")
+        totals, self._totals = self._totals, None
+        result = Model.empty(self.spec)
+        for run, total in zip(self.spec.runs, totals, strict=True):
+            kernels.scale(total, 1.0 / self.total_weight)
+            _write(result.run(run), total)
+            if not kernels.all_finite(result.run(run)):
+                raise AggregationError(f"the mean of the updates overflows {run.dtype}")
+        return result
+
+
+def check_addable(spec: ModelSpec, model: Model, weight: float) -> None:
+    """Hold one contribution against what can be summed.
+
+    Raises:
+        UpdateRefused: with the tensor that is wrong and why.
+    """
+    if not (math.isfinite(weight) and weight > 0):
+        raise UpdateRefused(f"the weight of an update is positive and finite, not {weight}")
+    if model.spec.digest != spec.digest:
+        differences = spec.differences(model.spec) or ["its tensors are in another order"]
+        raise UpdateRefused(f"the update does not fit the model: {'; '.join(differences[:5])}")
+    if not all(kernels.all_finite(model.run(run)) for run in spec.runs):
+        bad = next(name for name, array in model.items() if not kernels.all_finite(array.reshape(-1)))
+        raise UpdateRefused(f"tensor {bad!r} of the update has values that are NaN or infinite")
+
+
+def _write(target: Array, mean: Array) -> None:
+    if target.dtype == np.bool_:
+        target[...] = mean > 0.5
+    elif target.dtype.kind in "iu":
+        target[...] = np.rint(mean)
+    else:
+        with np.errstate(over="ignore"):  # found by the check that follows
+            target[...] = mean
+
+
+def _length(run: Run) -> int:
+    return (run.stop - run.start) // DTYPES[run.dtype].itemsize

@@ -1,0 +1,120 @@
+"""A round's cohort: who has which task, how far each is, and whether that is a quorum."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from broker_fl.wire.messages import Result
+
+
+class Status(StrEnum):
+    """How far a member of the cohort is."""
+
+    SENT = "sent"
+    ACCEPTED = "accepted"
+    FINISHED = "finished"
+    """Its result is there, its update is not."""
+    DELIVERED = "delivered"
+    """All that was asked for is there, and counts."""
+    FAILED = "failed"
+    REFUSED = "refused"
+    LATE = "late"
+    LOST = "lost"
+    REPLACED = "replaced"
+    """Did not deliver; somebody else was asked in its place."""
+
+
+OPEN = frozenset({Status.SENT, Status.ACCEPTED, Status.FINISHED})
+_NOT_COUNTED = (Status.LOST, Status.REPLACED)
+
+
+@dataclass(slots=True)
+class Assignment:
+    """One member's part in the round; ``changed_at`` is when it last moved, or was last reminded."""
+
+    status: Status
+    changed_at: float
+    attempt: int = 0
+    reminders: int = 0
+    reason: str = ""
+    result: Result | None = None
+
+
+class Cohort:
+    """The members of one round by learner id; counts by status are kept, so that every question is O(1)."""
+
+    def __init__(self, assignments: dict[str, Assignment] | None = None) -> None:
+        self._assignments = assignments or {}
+        self._counts = Counter(assignment.status for assignment in self._assignments.values())
+
+    def __len__(self) -> int:
+        return len(self._assignments)
+
+    def __contains__(self, learner: object) -> bool:
+        return learner in self._assignments
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._assignments)
+
+    def get(self, learner: str) -> Assignment | None:
+        """The member's part; None for one that is not a member."""
+        return self._assignments.get(learner)
+
+    def items(self) -> Iterable[tuple[str, Assignment]]:
+        """Members and their parts."""
+        return self._assignments.items()
+
+    def assign(self, learner: str, now: float, *, attempt: int = 0) -> None:
+        """Give a learner the task, for the first time or again."""
+        if learner in self._assignments:
+            self._counts[self._assignments[learner].status] -= 1
+        self._assignments[learner] = Assignment(Status.SENT, now, attempt)
+        self._counts[Status.SENT] += 1
+
+    def move(self, learner: str, status: Status, now: float, reason: str = "") -> None:
+        """Note a member's new status."""
+        assignment = self._assignments[learner]
+        self._counts[assignment.status] -= 1
+        self._counts[status] += 1
+        assignment.status, assignment.changed_at, assignment.reason = status, now, reason
+
+    def with_status(self, *statuses: Status) -> list[str]:
+        """Members with one of these statuses, sorted."""
+        return sorted(learner for learner, part in self._assignments.items() if part.status in statuses)
+
+    def count(self, status: Status) -> int:
+        """How many members have this status."""
+        return self._counts[status]
+
+    @property
+    def num_open(self) -> int:
+        """Members from whom something may still come."""
+        return sum(self._counts[status] for status in OPEN)
+
+    def num_required(self, quorum: float) -> int:
+        """How many deliveries are a quorum: a count (int), or a share (float) of the live members; at least 1.
+
+        Lost and replaced members are not in the denominator: a round must not wait for the dead.
+        """
+        if isinstance(quorum, int):
+            return quorum
+        live = len(self) - sum(self._counts[status] for status in _NOT_COUNTED)
+        return max(1, math.ceil(quorum * live - 1e-9))
+
+    def has_quorum(self, quorum: float) -> bool:
+        """Whether enough members have delivered."""
+        return self.count(Status.DELIVERED) >= self.num_required(quorum)
+
+    def summary(self) -> str:
+        """Counts in words, and the first reasons of those that failed."""
+        counts = ", ".join(f"{number} {status}" for status, number in sorted(self._counts.items()) if number)
+        reasons = [
+            f"{learner}: {part.reason}"
+            for learner, part in sorted(self._assignments.items())
+            if part.status in (Status.FAILED, Status.REFUSED, Status.LOST) and part.reason
+        ]
+        return counts + (f" ({'; '.join(reasons[:3])}{' …' if len(reasons) > 3 else ''})" if reasons else "")

@@ -1,0 +1,201 @@
+"""What goes into the job's state machine, and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker_fl.wire.events import Event
+from broker_fl.wire.messages import Result, TaskRef, TaskStatus
+
+# ---------------------------------------------------------------- in
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerUp:
+    """A learner joined, or joined again; ``tasks`` is what it holds."""
+
+    learner: str
+    tasks: tuple[TaskStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerDown:
+    """A learner left, or is lost."""
+
+    learner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerReported:
+    """A heartbeat; ``receiving`` is whether parts of the learner's update have arrived of late."""
+
+    learner: str
+    tasks: tuple[TaskStatus, ...]
+    receiving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWasAccepted:
+    """A learner has task and model."""
+
+    learner: str
+    task: TaskRef
+    receive_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHasFailed:
+    """A learner could not do it."""
+
+    learner: str
+    task: TaskRef
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultArrived:
+    """A learner's result is there; its update may still be on the way."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateWasFolded:
+    """A learner's update is in the sum."""
+
+    learner: str
+    task: TaskRef
+    weight: float
+    num_bytes: int = 0
+    num_messages: int = 0
+    upload_s: float = 0.0
+    fold_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateWasRefused:
+    """A learner's update cannot be folded; the sum is as it was."""
+
+    learner: str
+    task: TaskRef
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionWasStored:
+    """What ``Commit`` asked for is durable."""
+
+    version: int
+    digest: str
+    total_weight: float
+    aggregate_s: float = 0.0
+    store_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailed:
+    """The updates could not be combined; the sum is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopWanted:
+    """A driver wants the job to end."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerRestarted:
+    """The state was read from the store by a new controller: sums are lost, learners are about to join again."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """Nothing but time."""
+
+
+Signal = (
+    LearnerUp
+    | LearnerDown
+    | LearnerReported
+    | TaskWasAccepted
+    | TaskHasFailed
+    | ResultArrived
+    | UpdateWasFolded
+    | UpdateWasRefused
+    | VersionWasStored
+    | CommitFailed
+    | StopWanted
+    | ControllerRestarted
+    | TimePassed
+)
+
+# ---------------------------------------------------------------- out
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Number, store and publish an event."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Store the job's state before anything that follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendTasks:
+    """Send task and model version to these learners."""
+
+    task: TaskRef
+    learners: tuple[str, ...]
+    version: int
+    train: bool
+    upload_on_request: bool
+    deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestUpload:
+    """Ask a learner for the update that it holds."""
+
+    learner: str
+    task: TaskRef
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTasks:
+    """Tell learners that their task is no longer wanted."""
+
+    task: TaskRef
+    learners: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartSum:
+    """Forget what was folded, and begin a new sum for this round."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Make the sum the next version and store it together with the job's state; ``VersionWasStored`` answers."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job has ended: store its state, forget its sum."""
+
+
+Action = Emit | Save | SendTasks | RequestUpload | CancelTasks | StartSum | Commit | Finish

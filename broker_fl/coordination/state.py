@@ -1,0 +1,100 @@
+"""What a job is at any moment, and how it is written down so that another controller can go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgpack
+
+from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
+from broker_fl.errors import FrameRefused
+from broker_fl.wire.events import JobEnd
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.messages import JobSummary
+
+STATE_VERSION = 1
+
+
+class Phase(StrEnum):
+    """What a job is doing."""
+
+    IDLE = "idle"
+    """Between rounds."""
+    WAITING = "waiting"
+    """For learners."""
+    ROUND = "round"
+    COMMITTING = "committing"
+    EVALUATING = "evaluating"
+    """The last version, after the last round."""
+    ENDED = "ended"
+
+
+@dataclass(slots=True, kw_only=True)
+class JobState:
+    """One job. Times are seconds of the controller's clock, which goes on across restarts."""
+
+    job: str
+    spec: JobSpec
+    driver: str
+    update_bytes: int
+    """Size of one update on the wire."""
+    submitted_at: float
+    phase: Phase = Phase.IDLE
+    waiting_since: float | None = None
+    round: int = 0
+    version: int = 0
+    retries: int = 0
+    round_started_at: float = 0.0
+    deadline_at: float | None = None
+    cohort: Cohort = field(default_factory=Cohort)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    end: JobEnd | None = None
+    reason: str = ""
+
+    def pack(self) -> bytes:
+        """The state as bytes. What a crash loses anyway is left out: sums, and so who has delivered."""
+        members = [
+            (learner, part.attempt, str(_after_a_crash(part)), part.reason) for learner, part in self.cohort.items()
+        ]
+        fields: dict[str, Any] = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("spec", "cohort", "phase")
+        }
+        fields |= {"state": STATE_VERSION, "spec": self.spec.model_dump(), "phase": str(self.phase), "cohort": members}
+        return msgpack.packb(fields)
+
+    @classmethod
+    def unpack(cls, data: bytes, now: float) -> JobState:
+        """Read what ``pack`` wrote.
+
+        Raises:
+            FrameRefused: it was written by another version of this software.
+        """
+        fields = msgpack.unpackb(data, use_list=False)
+        if (version := fields.pop("state", None)) != STATE_VERSION:
+            raise FrameRefused(f"a stored job state of version {version!r} is not readable here ({STATE_VERSION} is)")
+        members = fields.pop("cohort")
+        cohort = {
+            learner: Assignment(Status(status), now, attempt, reason=reason)
+            for learner, attempt, status, reason in members
+        }
+        spec, phase = JobSpec.model_validate(fields.pop("spec")), Phase(fields.pop("phase"))
+        return cls(**fields, spec=spec, phase=phase, cohort=Cohort(cohort))
+
+    def summary(self) -> JobSummary:
+        """The job's line in a list of jobs."""
+        running = "waiting" if self.phase is Phase.WAITING else "running"
+        return JobSummary(
+            job=self.job,
+            name=self.spec.name,
+            state=self.end or running,
+            round=self.round,
+            version=self.version,
+            reason=self.reason,
+            submitted_at=self.submitted_at,
+        )
+
+
+def _after_a_crash(part: Assignment) -> Status:
+    return Status.SENT if part.status in OPEN or part.status is Status.DELIVERED else part.status

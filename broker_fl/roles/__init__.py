@@ -1,0 +1,1 @@
+"""The roles: controller, learner, driver. The only library code with threads; they perform what ``coordination`` decides."""

@@ -1,0 +1,288 @@
+"""The controller: hears learners and drivers, runs jobs, and keeps their state in the store.
+
+Threads: one decides (``Loop``), one publishes (``Sender``), one holds the lease; the transport has its own. All state
+belongs to the deciding thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.membership import Lost, Membership
+from broker_fl.errors import Fenced, FrameRefused, MessageRefused, StoreUnavailable
+from broker_fl.interfaces import Delivery, Member, Store, Transport
+from broker_fl.roles.clock import Clock
+from broker_fl.roles.jobs import Jobs
+from broker_fl.roles.lease import Lease
+from broker_fl.roles.loop import Loop
+from broker_fl.roles.requests import Requests
+from broker_fl.roles.runner import Services
+from broker_fl.roles.sender import Sender
+from broker_fl.topology import Topology
+from broker_fl.wire import messages as m
+from broker_fl.wire.events import LearnerJoined, LearnerLeft, LearnerLost
+from broker_fl.wire.frames import MAX_BODY_BYTES, pack_chunk
+
+log = logging.getLogger(__name__)
+INBOX_PREFETCH = 64
+REPORTS_PREFETCH = 1_000
+CONTROL_PREFETCH = 16
+MAX_RETRY_PAUSE_S = 5.0
+
+Handler = Callable[[m.Message, memoryview | None, str], None]
+"""Takes a message, its payload, and the first word of its routing key: who sent it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings:
+    """How a controller behaves."""
+
+    federation: str = "default"
+    heartbeat_s: float = 5.0
+    """How often learners are asked to be heard of; four missed in a row, and one is lost."""
+    lease_ttl_s: float = 15.0
+    """How long a standby waits after the last sign of life of a controller that died."""
+    max_model_bytes: int = 8 << 30
+    """A job with a larger model is refused."""
+
+
+class Controller:
+    """One controller of one federation. Of several, one works; the others stand by for its lease."""
+
+    def __init__(self, transport: Transport, store: Store, settings: ControllerSettings | None = None) -> None:
+        self.settings = settings or ControllerSettings()
+        self.topology = Topology(self.settings.federation)
+        self._transport = transport
+        self._store = store
+        self._clock = Clock()
+        self._stop = threading.Event()
+        self._active = threading.Event()
+        self._members = Membership(self.settings.heartbeat_s, self._clock.now())
+        self._ticked_at = 0.0
+        self._owner = f"controller-{uuid.uuid4().hex[:12]}"
+        self._lease = Lease(store, self._owner, ttl_s=self.settings.lease_ttl_s, on_fenced=self._fenced)
+        self._loop = Loop("controller", on_idle=self._idle, timeout_s=self._timeout_s)
+        self._sender = Sender(transport, "controller-sender")
+        self._bulk_sender = Sender(transport, "controller-bulk-sender")
+        self._main = threading.Thread(target=self._run, name="controller-main", daemon=True)
+        self.error: BaseException | None = None
+        """What ended the controller, if it was not ``stop``."""
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Begin: stand by for the lease, then work, on threads of its own."""
+        self._main.start()
+
+    def wait_active(self, timeout_s: float | None = None) -> bool:
+        """Wait until it holds the lease and hears learners and drivers."""
+        return self._active.wait(timeout_s)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the controller's end; False if that takes longer."""
+        self._main.join(timeout_s)
+        return not self._main.is_alive()
+
+    def stop(self) -> None:
+        """End: jobs stay as they are in the store, and the next controller goes on with them."""
+        self._stop.set()
+        self._loop.stop()
+
+    @property
+    def epoch(self) -> int:
+        """Of the lease that it holds; 0 before."""
+        return self._lease.epoch
+
+    def _run(self) -> None:
+        try:
+            if self._lease.acquire(self._stop):
+                self._work()
+        except BaseException as error:  # noqa: BLE001 - kept for the owner, who decides
+            self.error = error
+            log.error("the controller ends: %s", error)  # noqa: TRY400 - its owner shows the cause
+        finally:
+            self._lease.release()
+            self._bulk_sender.stop(5.0)
+            self._sender.stop(5.0)
+
+    def _work(self) -> None:
+        """Hear everybody until the loop ends; with the lease in hand."""
+        epoch = self._lease.epoch
+        services = self._new_services(epoch)
+        self._jobs = Jobs(services, self._members)
+        self._requests = Requests(services, self._jobs, self.settings.max_model_bytes)
+        self._transport.declare([*self.topology.for_controller(), *self.topology.for_inbox(services.inbox)])
+        self._transport.on_reconnect(lambda: self._loop.post(self._ask_who_is_there))
+        self._jobs.resume()
+        self._ask_who_is_there()
+        handlers = {
+            self.topology.inbox(services.inbox): (self._on_inbox, INBOX_PREFETCH),
+            self.topology.reports: (self._on_report, REPORTS_PREFETCH),
+            self.topology.control: (self._on_control, CONTROL_PREFETCH),
+        }
+        for queue, (handle, prefetch) in handlers.items():
+            self._consume(queue, handle, prefetch)
+        self._loop.start()
+        log.info("controller of federation %s is active, epoch %d", self.settings.federation, epoch)
+        self._active.set()
+        self._loop.join()
+        self.error = self.error or self._loop.error
+        for queue in handlers:
+            self._transport.cancel(queue)
+
+    def _new_services(self, epoch: int) -> Services:
+        return Services(
+            topology=self.topology,
+            transport=self._transport,
+            store=self._store,
+            sender=self._sender,
+            bulk_sender=self._bulk_sender,
+            clock=self._clock,
+            inbox=f"controller-{epoch}",
+            epoch=epoch,
+            heartbeat_s=self.settings.heartbeat_s,
+            post=self._loop.post,
+            persist=self._persist,
+        )
+
+    def _fenced(self, error: Fenced) -> None:
+        self.error = error
+        log.error("%s: this controller stops", error)
+        self.stop()
+
+    def _persist(self, write: Callable[[], None]) -> None:
+        """Do a write until the store takes it; the lease is kept meanwhile, and nothing else goes on.
+
+        Raises:
+            Fenced: another controller has taken over.
+            StoreUnavailable: the controller was stopped while the store was away.
+        """
+        pause_s = 0.05
+        while True:
+            try:
+                return write()
+            except StoreUnavailable as error:
+                log.warning("the store does not take a write, trying again: %s", error)
+                if self._stop.wait(pause_s):
+                    raise
+                pause_s = min(2 * pause_s, MAX_RETRY_PAUSE_S)
+
+    # ------------------------------------------------------------ what comes in
+
+    def _consume(self, queue: str, handle: Handler, prefetch: int) -> None:
+        def sink(delivery: Delivery) -> None:
+            self._loop.post(lambda: self._take(queue, delivery, handle))
+
+        self._transport.consume(queue, sink, prefetch=prefetch)
+
+    def _take(self, queue: str, delivery: Delivery, handle: Handler) -> None:
+        """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with the reason."""
+        try:
+            message, payload = m.decode(delivery.body)
+            handle(message, payload, delivery.routing_key.partition(".")[0])
+        except MessageRefused as error:
+            self._dead_letter(queue, delivery, str(error))
+        delivery.ack()
+
+    def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
+        log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
+        header = m.DeadLetter(
+            source=queue, routing_key=delivery.routing_key, reason=reason[:2000], time_s=self._clock.now()
+        )
+        payload = memoryview(delivery.body)[: MAX_BODY_BYTES - 8192]
+        body = pack_chunk(header.KIND, header.model_dump(), payload)
+        self._sender.post(lambda: self._transport.publish(self.topology.dead, [""], body, persistent=True))
+
+    def _on_report(self, message: m.Message, _payload: memoryview | None, sender: str) -> None:
+        if isinstance(message, m.Join | m.Leave | m.Heartbeat | m.Accepted | m.Failed) and message.learner != sender:
+            raise FrameRefused(f"{sender!r} sent a {message.KIND!r} report in the name of {message.learner!r}")
+        match message:
+            case m.Join():
+                self._on_join(message)
+            case m.Leave(learner=learner, session=session, reason=reason):
+                if self._members.leave(learner, session):
+                    log.info("learner %s left: %s", learner, reason)
+                    self._jobs.emit(lambda job: LearnerLeft(job=job, learner=learner, reason=reason))
+                    self._jobs.signal_all(s.LearnerDown(learner, reason or "it left"))
+            case m.Heartbeat():
+                self._on_heartbeat(message)
+            case m.Accepted(learner=learner, task=task, receive_s=receive_s):
+                self._jobs.signal(task.job, s.TaskWasAccepted(learner, task, receive_s))
+            case m.Failed(learner=learner, task=task, reason=reason):
+                self._jobs.signal(task.job, s.TaskHasFailed(learner, task, reason))
+            case _:
+                raise FrameRefused(f"a {message.KIND!r} message is not a report")
+
+    def _on_join(self, join: m.Join) -> None:
+        member = Member(learner=join.learner, attributes=join.attributes)
+        new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
+        self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
+        welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
+        self._sender.send(self.topology.tasks, [self.topology.learner_key(join.learner)], welcome)
+        if new:
+            log.info("learner %s joined; %d are there", join.learner, len(self._members))
+            self._jobs.emit(
+                lambda job: LearnerJoined(job=job, learner=join.learner, attributes=dict(join.attributes))
+            )
+        self._jobs.signal_all(s.LearnerUp(join.learner, join.tasks))
+
+    def _on_heartbeat(self, beat: m.Heartbeat) -> None:
+        if not self._members.heard(beat.learner, beat.session, beat.tasks, self._clock.now()):
+            self._sender.send(self.topology.tasks, [self.topology.learner_key(beat.learner)], m.Rejoin())
+            return
+        for runner in self._jobs.running():
+            runner.heartbeat(s.LearnerReported(beat.learner, beat.tasks))
+
+    def _on_inbox(self, message: m.Message, payload: memoryview | None, sender: str) -> None:
+        if isinstance(message, m.ModelChunk) and payload is not None:
+            self._requests.initial_chunk(sender, message, payload)
+            return
+        if not isinstance(message, m.Result | m.UpdateChunk):
+            raise FrameRefused(f"a {message.KIND!r} message does not belong into an inbox")
+        if message.learner != sender:
+            raise FrameRefused(f"{sender!r} sent a {message.KIND!r} in the name of {message.learner!r}")
+        runner = self._jobs.runner(message.task.job)
+        if runner is None:
+            log.info("a %s of learner %s for job %s came too late", message.KIND, sender, message.task.job)
+        elif isinstance(message, m.Result):
+            runner.result(message)
+        elif payload is not None:
+            runner.chunk(message, payload)
+
+    def _on_control(self, message: m.Message, _payload: memoryview | None, _key: str) -> None:
+        if not isinstance(message, m.Request):
+            raise FrameRefused(f"a {message.KIND!r} message is not a request")
+        self._requests.handle(message)
+
+    # ------------------------------------------------------------ time
+
+    def _timeout_s(self) -> float:
+        """How long the loop may sleep."""
+        timers = [self._ticked_at + self.settings.heartbeat_s]
+        if (timer := self._jobs.next_timer()) is not None:
+            timers.append(timer)
+        return min(timers) - self._clock.now()
+
+    def _idle(self) -> None:
+        """Nothing waits: tell jobs the time, find the lost, write events out."""
+        now = self._clock.now()
+        self._jobs.tell_time(now)
+        if now >= self._ticked_at + self.settings.heartbeat_s:
+            self._ticked_at = now
+            for lost in self._members.expire(now):
+                self._lost(lost)
+            self._jobs.signal_all(s.TimePassed())
+        self._jobs.flush()
+
+    def _lost(self, lost: Lost) -> None:
+        log.info("learner %s has not been heard of for %.0f s", lost.learner, lost.silent_s)
+        self._jobs.emit(lambda job: LearnerLost(job=job, learner=lost.learner, silent_s=lost.silent_s))
+        self._jobs.signal_all(s.LearnerDown(lost.learner, f"not heard of for {lost.silent_s:.0f} s"))
+
+    def _ask_who_is_there(self) -> None:
+        self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())

@@ -1,0 +1,383 @@
+"""The driver's Python API: submit jobs, watch them, stop them, fetch models. It needs access to the broker, and nothing else.
+
+::
+
+    with Driver(transport, federation="default") as driver:
+        job = driver.submit(JobSpec(termination={"rounds": 10}), model)
+        for event in job.events():
+            print(event)
+        final = job.model()
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Self, TypeVar
+
+from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, RequestRefused
+from broker_fl.interfaces import Delivery, Transport
+from broker_fl.model import Array, Model
+from broker_fl.record.history import History
+from broker_fl.roles.sender import publish_model
+from broker_fl.topology import Topology
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.events import Event, JobFinished, decode_event
+from broker_fl.wire.job import JobSpec
+
+R = TypeVar("R", bound=m.Reply)
+REPLY_PREFETCH = 64
+EVENTS_PREFETCH = 256
+MAX_MODEL_BYTES = 8 << 30
+_REPEAT_AFTER_S = 10.0
+
+
+class Driver:
+    """A connection to one federation, for any number of threads."""
+
+    def __init__(self, transport: Transport, federation: str = "default", *, timeout_s: float = 30.0) -> None:
+        """Use ``transport``, which is closed with the driver; a request waits ``timeout_s`` for the controller's answer."""
+        self.topology = Topology(federation)
+        self.id = f"driver-{uuid.uuid4().hex[:12]}"
+        self.timeout_s = timeout_s
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._waiting: dict[str, queue.SimpleQueue[m.Reply]] = {}
+        self._downloads: dict[tuple[str, int], list[_Download]] = {}
+        transport.declare([*self.topology.for_controller(), *self.topology.for_driver(self.id)])
+        transport.consume(self.topology.driver_queue(self.id), self._take, prefetch=REPLY_PREFETCH, exclusive=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect; jobs go on."""
+        self._transport.delete_queue(self.topology.driver_queue(self.id))
+        self._transport.close()
+
+    # ------------------------------------------------------------ jobs
+
+    def submit(self, spec: JobSpec, model: Model | Mapping[str, Array]) -> Job:
+        """Have a job run from an initial model; returns when the controller has stored both.
+
+        Raises:
+            RequestRefused: the controller does not take the job; says why.
+            BrokerUnavailable: no controller answered within ``timeout_s``.
+        """
+        initial = model if isinstance(model, Model) else Model.of(model)
+        job = f"{spec.name[:51]}-{uuid.uuid4().hex[:12]}"
+        manifest = m.ModelManifest(
+            version=0,
+            spec=initial.spec.to_wire(),
+            digest=initial.digest,
+            num_bytes=initial.spec.num_bytes,
+            chunk_bytes=spec.transfer.chunk_bytes,
+        )
+        submit = m.Submit(driver=self.id, request=_request_id(), job=job, spec=spec, model=manifest)
+        with _Answers(self, submit) as answers:
+            answer = answers.next(m.Submitted, m.Done)
+            if isinstance(answer, m.Submitted):
+                key = f"{self.id}.{answer.inbox}"
+                publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
+                answers.next(m.Done)
+        return Job(self, job)
+
+    def job(self, job: str) -> Job:
+        """A job that was submitted before, by whomever. Nothing is sent."""
+        return Job(self, job)
+
+    def jobs(self) -> tuple[m.JobSummary, ...]:
+        """All jobs of the federation, oldest first."""
+        return self.ask(m.ListJobs(driver=self.id, request=_request_id()), m.Jobs).jobs
+
+    def learners(self) -> tuple[m.LearnerSummary, ...]:
+        """The learners that are there."""
+        return self.ask(m.ListLearners(driver=self.id, request=_request_id()), m.Learners).learners
+
+    # ------------------------------------------------------------ asking
+
+    def ask(self, request: m.Request, expected: type[R]) -> R:
+        """Send a request and wait for its answer.
+
+        Raises:
+            RequestRefused: with the controller's reason.
+            BrokerUnavailable: no controller answered within ``timeout_s``.
+        """
+        with _Answers(self, request) as answers:
+            reply = answers.next(expected)
+            assert isinstance(reply, expected)  # noqa: S101 - what ``next`` promises, for the type checker
+            return reply
+
+    def download(self, job: str, version: int | None) -> tuple[int, Model]:
+        """Fetch a model version; None is the newest. Its number comes back with it.
+
+        Raises:
+            RequestRefused: there is no such job or version.
+            BrokerUnavailable: the model did not arrive; ``timeout_s`` counts from the last chunk.
+        """
+        request = m.ReadModel(driver=self.id, request=_request_id(), job=job, version=version)
+        follows = self.ask(request, m.ModelFollows)
+        with self._lock:
+            downloads = self._downloads.setdefault((job, follows.model.version), [])
+            download = next(one for one in downloads if one.request == follows.request)
+        try:
+            model = download.wait(self.timeout_s)
+        finally:
+            with self._lock:
+                downloads.remove(download)
+        return follows.model.version, model
+
+    # ------------------------------------------------------------ what comes in, on a thread of the transport
+
+    def _take(self, delivery: Delivery) -> None:
+        try:
+            message, payload = m.decode(delivery.body)
+            if isinstance(message, m.ModelChunk) and payload is not None:
+                self._on_chunk(message, payload)
+            elif isinstance(message, m.Reply):
+                self._on_reply(message)
+        except MessageRefused:
+            pass  # a newer controller's message, or a broken one: the request times out, or is asked again
+        finally:
+            delivery.ack()
+
+    def _on_reply(self, reply: m.Reply) -> None:
+        with self._lock:
+            waiting = self._waiting.get(reply.request)
+            if waiting is None:
+                return
+            if isinstance(reply, m.ModelFollows):
+                key = (reply.job, reply.model.version)
+                if all(one.request != reply.request for one in self._downloads.get(key, ())):
+                    self._downloads.setdefault(key, []).append(_Download(reply))
+        waiting.put(reply)
+
+    def _on_chunk(self, chunk: m.ModelChunk, payload: memoryview) -> None:
+        with self._lock:
+            downloads = list(self._downloads.get((chunk.job, chunk.version), ()))
+        for download in downloads:
+            download.add(chunk, payload)
+
+    # ------------------------------------------------------------ for answers and events
+
+    def expect(self, request: str) -> queue.SimpleQueue[m.Reply]:
+        """Collect the answers to a request, until ``forget``."""
+        answers: queue.SimpleQueue[m.Reply] = queue.SimpleQueue()
+        with self._lock:
+            self._waiting[request] = answers
+        return answers
+
+    def forget(self, request: str) -> None:
+        """Answers to the request are no longer wanted."""
+        with self._lock:
+            self._waiting.pop(request, None)
+
+    def send(self, request: m.Request) -> None:
+        """Publish a request."""
+        self._transport.publish(self.topology.control, [self.topology.CONTROL], request.pack(), persistent=True)
+
+    @property
+    def transport(self) -> Transport:
+        """The connection to the broker."""
+        return self._transport
+
+
+class Job:
+    """One job of a federation, seen from a driver."""
+
+    def __init__(self, driver: Driver, job: str) -> None:
+        self._driver = driver
+        self.id = job
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    def events(self, *, follow: bool = True) -> Iterator[Event]:
+        """The job's events from the first on, each once; with ``follow``, until the job has finished.
+
+        Raises:
+            RequestRefused: there is no such job.
+            BrokerUnavailable: no controller answers.
+        """
+        if not follow:
+            yield from self._stored(after=0)
+            return
+        with _Watch(self._driver, self.id) as watch:
+            last = 0
+            for event in self._stored(after=0):
+                last = event.sequence
+                yield event
+                if isinstance(event, JobFinished):
+                    return
+            while True:
+                fresh = watch.next(last)
+                if not fresh or fresh[0].sequence != last + 1:
+                    fresh = list(self._stored(after=last))
+                for event in fresh:
+                    last = event.sequence
+                    yield event
+                    if isinstance(event, JobFinished):
+                        return
+
+    def wait(self) -> JobFinished:
+        """Wait for the job's end.
+
+        Raises:
+            RequestRefused: there is no such job.
+        """
+        finished = None
+        for event in self.events():
+            finished = event
+        if not isinstance(finished, JobFinished):
+            raise BrokerUnavailable(f"job {self.id} ended without saying so")
+        return finished
+
+    def history(self) -> History:
+        """All that has happened so far."""
+        return History.of(self.events(follow=False))
+
+    def stop(self, reason: str = "") -> None:
+        """End the job; what it has committed is kept."""
+        driver = self._driver
+        driver.ask(m.StopJob(driver=driver.id, request=_request_id(), job=self.id, reason=reason), m.Done)
+
+    def versions(self) -> tuple[m.VersionSummary, ...]:
+        """The model versions that are kept, oldest first."""
+        driver = self._driver
+        return driver.ask(m.ListVersions(driver=driver.id, request=_request_id(), job=self.id), m.Versions).versions
+
+    def model(self, version: int | None = None) -> Model:
+        """A model version; None is the newest.
+
+        Raises:
+            RequestRefused: there is no such version, or it is no longer kept.
+        """
+        return self._driver.download(self.id, version)[1]
+
+    def _stored(self, *, after: int) -> Iterator[Event]:
+        driver = self._driver
+        while True:
+            request = m.ReadEvents(driver=driver.id, request=_request_id(), job=self.id, after=after)
+            page = driver.ask(request, m.Events)
+            for body in page.events:
+                event = decode_event(body)
+                after = event.sequence
+                yield event
+            if page.last:
+                return
+
+
+class _Answers:
+    """The answers to one request, which is sent again while none comes: requests are safe to repeat."""
+
+    def __init__(self, driver: Driver, request: m.Request) -> None:
+        self._driver = driver
+        self._request = request
+        self._answers = driver.expect(request.request)
+
+    def __enter__(self) -> Self:
+        self._driver.send(self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._driver.forget(self._request.request)
+
+    def next(self, *expected: type[m.Reply]) -> m.Reply:
+        """The next answer of an expected kind."""
+        give_up_at = time.monotonic() + self._driver.timeout_s
+        while (left_s := give_up_at - time.monotonic()) > 0:
+            try:
+                reply = self._answers.get(timeout=min(left_s, _REPEAT_AFTER_S))
+            except queue.Empty:
+                self._driver.send(self._request)
+                continue
+            if isinstance(reply, m.Refused):
+                raise RequestRefused(reply.reason)
+            if isinstance(reply, expected):
+                return reply
+        raise BrokerUnavailable(
+            f"no controller of federation {self._driver.topology.federation!r} answered within "
+            f"{self._driver.timeout_s:g} s; is one running (broker-fl controller)?"
+        )
+
+
+class _Download:
+    """A model on its way to the driver."""
+
+    def __init__(self, follows: m.ModelFollows) -> None:
+        self.request = follows.request
+        self._manifest = follows.model
+        self._spec = follows.model.model_spec(max_bytes=MAX_MODEL_BYTES)
+        self._assembly = Assembly(follows.model.num_bytes, follows.model.chunk_bytes)
+        self._progress = threading.Condition()
+
+    def add(self, chunk: m.ModelChunk, payload: memoryview) -> None:
+        with self._progress:
+            self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
+            self._progress.notify_all()
+
+    def wait(self, timeout_s: float) -> Model:
+        with self._progress:
+            while not self._assembly.complete:
+                missing = self._assembly.num_missing
+                if not self._progress.wait(timeout_s) and self._assembly.num_missing == missing:
+                    raise BrokerUnavailable(f"{missing} chunks of the model did not arrive within {timeout_s:g} s")
+        model = encoding(self._manifest.encoding).decode(self._assembly.buffer, self._spec)
+        if self._manifest.encoding == "raw" and model.digest != self._manifest.digest:
+            raise FrameRefused("the model arrived with another digest than was announced")
+        return model
+
+
+class _Watch:
+    """Live events of one job, in a queue of its own."""
+
+    def __init__(self, driver: Driver, job: str) -> None:
+        self._driver = driver
+        self._watcher = f"{driver.id}-{uuid.uuid4().hex[:8]}"
+        self._job = job
+        self._batches: queue.SimpleQueue[tuple[bytes, ...] | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        driver = self._driver
+        driver.transport.declare(driver.topology.for_watcher(self._watcher, self._job))
+        queue_name = driver.topology.event_queue(self._watcher)
+        driver.transport.consume(queue_name, self._take, prefetch=EVENTS_PREFETCH, exclusive=True)
+        driver.transport.on_reconnect(lambda: self._batches.put(None))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._driver.transport.delete_queue(self._driver.topology.event_queue(self._watcher))
+
+    def _take(self, delivery: Delivery) -> None:
+        try:
+            message, _ = m.decode(delivery.body)
+            if isinstance(message, m.EventBatch):
+                self._batches.put(message.events)
+        except MessageRefused:
+            self._batches.put(None)  # something was missed: the stored events tell
+        finally:
+            delivery.ack()
+
+    def next(self, last: int) -> list[Event]:
+        """Events after ``last``; empty when some may have been missed, or none came for a while."""
+        while True:
+            try:
+                batch = self._batches.get(timeout=_REPEAT_AFTER_S)
+            except queue.Empty:
+                return []
+            if batch is None:
+                return []
+            if fresh := [event for event in map(decode_event, batch) if event.sequence > last]:
+                return fresh
+
+
+def _request_id() -> str:
+    return uuid.uuid4().hex

@@ -1,0 +1,67 @@
+"""A job's events on their way out: numbered, stored, and published in batches."""
+
+from __future__ import annotations
+
+import logging
+
+from broker_fl.errors import StoreUnavailable
+from broker_fl.interfaces import Store
+from broker_fl.roles.clock import Clock
+from broker_fl.roles.sender import Sender
+from broker_fl.topology import Topology
+from broker_fl.wire.events import Event
+from broker_fl.wire.messages import EventBatch
+
+log = logging.getLogger(__name__)
+BATCH_BYTES = 1 << 20
+
+
+class EventLog:
+    """Numbers events at once; stores and publishes them at ``flush``. What the store does not take stays for the next one."""
+
+    def __init__(self, job: str, *, store: Store, epoch: int, sender: Sender, topology: Topology, clock: Clock) -> None:
+        self._job = job
+        self._store = store
+        self._epoch = epoch
+        self._sender = sender
+        self._topology = topology
+        self._clock = clock
+        self._last = store.num_events(job)
+        self._pending: list[bytes] = []
+
+    def add(self, event: Event) -> None:
+        """Give an event its number and time."""
+        self._last += 1
+        self._pending.append(event.stamped(self._last, self._clock.now()).pack())
+
+    def flush(self) -> bool:
+        """Store and publish what was added; False if the store is away, and it has to be tried again.
+
+        Raises:
+            Fenced: another controller has taken over.
+        """
+        if not self._pending:
+            return True
+        first = self._last - len(self._pending) + 1
+        try:
+            self._store.append_events(self._job, self._pending, first=first, epoch=self._epoch)
+        except StoreUnavailable as error:
+            log.warning("events of job %s wait for the store: %s", self._job, error)
+            return False
+        pending, self._pending = self._pending, []
+        for batch in _batches(pending):
+            self._sender.send(self._topology.events, [self._job], EventBatch(job=self._job, events=batch))
+        return True
+
+
+def _batches(events: list[bytes]) -> list[tuple[bytes, ...]]:
+    """Split so that a batch stays below the limit of a frame; one event alone is always below it."""
+    batches: list[list[bytes]] = [[]]
+    size = 0
+    for event in events:
+        if batches[-1] and size + len(event) > BATCH_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append(event)
+        size += len(event)
+    return [tuple(batch) for batch in batches]

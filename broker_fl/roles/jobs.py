@@ -1,0 +1,118 @@
+"""The jobs of one controller: those that run, and those that have ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.job import Job
+from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.state import JobState, Phase
+from broker_fl.errors import FrameRefused
+from broker_fl.interfaces import Member
+from broker_fl.model import Model, ModelSpec
+from broker_fl.roles.eventlog import EventLog
+from broker_fl.roles.models import read_records
+from broker_fl.roles.runner import JobRunner, Services
+from broker_fl.wire.events import LearnerJoined, LearnerLeft, LearnerLost
+
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """Lives on the controller's thread."""
+
+    def __init__(self, services: Services, members: Membership) -> None:
+        self._services = services
+        self._runners: dict[str, JobRunner] = {}
+        self._ended: dict[str, JobState] = {}
+        self.members = members
+
+    def resume(self) -> None:
+        """Read every job from the store, and go on with those that have not ended."""
+        services, now = self._services, self._services.clock.now()
+        stored: dict[str, bytes] = {}
+        services.persist(lambda: stored.update(services.store.jobs()))
+        for job, data in stored.items():
+            try:
+                state = JobState.unpack(data, now)
+            except FrameRefused as error:
+                log.error("job %s cannot be resumed: %s", job, error)  # noqa: TRY400 - the message says it all
+                continue
+            if state.phase is Phase.ENDED:
+                self._ended[job] = state
+            else:
+                self._resume(state, now)
+
+    def _resume(self, state: JobState, now: float) -> None:
+        """Learners of its cohort count as there until they turn out to be silent."""
+        for learner in state.cohort:
+            if learner not in self.members:
+                self.members.join(Member(learner=learner), session="unknown", software="", now=now)
+        spec = read_records(self._services.store, state.job)[-1].spec
+        log.info("job %s goes on in round %d from version %d", state.job, state.round, state.version)
+        self._add(state, spec, None).signal(s.ControllerRestarted(self._services.epoch))
+
+    def add(self, state: JobState, model: Model) -> JobRunner:
+        """Take a job whose initial model is stored."""
+        return self._add(state, model.spec, model)
+
+    def _add(self, state: JobState, spec: ModelSpec, model: Model | None) -> JobRunner:
+        services = self._services
+        events = EventLog(
+            state.job,
+            store=services.store,
+            epoch=services.epoch,
+            sender=services.sender,
+            topology=services.topology,
+            clock=services.clock,
+        )
+        runner = JobRunner(Job(state, self.members), spec, services, events, model)
+        self._runners[state.job] = runner
+        return runner
+
+    def states(self) -> dict[str, JobState]:
+        """State of every job that is known."""
+        return self._ended | {job: runner.job.state for job, runner in self._runners.items()}
+
+    def runner(self, job: str) -> JobRunner | None:
+        """The job's runner, until the job has ended."""
+        return self._runners.get(job)
+
+    def running(self) -> list[JobRunner]:
+        """All jobs that have not ended."""
+        return list(self._runners.values())
+
+    def signal(self, job: str, signal: s.Signal) -> None:
+        """Tell one job, if it is running."""
+        if (runner := self._runners.get(job)) is not None:
+            runner.signal(signal)
+
+    def signal_all(self, signal: s.Signal) -> None:
+        """Tell every running job."""
+        for runner in self.running():
+            runner.signal(signal)
+
+    def emit(self, make: Callable[[str], LearnerJoined | LearnerLeft | LearnerLost]) -> None:
+        """Add an event that concerns all running jobs to the log of each."""
+        for job, runner in self._runners.items():
+            runner.emit(make(job))
+
+    def next_timer(self) -> float | None:
+        """When the first job wants to be told the time."""
+        timers = (runner.job.next_timer() for runner in self._runners.values())
+        return min((timer for timer in timers if timer is not None), default=None)
+
+    def tell_time(self, now: float) -> None:
+        """Tell the time to the jobs whose timer is due."""
+        for runner in self.running():
+            timer = runner.job.next_timer()
+            if timer is not None and timer <= now:
+                runner.signal(s.TimePassed())
+
+    def flush(self) -> None:
+        """Write events out, and put away the jobs that have ended."""
+        for job, runner in list(self._runners.items()):
+            if runner.flush() and runner.job.state.phase is Phase.ENDED:
+                self._ended[job] = self._runners.pop(job).job.state

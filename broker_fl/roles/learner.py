@@ -1,0 +1,281 @@
+"""The learner's side: takes tasks from its mailbox, works on them, sends results back.
+
+One host carries one learner or many (virtual learners in one process). Threads: one decides (``Loop``), ``num_workers``
+run the users' code, one publishes (``Sender``); the transport has its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import broker_fl
+from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
+from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
+from broker_fl.roles.clock import Clock
+from broker_fl.roles.loop import Loop
+from broker_fl.roles.sender import Sender, publish_update
+from broker_fl.roles.tasks import HeldTask
+from broker_fl.topology import Topology
+from broker_fl.wire import messages as m
+
+log = logging.getLogger(__name__)
+MAILBOX_PREFETCH = 16
+DEFAULT_HEARTBEAT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """How a host of learners behaves."""
+
+    federation: str = "default"
+    attributes: Parameters = field(default_factory=dict)
+    """Told to the controller at joining; selectors may go by them."""
+    num_workers: int = 1
+    """Tasks of this host's learners that are worked on at the same time."""
+    max_model_bytes: int = 8 << 30
+    """A task with a larger model is refused."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One learner of the host, and the newest task of each job."""
+
+    id: str
+    learner: Learner
+    session: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    held: dict[str, HeldTask] = field(default_factory=dict)
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def statuses(self) -> tuple[m.TaskStatus, ...]:
+        return tuple(held.status() for held in self.held.values())
+
+
+class LearnerHost:
+    """Connects learners to their federation, until it is stopped."""
+
+    def __init__(
+        self, transport: Transport, learners: Mapping[str, Learner], settings: LearnerSettings | None = None
+    ) -> None:
+        self.settings = settings or LearnerSettings()
+        self.topology = Topology(self.settings.federation)
+        self._transport = transport
+        self._clock = Clock()
+        self._seats = {learner_id: _Seat(learner_id, learner) for learner_id, learner in learners.items()}
+        self._heartbeat_s = DEFAULT_HEARTBEAT_S
+        self._beat_at = 0.0
+        self._beat_waits = False
+        self._draining = False
+        self._num_working = 0
+        self._idle_workers = threading.Event()
+        self._welcomed = threading.Event()
+        self._stopped = threading.Event()
+        self._loop = Loop("learner", on_idle=self._beat_if_due, timeout_s=self._timeout_s)
+        self._reports = Sender(transport, "learner-reports")
+        self._updates = Sender(transport, "learner-updates")
+        self._workers = ThreadPoolExecutor(self.settings.num_workers, thread_name_prefix="learner-worker")
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Declare mailboxes, join, and take tasks.
+
+        Raises:
+            AccessDenied: no permission, or another process reads the mailbox of one of these learners.
+            BrokerUnavailable: the broker does not answer.
+        """
+        entities = [entity for seat in self._seats.values() for entity in self.topology.for_learner(seat.id)]
+        self._transport.declare([*self.topology.for_controller(), *entities])
+        for seat in self._seats.values():
+            self._consume(seat)
+        self._transport.on_reconnect(lambda: self._loop.post(self._join_all))
+        self._loop.post(self._join_all)
+        self._loop.start()
+
+    def wait_welcomed(self, timeout_s: float | None = None) -> bool:
+        """Wait until a controller has answered."""
+        return self._welcomed.wait(timeout_s)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the host's end; False if that takes longer."""
+        return self._stopped.wait(timeout_s)
+
+    def stop(self, *, drain_s: float = 30.0, reason: str = "stopped") -> None:
+        """Finish what is being worked on, for at most ``drain_s``; send it, say ``leave``, and end. Blocks."""
+        self._loop.post(self._drain)
+        if not self._idle_workers.wait(drain_s):
+            log.warning("a task was not finished within %g s; it is handed back", drain_s)
+        self._loop.post(self._cancel_all)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._updates.stop(max(5.0, drain_s))
+        self._loop.post(lambda: self._leave_all(reason))
+        self._loop.stop()
+        self._loop.join(10.0)
+        self._reports.stop(5.0)
+        self._transport.flush(5.0)
+        self._stopped.set()
+
+    def _drain(self) -> None:
+        self._draining = True
+        if not self._num_working:
+            self._idle_workers.set()
+
+    def _cancel_all(self) -> None:
+        for seat in self._seats.values():
+            for held in seat.held.values():
+                held.cancelled = True
+
+    def _leave_all(self, reason: str) -> None:
+        for seat in self._seats.values():
+            self._report(seat, m.Leave(learner=seat.id, session=seat.session, reason=reason))
+
+    # ------------------------------------------------------------ what comes in
+
+    def _consume(self, seat: _Seat) -> None:
+        def sink(delivery: Delivery) -> None:
+            self._loop.post(lambda: self._take(seat, delivery))
+
+        self._transport.consume(self.topology.mailbox(seat.id), sink, prefetch=MAILBOX_PREFETCH, exclusive=True)
+
+    def _take(self, seat: _Seat, delivery: Delivery) -> None:
+        try:
+            message, payload = m.decode(delivery.body)
+            self._handle(seat, message, payload)
+        except MessageRefused as error:
+            log.warning("learner %s refuses a message: %s", seat.id, error)
+        delivery.ack()
+
+    def _handle(self, seat: _Seat, message: m.Message, payload: memoryview | None) -> None:
+        match message:
+            case m.ModelChunk() if payload is not None:
+                self._on_chunk(seat, message, payload)
+            case m.Task():
+                self._on_task(seat, message)
+            case m.UploadRequest():
+                self._on_upload_request(seat, message)
+            case m.Cancel(task=task, reason=reason):
+                held = seat.held.get(task.job)
+                if held is not None and held.task.task.round <= task.round:
+                    held.cancelled = True
+                    del seat.held[task.job]
+                    log.info("task %s is over for learner %s: %s", task, seat.id, reason)
+            case m.Welcome(heartbeat_s=heartbeat_s):
+                self._heartbeat_s = heartbeat_s
+                self._welcomed.set()
+            case m.Rejoin():
+                self._join(seat)
+            case _:
+                raise FrameRefused(f"a {message.KIND!r} message is not for learners")
+
+    def _on_task(self, seat: _Seat, task: m.Task) -> None:
+        if self._draining:
+            return
+        held = seat.held.get(task.task.job)
+        if held is not None and held.task.task == task.task:
+            if held.phase in ("finished", "failed"):
+                held.task = task
+                self._send_outcome(seat, held)
+            return
+        if held is not None:
+            held.cancelled = True
+        try:
+            seat.held[task.task.job] = HeldTask.of(task, seat.id, self.settings.max_model_bytes)
+        except FrameRefused as error:
+            seat.held.pop(task.task.job, None)
+            self._report(seat, m.Failed(learner=seat.id, task=task.task, reason=str(error)[:1000]))
+
+    def _on_chunk(self, seat: _Seat, chunk: m.ModelChunk, payload: memoryview) -> None:
+        held = seat.held.get(chunk.job)
+        if held is None or held.phase != "receiving" or held.task.model.version != chunk.version:
+            return
+        if held.receive(chunk, payload):
+            accepted = m.Accepted(learner=seat.id, task=held.task.task, receive_s=held.receive_s)
+            self._report(seat, accepted)
+            self._num_working += 1
+            self._workers.submit(self._work, seat, held)
+
+    def _on_upload_request(self, seat: _Seat, request: m.UploadRequest) -> None:
+        held = seat.held.get(request.task.job)
+        if held is None or held.task.task != request.task or held.phase not in ("finished", "failed"):
+            log.info("learner %s has no result of task %s to send", seat.id, request.task)
+            return
+        held.task = held.task.model_copy(update={"inbox": request.inbox, "upload": "at_once"})
+        self._send_outcome(seat, held)
+
+    # ------------------------------------------------------------ work
+
+    def _work(self, seat: _Seat, held: HeldTask) -> None:
+        """On a worker's thread."""
+        try:
+            with seat.one_at_a_time:
+                held.work(seat.learner)
+        except TaskCancelled:
+            log.info("learner %s stopped working on task %s", seat.id, held.task.task)
+        finally:
+            self._loop.post(lambda: self._worked(seat, held))
+
+    def _worked(self, seat: _Seat, held: HeldTask) -> None:
+        self._num_working -= 1
+        if not held.cancelled:
+            self._send_outcome(seat, held)
+        if self._draining and not self._num_working:
+            self._idle_workers.set()
+
+    def _send_outcome(self, seat: _Seat, held: HeldTask) -> None:
+        """Report the failure; or send the result, and its update unless the controller wants to ask for it."""
+        task, result = held.task, held.result
+        if result is None:
+            log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
+            self._report(seat, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
+            return
+        exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
+        self._updates.send(exchange, [key], result)
+        manifest, update = result.update, held.update
+        if manifest is not None and update is not None and task.upload == "at_once":
+            self._updates.post(
+                lambda: publish_update(self._transport, exchange, key, seat.id, task.task, manifest, update)
+            )
+
+    # ------------------------------------------------------------ reports
+
+    def _join_all(self) -> None:
+        for seat in self._seats.values():
+            self._join(seat)
+
+    def _join(self, seat: _Seat) -> None:
+        if self._draining:
+            return
+        join = m.Join(
+            learner=seat.id,
+            session=seat.session,
+            attributes=dict(self.settings.attributes),
+            software=f"broker_fl {broker_fl.__version__}",
+            tasks=seat.statuses(),
+        )
+        self._report(seat, join)
+
+    def _report(self, seat: _Seat, report: m.Message) -> None:
+        self._reports.send(self.topology.reports, [f"{seat.id}.{report.KIND}"], report, persistent=True)
+
+    def _timeout_s(self) -> float:
+        return self._beat_at + self._heartbeat_s - self._clock.now()
+
+    def _beat_if_due(self) -> None:
+        """Send heartbeats, unless the last ones are still waiting for the broker."""
+        now = self._clock.now()
+        if now < self._beat_at + self._heartbeat_s:
+            return
+        self._beat_at = now
+        if self._beat_waits:
+            return
+        self._beat_waits = True
+        for seat in self._seats.values():
+            self._report(seat, m.Heartbeat(learner=seat.id, session=seat.session, tasks=seat.statuses()))
+        self._reports.post(self._beat_sent)
+
+    def _beat_sent(self) -> None:
+        self._beat_waits = False

@@ -1,0 +1,67 @@
+"""The controller's lease on its federation, and the epoch that comes with it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from broker_fl.errors import Fenced, StoreUnavailable
+from broker_fl.interfaces import Store
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Holds the lease by renewing it three times per ``ttl_s``, on a thread of its own.
+
+    A store that does not answer is asked again: as long as nobody else took the lease, it goes on where it was.
+    """
+
+    def __init__(self, store: Store, owner: str, *, ttl_s: float, on_fenced: Callable[[Fenced], None]) -> None:
+        self._store = store
+        self._owner = owner
+        self._ttl_s = ttl_s
+        self._on_fenced = on_fenced
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self.epoch = 0
+
+    def acquire(self, stop: threading.Event) -> bool:
+        """Wait until the lease is free, as a standby; False if ``stop`` was set first."""
+        announced = False
+        while not stop.is_set():
+            try:
+                epoch = self._store.acquire_lease(self._owner, self._ttl_s)
+            except StoreUnavailable as error:
+                log.warning("waiting for the store: %s", error)
+                epoch = None
+            if epoch is not None:
+                self.epoch = epoch
+                self._thread.start()
+                return True
+            if not announced:
+                log.info("another controller holds the federation's lease; standing by")
+                announced = True
+            stop.wait(self._ttl_s / 6)
+        return False
+
+    def release(self) -> None:
+        """Let go, so that a standby can take over at once."""
+        self._released.set()
+        if self.epoch:
+            self._thread.join(self._ttl_s)
+            try:
+                self._store.release_lease(self.epoch)
+            except (Fenced, StoreUnavailable) as error:
+                log.info("the lease was not released: %s", error)
+
+    def _renew(self) -> None:
+        while not self._released.wait(self._ttl_s / 3):
+            try:
+                self._store.renew_lease(self.epoch, self._ttl_s)
+            except StoreUnavailable as error:
+                log.warning("the lease could not be renewed: %s", error)
+            except Fenced as error:
+                self._on_fenced(error)
+                return

@@ -1,0 +1,75 @@
+"""One thread that owns a role's state; everything reaches it as a call to be made."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from broker_fl.errors import BrokerFLError, Fenced, TransportClosed
+
+log = logging.getLogger(__name__)
+Call = Callable[[], None]
+
+
+class Loop:
+    """Makes calls one after the other on its own thread, and ``on_idle`` whenever none is waiting or a timer is due.
+
+    How many calls wait is bounded by who posts them: a transport hands over at most ``prefetch`` deliveries of a queue.
+    """
+
+    def __init__(self, name: str, *, on_idle: Call, timeout_s: Callable[[], float]) -> None:
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._on_idle = on_idle
+        self._timeout_s = timeout_s
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.error: BaseException | None = None
+        """What ended the thread, if it was not ``stop``."""
+
+    def start(self) -> None:
+        """Begin; calls posted before wait until now."""
+        self._thread.start()
+
+    def post(self, call: Call) -> None:
+        """Have ``call`` made on the loop's thread, after those posted before; from any thread."""
+        self._calls.put(call)
+
+    def stop(self) -> None:
+        """End the thread when it has made the calls posted before; from any thread."""
+        self._calls.put(None)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread's end; False if that takes longer."""
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while self._once():
+                pass
+        except TransportClosed:
+            log.debug("the transport was closed; %s ends", self._thread.name)
+        except BaseException as error:  # noqa: BLE001 - kept for the owner of the thread, who decides
+            self.error = error
+            if not isinstance(error, Fenced):
+                log.exception("%s ends because of an error", self._thread.name)
+
+    def _once(self) -> bool:
+        try:
+            call = self._calls.get(timeout=max(0.0, self._timeout_s()))
+        except queue.Empty:
+            self._on_idle()
+            return True
+        if call is None:
+            return False
+        try:
+            call()
+        except (TransportClosed, Fenced):
+            raise
+        except BrokerFLError as error:
+            log.warning("%s", error)
+        if self._calls.empty():
+            self._on_idle()
+        return True

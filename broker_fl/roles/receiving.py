@@ -1,0 +1,101 @@
+"""Updates on their way in: chunks put together, one buffer for each learner that is uploading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker_fl.errors import FrameRefused, UpdateRefused
+from broker_fl.model import Model, ModelSpec
+from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.job import Transfer
+from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
+
+
+@dataclass(slots=True)
+class Upload:
+    """One update that is arriving."""
+
+    task: TaskRef
+    assembly: Assembly
+    first_at: float
+    last_at: float
+    num_messages: int = 0
+    result: Result | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the result and all chunks are there, in whatever order they came."""
+        return self.result is not None and self.assembly.complete
+
+
+class UpdateReceiver:
+    """The uploads of one job's open round. How much memory one takes follows from the job, not from what is sent."""
+
+    def __init__(self, spec: ModelSpec, transfer: Transfer) -> None:
+        self._spec = spec
+        self._transfer = transfer
+        self._encoding = encoding(transfer.encoding)
+        self.update_bytes = self._encoding.num_bytes(spec)
+        self._uploads: dict[str, Upload] = {}
+
+    def expect(self, result: Result, now: float) -> Upload:
+        """Note the result that a learner's chunks belong to.
+
+        Raises:
+            UpdateRefused: what it announces is not an update of this job's model.
+        """
+        manifest = result.update
+        if manifest is None:
+            raise UpdateRefused("the task asked for an update, the result came without one")
+        if manifest.spec_digest != self._spec.digest:
+            raise UpdateRefused("the update has other tensors than the model that was given (the digest of its spec differs)")
+        announced = (manifest.encoding, manifest.num_bytes, manifest.chunk_bytes)
+        wanted = (self._transfer.encoding, self.update_bytes, self._transfer.chunk_bytes)
+        if announced != wanted:
+            raise UpdateRefused(
+                "the update is announced as {} in {} bytes by {}; the task asked for {} in {} bytes by {}".format(
+                    *announced, *wanted
+                )
+            )
+        upload = self._upload(result.learner, result.task, now)
+        upload.result = result
+        return upload
+
+    def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> Upload:
+        """Take a chunk in.
+
+        Raises:
+            FrameRefused: it does not fit; the update is as it was.
+        """
+        if chunk.encoding != self._transfer.encoding:
+            raise FrameRefused(f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}")
+        upload = self._upload(chunk.learner, chunk.task, now)
+        upload.assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
+        upload.last_at = now
+        upload.num_messages += 1
+        return upload
+
+    def model(self, upload: Upload) -> Model:
+        """What a complete upload holds."""
+        return self._encoding.decode(upload.assembly.buffer, self._spec)
+
+    def drop(self, learner: str) -> None:
+        """Forget a learner's upload."""
+        self._uploads.pop(learner, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._uploads.clear()
+
+    def active(self, learner: str, since: float) -> bool:
+        """Whether a chunk of the learner has arrived at ``since`` or later."""
+        upload = self._uploads.get(learner)
+        return upload is not None and upload.last_at >= since
+
+    def _upload(self, learner: str, task: TaskRef, now: float) -> Upload:
+        upload = self._uploads.get(learner)
+        if upload is None or upload.task != task:
+            assembly = Assembly(self.update_bytes, self._transfer.chunk_bytes)
+            upload = self._uploads[learner] = Upload(task, assembly, now, now)
+        return upload

@@ -1,0 +1,224 @@
+"""What drivers ask of the controller, and the answers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.state import JobState
+from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.interfaces import Store
+from broker_fl.model import Model, ModelSpec
+from broker_fl.roles.jobs import Jobs
+from broker_fl.roles.models import VersionRecord, read_records, read_version, write_version
+from broker_fl.roles.runner import Services
+from broker_fl.roles.sender import publish_model
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.events import JobSubmitted
+
+log = logging.getLogger(__name__)
+EVENTS_PER_PAGE = 2_000
+PAGE_BYTES = 2_000_000
+MAX_PENDING = 16
+PENDING_EXPIRES_S = 600.0
+MODEL_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A job that was submitted and whose initial model is on its way."""
+
+    submit: m.Submit
+    spec: ModelSpec
+    assembly: Assembly
+    last_at: float
+
+
+class Requests:
+    """Answers drivers, on the controller's thread."""
+
+    def __init__(self, services: Services, jobs: Jobs, max_model_bytes: int) -> None:
+        self._services = services
+        self._max_model_bytes = max_model_bytes
+        self._jobs = jobs
+        self._pending: dict[str, _Pending] = {}
+
+    def handle(self, request: m.Request) -> None:
+        """Carry a request out, and answer it."""
+        try:
+            self._answer(request)
+        except (RequestRefused, FrameRefused, StoreUnavailable) as error:
+            log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
+            self._reply(request, m.Refused(request=request.request, reason=str(error)[:2000]))
+
+    def _answer(self, request: m.Request) -> None:
+        match request:
+            case m.Submit():
+                self._submit(request)
+            case m.StopJob():
+                self._stop_job(request)
+            case m.ListJobs():
+                states = sorted(self._jobs.states().values(), key=lambda state: state.submitted_at)
+                jobs = tuple(state.summary() for state in states)
+                self._reply(request, m.Jobs(request=request.request, jobs=jobs))
+            case m.ListLearners():
+                self._reply(request, m.Learners(request=request.request, learners=self._learners()))
+            case m.ListVersions(job=job):
+                self._state(job)
+                versions = tuple(record.summary() for record in read_records(self._store, job))
+                self._reply(request, m.Versions(request=request.request, versions=versions))
+            case m.ReadEvents():
+                self._read_events(request)
+            case m.ReadModel():
+                self._read_model(request)
+            case _:
+                raise RequestRefused(f"requests of kind {request.KIND!r} are not known here")
+
+    # ------------------------------------------------------------ submitting
+
+    def _submit(self, submit: m.Submit) -> None:
+        if submit.job in self._jobs.states():
+            self._reply(submit, m.Done(request=submit.request))
+            return
+        pending = self._pending.get(submit.job)
+        if pending is None:
+            self._forget_abandoned()
+            if len(self._pending) >= MAX_PENDING:
+                raise RequestRefused(f"{MAX_PENDING} jobs wait for their initial model already; try again later")
+            spec = submit.model.model_spec(max_bytes=self._max_model_bytes)
+            if spec.num_bytes == 0:
+                raise RequestRefused("the initial model has no elements: there is nothing to train")
+            assembly = Assembly(submit.model.num_bytes, submit.model.chunk_bytes)
+            self._pending[submit.job] = _Pending(submit, spec, assembly, self._services.clock.now())
+        else:
+            pending.submit = submit
+        answer = m.Submitted(request=submit.request, job=submit.job, inbox=self._services.inbox)
+        self._reply(submit, answer)
+
+    def _forget_abandoned(self) -> None:
+        oldest = self._services.clock.now() - PENDING_EXPIRES_S
+        self._pending = {job: pending for job, pending in self._pending.items() if pending.last_at > oldest}
+
+    def initial_chunk(self, sender: str, chunk: m.ModelChunk, payload: memoryview) -> None:
+        """Take in a part of a submitted job's initial model.
+
+        Raises:
+            FrameRefused: nobody waits for it, or it does not fit.
+        """
+        pending = self._pending.get(chunk.job)
+        if pending is None:
+            if chunk.job in self._jobs.states():
+                return
+            raise FrameRefused(f"job {chunk.job!r} does not wait for an initial model")
+        if sender != pending.submit.driver:
+            raise FrameRefused(f"{sender!r} sent the initial model of a job of {pending.submit.driver!r}")
+        pending.last_at = self._services.clock.now()
+        if not pending.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
+            return
+        del self._pending[chunk.job]
+        try:
+            model = encoding(pending.submit.model.encoding).decode(pending.assembly.buffer, pending.spec)
+            self._begin(pending.submit, model)
+        except (RequestRefused, FrameRefused) as error:
+            self._reply(pending.submit, m.Refused(request=pending.submit.request, reason=str(error)[:2000]))
+
+    def _begin(self, submit: m.Submit, model: Model) -> None:
+        if submit.model.encoding == "raw" and model.digest != submit.model.digest:
+            raise RequestRefused("the initial model arrived with another digest than was announced")
+        services, now = self._services, self._services.clock.now()
+        state = JobState(
+            job=submit.job,
+            spec=submit.spec,
+            driver=submit.driver,
+            update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(model.spec),
+            submitted_at=now,
+        )
+        record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now, metrics={})
+        keep = submit.spec.keep_versions
+        services.persist(
+            lambda: write_version(services.store, state.job, record, model, state.pack(), services.epoch, keep)
+        )
+        runner = self._jobs.add(state, model)
+        submitted = JobSubmitted(
+            job=submit.job,
+            driver=submit.driver,
+            spec=submit.spec,
+            num_parameters=model.spec.num_elements,
+            model_bytes=model.spec.num_bytes,
+        )
+        runner.emit(submitted)
+        self._reply(submit, m.Done(request=submit.request))
+        runner.start()
+
+    # ------------------------------------------------------------ reading and stopping
+
+    def _stop_job(self, request: m.StopJob) -> None:
+        self._state(request.job)
+        if (runner := self._jobs.runner(request.job)) is not None:
+            runner.signal(s.StopWanted(request.reason or f"stopped by {request.driver}"))
+        self._reply(request, m.Done(request=request.request))
+
+    def _learners(self) -> tuple[m.LearnerSummary, ...]:
+        now = self._services.clock.now()
+        presences = sorted(self._jobs.members, key=lambda presence: presence.member.learner)
+        return tuple(
+            m.LearnerSummary(
+                learner=presence.member.learner,
+                attributes=dict(presence.member.attributes),
+                software=presence.software,
+                last_seen_s=max(0.0, now - presence.last_seen),
+                tasks=presence.tasks,
+            )
+            for presence in presences
+        )
+
+    def _read_events(self, request: m.ReadEvents) -> None:
+        """One page; the driver asks for the next with the number of the last event it has."""
+        self._state(request.job)
+        if (runner := self._jobs.runner(request.job)) is not None:
+            runner.flush()
+        found = self._store.read_events(request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        page, size = [], 0
+        for event in found:
+            size += len(event)
+            if page and size > PAGE_BYTES:
+                break
+            page.append(event)
+        last = len(page) == len(found) and len(found) < EVENTS_PER_PAGE
+        self._reply(request, m.Events(request=request.request, events=tuple(page), last=last))
+
+    def _read_model(self, request: m.ReadModel) -> None:
+        self._state(request.job)
+        services = self._services
+        record, model = read_version(self._store, request.job, request.version)
+        manifest = m.ModelManifest(
+            version=record.version,
+            spec=record.spec.to_wire(),
+            digest=record.digest,
+            num_bytes=record.spec.num_bytes,
+            chunk_bytes=MODEL_CHUNK_BYTES,
+        )
+        answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
+        exchange, keys = services.topology.tasks, [services.topology.driver_key(request.driver)]
+        services.bulk_sender.send(exchange, keys, answer)
+        services.bulk_sender.post(
+            lambda: publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
+        )
+
+    def _state(self, job: str) -> JobState:
+        states = self._jobs.states()
+        if job not in states:
+            known = ", ".join(sorted(states)[-5:]) or "none"
+            raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")
+        return states[job]
+
+    @property
+    def _store(self) -> Store:
+        return self._services.store
+
+    def _reply(self, request: m.Request, reply: m.Reply) -> None:
+        topology = self._services.topology
+        self._services.sender.send(topology.tasks, [topology.driver_key(request.driver)], reply)

@@ -1,0 +1,296 @@
+"""One job at work: performs what the job's state machine decides, and tells it what came of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker_fl.aggregation import make_rule
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.job import Job
+from broker_fl.coordination.state import Phase
+from broker_fl.errors import AggregationError, FrameRefused, MessageRefused, UpdateRefused
+from broker_fl.interfaces import Accumulator, Contribution, Store, Transport
+from broker_fl.model import Model, ModelSpec
+from broker_fl.roles.clock import Clock
+from broker_fl.roles.eventlog import EventLog
+from broker_fl.roles.models import VersionRecord, read_version, write_version
+from broker_fl.roles.receiving import Upload, UpdateReceiver
+from broker_fl.roles.sender import Sender, publish_model
+from broker_fl.topology import Topology
+from broker_fl.wire.chunks import num_chunks
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.events import Event, TaskSent
+from broker_fl.wire.messages import Cancel, ModelManifest, Result, Task, TaskRef, UpdateChunk, UploadRequest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What every job of a controller works with."""
+
+    topology: Topology
+    transport: Transport
+    store: Store
+    sender: Sender
+    """For what is small."""
+    bulk_sender: Sender
+    """For models; nothing small waits behind them."""
+    clock: Clock
+    inbox: str
+    epoch: int
+    heartbeat_s: float
+    post: Callable[[Callable[[], None]], None]
+    """Have a call made on the controller's thread."""
+    persist: Callable[[Callable[[], None]], None]
+    """Do a write to the store, again and again until the store takes it."""
+
+
+class JobRunner:
+    """Runs on the controller's thread; what it publishes goes through the sender."""
+
+    def __init__(self, job: Job, spec: ModelSpec, services: Services, events: EventLog, model: Model | None = None) -> None:
+        self.job = job
+        self._spec = spec
+        self._services = services
+        self._events = events
+        self._rule = make_rule(job.state.spec.rule)
+        self._receiver = UpdateReceiver(spec, job.state.spec.transfer)
+        self._accumulator: Accumulator | None = None
+        self._model = (job.state.version, model) if model is not None else None
+        self._signals: deque[s.Signal] = deque()
+        self._working = False
+        self.num_dropped = 0
+        """Chunks of updates that nobody waits for (late, doubled, of another round)."""
+
+    # ------------------------------------------------------------ what comes in
+
+    def start(self) -> None:
+        """Begin with the first round."""
+        self._perform_all(self.job.start(self._now()))
+
+    def signal(self, signal: s.Signal) -> None:
+        """Take a signal in, and do all that follows from it."""
+        self._signals.append(signal)
+        if self._working:
+            return
+        self._working = True
+        try:
+            while self._signals:
+                self._perform_all(self.job.step(self._signals.popleft(), self._now()))
+        finally:
+            self._working = False
+
+    def emit(self, event: Event) -> None:
+        """Add an event to the job's log."""
+        self._events.add(event)
+
+    def flush(self) -> bool:
+        """Store and publish the job's events; False if the store is away."""
+        return self._events.flush()
+
+    def heartbeat(self, report: s.LearnerReported) -> None:
+        """Take in what a learner says it holds."""
+        recent = self._now() - 2 * self._services.heartbeat_s
+        receiving = self._receiver.active(report.learner, recent)
+        self.signal(s.LearnerReported(report.learner, report.tasks, receiving))
+
+    def result(self, result: Result) -> None:
+        """Take in a learner's result.
+
+        Raises:
+            UpdateRefused: the update that it announces cannot be folded.
+        """
+        self.signal(s.ResultArrived(result))
+        if not self._wants_update(result.learner, result.task):
+            return
+        try:
+            upload = self._receiver.expect(result, self._now())
+        except UpdateRefused as error:
+            self._refuse(result.learner, result.task, error)
+            raise
+        self._fold_if_complete(result.learner, upload)
+
+    def chunk(self, chunk: UpdateChunk, payload: memoryview) -> None:
+        """Take in a part of an update.
+
+        Raises:
+            MessageRefused: the part, or the update that it completes, is not usable.
+        """
+        if not self._wants_update(chunk.learner, chunk.task):
+            self.num_dropped += 1
+            return
+        try:
+            upload = self._receiver.add(chunk, payload, self._now())
+        except FrameRefused as error:
+            self._refuse(chunk.learner, chunk.task, error)
+            raise
+        self._fold_if_complete(chunk.learner, upload)
+
+    # ------------------------------------------------------------ updates
+
+    def _wants_update(self, learner: str, task: TaskRef) -> bool:
+        return self.job.state.phase is Phase.ROUND and self.job.expects(learner, task)
+
+    def _fold_if_complete(self, learner: str, upload: Upload) -> None:
+        if not upload.complete or upload.result is None:
+            return
+        if self._accumulator is None:
+            self._accumulator = self._rule.accumulator(self._spec)
+        result, began = upload.result, time.perf_counter()
+        self._receiver.drop(learner)
+        try:
+            contribution = Contribution(
+                learner=learner,
+                model=self._receiver.model(upload),
+                num_examples=result.num_examples,
+                num_steps=result.num_steps,
+            )
+            weight = self._accumulator.fold(contribution)
+        except UpdateRefused as error:
+            self._refuse(learner, upload.task, error)
+            raise
+        folded = s.UpdateWasFolded(
+            learner=learner,
+            task=upload.task,
+            weight=weight,
+            num_bytes=self._receiver.update_bytes,
+            num_messages=upload.num_messages,
+            upload_s=max(0.0, self._now() - upload.first_at),
+            fold_s=time.perf_counter() - began,
+        )
+        self.signal(folded)
+
+    def _refuse(self, learner: str, task: TaskRef, error: MessageRefused) -> None:
+        self._receiver.drop(learner)
+        self.signal(s.UpdateWasRefused(learner, task, str(error)[:1000]))
+
+    # ------------------------------------------------------------ what goes out
+
+    def _perform_all(self, actions: list[s.Action]) -> None:
+        for action in actions:
+            match action:
+                case s.Emit(event):
+                    self.emit(event)
+                case s.SendTasks():
+                    self._send_tasks(action)
+                case s.RequestUpload(learner, task):
+                    self._tell([learner], UploadRequest(task=task, inbox=self._services.inbox))
+                case s.CancelTasks(task, learners, reason):
+                    self._tell(learners, Cancel(task=task, reason=reason))
+                case s.StartSum():
+                    self._accumulator = None
+                    self._receiver.clear()
+                case s.Save():
+                    self._save()
+                case s.Commit(version):
+                    self._commit(version)
+                case s.Finish():
+                    self._save()
+                    self._accumulator, self._model = None, None
+                    self._receiver.clear()
+
+    def _tell(self, learners: tuple[str, ...] | list[str], message: Cancel | UploadRequest) -> None:
+        topology = self._services.topology
+        keys = [topology.learner_key(learner) for learner in learners]
+        self._services.sender.send(topology.tasks, keys, message)
+
+    def _save(self) -> None:
+        state, services = self.job.state, self._services
+        packed = state.pack()
+        services.persist(lambda: services.store.save_job(state.job, packed, epoch=services.epoch))
+
+    def _commit(self, version: int) -> None:
+        services, state, began = self._services, self.job.state, time.perf_counter()
+        accumulator, self._accumulator = self._accumulator, None
+        self._receiver.clear()
+        try:
+            if accumulator is None:
+                raise AggregationError("no update was folded")
+            model = accumulator.result()
+        except AggregationError as error:
+            self.signal(s.CommitFailed(f"round {state.round}: {error}"))
+            return
+        record = VersionRecord(
+            version=version,
+            spec=self._spec,
+            digest=model.digest,
+            committed_at=self._now(),
+            metrics=state.evaluation,
+        )
+        aggregated = time.perf_counter()
+        after, keep = self.job.state_after_commit(), state.spec.keep_versions
+        services.persist(
+            lambda: write_version(services.store, state.job, record, model, after, services.epoch, keep)
+        )
+        self._model = (version, model)
+        stored = s.VersionWasStored(
+            version=version,
+            digest=record.digest,
+            total_weight=accumulator.total_weight,
+            aggregate_s=aggregated - began,
+            store_s=time.perf_counter() - aggregated,
+        )
+        self.signal(stored)
+
+    def _send_tasks(self, action: s.SendTasks) -> None:
+        """Hand task and model to the sender; how long that took comes back as an event."""
+        model = self._model_of(action.version)
+        self._services.bulk_sender.post(lambda: self._publish_tasks(action, model))
+
+    def _model_of(self, version: int) -> Model:
+        if self._model is None or self._model[0] != version:
+            found: list[Model] = []
+            services, job = self._services, self.job.state.job
+            services.persist(lambda: found.append(read_version(services.store, job, version)[1]))
+            self._model = (version, found[-1])
+        return self._model[1]
+
+    def _publish_tasks(self, action: s.SendTasks, model: Model) -> None:
+        """On the sender's thread: one publish for each message, whatever the size of the cohort."""
+        services, spec, began = self._services, self.job.state.spec, time.perf_counter()
+        transfer = spec.transfer
+        buffer = encoding(transfer.encoding).encode(model)
+        manifest = ModelManifest(
+            version=action.version,
+            spec=model.spec.to_wire(),
+            digest=model.digest,
+            encoding=transfer.encoding,
+            num_bytes=buffer.nbytes,
+            chunk_bytes=transfer.chunk_bytes,
+        )
+        task = Task(
+            task=action.task,
+            model=manifest,
+            train=action.train,
+            evaluate=spec.evaluate,
+            parameters=spec.parameters,
+            encoding=transfer.encoding,
+            chunk_bytes=transfer.chunk_bytes,
+            inbox=services.inbox,
+            upload="on_request" if action.upload_on_request else "at_once",
+            deadline_s=action.deadline_s,
+        )
+        topology = services.topology
+        keys = [topology.learner_key(learner) for learner in action.learners]
+        body = task.pack()
+        services.transport.publish(topology.tasks, keys, body, mandatory=True)
+        publish_model(services.transport, topology.tasks, keys, action.task.job, manifest, buffer)
+        num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
+        sent = TaskSent(
+            job=action.task.job,
+            round=action.task.round,
+            attempt=action.task.attempt,
+            learners=action.learners,
+            num_bytes=(len(body) + buffer.nbytes) * len(action.learners),
+            num_messages=num_messages * len(action.learners),
+            send_s=time.perf_counter() - began,
+        )
+        services.post(lambda: self.emit(sent))
+
+    def _now(self) -> float:
+        return self._services.clock.now()

@@ -1,0 +1,84 @@
+"""Everything a role publishes, in order, on a thread of its own: a full window never holds up who decides."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from broker_fl.errors import BrokerFLError, TransportClosed
+from broker_fl.interfaces import Transport
+from broker_fl.model import Array
+from broker_fl.wire.chunks import cut
+from broker_fl.wire.frames import pack_chunk
+from broker_fl.wire.messages import Message, ModelChunk, ModelManifest, TaskRef, UpdateChunk, UpdateManifest
+
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """Publishes what is given to it, one after the other. What waits is references to models, not copies."""
+
+    def __init__(self, transport: Transport, name: str) -> None:
+        self._transport = transport
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def post(self, work: Callable[[], object]) -> None:
+        """Have ``work``, which publishes, done after what was posted before."""
+        self._work.put(work)
+
+    def send(self, exchange: str, keys: Sequence[str], message: Message, *, persistent: bool = False) -> None:
+        """Publish one message to all ``keys``."""
+        self.post(lambda: self._transport.publish(exchange, keys, message.pack(), persistent=persistent))
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread when everything posted before is published, or after ``timeout_s``."""
+        self._work.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except TransportClosed:
+                return
+            except BrokerFLError as error:
+                log.warning("something was not sent: %s", error)
+
+
+def publish_model(
+    transport: Transport, exchange: str, keys: Sequence[str], job: str, manifest: ModelManifest, buffer: Array
+) -> int:
+    """Publish the chunks of an encoded model to all ``keys``; the number of messages comes back."""
+    count = 0
+    for chunk in cut(buffer, manifest.chunk_bytes):
+        header = ModelChunk(
+            job=job,
+            version=manifest.version,
+            index=chunk.index,
+            count=chunk.count,
+            encoding=manifest.encoding,
+            checksum=chunk.checksum,
+        )
+        transport.publish(exchange, keys, pack_chunk(header.KIND, header.model_dump(), chunk.payload))
+        count = chunk.count
+    return count
+
+
+def publish_update(
+    transport: Transport, exchange: str, key: str, learner: str, task: TaskRef, manifest: UpdateManifest, buffer: Array
+) -> None:
+    """Publish the chunks of an encoded update."""
+    for chunk in cut(buffer, manifest.chunk_bytes):
+        header = UpdateChunk(
+            learner=learner,
+            task=task,
+            index=chunk.index,
+            count=chunk.count,
+            encoding=manifest.encoding,
+            checksum=chunk.checksum,
+        )
+        transport.publish(exchange, [key], pack_chunk(header.KIND, header.model_dump(), chunk.payload))

@@ -1,0 +1,176 @@
+"""One task in a learner's hands: put together, worked on, its result kept until the next one comes."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
+from broker_fl.interfaces import Learner, Parameters, Update
+from broker_fl.model import Array, Model, ModelSpec
+from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
+
+Phase = Literal["receiving", "queued", "evaluating", "training", "finished", "failed"]
+_NUM_EXAMPLES = "num_examples"
+
+
+@dataclass(slots=True)
+class HeldTask:
+    """What a learner has of a task. Written by the loop's thread until it is queued, then by the worker's."""
+
+    task: Task
+    learner: str
+    spec: ModelSpec
+    assembly: Assembly
+    _began_at: float = field(default_factory=time.perf_counter)
+    _whole_at: float = 0.0
+    phase: Phase = "receiving"
+    progress: float = 0.0
+    cancelled: bool = False
+    result: Result | None = None
+    update: Array | None = None
+    """The encoded update, kept so that it can be sent again."""
+    failure: str = ""
+
+    @classmethod
+    def of(cls, task: Task, learner: str, max_bytes: int) -> HeldTask:
+        """Make room for the model that the task announces.
+
+        Raises:
+            FrameRefused: the announcement contradicts itself, or the model is larger than ``max_bytes``.
+        """
+        spec = task.model.model_spec(max_bytes=max_bytes)
+        return cls(task, learner, spec, Assembly(task.model.num_bytes, task.model.chunk_bytes))
+
+    def status(self) -> TaskStatus:
+        """For heartbeats."""
+        phase = "finished" if self.phase == "failed" else self.phase
+        return TaskStatus(task=self.task.task, phase=phase, progress=self.progress)
+
+    def receive(self, chunk: ModelChunk, payload: memoryview) -> bool:
+        """Take in a part of the model; True when it is whole, and the task is ready to be worked on.
+
+        Raises:
+            FrameRefused: the part does not fit; nothing changed.
+        """
+        if chunk.encoding != self.task.model.encoding:
+            raise FrameRefused(f"the chunk is {chunk.encoding!r}, the task announced {self.task.model.encoding!r}")
+        if not self.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
+            return False
+        self.phase, self._whole_at = "queued", time.perf_counter()
+        return True
+
+    @property
+    def receive_s(self) -> float:
+        """From the task's arrival to the model being whole."""
+        return self._whole_at - self._began_at
+
+    def work(self, learner: Learner) -> None:
+        """Evaluate and train; leaves result and update, or the reason of the failure.
+
+        Raises:
+            TaskCancelled: it is no longer wanted.
+        """
+        try:
+            self._work(learner)
+        except TaskCancelled:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's code may raise whatever it likes
+            if self.cancelled:
+                raise TaskCancelled(str(self.task.task)) from error
+            self.failure, self.phase = _describe(error), "failed"
+        finally:
+            self.assembly = Assembly(0, 1)
+
+    def _work(self, learner: Learner) -> None:
+        started, context = time.perf_counter(), Context(self)
+        model = encoding(self.task.model.encoding).decode(self.assembly.buffer, self.spec)
+        context.progress(0.0)
+        evaluation: dict[str, float] = {}
+        if self.task.evaluate:
+            self.phase = "evaluating"
+            evaluation = _checked_metrics(learner.evaluate(dict(model), context), "evaluate")
+        evaluated = time.perf_counter()
+        update: Update | None = None
+        if self.task.train:
+            self.phase = "training"
+            update = learner.train(dict(model), context)
+            self.update = self._encode(update)
+        timings = Timings(
+            receive_s=self.receive_s,
+            queue_s=started - self._whole_at,
+            evaluate_s=evaluated - started,
+            train_s=time.perf_counter() - evaluated,
+        )
+        self.result = Result(
+            learner=self.learner,
+            task=self.task.task,
+            num_examples=int(update.num_examples) if update else 0,
+            num_steps=int(update.num_steps) if update else 0,
+            metrics=_checked_metrics(update.metrics, "train") if update else {},
+            evaluation_examples=max(0, int(evaluation.pop(_NUM_EXAMPLES, 0))),
+            evaluation=evaluation,
+            timings=timings,
+            update=self._manifest() if update else None,
+        )
+        self.progress = 1.0
+        self.phase = "finished"
+
+    def _encode(self, update: Update) -> Array:
+        if not isinstance(update, Update):
+            raise TypeError(f"train must return broker_fl.Update, not {type(update).__name__}")
+        if update.num_examples < 1:
+            raise ValueError(f"num_examples of an update is at least 1, not {update.num_examples}")
+        return encoding(self.task.encoding).encode(Model.of(update.model, self.spec))
+
+    def _manifest(self) -> UpdateManifest:
+        return UpdateManifest(
+            spec_digest=self.spec.digest,
+            encoding=self.task.encoding,
+            num_bytes=encoding(self.task.encoding).num_bytes(self.spec),
+            chunk_bytes=self.task.chunk_bytes,
+        )
+
+
+class Context:
+    """The ``TaskContext`` that a user's learner is given."""
+
+    def __init__(self, held: HeldTask) -> None:
+        self._held = held
+        self.job = held.task.task.job
+        self.round = held.task.task.round
+        self.learner = held.learner
+        self.parameters: Parameters = MappingProxyType(dict(held.task.parameters))
+
+    def progress(self, fraction: float) -> None:
+        """Say how far the work is.
+
+        Raises:
+            TaskCancelled: the controller no longer wants the result.
+        """
+        self._held.progress = min(1.0, max(0.0, float(fraction)))
+        if self._held.cancelled:
+            raise TaskCancelled(f"task {self._held.task.task} was cancelled")
+
+
+def _checked_metrics(metrics: object, method: str) -> dict[str, float]:
+    try:
+        return {str(name): float(value) for name, value in dict(metrics).items()}  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metrics of {method} are numbers by name, not {metrics!r:.200}") from error
+
+
+def _describe(error: BaseException) -> str:
+    """One line: type, message, and where in the user's code it was raised."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, BrokerFLError):
+        return text[:1000]
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and not frames[-1].filename.endswith("roles/tasks.py"):
+        text = f"{text[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
+    return text[:1000]
