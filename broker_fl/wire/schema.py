@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _CLASSES: dict[str, type[BaseModel]] = {
     name: cls
     for module in (job, messages, events)
     for name, cls in inspect.getmembers(module, inspect.isclass)
-    if issubclass(cls, BaseModel)
+    if issubclass(cls, BaseModel) and cls is not BaseModel
 }
 
 
@@ -107,10 +108,10 @@ def _words_below_fields(cls: type) -> dict[str, str]:
     definition = ast.parse(inspect.getsource(cls)).body[0]
     lines = definition.body if isinstance(definition, ast.ClassDef) else []
     found = {}
-    for line, below in zip(lines, lines[1:], strict=False):
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(below, ast.Expr):
+    for line, below in pairwise(lines):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
             words = str(ast.literal_eval(below.value))
-            found[line.target.id] = " ".join(words.replace("``", "`").split())
+            found[ast.unparse(line.target)] = " ".join(words.replace("``", "`").split())
     return found
 
 
