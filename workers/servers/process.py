@@ -156,9 +156,11 @@ class ServerProcess:
 
 def _begin(pid: int) -> str | None:
     """When the process began, which tells it from a later one of the same number; None when it has ended."""
-    with contextlib.suppress(ChildProcessError):  # it need not be ours
-        os.waitpid(pid, os.WNOHANG)
-    return _begin_in_proc(pid) if Path("/proc/self/stat").exists() else _begin_in_ps(pid)
+    begin = _begin_in_proc(pid) if Path("/proc/self/stat").exists() else _begin_in_ps(pid)
+    if begin is None:
+        with contextlib.suppress(ChildProcessError):  # somebody else's, or collected already
+            os.waitpid(pid, 0)
+    return begin
 
 
 def _begin_in_proc(pid: int) -> str | None:

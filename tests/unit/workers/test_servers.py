@@ -130,7 +130,7 @@ def test_redis_never_evicts_and_takes_only_its_password(private_redis: RedisNode
         assert client.config_get("append*")["appendonly"] == "yes"
     with (
         Redis(port=private_redis.port) as stranger,
-        pytest.raises(Exception, match="(?i)authenticat"),
+        pytest.raises(Exception, match=r"(?i)authenticat"),
     ):
         stranger.ping()
 
@@ -251,3 +251,10 @@ def test_a_dead_process_of_another_parent_counts_as_ended(private_redis: RedisNo
     os.kill(int(watcher.pid or 0), signal.SIGKILL)
     watcher.kill()
     assert watcher.pid is None
+
+
+def test_an_ended_server_leaves_no_zombie_behind(private_redis: RedisNode) -> None:
+    pid = private_redis.pid or 0
+    private_redis.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
