@@ -26,7 +26,7 @@ from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import LearnerJoined, LearnerLeft, LearnerLost
-from broker_fl.wire.frames import MAX_BODY_BYTES, pack_chunk
+from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk
 
 log = logging.getLogger(__name__)
 INBOX_PREFETCH = 64
@@ -194,7 +194,7 @@ class Controller:
         header = m.DeadLetter(
             source=queue, routing_key=delivery.routing_key, reason=reason[:2000], time_s=self._clock.now()
         )
-        payload = memoryview(delivery.body)[: MAX_BODY_BYTES - 8192]
+        payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         body = pack_chunk(header.KIND, header.model_dump(), payload)
         self._sender.post(lambda: self._transport.publish(self.topology.dead, [""], body, persistent=True))
 

@@ -77,6 +77,7 @@ class Driver:
         manifest = m.ModelManifest(
             version=0,
             spec=initial.spec.to_wire(),
+            spec_digest=initial.spec.digest,
             digest=initial.digest,
             num_bytes=initial.spec.num_bytes,
             chunk_bytes=spec.transfer.chunk_bytes,

@@ -126,7 +126,8 @@ class Requests:
             self._reply(pending.submit, m.Refused(request=pending.submit.request, reason=str(error)[:2000]))
 
     def _begin(self, submit: m.Submit, model: Model) -> None:
-        if submit.model.encoding == "raw" and model.digest != submit.model.digest:
+        announced = submit.model.digest if submit.model.encoding == "raw" else ""
+        if announced and model.digest != announced:
             raise RequestRefused("the initial model arrived with another digest than was announced")
         services, now = self._services, self._services.clock.now()
         state = JobState(
@@ -197,6 +198,7 @@ class Requests:
         manifest = m.ModelManifest(
             version=record.version,
             spec=record.spec.to_wire(),
+            spec_digest=record.spec.digest,
             digest=record.digest,
             num_bytes=record.spec.num_bytes,
             chunk_bytes=MODEL_CHUNK_BYTES,

@@ -258,6 +258,7 @@ class JobRunner:
         manifest = ModelManifest(
             version=action.version,
             spec=model.spec.to_wire(),
+            spec_digest=model.spec.digest,
             digest=model.digest,
             encoding=transfer.encoding,
             num_bytes=buffer.nbytes,

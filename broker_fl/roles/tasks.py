@@ -13,6 +13,7 @@ from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import Array, Model, ModelSpec
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
+from broker_fl.wire.fields import text
 from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
 
 Phase = Literal["receiving", "queued", "evaluating", "training", "finished", "failed"]
@@ -167,10 +168,10 @@ def _checked_metrics(metrics: object, method: str) -> dict[str, float]:
 
 def _describe(error: BaseException) -> str:
     """One line: type, message, and where in the user's code it was raised."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    words = text(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     if isinstance(error, BrokerFLError):
-        return text[:1000]
+        return words[:1000]
     frames = traceback.extract_tb(error.__traceback__)
     if frames and not frames[-1].filename.endswith("roles/tasks.py"):
-        text = f"{text[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
-    return text[:1000]
+        words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
+    return words[:1000]
