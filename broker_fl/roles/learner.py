@@ -71,6 +71,7 @@ class LearnerHost:
         self._beat_waits = False
         self._draining = False
         self._num_working = 0
+        self._drain_began = threading.Event()
         self._idle_workers = threading.Event()
         self._welcomed = threading.Event()
         self._stopped = threading.Event()
@@ -107,6 +108,7 @@ class LearnerHost:
     def stop(self, *, drain_s: float = 30.0, reason: str = "stopped") -> None:
         """Finish what is being worked on, for at most ``drain_s``; send it, say ``leave``, and end. Blocks."""
         self._loop.post(self._drain)
+        self._drain_began.wait(5.0)
         if not self._idle_workers.wait(drain_s):
             log.warning("a task was not finished within %g s; it is handed back", drain_s)
         self._loop.post(self._cancel_all)
@@ -123,6 +125,7 @@ class LearnerHost:
         self._draining = True
         if not self._num_working:
             self._idle_workers.set()
+        self._drain_began.set()
 
     def _cancel_all(self) -> None:
         for seat in self._seats.values():

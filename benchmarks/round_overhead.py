@@ -1,0 +1,184 @@
+"""Seconds a round with learners that only add a constant, over RabbitMQ + Redis and embedded.
+
+    python -m benchmarks.round_overhead --out benchmarks/results/round_overhead.json
+    python -m benchmarks.round_overhead --quick          # one tiny cell, for checking that it works
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import processes
+from broker_fl import JobSpec, Model, connect
+from broker_fl.roles.driver import Driver
+from broker_fl.simulation import Federation
+from broker_fl.wire import events as e
+from broker_fl.wire.job import Synchronous, Termination
+from broker_fl.workers.servers import RabbitMQNode, RedisNode
+
+CELLS = ((10, 100_000), (10, 1_000_000), (10, 10_000_000))
+QUICK_CELLS = ((2, 10_000),)
+TENSORS = 20
+"""A model of so many equal tensors, as a small network has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Where one round's time went, in seconds from its start."""
+
+    publish_s: float
+    first_update_s: float
+    last_update_s: float
+    commit_s: float
+    total_s: float
+
+
+@dataclass(slots=True)
+class Cell:
+    """One setting, measured."""
+
+    transport: str
+    num_learners: int
+    num_parameters: int
+    rounds: list[Round] = field(default_factory=list)
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        """Of a phase over all rounds."""
+        return statistics.median(getattr(one, name) for one in self.rounds)
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one tiny cell")
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds a cell; one more comes first and is not counted")
+    parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
+    parser.add_argument("--learner-processes", type=int, default=2, help="processes that the learners are spread over")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    options = parser.parse_args()
+    cells = QUICK_CELLS if options.quick else CELLS
+    rounds = 2 if options.quick else options.rounds
+    results = []
+    for num_learners, num_parameters in cells:
+        if options.transport in ("embedded", "both"):
+            results.append(measure_embedded(num_learners, num_parameters, rounds))
+            print_cell(results[-1])
+        if options.transport in ("rabbitmq", "both"):
+            results.append(measure_rabbitmq(num_learners, num_parameters, rounds, options.learner_processes))
+            print_cell(results[-1])
+    print("\n" + table(results))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"machine": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}
+        options.out.write_text(json.dumps({"facts": facts, "cells": [asdict(cell) for cell in results]}, indent=1))
+
+
+def measure_embedded(num_learners: int, num_parameters: int, rounds: int) -> Cell:
+    """All in this process."""
+    cell = Cell("embedded", num_learners, num_parameters)
+    learners = {f"learner-{i}": processes.AddConstant(i + 1) for i in range(num_learners)}
+    with Federation(learners) as federation:
+        cell.rounds = run_job(federation.driver, cell, rounds)
+    cell.peak_memory_bytes = {"process": processes.peak_memory_bytes()}
+    return cell
+
+
+def measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int, num_processes: int) -> Cell:
+    """Private servers, a controller process, and the learners on a few processes, each with its own connection."""
+    cell = Cell("rabbitmq", num_learners, num_parameters)
+    with ExitStack() as stack:
+        broker, store = stack.enter_context(servers())
+        running = [stack.enter_context(processes.controller(broker, store, "bench"))]
+        share = -(-num_learners // num_processes)
+        for first in range(0, num_learners, share):
+            count = min(share, num_learners - first)
+            running.append(stack.enter_context(processes.learners(broker, "bench", first, count)))
+        driver = stack.enter_context(connect(broker, "bench", timeout_s=120))
+        cell.rounds = run_job(driver, cell, rounds)
+        cell.peak_memory_bytes = {process.name: process.stop() for process in reversed(running)}
+    return cell
+
+
+@contextmanager
+def servers() -> Iterator[tuple[str, str]]:
+    """URLs of a private RabbitMQ and a private Redis."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RabbitMQNode(Path(folder) / "rabbitmq") as broker,
+        RedisNode(Path(folder) / "redis") as store,
+    ):
+        yield broker.url, store.url
+
+
+def run_job(driver: Driver, cell: Cell, rounds: int) -> list[Round]:
+    """Run one job and read its rounds off the events; checks that the model is the right one."""
+    shape = max(1, cell.num_parameters // TENSORS)
+    initial = {f"layer{i}": np.zeros(shape, np.float32) for i in range(TENSORS)}
+    spec = JobSpec(
+        name="bench",
+        protocol=Synchronous(min_learners=cell.num_learners),
+        termination=Termination(rounds=rounds + 1),
+        evaluate=False,
+    )
+    job = driver.submit(spec, Model.of(initial))
+    measured = list(read_rounds(job.events()))[1:]
+    mean_constant = (cell.num_learners + 1) / 2
+    np.testing.assert_allclose(job.model()["layer0"], (rounds + 1) * mean_constant, rtol=1e-5)
+    return measured
+
+
+def read_rounds(events: Iterable[e.Event]) -> Iterator[Round]:
+    """Phases of each round; times are when the controller noted the event."""
+    started = sent = first = last = 0.0
+    for event in events:
+        match event:
+            case e.RoundStarted():
+                started, first = event.time_s, 0.0
+            case e.TaskSent():
+                sent = event.time_s
+            case e.UpdateFolded():
+                first, last = first or event.time_s, event.time_s
+            case e.VersionCommitted():
+                at = event.time_s
+                yield Round(sent - started, first - started, last - started, at - last, at - started)
+
+
+def print_cell(cell: Cell) -> None:
+    """One line while measuring."""
+    total = cell.median("total_s")
+    print(f"{time.strftime('%H:%M:%S')} {cell.transport:9} {cell.num_learners} x {cell.num_parameters:,}: {total:.3f} s", flush=True)
+
+
+def table(cells: list[Cell]) -> str:
+    """Medians as a Markdown table."""
+    lines = [
+        "| transport | learners | parameters | round s | min–max | publish | first update | last update | commit | peak memory MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        totals = [one.total_s for one in cell.rounds]
+        memory = ", ".join(f"{name} {peak / 1e6:.0f}" for name, peak in sorted(cell.peak_memory_bytes.items()))
+        phases = " | ".join(
+            f"{cell.median(name):.3f}" for name in ("publish_s", "first_update_s", "last_update_s", "commit_s")
+        )
+        lines.append(
+            f"| {cell.transport} | {cell.num_learners} | {cell.num_parameters:,} | {cell.median('total_s'):.3f} "
+            f"| {min(totals):.3f}–{max(totals):.3f} | {phases} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
