@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from broker_fl.topology import Binding, Entity, Queue
 
 
@@ -37,7 +35,3 @@ def _queue_name(entity: Entity) -> str | None:
     if isinstance(entity, Queue):
         return entity.name
     return entity.queue if isinstance(entity, Binding) else None
-
-
-def queues_of(entities: Iterable[Entity]) -> list[str]:
-    return [entity.name for entity in entities if isinstance(entity, Queue)]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+from broker_fl.errors import SettingError
+from broker_fl.topology import Entity, Queue
+
 MAX_BODY_BYTES = 16 << 20
 """RabbitMQ 4.x takes no larger message unless its operator allows it (``max_message_size``)."""
 MAX_PREFETCH = 65535
 """AMQP carries it in 16 bits."""
+MAX_KEY_BYTES = 255
+"""AMQP carries its length in 8 bits."""
 
 
 def check_body(body: bytes) -> None:
@@ -27,3 +34,23 @@ def check_prefetch(prefetch: int) -> None:
     """
     if not 1 <= prefetch <= MAX_PREFETCH:
         raise ValueError(f"prefetch must be 1 to {MAX_PREFETCH}, not {prefetch}")
+
+
+def check_routing_keys(routing_keys: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: one is too long.
+    """
+    for key in routing_keys:
+        if len(key) > MAX_KEY_BYTES or (not key.isascii() and len(key.encode()) > MAX_KEY_BYTES):
+            raise ValueError(f"routing key is longer than {MAX_KEY_BYTES} bytes: {key!r}")
+
+
+def check_entities(entities: Iterable[Entity]) -> None:
+    """
+    Raises:
+        SettingError: a combination that not every supported broker takes.
+    """
+    for entity in entities:
+        if isinstance(entity, Queue) and entity.single_active_consumer and not entity.quorum:
+            raise SettingError(f"queue {entity.name!r}: a single active consumer needs a quorum queue")

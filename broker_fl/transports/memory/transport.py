@@ -13,7 +13,7 @@ from broker_fl.errors import BrokerFLError, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
-from broker_fl.transports.limits import check_body, check_prefetch
+from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
 from broker_fl.transports.memory.delivery import MemoryDelivery
 from broker_fl.transports.memory.queue import Consumer
 
@@ -61,7 +61,9 @@ class MemoryTransport:
 
     def declare(self, entities: Iterable[Entity]) -> None:
         self._check_open()
-        for entity in entities:
+        wanted = list(entities)
+        check_entities(wanted)
+        for entity in wanted:
             self._broker.declare((entity,))
             with self._lock:
                 self._declared.remember(entity)
@@ -103,6 +105,7 @@ class MemoryTransport:
         mandatory: bool = False,
     ) -> None:
         check_body(body)
+        check_routing_keys(routing_keys)
         if not routing_keys:
             return
         if not self._broker.publish(exchange, routing_keys, body, self) and mandatory:

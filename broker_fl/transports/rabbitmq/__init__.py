@@ -1,0 +1,18 @@
+"""RabbitMQ: the transport of federations that are real. The only folder that imports pika.
+
+====================  ===============================================================================
+``address``           URL and TLS files → where and as whom to connect
+``failures``          what pika and the broker say → our errors
+``io``                the thread that owns both connections
+``link``              one connection, kept alive
+``channel``           one AMQP channel, with awaitable calls
+``publisher``         confirms, the window, sending again
+``consumer``          one channel per consumer, settling in batches
+``transport``         the parts put together
+====================  ===============================================================================
+"""
+
+from broker_fl.transports.rabbitmq.address import TlsFiles
+from broker_fl.transports.rabbitmq.transport import RabbitMQTransport
+
+__all__ = ["RabbitMQTransport", "TlsFiles"]

@@ -1,0 +1,116 @@
+"""What pika and RabbitMQ say, as our errors: what was wrong, and what an operator does about it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+
+from pika import exceptions as pika_errors
+
+from broker_fl.errors import AccessDenied, BrokerFLError, BrokerUnavailable, SettingError
+from broker_fl.transports.rabbitmq.address import Address
+
+ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
+
+_BAD_LOGIN = (pika_errors.ProbableAuthenticationError, pika_errors.AuthenticationError)
+
+
+def connection_failure(error: BaseException, address: Address) -> BrokerFLError:
+    """Why a connection was not made."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, pika_errors.ConnectionClosed):
+            return _refused(cause, address)
+        if isinstance(cause, _BAD_LOGIN):
+            return _bad_login(address)
+        if isinstance(cause, pika_errors.ProbableAccessDeniedError):
+            return _bad_vhost(address, "access refused")
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return SettingError(
+                f"{address}: the broker's certificate is not trusted ({cause.verify_message}); "
+                "give the CA that signed it, and the host name that stands in it"
+            )
+        if isinstance(cause, ssl.SSLError | pika_errors.IncompatibleProtocolError):
+            return SettingError(
+                f"{address}: no {'TLS' if address.tls else 'AMQP 0-9-1'} on this port ({_short(cause)})"
+            )
+        if isinstance(cause, socket.gaierror):
+            return BrokerUnavailable(f"{address}: the host name is not known ({cause.strerror})")
+        if isinstance(cause, ConnectionRefusedError):
+            return BrokerUnavailable(
+                f"{address}: nothing listens there; is RabbitMQ running, and the port right?"
+            )
+    return BrokerUnavailable(f"{address}: no connection ({_short(causes[-1])})")
+
+
+def _refused(cause: pika_errors.ConnectionClosed, address: Address) -> BrokerFLError:
+    if cause.reply_code == ACCESS_REFUSED:
+        return _bad_login(address)
+    if cause.reply_code == NOT_ALLOWED:
+        return _bad_vhost(address, cause.reply_text)
+    return BrokerUnavailable(f"{address}: closed by the broker ({cause.reply_code} {cause.reply_text})")
+
+
+def _bad_login(address: Address) -> AccessDenied:
+    return AccessDenied(
+        f"{address}: user or password is wrong, or the user may not log in from this machine; an operator can set it: "
+        f"rabbitmqctl change_password {address.user}"
+    )
+
+
+def _bad_vhost(address: Address, text: str) -> AccessDenied:
+    return AccessDenied(
+        f"{address}: {text}; an operator can make the virtual host (rabbitmqctl add_vhost {address.vhost}) "
+        f"and let the user in (rabbitmqctl set_permissions -p {address.vhost} {address.user} ...)"
+    )
+
+
+def channel_failure(error: BaseException, doing: str) -> BrokerFLError:
+    """Why the broker did not do what it was asked for on a channel."""
+    if not isinstance(error, pika_errors.ChannelClosedByBroker):
+        return BrokerUnavailable(f"cannot {doing}: the connection was lost ({_short(error)})")
+    text = error.reply_text
+    if error.reply_code == RESOURCE_LOCKED or "exclusive use" in text:
+        return AccessDenied(f"cannot {doing}: somebody else consumes from it alone ({text})")
+    if error.reply_code == ACCESS_REFUSED:
+        return AccessDenied(
+            f"cannot {doing}: {text}; an operator can grant it: "
+            "rabbitmqctl set_permissions -p VHOST USER '^bfl\\.' '^bfl\\.' '^bfl\\.'"
+        )
+    if error.reply_code == NOT_FOUND:
+        return SettingError(f"cannot {doing}: it does not exist ({text})")
+    if error.reply_code == PRECONDITION_FAILED:
+        return SettingError(f"cannot {doing}: it exists with other settings ({text})")
+    return BrokerUnavailable(f"cannot {doing}: {error.reply_code} {text}")
+
+
+def missing_exchange(error: BaseException) -> str | None:
+    """Name of the exchange that somebody published to although it does not exist."""
+    return _exchange(error, NOT_FOUND)
+
+
+def forbidden_exchange(error: BaseException) -> str | None:
+    """Name of the exchange that this user may not publish to."""
+    return _exchange(error, ACCESS_REFUSED)
+
+
+def _exchange(error: BaseException, reply_code: int) -> str | None:
+    if not isinstance(error, pika_errors.ChannelClosedByBroker) or error.reply_code != reply_code:
+        return None
+    found = re.search(r"exchange '([^']*)'", error.reply_text)
+    return found[1] if found else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    nested = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), error.__cause__]
+    for inner in nested:
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

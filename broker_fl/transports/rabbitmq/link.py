@@ -1,0 +1,169 @@
+"""One connection to the broker, kept alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+from pika.adapters.asyncio_connection import AsyncioConnection
+
+from broker_fl.errors import BrokerFLError, BrokerUnavailable
+from broker_fl.transports.rabbitmq.address import Address
+from broker_fl.transports.rabbitmq.failures import connection_failure
+from broker_fl.transports.rabbitmq.io import backoff
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 64 << 10
+"""Per ``recv``. pika reads 4 KiB; with 64 KiB one consumer takes 1 MiB bodies at 1.3 instead of 0.6 GB/s."""
+BLOCKED_TIMEOUT_S = 300.0
+"""An alarm of the broker that lasts so long may have been a lost "unblocked": connect again."""
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSettings:
+    """How to connect."""
+
+    address: Address
+    name: str
+    """What the broker's operator sees."""
+    heartbeat_s: int
+    connect_timeout_s: float
+
+    def parameters(self) -> pika.ConnectionParameters:
+        address = self.address
+        return pika.ConnectionParameters(
+            host=address.host,
+            port=address.port,
+            virtual_host=address.vhost,
+            credentials=pika.PlainCredentials(address.user, address.password),
+            heartbeat=self.heartbeat_s,
+            socket_timeout=self.connect_timeout_s,
+            stack_timeout=self.connect_timeout_s,
+            blocked_connection_timeout=BLOCKED_TIMEOUT_S,
+            client_properties={"connection_name": self.name, "product": "broker_fl"},
+            ssl_options=pika.SSLOptions(address.tls, address.host) if address.tls else None,
+        )
+
+
+class Link:
+    """Connects once, then again and again whenever the connection is lost. To be used on the I/O thread only."""
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        *,
+        on_up: Callable[[AsyncioConnection], Awaitable[None]],
+        on_down: Callable[[], None],
+    ) -> None:
+        self.connection: AsyncioConnection | None = None
+        self.settings = settings
+        self._on_up = on_up
+        self._on_down = on_down
+        self._lost: asyncio.Future[BaseException]
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Make the first connection.
+
+        Raises:
+            AccessDenied, SettingError: trying again changes nothing.
+            BrokerUnavailable: no answer.
+        """
+        await self._connect()
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Disconnect in good order."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        connection, self.connection = self.connection, None
+        if connection is not None and connection.is_open:
+            connection.close()
+            await self._lost
+
+    async def _connect(self) -> None:
+        self.connection = connection = await self._open()
+        try:
+            await self._on_up(connection)
+        except BaseException:
+            self.connection = None
+            if connection.is_open:
+                connection.close()
+            raise
+
+    async def _open(self) -> AsyncioConnection:
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[None] = loop.create_future()
+        lost = self._lost = loop.create_future()
+        connection = AsyncioConnection(
+            self.settings.parameters(),
+            on_open_callback=lambda _: _settle(opened, None),
+            on_open_error_callback=lambda _, error: _settle(opened, error),
+            on_close_callback=lambda _, error: _settle(lost, None, result=error),
+            custom_ioloop=loop,
+        )
+        try:
+            # pika's own limits do not cover the name look-up.
+            await asyncio.wait_for(opened, self.settings.connect_timeout_s + 1.0)
+        except TimeoutError as error:
+            raise BrokerUnavailable(
+                f"{self.settings.address}: no answer within {self.settings.connect_timeout_s:.0f} s"
+            ) from error
+        except Exception as error:
+            raise connection_failure(error, self.settings.address) from error
+        finally:
+            if not connection.is_open:
+                _abandon(connection)
+        _receive_more(connection)
+        return connection
+
+    async def _keep(self) -> None:
+        while True:
+            reason = await self._lost
+            self.connection = None
+            self._on_down()
+            log.warning(
+                "%s: connection %r lost (%s); connecting again",
+                self.settings.address,
+                self.settings.name,
+                reason,
+            )
+            await self._connect_again()
+            log.info("%s: connection %r works again", self.settings.address, self.settings.name)
+
+    async def _connect_again(self) -> None:
+        for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
+            await asyncio.sleep(delay_s)
+            try:
+                return await self._connect()
+            except BrokerFLError as error:
+                log.warning("still no connection %r: %s", self.settings.name, error)
+            except Exception:
+                log.exception("connecting %r failed", self.settings.name)
+
+
+def _settle(future: asyncio.Future[Any], error: BaseException | None, *, result: Any = None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _abandon(connection: AsyncioConnection) -> None:
+    if not connection.is_closed and not connection.is_closing:
+        connection.close()
+
+
+def _receive_more(connection: AsyncioConnection) -> None:
+    # pika has no option for it. On this one object, so that other users of pika in the process keep theirs.
+    transport = getattr(connection, "_transport", None)
+    if hasattr(transport, "_MAX_RECV_BYTES"):
+        transport._MAX_RECV_BYTES = RECEIVE_BYTES  # type: ignore[union-attr]

@@ -1,0 +1,296 @@
+"""The transport over RabbitMQ: two connections on one thread, and what has to be done again when one was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.exceptions import AMQPError
+
+from broker_fl.errors import BrokerFLError, SettingError, TransportClosed
+from broker_fl.interfaces import Sink
+from broker_fl.topology import Entity
+from broker_fl.transports.declared import Declared
+from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
+from broker_fl.transports.rabbitmq.address import TlsFiles, parse_address
+from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again
+from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
+from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
+from broker_fl.transports.rabbitmq.io import CallbackThread, IoThread, backoff
+from broker_fl.transports.rabbitmq.link import FIRST_DELAY_S, LONGEST_DELAY_S, Link, LinkSettings
+from broker_fl.transports.rabbitmq.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+WINDOW_BYTES = 16 << 20
+CLOSE_TIMEOUT_S = 5.0
+"""For what is still unconfirmed when the owner closes."""
+DISCONNECT_TIMEOUT_S = 2.0
+
+
+class RabbitMQTransport:
+    """See ``Transport``. Constructing it connects; from then on it comes back by itself whenever it is cut off.
+
+    There are two connections, because a broker in need stops reading from those that publish, acks included. One
+    thread owns both and runs the sinks; ``on_reconnect`` and ``on_unroutable`` are called on another, and may block.
+
+    Args:
+        url: ``amqp[s]://user:password@host[:port]/vhost``.
+        name: shown to the broker's operator.
+        window_bytes: how much may be unconfirmed before ``publish`` blocks.
+
+    Raises:
+        SettingError: URL or TLS files are not usable.
+        AccessDenied: wrong user, password or virtual host, or no permission.
+        BrokerUnavailable: nobody answers within ``connect_timeout_s``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "",
+        tls: TlsFiles | None = None,
+        window_bytes: int = WINDOW_BYTES,
+        heartbeat_s: int = 60,
+        connect_timeout_s: float = 10.0,
+    ) -> None:
+        settings = partial(
+            LinkSettings,
+            address=parse_address(url, tls),
+            heartbeat_s=heartbeat_s,
+            connect_timeout_s=connect_timeout_s,
+        )
+        label = name or "broker_fl"
+        self._closed = False
+        self._declared = Declared()
+        self._consumers: dict[str, Consumer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reconnect_callbacks: list[Callable[[], None]] = []
+        self._unroutable_callbacks: list[Callable[[str, str], None]] = []
+        self._down: set[Link] = set()
+        self._io = IoThread(f"{label} i/o")
+        self._callbacks = CallbackThread(f"{label} callbacks")
+        self._settlements = Settlements(self._io)
+        self._publisher = Publisher(
+            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable
+        )
+        self._out = self._make_link(
+            settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
+        )
+        self._in = self._make_link(settings(name=f"{label} consume"), self._consuming_up, lambda: None)
+        try:
+            self._io.run(self._connect(), 2 * connect_timeout_s + ANSWER_TIMEOUT_S)
+        except BaseException:
+            self._io.stop(DISCONNECT_TIMEOUT_S)
+            raise
+
+    def _make_link(
+        self,
+        settings: LinkSettings,
+        on_up: Callable[[AsyncioConnection], Coroutine[None, None, None]],
+        on_down: Callable[[], None],
+    ) -> Link:
+        async def up(connection: AsyncioConnection) -> None:
+            await on_up(connection)
+            self._link_up(link)
+
+        def down() -> None:
+            self._down.add(link)
+            on_down()
+
+        link = Link(settings, on_up=up, on_down=down)
+        return link
+
+    # ------------------------------------------------------------ any thread
+
+    def declare(self, entities: Iterable[Entity]) -> None:
+        wanted = list(entities)
+        check_entities(wanted)
+        self._run(self._declare(wanted), ANSWER_TIMEOUT_S + len(wanted))
+
+    def delete_queue(self, name: str) -> None:
+        self._run(self._delete_queue(name), ANSWER_TIMEOUT_S)
+
+    def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
+        check_prefetch(prefetch)
+        self._run(
+            self._consume(Consumer(queue, sink, prefetch=prefetch, exclusive=exclusive)), ANSWER_TIMEOUT_S
+        )
+
+    def cancel(self, queue: str) -> None:
+        self._run(self._cancel(queue), ANSWER_TIMEOUT_S)
+
+    def publish(
+        self,
+        exchange: str,
+        routing_keys: Sequence[str],
+        body: bytes,
+        *,
+        persistent: bool = False,
+        mandatory: bool = False,
+    ) -> None:
+        check_body(body)
+        check_routing_keys(routing_keys)
+        self._publisher.publish(exchange, routing_keys, body, persistent=persistent, mandatory=mandatory)
+
+    def flush(self, timeout_s: float) -> bool:
+        return self._publisher.flush(timeout_s)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        self._reconnect_callbacks.append(callback)
+
+    def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
+        self._unroutable_callbacks.append(callback)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._publisher.stop()
+        self._disconnect(self._close_consuming())
+        if not self._publisher.flush(CLOSE_TIMEOUT_S):
+            log.warning(
+                "closing although the broker has not confirmed %d messages", self._publisher.num_unconfirmed
+            )
+        self._disconnect(self._out.close())
+        self._callbacks.stop(DISCONNECT_TIMEOUT_S)
+        self._io.stop(DISCONNECT_TIMEOUT_S)
+
+    def _run(self, work: Coroutine[None, None, None], timeout_s: float) -> None:
+        if self._closed:
+            work.close()
+            raise TransportClosed("the transport is closed")
+        self._io.run(work, timeout_s)
+
+    def _disconnect(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            self._io.run(work, DISCONNECT_TIMEOUT_S)
+        except (BrokerFLError, AMQPError) as error:
+            log.info("did not disconnect in good order: %s", error)
+
+    # ------------------------------------------------------------ I/O thread
+
+    async def _connect(self) -> None:
+        await self._in.connect()
+        await self._out.connect()
+
+    async def _declare(self, entities: Sequence[Entity]) -> None:
+        channel = await Channel.open(self._in.connection)
+        try:
+            for entity in entities:
+                await channel.declare(entity)
+                self._declared.remember(entity)
+        finally:
+            channel.close()
+
+    async def _delete_queue(self, name: str) -> None:
+        self._declared.forget_queue(name)
+        self._consumers.pop(name, None)
+        channel = await Channel.open(self._in.connection)
+        try:
+            await channel.delete_queue(name)
+        finally:
+            channel.close()
+
+    async def _consume(self, consumer: Consumer) -> None:
+        if consumer.queue in self._consumers:
+            raise SettingError(f"this transport consumes from queue {consumer.queue!r} already")
+        await self._start(consumer, self._in.connection)
+        self._consumers[consumer.queue] = consumer
+
+    async def _cancel(self, queue: str) -> None:
+        consumer = self._consumers.pop(queue, None)
+        if consumer is not None:
+            await consumer.stop()
+
+    async def _start(self, consumer: Consumer, connection: AsyncioConnection | None) -> None:
+        await consumer.start(connection, self._settlements, partial(self._consumer_stopped, consumer))
+
+    async def _close_consuming(self) -> None:
+        self._settlements.send()
+        self._consumers.clear()
+        await self._in.close()
+
+    async def _consuming_up(self, connection: AsyncioConnection) -> None:
+        await declare_again(connection, self._declared.everything())
+        await asyncio.gather(
+            *(self._start_again(consumer, connection) for consumer in self._consumers.values())
+        )
+
+    async def _start_again(self, consumer: Consumer, connection: AsyncioConnection) -> None:
+        try:
+            await self._start(consumer, connection)
+        except BrokerFLError as error:
+            self._consumer_stopped(consumer, str(error))
+
+    async def _publishing_up(self, connection: AsyncioConnection) -> None:
+        connection.add_on_connection_blocked_callback(lambda *_: self._publisher.block(True))
+        connection.add_on_connection_unblocked_callback(lambda *_: self._publisher.block(False))
+        await declare_again(connection, self._declared.everything())
+        await self._open_publish_channel(connection)
+
+    async def _open_publish_channel(self, connection: AsyncioConnection) -> None:
+        channel = await Channel.open(connection)
+        channel.on_closed = partial(self._publish_channel_closed, connection)
+        await self._publisher.use(channel)
+
+    def _publish_channel_closed(self, connection: AsyncioConnection, reason: Exception) -> None:
+        self._publisher.pause()
+        if not connection.is_open:
+            return
+        missing, forbidden = missing_exchange(reason), forbidden_exchange(reason)
+        if missing is not None and not self._declared.names_exchange(missing):
+            log.error("messages to exchange %r are lost: it does not exist", missing)
+            self._publisher.drop_exchange(missing)
+        else:
+            log.error("the broker refused a message, which will be tried again: %s", reason)
+            self._publisher.refuse_exchange(missing or forbidden or "")
+        self._begin(self._reopen_publish_channel(connection))
+
+    async def _reopen_publish_channel(self, connection: AsyncioConnection) -> None:
+        for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
+            if not connection.is_open:
+                return None
+            try:
+                await declare_again(connection, self._declared.everything())
+                return await self._open_publish_channel(connection)
+            except BrokerFLError as error:
+                log.warning("%s", error)
+            await asyncio.sleep(delay_s)
+
+    def _consumer_stopped(self, consumer: Consumer, reason: str) -> None:
+        connection = self._in.connection
+        if self._consumers.get(consumer.queue) is consumer and connection is not None and connection.is_open:
+            log.warning("the consumer of queue %r stopped: %s; starting it again", consumer.queue, reason)
+            self._begin(self._restart(consumer, connection))
+
+    async def _restart(self, consumer: Consumer, connection: AsyncioConnection) -> None:
+        for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
+            await asyncio.sleep(delay_s)
+            if self._consumers.get(consumer.queue) is not consumer or not connection.is_open:
+                return None
+            try:
+                await declare_again(connection, self._declared.of_queue(consumer.queue))
+                return await self._start(consumer, connection)
+            except BrokerFLError as error:
+                log.warning("%s", error)
+
+    def _link_up(self, link: Link) -> None:
+        if link in self._down:
+            self._down.discard(link)
+            if not self._down:
+                for callback in self._reconnect_callbacks:
+                    self._callbacks.call(callback)
+
+    def _report_unroutable(self, exchange: str, routing_key: str) -> None:
+        for callback in self._unroutable_callbacks:
+            self._callbacks.call(callback, exchange, routing_key)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
