@@ -25,14 +25,14 @@ _REMEMBERED = 64
 class RedisStore:
     """The store of one federation in the Redis at ``url`` (``redis://``, ``rediss://`` or ``unix://``).
 
-    ``write_chunk`` sends without waiting: its errors, ``Fenced`` too, may come from a later ``write_chunk`` or
+    ``write_chunk`` sends without waiting: its errors, ``Fenced`` too, may come from a later one or from
     ``commit_version``. After ``StoreUnavailable`` from either, all chunks of the version must be
     written again. Nothing is tried twice but reading.
 
     Raises:
         SettingError: the URL is malformed, or the server may evict keys.
         AccessDenied: wrong user or password, or the user lacks a permission.
-        StoreUnavailable: no answer within 3 seconds.
+        StoreUnavailable: it does not answer, within 3 seconds.
     """
 
     def __init__(self, url: str, *, federation: str, timeout_s: float = 15.0) -> None:

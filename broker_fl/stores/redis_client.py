@@ -51,11 +51,10 @@ def connect(url: str, *, timeout_s: float) -> redis.Redis:
             socket_keepalive=True,
         )
         return redis.Redis(connection_pool=pool)
-    except (ValueError, TypeError) as error:
-        # The library's words may quote the URL, password and all.
+    except (ValueError, TypeError):
         raise SettingError(
             f"{place(url)} is not a usable Redis URL; write redis://user:password@host:port/0 (TLS: rediss)"
-        ) from (None if "@" in url else error)
+        ) from None  # the driver's words may quote the URL, password and all
 
 
 def place(url: str) -> str:

@@ -83,31 +83,38 @@ class SQLiteStore:
 
     def _prepare(self, federation: str) -> None:
         with self._translated():
+            self._check_layout()
             # Large pages: a chunk is written in few pieces. A 40 MB version that replaces one takes 0.11 s,
             # not 0.22. Debian's default is to overwrite what is deleted, which costs as much as writing.
             self._db.execute("PRAGMA page_size = 32768")
             self._db.execute("PRAGMA secure_delete = OFF")
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
         with self._transaction(durable=True):
-            (layout,) = self._row("PRAGMA user_version")
-            if layout == 0:
-                if self._row("SELECT count(*) FROM sqlite_master") != (0,):
-                    raise SettingError(f"{self._path} is the database of another program; name another file")
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute("INSERT INTO federation VALUES (?)", (federation,))
-                self._db.execute("INSERT INTO controller VALUES (0, '', 0)")
-                self._db.execute(f"PRAGMA user_version = {_LAYOUT}")
-            elif layout != _LAYOUT:
-                raise SettingError(
-                    f"{self._path} has store layout {layout}, this version of broker_fl reads {_LAYOUT}"
-                )
+            if self._check_layout() == 0:
+                self._create(federation)
             (name,) = self._row("SELECT name FROM federation")
-            if name != federation:
-                raise SettingError(
-                    f"{self._path} holds the federation {name!r}, not {federation!r}; name another file"
-                )
+        if name != federation:
+            raise SettingError(
+                f"{self._path} holds the federation {name!r}, not {federation!r}; name another file"
+            )
+
+    def _check_layout(self) -> int:
+        """Layout of the tables; 0 in a new file."""
+        (layout,) = self._row("PRAGMA user_version")
+        if layout not in (0, _LAYOUT):
+            raise SettingError(
+                f"{self._path} has the layout {layout}; this version of broker_fl reads {_LAYOUT}"
+            )
+        if layout == 0 and self._row("SELECT count(*) FROM sqlite_master") != (0,):
+            raise SettingError(f"{self._path} is the database of another program; name another file")
+        return int(layout)
+
+    def _create(self, federation: str) -> None:
+        for statement in _SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.execute("INSERT INTO federation VALUES (?)", (federation,))
+        self._db.execute("INSERT INTO controller VALUES (0, '', 0)")
+        self._db.execute(f"PRAGMA user_version = {_LAYOUT}")
 
     # ------------------------------------------------------------ lease
 
