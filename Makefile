@@ -13,7 +13,7 @@ BENCH := $(BIN)/python -m benchmarks
 ARGS ?=
 
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 # The first of these that is new enough, not too new for TensorFlow, and able to make a virtual environment.
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -66,7 +66,7 @@ servers:  ## Install RabbitMQ and Redis where neither URLs, Docker nor programs 
 # The CPU build of torch is a tenth of the one with CUDA. Linux gets it from wherever pip is set up to look, or from
 # PyTorch's own index; if neither has it, the torch of the package index will do.
 $(VENV)/.made: pyproject.toml constraints.txt
-	@$(find_python); echo "Making $(VENV) with $$found"; "$$found" -m venv $(VENV)
+	@$(find_python); echo "Making $(VENV) with $$found: every extra, so some minutes"; "$$found" -m venv $(VENV)
 	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import torch; assert torch.__version__.startswith("$(TORCH)")' 2>/dev/null; then \
 		$(BIN)/python $(PIP_INSTALL) -c constraints.txt 'torch==$(TORCH)+cpu' 2>/dev/null \
 		|| $(BIN)/python $(PIP_INSTALL) --retries 0 --timeout 10 -c constraints.txt 'torch==$(TORCH)+cpu' \

@@ -151,7 +151,7 @@ def docker_answers() -> bool:
 def _rabbitmq_container() -> Iterator[Broker]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # testcontainers deprecates parts of itself
-        from testcontainers.rabbitmq import RabbitMqContainer  # noqa: PLC0415 - slow, and needs Docker
+        from testcontainers.rabbitmq import RabbitMqContainer  # slow, and needs Docker
 
         container = RabbitMqContainer(RABBITMQ_IMAGE, username="tests", password="tests").with_exposed_ports(
             15672
@@ -172,7 +172,7 @@ def _rabbitmq_container() -> Iterator[Broker]:
 def _redis_container() -> Iterator[Store]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # testcontainers deprecates parts of itself
-        from testcontainers.redis import RedisContainer  # noqa: PLC0415 - slow, and needs Docker
+        from testcontainers.redis import RedisContainer  # slow, and needs Docker
 
         container = RedisContainer(REDIS_IMAGE)
         container.start()
