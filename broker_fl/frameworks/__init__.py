@@ -1,0 +1,9 @@
+"""Adapters that make a ``Learner`` of what the user has: two functions, a PyTorch module, a Keras model.
+
+Importing this package imports no framework: ``torch`` and ``keras`` are modules of their own.
+"""
+
+from broker_fl.frameworks.functions import FunctionLearner
+from broker_fl.frameworks.local import LocalTask, train_alone
+
+__all__ = ["FunctionLearner", "LocalTask", "train_alone"]

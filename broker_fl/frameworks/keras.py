@@ -1,0 +1,245 @@
+"""Keras 3 on TensorFlow: a learner made of a compiled model and data; the two conversions, for other loops.
+
+A model here is ``model.weights``, so that the moving statistics of batch normalisation travel with the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from broker_fl.errors import SettingError
+from broker_fl.frameworks.workload import Workload
+from broker_fl.interfaces import Metrics, TaskContext, Update
+from broker_fl.model import Array, Arrays, ModelError, ModelSpec, TensorSpec
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start would fill the screen; read at import
+try:
+    import keras
+except ModuleNotFoundError as error:
+    raise SettingError("Keras or TensorFlow is not installed: pip install 'broker-fl[tensorflow]'") from error
+if keras.backend.backend() != "tensorflow":
+    raise SettingError(
+        f"Keras uses {keras.backend.backend()} here; set the environment variable KERAS_BACKEND=tensorflow"
+    )
+
+Data = Any
+"""Inputs and targets, ``(x, y)``, as arrays; or a ``tf.data.Dataset`` or ``PyDataset`` of such batches."""
+
+DEFAULT_BATCH_SIZE = 32
+
+
+# ---------------------------------------------------------------- conversions
+
+
+def to_arrays(model: keras.Model, out: Arrays | None = None) -> dict[str, Array]:
+    """A copy of every weight of ``model``, by a name that is the same wherever the model was built.
+
+    With ``out``, values are written into those arrays, and they are what is returned.
+    """
+    if out is None:
+        return {name: np.array(_as_array(weight)) for name, weight in _weights(model).items()}
+    for name, weight in _weights(model).items():
+        np.copyto(out[name], _as_array(weight), casting="no")
+    return dict(out)
+
+
+def load_arrays(model: keras.Model, arrays: Arrays) -> None:
+    """Copy ``arrays`` into the weights of ``model``.
+
+    Raises:
+        ModelError: names, shapes or element types are not those of the model; nothing was changed.
+    """
+    weights = _weights(model)
+    expected = ModelSpec(tuple(_describe(name, weight) for name, weight in weights.items()))
+    given = {name: np.asarray(array) for name, array in arrays.items()}
+    if problems := expected.differences(ModelSpec.of(given)):
+        raise ModelError(f"the arrays do not fit this Keras model: {'; '.join(problems[:5])}")
+    for name, weight in weights.items():
+        weight.assign(given[name])
+
+
+def _weights(model: keras.Model) -> dict[str, Any]:
+    """The weights by their paths, with the numbers in automatic names counted anew.
+
+    Keras numbers layers through the whole process: the second model that is built has ``dense_2`` where the
+    first had ``dense``. Here the first at its place is always ``dense``, the next one ``dense_1``.
+    """
+    if not model.built:
+        raise ModelError("the Keras model has no weights yet: give it an Input, or call build()")
+    found: dict[str, Any] = {}
+    names: dict[tuple[str, str], str] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    for weight in model.weights:
+        path = ""
+        for part in weight.path.split("/"):
+            if (path, part) not in names:
+                base = re.sub(r"(_\d+)+$", "", part)
+                number = numbers[path, base] = numbers.get((path, base), -1) + 1
+                names[path, part] = f"{base}_{number}" if number else base
+            path = f"{path}/{names[path, part]}" if path else names[path, part]
+        while path in found:  # two weights with one path
+            path += "_again"
+        found[path] = weight
+    return found
+
+
+def _describe(name: str, weight: Any) -> TensorSpec:
+    return TensorSpec(name, keras.backend.standardize_dtype(weight.dtype), tuple(weight.shape))
+
+
+def _as_array(weight: Any) -> Array:
+    return np.asarray(weight.value.numpy())
+
+
+# ---------------------------------------------------------------- the learner
+
+
+class KerasLearner:
+    """Trains a compiled Keras model with ``fit``.
+
+    The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate`` and ``seed`` are read where
+    they are given. The optimizer begins each task as it was compiled: its state neither travels nor stays.
+    """
+
+    def __init__(self, model: keras.Model, train_data: Data, test_data: Data | None = None) -> None:
+        """Take over ``model``, which no other learner may share.
+
+        Args:
+            model: built, and compiled with optimizer, loss and metrics; its weights of this moment are the
+                ``initial_model``.
+            train_data: see ``Data``. Arrays are shuffled and cut into batches of the job's ``batch_size``, or
+                of 32.
+            test_data: what ``evaluate`` uses; without it, the training data.
+
+        Raises:
+            SettingError: the model is not compiled or not built, or there are no data.
+        """
+        if not model.compiled:
+            raise SettingError(
+                "the Keras model is not compiled: call model.compile(optimizer, loss, metrics) first"
+            )
+        _weights(model)
+        model.optimizer.build(model.trainable_variables)
+        self._model = model
+        self._fresh_optimizer = [np.array(_as_array(value)) for value in model.optimizer.variables]
+        self._train_data = _not_empty("train_data", train_data)
+        self._test_data = self._train_data if test_data is None else _not_empty("test_data", test_data)
+
+    def initial_model(self) -> dict[str, Array]:
+        """A copy of the model's weights."""
+        return to_arrays(self._model)
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        """Train from ``model``; the result is written into the arrays that came, which saves a copy."""
+        work = Workload.of(task)
+        data = self._training_data(work)
+        load_arrays(self._model, model)
+        self._reset_optimizer(work)
+        if work.seed is not None:
+            self._reseed(work.seed)
+        pace = _Pace(task, work)
+        # An epoch has at least one step: with as many epochs as steps, the step limit is what ends it.
+        history = self._model.fit(**data, epochs=work.steps or work.epochs, callbacks=[pace], verbose=0)
+        return Update(
+            model=to_arrays(self._model, out=model),
+            num_examples=pace.num_examples,
+            num_steps=int(self._model.optimizer.iterations),
+            metrics={name: float(values[-1]) for name, values in history.history.items()},
+        )
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
+        """Loss and the compiled metrics."""
+        load_arrays(self._model, model)
+        work = Workload.of(task)
+        pace = _Pace(task, Workload())
+        data = _as_arguments(self._test_data, work.batch_size or DEFAULT_BATCH_SIZE)
+        found = self._model.evaluate(**data, callbacks=[pace], verbose=0, return_dict=True)
+        return {**{name: float(value) for name, value in found.items()}, "num_examples": pace.num_examples}
+
+    def _training_data(self, work: Workload) -> dict[str, Any]:
+        if work.batch_size is not None and not isinstance(self._train_data, tuple | list):
+            raise SettingError(
+                f"the job asks for batch_size {work.batch_size}, but train_data comes in batches of its own: "
+                f"give the learner arrays (x, y), or leave batch_size out of the job"
+            )
+        arguments = _as_arguments(self._train_data, work.batch_size or DEFAULT_BATCH_SIZE)
+        is_stream = hasattr(self._train_data, "element_spec")  # a tf.data.Dataset is shuffled by its owner
+        return arguments | {"shuffle": not is_stream}
+
+    def _reset_optimizer(self, work: Workload) -> None:
+        optimizer = self._model.optimizer
+        for variable, value in zip(optimizer.variables, self._fresh_optimizer, strict=True):
+            variable.assign(value)
+        if work.learning_rate is not None:
+            try:
+                optimizer.learning_rate = work.learning_rate
+            except TypeError as error:
+                raise SettingError(
+                    f"the job asks for learning_rate {work.learning_rate}, but the model is compiled with a "
+                    f"schedule: compile it with a number, or leave learning_rate out of the job"
+                ) from error
+
+    def _reseed(self, seed: int) -> None:
+        keras.utils.set_random_seed(seed)
+        states = [v for v in self._model.variables if v.path.endswith("seed_generator_state")]  # dropout's
+        for number, state in enumerate(states):
+            state.assign(np.array([seed, number], dtype=keras.backend.standardize_dtype(state.dtype)))
+
+
+class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
+    """Tells the task after each step, and ends training at the step limit."""
+
+    def __init__(self, task: TaskContext, work: Workload) -> None:
+        super().__init__()
+        self.num_examples = 0
+        self._task = task
+        self._work = work
+        self._steps_before = 0
+        self._steps = 0
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._steps = self._steps_before + batch + 1
+        if self._work.steps is not None and self._steps >= self._work.steps:
+            self.model.stop_training = True
+        self._tell()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._steps_before = self._steps
+        self.num_examples = max(self.num_examples, self._count())
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._steps = batch + 1
+        self._tell()
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self.num_examples = self._count()
+
+    def _tell(self) -> None:
+        per_epoch = self.params.get("steps")  # None for a stream of unknown length
+        total = self._work.steps or self._work.epochs * (per_epoch or 0)
+        self._task.progress(min(1.0, self._steps / total) if total else 0.0)
+
+    def _count(self) -> int:
+        """Examples since the epoch began: what Keras weighed its mean loss by."""
+        loss = next(metric for metric in self.model.metrics if metric.name == "loss")
+        return round(float(loss.count))
+
+
+def _as_arguments(data: Data, batch_size: int) -> dict[str, Any]:
+    if isinstance(data, tuple | list):
+        return {"x": data[0], "y": data[1], "batch_size": batch_size}
+    return {"x": data}
+
+
+def _not_empty(name: str, data: Data) -> Data:
+    if isinstance(data, tuple | list):
+        if len(data) != 2:
+            raise SettingError(f"{name} has {len(data)} parts; give inputs and targets, (x, y)")
+        if len(data[1]) == 0:
+            raise SettingError(f"{name} is empty")
+    return data
