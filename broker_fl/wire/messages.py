@@ -519,7 +519,7 @@ def concrete(base: type[Message]) -> dict[str, type[Message]]:
 KINDS: dict[str, type[Message]] = concrete(Message)
 """Every kind that is understood, by name; events are not messages to a role and have a table of their own."""
 
-_WITH_PAYLOAD = (UpdateChunk, ModelChunk, DeadLetter)
+WITH_PAYLOAD = (UpdateChunk, ModelChunk, DeadLetter)
 
 
 def decode(body: bytes) -> tuple[Message, memoryview | None]:
@@ -531,7 +531,7 @@ def decode(body: bytes) -> tuple[Message, memoryview | None]:
     """
     fields, payload = unpack(body)
     message = parse(fields, KINDS)
-    if isinstance(message, _WITH_PAYLOAD) is (payload is None):
+    if isinstance(message, WITH_PAYLOAD) is (payload is None):
         raise FrameRefused(f"a {message.KIND!r} frame {'without' if payload is None else 'with'} a payload")
     return message, payload
 

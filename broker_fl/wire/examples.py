@@ -1,0 +1,213 @@
+"""An example of every kind, for the golden vectors and for tests."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+from broker_fl.wire import events as e
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import checksum
+from broker_fl.wire.job import JobSpec, SelectRandom, Synchronous, Termination, Transfer
+
+PAYLOAD = b"forty-two bytes of a model, or of an update"
+
+
+def examples() -> dict[str, m.Message]:
+    """One message of each kind, every field in use, by a name for the case; and a few that are special."""
+    return _learner_examples() | _task_examples() | _driver_examples() | _reply_examples() | _event_examples()
+
+
+_SPEC = (("dense.weight", "float32", (2, 3)), ("dense.bias", "float32", (3,)), ("steps", "int64", ()))
+TASK = m.TaskRef(job="digits-1f", round=3, attempt=1)
+_MANIFEST = m.ModelManifest(
+    version=3,
+    spec=_SPEC,
+    spec_digest="0123456789abcdef0123456789abcdef",
+    digest="00112233445566778899aabbccddeeff",
+    encoding="float16",
+    num_bytes=32,
+    chunk_bytes=1 << 20,
+)
+_STATUS = m.TaskStatus(task=TASK, phase="training", progress=0.25)
+_SPEC_OF_JOB = JobSpec(
+    name="digits",
+    protocol=Synchronous(quorum=0.75, deadline_s=60.0, min_learners=2, max_wait_s=600.0, max_retries=1),
+    selector=SelectRandom(fraction=0.5, seed=7),
+    termination=Termination(rounds=10, wall_clock_s=3600.0),
+    parameters={"epochs": 1, "learning_rate": 0.1, "optimizer": "sgd", "nesterov": False, "decay": None},
+    transfer=Transfer(encoding="float16", chunk_bytes=1 << 20),
+)
+_METRICS = {"accuracy": 0.875, "loss": 0.5}
+_TIMINGS = m.Timings(receive_s=0.125, queue_s=0.0, evaluate_s=0.5, train_s=4.25)
+
+
+def _learner_examples() -> dict[str, m.Message]:
+    who: dict[str, Any] = {"learner": "site-1", "session": "5f2e8a"}
+    attributes: dict[str, str | int | float | bool | None] = {
+        "region": "eu",
+        "gpus": 1,
+        "idle": True,
+        "load": 0.5,
+    }
+    result = m.Result(
+        learner="site-1",
+        task=TASK,
+        num_examples=120,
+        num_steps=15,
+        metrics=_METRICS,
+        evaluation={"accuracy": 0.75},
+        evaluation_examples=40,
+        timings=_TIMINGS,
+        update=m.UpdateManifest(
+            spec_digest=_MANIFEST.spec_digest, encoding="float16", num_bytes=32, chunk_bytes=1 << 20
+        ),
+    )
+    return {
+        "join": m.Join(**who, attributes=attributes, software="broker_fl 0.1.0", tasks=(_STATUS,)),
+        "heartbeat": m.Heartbeat(**who, tasks=(_STATUS,)),
+        "leave": m.Leave(**who, reason="stopped"),
+        "accepted": m.Accepted(learner="site-1", task=TASK, receive_s=0.125),
+        "failed": m.Failed(learner="site-1", task=TASK, reason="ValueError: größer als erlaubt"),
+        "result": result,
+        "result of an evaluation": m.Result(
+            learner="site-1", task=TASK, evaluation={"accuracy": 0.75}, evaluation_examples=40
+        ),
+        "result of a training that diverged": result.model_copy(
+            update={"metrics": {"loss": math.nan, "norm": math.inf, "margin": -math.inf}}
+        ),
+        "update_chunk": m.UpdateChunk(
+            learner="site-1", task=TASK, index=0, count=1, encoding="float16", checksum=crc32(PAYLOAD)
+        ),
+    }
+
+
+def crc32(payload: bytes) -> str:
+    """The checksum that every implementation has to know."""
+    return f"crc32:{zlib.crc32(payload):08x}"
+
+
+def _task_examples() -> dict[str, m.Message]:
+    return {
+        "welcome": m.Welcome(federation="hospitals", heartbeat_s=5.0),
+        "rejoin": m.Rejoin(),
+        "task": m.Task(
+            task=TASK,
+            model=_MANIFEST,
+            parameters=_SPEC_OF_JOB.parameters,
+            encoding="float16",
+            chunk_bytes=1 << 20,
+            inbox="controller-7",
+            upload="on_request",
+            deadline_s=60.0,
+        ),
+        "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
+        "model_chunk": m.ModelChunk(
+            job="digits-1f",
+            version=3,
+            index=1,
+            count=2,
+            encoding="raw",
+            checksum=checksum(memoryview(PAYLOAD)),
+        ),
+        "upload_request": m.UploadRequest(task=TASK, inbox="controller-8"),
+        "cancel": m.Cancel(task=TASK, reason="the round closed without it"),
+    }
+
+
+def _driver_examples() -> dict[str, m.Message]:
+    who: dict[str, Any] = {"driver": "driver-9", "request": "4b1d"}
+    return {
+        "submit": m.Submit(**who, job="digits-1f", spec=_SPEC_OF_JOB, model=_MANIFEST),
+        "stop_job": m.StopJob(**who, job="digits-1f", reason="enough"),
+        "list_jobs": m.ListJobs(**who),
+        "list_versions": m.ListVersions(**who, job="digits-1f"),
+        "list_learners": m.ListLearners(**who),
+        "read_events": m.ReadEvents(**who, job="digits-1f", after=17),
+        "read_model": m.ReadModel(**who, job="digits-1f", version=3),
+        "read_model, the newest": m.ReadModel(**who, job="digits-1f"),
+    }
+
+
+def _reply_examples() -> dict[str, m.Message]:
+    job = m.JobSummary(
+        job="digits-1f", name="digits", state="running", round=3, version=3, submitted_at=1_700_000_000.5
+    )
+    version = m.VersionSummary(
+        version=3,
+        num_bytes=48,
+        num_parameters=10,
+        digest=_MANIFEST.digest,
+        committed_at=1_700_000_060.25,
+        metrics=_METRICS,
+    )
+    learner = m.LearnerSummary(
+        learner="site-1",
+        attributes={"region": "eu"},
+        software="broker_fl 0.1.0",
+        last_seen_s=1.5,
+        tasks=(_STATUS,),
+    )
+    event = e.JobResumed(
+        job="digits-1f", sequence=18, time_s=1_700_000_061.0, round=3, version=3, epoch=8
+    ).pack()
+    return {
+        "refused": m.Refused(request="4b1d", reason="there is no job 'digits-2f'"),
+        "done": m.Done(request="4b1d"),
+        "submitted": m.Submitted(request="4b1d", job="digits-1f", inbox="controller-7"),
+        "jobs": m.Jobs(request="4b1d", jobs=(job,)),
+        "versions": m.Versions(request="4b1d", versions=(version,)),
+        "learners": m.Learners(request="4b1d", learners=(learner,), last=False),
+        "events": m.Events(request="4b1d", events=(event,), last=True),
+        "event_batch": m.EventBatch(job="digits-1f", events=(event,)),
+        "dead_letter": m.DeadLetter(
+            source="bfl.hospitals.inbox.controller-7",
+            routing_key="site-1.controller-7",
+            reason="the body is no msgpack map",
+            time_s=1_700_000_062.0,
+        ),
+        "model_follows": m.ModelFollows(request="4b1d", job="digits-1f", model=_MANIFEST),
+    }
+
+
+def _event_examples() -> dict[str, m.Message]:
+    at: dict[str, Any] = {"job": "digits-1f", "sequence": 5, "time_s": 1_700_000_000.5}
+    one: dict[str, Any] = {**at, "round": 3, "learner": "site-1"}
+    two = ("site-1", "site-2")
+    found: tuple[e.Event, ...] = (
+        e.JobSubmitted(**at, driver="driver-9", spec=_SPEC_OF_JOB, num_parameters=10, model_bytes=48),
+        e.JobWaiting(**at, reason="1 learner is there, 2 are needed", num_learners=1, num_needed=2),
+        e.JobResumed(**at, round=3, version=3, epoch=8),
+        e.RoundStarted(**at, round=3, version=3, cohort=two, deadline_s=60.0),
+        e.RoundRetried(**at, round=3, attempt=1, reason="1 of 2 delivered", replacements=("site-3",)),
+        e.TaskSent(**at, round=3, attempt=1, learners=two, num_bytes=1000, num_messages=4, send_s=0.01),
+        e.TaskAccepted(**one, receive_s=0.125),
+        e.TaskFinished(
+            **one, num_examples=120, num_steps=15, metrics=_METRICS, evaluation=_METRICS, timings=_TIMINGS
+        ),
+        e.UpdateFolded(**one, weight=120.0, num_bytes=32, num_messages=1, upload_s=0.5, fold_s=0.01),
+        e.TaskFailed(**one, reason="out of memory"),
+        e.TaskLate(**one, reason="the round closed without it"),
+        e.UpdateRefused(**one, reason="tensor 'dense.bias' holds NaN"),
+        e.VersionEvaluated(**at, round=3, version=3, metrics=_METRICS, num_learners=2, num_examples=80),
+        e.VersionCommitted(
+            **at,
+            round=3,
+            version=4,
+            digest=_MANIFEST.digest,
+            contributors=two,
+            total_weight=240.0,
+            metrics=_METRICS,
+            round_s=6.5,
+            aggregate_s=0.02,
+            store_s=0.03,
+        ),
+        e.LearnerJoined(**at, learner="site-1", attributes={"region": "eu"}),
+        e.LearnerLeft(**at, learner="site-1", reason="stopped"),
+        e.LearnerLost(**at, learner="site-1", silent_s=20.5),
+        e.JobFinished(
+            **at, state="done", reason="10 rounds", version=10, rounds=10, duration_s=70.5, metrics=_METRICS
+        ),
+    )
+    return {event.KIND: event for event in found}
