@@ -1,0 +1,146 @@
+"""Options that several commands have, and the types of their values."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from pydantic import TypeAdapter, ValidationError
+
+from broker_fl.wire import fields
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/"
+DEFAULT_STORE = "redis://127.0.0.1:6379/0"
+
+
+class NamedValue(click.ParamType):
+    """``NAME=VALUE``; a value that is TOML (2, 0.1, true, "text") is read as such, others are texts."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """Read one of them."""
+        if isinstance(value, tuple):
+            return value
+        name, sign, text = str(value).partition("=")
+        if not name or not sign:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return name.strip(), _toml_value(text)
+
+
+class NamedValues(click.Option):
+    """An option that may be given several times, and becomes a dict; in a settings file it may be a table."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Read them."""
+        return super().type_cast_value(ctx, list(value.items()) if isinstance(value, dict) else value)
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Make a dict of them."""
+        return dict(super().process_value(ctx, value) or ())
+
+
+class Identifier(click.ParamType):
+    """A name that is safe in queue names."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check one."""
+        try:
+            return TypeAdapter(fields.Identifier).validate_python(value)
+        except ValidationError:
+            self.fail(f"{value!r} must be 1 to 64 letters, digits, '-' or '_'", param, ctx)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, str | int | float | bool) else text
+
+
+# ---------------------------------------------------------------- shared options
+
+broker = click.option(
+    "--broker",
+    metavar="URL",
+    default=DEFAULT_BROKER,
+    show_default=True,
+    help="RabbitMQ: amqp:// or amqps://.",
+)
+store = click.option(
+    "--store", metavar="URL", default=DEFAULT_STORE, show_default=True, help="Redis: redis:// or rediss://."
+)
+federation = click.option(
+    "--federation", type=Identifier(), default="default", show_default=True, help="Its name."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+live = click.option(
+    "--live/--no-live",
+    default=None,
+    help="A live view, or a line for each round.  [default: live on a terminal]",
+)
+out = click.option(
+    "--out", metavar="FOLDER", default="runs", show_default=True, help="Where run folders are made."
+)
+workers = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Learners that compute at the same time.  [default: number of CPUs]",
+)
+connect_timeout = click.option(
+    "--connect-timeout",
+    "connect_timeout_s",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a server that is not there; 0: for ever.",
+)
+timeout = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for an answer of the controller.",
+)
+_TLS = (
+    click.option(
+        "--tls-ca", metavar="FILE", help="PEM: authorities that the broker's certificate may be from (amqps)."
+    ),
+    click.option("--tls-cert", metavar="FILE", help="PEM: certificate to show to the broker (amqps)."),
+    click.option("--tls-key", metavar="FILE", help="PEM: its key."),
+)
+
+
+def parameters(name: str, short: str, what: str) -> Decorator[F]:
+    """An option of names and values."""
+    return click.option(
+        short,
+        f"--{name}",
+        f"{name}s",
+        cls=NamedValues,
+        type=NamedValue(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        help=what,
+    )
+
+
+def broker_access(command: F) -> F:
+    """What everything that goes to the broker needs."""
+    for option in (*reversed(_TLS), federation, broker):
+        command = option(command)
+    return command

@@ -1,0 +1,141 @@
+"""``broker-fl run``: an app as a federation in this process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from broker_fl.apps import App, load_app
+from broker_fl.cli import options
+from broker_fl.cli.command import Command
+from broker_fl.cli.watching import stopping_on_signal, watching
+from broker_fl.errors import SettingError, StoreUnavailable
+from broker_fl.jobfile import JobFile, make_spec, read_job
+from broker_fl.model import Model
+from broker_fl.record.report import write_report
+from broker_fl.record.runfolder import REPORT, RunFolder
+from broker_fl.simulation_run import AppRun, Run
+from broker_fl.wire.job import JobSpec
+from broker_fl.workers.process import end_despite_work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What ``run`` and ``demo`` are told."""
+
+    learners: int
+    rounds: int | None
+    job: str | None
+    parameters: Mapping[str, Any]
+    seed: int | None
+    workers: int | None
+    out: str
+    live: bool | None
+
+
+@click.command(cls=Command)
+@click.argument("app")
+@click.option(
+    "--learners", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="How many."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), metavar="R", help="Rounds.  [default: those of the job file, or 10]"
+)
+@click.option("--job", metavar="FILE", help="Job file (TOML) with protocol, rule, termination, ….")
+@options.parameters("parameter", "-p", "Told to the learners with each task; may be given several times.")
+@click.option(
+    "--seed", type=click.IntRange(0), help="Seeds numpy, random, the selection, and the parameter `seed`."
+)
+@options.workers
+@options.out
+@options.live
+def run(app: str, **given: Any) -> None:
+    """Run APP as a federation in this process: no server is needed.
+
+    APP is FILE.py:FACTORY, package.module:FACTORY, or FILE.py.
+    """
+    chosen = RunOptions(**given)
+    seed_generators(chosen.seed)
+    finish(run_app(load_app(app), chosen))
+
+
+def run_app(app: App, chosen: RunOptions) -> Run:
+    """Run the app and write everything into the run folder."""
+    job_file = read_job(chosen.job) if chosen.job else None
+    spec = _spec(app, chosen, job_file)
+    initial = Model.load(job_file.model_file) if job_file and job_file.model_file else None
+    one = AppRun(
+        app, spec, num_learners=chosen.learners, num_workers=chosen.workers, out=chosen.out, initial=initial
+    )
+    with stopping_on_signal(one.stop), watching(live=chosen.live) as watch:
+        ran = one.run(watch, seed=chosen.seed)
+    add_report(ran.folder)
+    return ran
+
+
+def finish(ran: Run) -> None:
+    """Say where everything is, and end with the job's outcome as exit code."""
+    show_files(ran.folder)
+    code = exit_code(ran.finished.state, ran.finished.reason)
+    end_despite_work(code)
+    raise click.exceptions.Exit(code)
+
+
+def exit_code(state: str, reason: str) -> int:
+    """0 for a job that is done, 130 if Ctrl-C stopped it."""
+    if state == "done":
+        return 0
+    return 130 if state == "stopped" and "Ctrl-C" in reason else 1
+
+
+def show_files(folder: RunFolder) -> None:
+    """Name the run folder and what is in it."""
+    click.echo(f"\n{folder.path}{'/'}")
+    for path in sorted(folder.path.iterdir()):
+        if path.suffix != ".sqlite" and "sqlite-" not in path.suffix:
+            click.echo(f"  {path.name}")
+
+
+def add_report(folder: RunFolder) -> None:
+    """The report page. A run is not lost for want of one: the packages that it needs may be missing."""
+    try:
+        write_report([folder], folder.path / REPORT)
+    except (SettingError, StoreUnavailable) as error:
+        click.echo(f"no report page: {error}", err=True)
+        click.echo(f"later: broker-fl report {folder.path}", err=True)
+
+
+def seed_generators(seed: int | None) -> None:
+    """Before the app is loaded: its initial model may come from a global generator."""
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the app may use the old interface
+
+
+def _spec(app: App, chosen: RunOptions, job_file: JobFile | None) -> JobSpec:
+    """The job file's settings, with what the command line says put over them."""
+    fields = job_file.spec.model_dump() if job_file else {"name": app_name(app)}
+    given = job_file.given if job_file else frozenset()
+    if "protocol.min_learners" not in given:
+        fields["protocol"] = {**fields.get("protocol", {}), "min_learners": chosen.learners}
+    if chosen.rounds is not None:
+        fields["termination"] = {**fields.get("termination", {}), "rounds": chosen.rounds}
+    fields["parameters"] = {**fields.get("parameters", {}), **chosen.parameters}
+    if chosen.seed is not None:
+        fields["parameters"].setdefault("seed", chosen.seed)
+        if fields.get("selector", {}).get("name") == "random" and "selector.seed" not in given:
+            fields["selector"]["seed"] = chosen.seed
+    return make_spec(fields, "the job's settings")
+
+
+def app_name(app: App) -> str:
+    """A job's name made of the app's: ``digits`` of ``examples/digits.py:make_learner``."""
+    stem = Path(app.target.partition(":")[0]).stem.rpartition(".")[2]
+    name = "".join(char if char.isascii() and (char.isalnum() or char in "-_") else "-" for char in stem)
+    return name[:40] or "job"

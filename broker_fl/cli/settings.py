@@ -1,0 +1,116 @@
+"""The settings file: options by name for all commands that have them, and a table for those of one command.
+
+::
+
+    broker = "amqps://site-1@broker.example.org/fl"      # every command that has --broker
+    federation = "hospitals"
+
+    [learner]                                            # broker-fl learner
+    workers = 2
+    attribute = { region = "eu" }
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker_fl.errors import SettingError
+from broker_fl.suggestion import expected_one_of
+
+DEFAULT_FILE = "broker-fl.toml"
+FILE_KEY = "broker_fl.settings_file"
+"""In a context's ``meta``: where its settings came from."""
+
+Options = dict[str, set[str]]
+"""Names of options by command, ``models export`` for instance."""
+
+
+def apply(ctx: click.Context, path: Path | None) -> None:
+    """Make the file's settings the defaults of the context's command; without a path, the default file's.
+
+    Raises:
+        SettingError: the file cannot be read, or something in it is not known.
+    """
+    if path is None:
+        path = Path(DEFAULT_FILE)
+        if not path.is_file():
+            return
+    settings = _read(path)
+    root = ctx.find_root()
+    known = _options_of(root.command, root, ())
+    problems = _problems(settings, known)
+    if problems:
+        raise SettingError(f"{path}: " + "; ".join(problems))
+    ctx.meta[FILE_KEY] = str(path)
+    ctx.default_map = _defaults(settings, _path(ctx))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not valid TOML: {error}") from error
+
+
+def _path(ctx: click.Context) -> tuple[str, ...]:
+    """``("models", "export")`` of the context of that command."""
+    names: list[str] = []
+    while ctx.parent is not None:
+        names.insert(0, ctx.info_name or "")
+        ctx = ctx.parent
+    return tuple(names)
+
+
+def _options_of(
+    command: click.Command, ctx: click.Context, path: tuple[str, ...]
+) -> dict[tuple[str, ...], set[str]]:
+    if isinstance(command, click.Group):
+        found: dict[tuple[str, ...], set[str]] = {}
+        for name in command.list_commands(ctx):
+            inner = command.get_command(ctx, name)
+            if inner is not None:
+                found |= _options_of(inner, ctx, (*path, name))
+        return found
+    names = {str(one.name) for one in command.params if isinstance(one, click.Option) and not one.is_eager}
+    return {path: names}
+
+
+def _problems(settings: Mapping[str, Any], known: Mapping[tuple[str, ...], set[str]]) -> list[str]:
+    """What is not known, in words; commands are tables, everything else must be some command's option."""
+    commands = {path[:end] for path in known for end in range(1, len(path) + 1)}
+    anywhere = set().union(*known.values())
+    problems: list[str] = []
+
+    def look(table: Mapping[str, Any], path: tuple[str, ...], allowed: set[str]) -> None:
+        for key, value in table.items():
+            inner = (*path, key)
+            if inner in commands and isinstance(value, Mapping):
+                below = {names for names in known if names[: len(inner)] == inner}
+                look(value, inner, set().union(*(known[names] for names in below)))
+            elif key not in allowed:
+                tables = {name[-1] for name in commands if name[:-1] == path}
+                problems.append(
+                    f"unknown setting {'.'.join(inner)!r}: {expected_one_of(key, allowed | tables)}"
+                )
+
+    look(settings, (), anywhere)
+    return problems
+
+
+def _defaults(settings: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of one command: those for all, then those of its tables, outermost first."""
+    found: dict[str, Any] = {}
+    table: Any = settings
+    for name in ("", *path):
+        table = table.get(name) if name else table
+        if not isinstance(table, Mapping):
+            break
+        found |= table
+    return found

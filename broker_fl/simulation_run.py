@@ -1,0 +1,124 @@
+"""A user's app as a federation in this process: run a job to its end, and keep all of it in a run folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker_fl.apps import App
+from broker_fl.errors import BrokerFLError
+from broker_fl.interfaces import LearnerContext
+from broker_fl.model import Model
+from broker_fl.record.history import History
+from broker_fl.record.runfolder import RunFolder
+from broker_fl.roles.driver import Job
+from broker_fl.simulation import Federation
+from broker_fl.wire.events import Event, JobFinished
+from broker_fl.wire.job import JobSpec
+
+FEDERATION = "simulation"
+Watcher = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a run left."""
+
+    folder: RunFolder
+    history: History
+    finished: JobFinished
+    model: Model
+    """The newest version."""
+
+
+class AppRun:
+    """One job of an app; ``stop`` may be called from another thread, or from a signal handler's."""
+
+    def __init__(
+        self,
+        app: App,
+        spec: JobSpec,
+        *,
+        num_learners: int,
+        num_workers: int | None = None,
+        out: str | Path = "runs",
+        initial: Model | None = None,
+    ) -> None:
+        """Make the app's model and learners, and the run folder; nothing runs yet.
+
+        Raises:
+            AppError: the app cannot make its initial model or a learner.
+            SettingError: the run folder cannot be made.
+        """
+        self.app = app
+        self.spec = spec
+        self._initial = initial or app.initial_model()
+        ids = [learner_id(index, num_learners) for index in range(num_learners)]
+        self._learners = {
+            name: app.make(LearnerContext(learner=name, index=index, count=num_learners))
+            for index, name in enumerate(ids)
+        }
+        self._num_workers = num_workers or max(1, min(num_learners, os.cpu_count() or 1))
+        self.folder = RunFolder.create(out, spec.name)
+        self._job: Job | None = None
+        self._stop_reason: str | None = None
+        self._lock = threading.Lock()
+
+    def run(self, watch: Watcher, **options: Any) -> Run:
+        """Run the job to its end, whatever that is; ``watch`` sees each event after it was written.
+
+        ``options`` are further JSON values for the run folder's settings.
+
+        Raises:
+            StoreUnavailable: the disk is full.
+        """
+        history = History()
+        self.folder.write_settings(
+            self.spec,
+            app=self.app.target,
+            num_learners=len(self._learners),
+            num_workers=self._num_workers,
+            **options,
+        )
+        finished: JobFinished | None = None
+        with self._federation() as federation, self.folder:
+            job = self._begin(federation)
+            for event in job.events():
+                self.folder.append(event)
+                history.add(event)
+                watch(event)
+                finished = event if isinstance(event, JobFinished) else None
+            model = job.model()
+        if finished is None:
+            raise BrokerFLError(f"job {job.id} ended without saying so")
+        self.folder.save_model(model)
+        return Run(folder=self.folder, history=history, finished=finished, model=model)
+
+    def stop(self, reason: str) -> None:
+        """End the job; what it committed is kept, and ``run`` returns it."""
+        with self._lock:
+            self._stop_reason, job = reason, self._job
+        if job is not None:
+            job.stop(reason)
+
+    def _federation(self) -> Federation:
+        return Federation(
+            self._learners, folder=self.folder.path, num_workers=self._num_workers, name=FEDERATION
+        )
+
+    def _begin(self, federation: Federation) -> Job:
+        job = federation.submit(self.spec, self._initial)
+        with self._lock:
+            self._job, reason = job, self._stop_reason
+        if reason is not None:
+            job.stop(reason)
+        return job
+
+
+def learner_id(index: int, count: int) -> str:
+    """``learner-07``: names sort as numbers do."""
+    return f"learner-{index:0{len(str(count - 1))}d}"

@@ -1,0 +1,147 @@
+"""What every daemon does as a process: logging, signals, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from enum import IntEnum
+from types import FrameType, TracebackType
+from typing import Any, Self, TextIO
+
+from broker_fl.errors import BrokerFLError, Fenced, ServerUnavailable, SettingError
+
+log = logging.getLogger(__name__)
+_LEVELS = ("WARNING", "INFO", "DEBUG")
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_FOREIGN = ("pika", "asyncio", "matplotlib", "PIL", "urllib3")
+"""Libraries whose own messages are only for ``-vv``."""
+
+
+class ExitCode(IntEnum):
+    """How commands and daemons end; 128 + n where the signal n ended one at once."""
+
+    DONE = 0
+    FAILED = 1
+    SETTING = 2
+    UNAVAILABLE = 3
+    FENCED = 4
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """What sort of an error it is."""
+    if isinstance(error, SettingError):
+        return ExitCode.SETTING
+    if isinstance(error, ServerUnavailable):
+        return ExitCode.UNAVAILABLE
+    if isinstance(error, Fenced):
+        return ExitCode.FENCED
+    return ExitCode.FAILED
+
+
+# ---------------------------------------------------------------- logging
+
+
+class _Formatter(logging.Formatter):
+    """Times in UTC with milliseconds: logs of several machines are read side by side.
+
+    The traceback of an error is shown to who asked for it; others get its last line.
+    """
+
+    converter = time.gmtime
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__(_FORMAT)
+        self._tracebacks = tracebacks
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """The error behind a record."""
+        if self._tracebacks:
+            return super().formatException(ei)
+        return f"  {ei[0].__name__}: {ei[1]} (-vv shows where)" if ei[0] else ""
+
+
+def configure_logging(level: str, verbosity: int = 0, *, stream: TextIO | None = None) -> None:
+    """Log to standard error; ``verbosity`` counts the levels below ``level``, and from 2 on hides nothing."""
+    chosen = _LEVELS[min(_LEVELS.index(level) + verbosity, len(_LEVELS) - 1)]
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_Formatter(tracebacks=verbosity >= 2))
+    logging.basicConfig(level=chosen, handlers=[handler], force=True)
+    for name in _FOREIGN:
+        logging.getLogger(name).setLevel(logging.INFO if verbosity >= 2 else logging.CRITICAL)
+
+
+# ---------------------------------------------------------------- signals
+
+
+class Stopped(BrokerFLError):
+    """The process was told to end before it had begun to work."""
+
+
+class Signals:
+    """SIGTERM and SIGINT ask the process to end in good order; the second of them ends it at once."""
+
+    def __init__(self) -> None:
+        # The handler runs between two steps of the main thread, which may hold the lock of an Event at that
+        # moment; a SimpleQueue may be put to even then.
+        self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._previous: dict[int, Any] = {}
+        self.first: int | None = None
+        """Number of the signal that came first."""
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a signal; False if none came. On the main thread."""
+        try:
+            self._received.get(timeout=timeout_s)
+        except queue.Empty:
+            return self.first is not None
+        return True
+
+    def check(self) -> None:
+        """Go on only if there was no signal.
+
+        Raises:
+            Stopped: there was one.
+        """
+        if self.first is not None:
+            raise Stopped(f"stopped by {signal.Signals(self.first).name}")
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.first is not None:
+            end_now(128 + number)
+        self.first = number
+        self._received.put(number)
+
+
+def end_now(code: int) -> None:
+    """End without waiting for anything."""
+    os._exit(code)
+
+
+def end_despite_work(code: int) -> None:
+    """End when what was said is written out, even if users' code still computes on some thread.
+
+    Python would wait for the threads of its executors, for as long as they take.
+    """
+    if any(thread.name.startswith("learner-worker") for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        end_now(code)
