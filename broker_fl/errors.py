@@ -6,6 +6,7 @@
     ├── SettingError              something the user gave is wrong      → stop and say so (exit code 2)
     │   ├── AppError              the app file or its factory           → mend the app file
     │   └── AccessDenied          credentials, vhost or permission      → mend the account
+    │       └── QueueInUse        somebody else reads it alone          → wait, or find out who
     ├── MessageRefused            a peer sent what we do not take       → dead-letter it, go on
     │   ├── FrameRefused          bytes that are no valid frame
     │   └── UpdateRefused         an update that must not be folded
@@ -36,6 +37,10 @@ class AppError(SettingError):
 
 class AccessDenied(SettingError):
     """A server answered and refused: credentials, virtual host or a missing permission."""
+
+
+class QueueInUse(AccessDenied):
+    """Somebody else consumes from a queue that only one may read: another process, or one that died just now."""
 
 
 class MessageRefused(BrokerFLError):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from broker_fl.errors import AccessDenied, SettingError, TransportClosed
+from broker_fl.errors import QueueInUse, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
 from broker_fl.topology import Binding, Entity, Exchange, Queue
 from broker_fl.transports.memory.delivery import MemoryDelivery
@@ -222,7 +222,7 @@ class MemoryBroker:
             if queue is None:
                 raise SettingError(f"no queue {name!r}: declare it first")
             if any(other.exclusive or exclusive for other in queue.consumers):
-                raise AccessDenied(
+                raise QueueInUse(
                     f"somebody else consumes from queue {name!r}, and one of the two asks to be alone"
                 )
             consumer = Consumer(

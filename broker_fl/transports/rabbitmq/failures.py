@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pika import exceptions as pika_errors
 
-from broker_fl.errors import AccessDenied, BrokerFLError, BrokerUnavailable, SettingError
+from broker_fl.errors import AccessDenied, BrokerFLError, BrokerUnavailable, QueueInUse, SettingError
 from broker_fl.transports.rabbitmq.address import Address
 
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
@@ -74,7 +74,7 @@ def channel_failure(error: BaseException, doing: str) -> BrokerFLError:
         return BrokerUnavailable(f"cannot {doing}: the connection was lost ({_short(error)})")
     text = error.reply_text
     if error.reply_code == RESOURCE_LOCKED or "exclusive use" in text:
-        return AccessDenied(f"cannot {doing}: somebody else consumes from it alone ({text})")
+        return QueueInUse(f"cannot {doing}: somebody else consumes from it alone ({text})")
     if error.reply_code == ACCESS_REFUSED:
         return AccessDenied(
             f"cannot {doing}: {text}; an operator can grant it: "
