@@ -239,7 +239,7 @@ def _as_learner(app: App, made: object) -> Learner:
         if not callable(function):
             raise AppError(f"{where} returned a {type(made).__name__}, which has no {method}; {_LEARNER}")
         _check_method(app.code, method, function)
-    return cast(Learner, made)
+    return cast("Learner", made)
 
 
 def _check_method(code: UserCode, method: str, function: Callable[..., object]) -> None:

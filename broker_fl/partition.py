@@ -30,7 +30,9 @@ def dirichlet(
 
     Args:
         labels: the class of each example, one-dimensional.
+        num_parts: how many learners there are.
         alpha: above 0; 0.1 is strongly skewed, 100 nearly even.
+        seed: the same arguments give the same parts.
         min_examples: what each part has at least.
 
     Returns:

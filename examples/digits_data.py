@@ -1,4 +1,4 @@
-"""The data of the examples: scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, spread unevenly over learners."""
+"""The examples' data: scikit-learn's 1,797 handwritten digits (8 × 8 pixels), split over the learners."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def load() -> tuple[Examples, Examples]:
 
 
 def part(index: int, count: int) -> Examples:
-    """One of ``count`` uneven parts of the training data, in each of which some digits are rare or missing."""
+    """One of ``count`` uneven parts of the training data, each of which has few examples of some digits."""
     train, _ = load()
     chosen = dirichlet(train.digits, count, alpha=0.3, seed=0, min_examples=10)[index]
     return Examples(train.images[chosen], train.digits[chosen])
 
 
 def part_of(context: LearnerContext) -> Examples:
-    """What this learner owns. (A real site would read its own files here.)"""
+    """What this learner owns; a real site would read its own files here."""
     if context.count > 1:
         return part(context.index, context.count)
     number = re.search(r"\d+$", context.learner)  # site-3 owns part 3; a name without a number is hashed

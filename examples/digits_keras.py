@@ -5,10 +5,11 @@ broker-fl run examples/digits_keras.py:make_learner --learners 10 --rounds 20
 
 from __future__ import annotations
 
+import keras
 from digits_data import Examples, load, part, part_of
 
 from broker_fl.frameworks import LocalTask, train_alone
-from broker_fl.frameworks.keras import KerasLearner, keras
+from broker_fl.frameworks.keras import KerasLearner
 from broker_fl.interfaces import LearnerContext
 from broker_fl.model import Arrays
 

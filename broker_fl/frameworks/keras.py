@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from broker_fl.errors import SettingError
+from broker_fl.frameworks.fit import fitting
 from broker_fl.frameworks.workload import Workload
 from broker_fl.interfaces import Metrics, TaskContext, Update
 from broker_fl.model import Array, Arrays, ModelError, ModelSpec, TensorSpec
@@ -56,9 +57,7 @@ def load_arrays(model: keras.Model, arrays: Arrays) -> None:
     """
     weights = _weights(model)
     expected = ModelSpec(tuple(_describe(name, weight) for name, weight in weights.items()))
-    given = {name: np.asarray(array) for name, array in arrays.items()}
-    if problems := expected.differences(ModelSpec.of(given)):
-        raise ModelError(f"the arrays do not fit this Keras model: {'; '.join(problems[:5])}")
+    given = fitting(arrays, expected, "Keras model")
     for name, weight in weights.items():
         weight.assign(given[name])
 

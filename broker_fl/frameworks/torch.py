@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from broker_fl.errors import SettingError
+from broker_fl.frameworks.fit import fitting
 from broker_fl.frameworks.workload import Workload
 from broker_fl.interfaces import Metrics, TaskContext, Update
 from broker_fl.model import Array, Arrays, ModelError, ModelSpec
@@ -68,9 +69,7 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     """
     tensors = _tensors(module)
     expected = ModelSpec.of({name: _like(name, tensor) for name, tensor in tensors.items()})
-    given = {name: np.asarray(array) for name, array in arrays.items()}
-    if problems := expected.differences(ModelSpec.of(given)):
-        raise ModelError(f"the model does not fit this module: {'; '.join(problems[:5])}")
+    given = fitting(arrays, expected, "module")
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(_as_tensor(given[name]))
@@ -174,9 +173,10 @@ class TorchLearner:
         optimizer = self._make_optimizer(work)
         self._module.train()
         totals = _Totals()
-        for epoch, (inputs, targets) in _schedule(batches, work, task):
+        for epoch, batch in _schedule(batches, work, task):
+            inputs, targets = _to(batch, self._device)
             optimizer.zero_grad()
-            outputs, targets = self._module(_to(inputs, self._device)), _to(targets, self._device)
+            outputs = self._module(inputs)
             loss = self._loss(outputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -196,8 +196,9 @@ class TorchLearner:
         totals = _Totals()
         batch_size = Workload.of(task).batch_size or DEFAULT_BATCH_SIZE
         batches = _loader(self._test_data, batch_size)
-        for epoch, (inputs, targets) in _schedule(batches, Workload(), task):
-            outputs, targets = self._module(_to(inputs, self._device)), _to(targets, self._device)
+        for epoch, batch in _schedule(batches, Workload(), task):
+            inputs, targets = _to(batch, self._device)
+            outputs = self._module(inputs)
             totals.add(epoch, outputs, targets, self._loss(outputs, targets))
         return {**totals.metrics(), "num_examples": totals.examples[0]}
 
