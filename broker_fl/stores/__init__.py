@@ -18,11 +18,11 @@ def open_store(url: str, *, federation: str) -> Store:
         raise SettingError("a store is given as redis://host:port/db, rediss://host:port/db or sqlite:path")
     # A store's driver is imported when it is used.
     if scheme == "sqlite":
-        from broker_fl.stores.sqlite import SQLiteStore  # noqa: PLC0415
+        from broker_fl.stores.sqlite import SQLiteStore
 
         return SQLiteStore(rest.removeprefix("//"), federation=federation)
     if scheme in ("redis", "rediss", "unix"):
-        from broker_fl.stores.redis import RedisStore  # noqa: PLC0415
+        from broker_fl.stores.redis import RedisStore
 
         return RedisStore(url, federation=federation)
     raise SettingError(

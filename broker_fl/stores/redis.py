@@ -13,7 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from broker_fl.errors import Fenced, SettingError, StoreUnavailable
 from broker_fl.interfaces import StoredVersion
 from broker_fl.stores import redis_scripts as scripts
-from broker_fl.stores.redis_client import connect, place, translated
+from broker_fl.stores.redis_client import connect, follow, place, translated
 from broker_fl.stores.redis_stage import WINDOW_BYTES, Stage
 from broker_fl.topology import RedisKeys
 
@@ -24,6 +24,8 @@ _REMEMBERED = 64
 
 class RedisStore:
     """The store of one federation in the Redis at ``url`` (``redis://``, ``rediss://`` or ``unix://``).
+
+    Of a Redis Cluster, any node: the one with the federation's keys is found, also after a failover.
 
     ``write_chunk`` sends without waiting: its errors, ``Fenced`` too, may come from a later one or from
     ``commit_version``. After ``StoreUnavailable`` from either, all chunks of the version must be
@@ -39,16 +41,23 @@ class RedisStore:
         """Connect; an operation fails when the server is silent for ``timeout_s``."""
         self._server = place(url)
         self._client = connect(url, timeout_s=timeout_s)
+        settings = self._client.connection_pool.connection_kwargs
+        self._home: dict[str, Any] = {name: settings[name] for name in ("host", "port") if name in settings}
         self._keys = RedisKeys(federation)
         self._scripts = {text: self._client.register_script(text) for text in scripts.ALL}
         self._stages: dict[tuple[str, int, int], Stage] = {}
         self._stages_lock = threading.Lock()
         self._committed: dict[tuple[str, int], str] = {}
         try:
+            self._find_node()
             self._refuse_eviction()
         except BaseException:
             self.close()
             raise
+
+    def _find_node(self) -> None:
+        """Ask for one of the federation's keys: a node of a cluster that has them not says where they are."""
+        self._read(lambda: self._client.hget(self._keys.controller, "epoch"))
 
     def _refuse_eviction(self) -> None:
         policy = self._read(lambda: self._client.info("memory")).get("maxmemory_policy", "noeviction")
@@ -164,7 +173,7 @@ class RedisStore:
     @contextmanager
     def _stage(self, job: str, version: int, epoch: int) -> Iterator[Stage]:
         """The attempt under way to write this version; given up if an error comes out of the block."""
-        with self._stages_lock, translated(self._server):
+        with self._stages_lock, self._translated():
             stage = self._stages.get((job, version, epoch))
             if stage is None:
                 prefix = f"{self._keys.chunks(job)}:{version}"
@@ -224,19 +233,30 @@ class RedisStore:
         Raises:
             Fenced: Redis has seen a newer epoch than ``args[0]``.
         """
-        with translated(self._server):
+        with self._translated():
             answer: list[Any] = self._scripts[script](keys=[self._keys.controller, *keys], args=args)
         if answer[0] == b"fenced":
             raise Fenced(f"the lease has passed from epoch {args[0]!r} to {answer[1]}")
         return answer
 
     def _read(self, operation: Callable[[], Any]) -> Any:
-        """Read; once more on a new connection if the old one turns out to be lost."""
+        """Read; once more if the connection turns out to be lost, or the keys to be elsewhere."""
         with translated(self._server):
             try:
                 return operation()
-            except redis.exceptions.ConnectionError:
+            except (redis.exceptions.ConnectionError, redis.exceptions.MovedError) as error:
+                follow(self._client, error, self._home)
                 return operation()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            with translated(self._server):
+                yield
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, (redis.exceptions.ConnectionError, redis.exceptions.MovedError)):
+                follow(self._client, error.__cause__, self._home)
+            raise
 
 
 def _ms(seconds: float) -> int:

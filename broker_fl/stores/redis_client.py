@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -17,7 +18,8 @@ from broker_fl.errors import AccessDenied, SettingError, StoreUnavailable
 _READ_BYTES = 1 << 20
 """Per ``recv``: reading 40 MB takes 0.06 to 0.1 s, with redis-py's own 64 KiB 0.15 s."""
 
-_DENIED = ("NOPERM", "NOAUTH", "WRONGPASS")
+_DENIED = ("NOPERM", "NOAUTH", "WRONGPASS", "ACL failure", "user executing the script")
+"""The last two: within a script, in Redis 7.2 and before."""
 _UNWILLING = (
     "BUSY",
     "CLUSTERDOWN",
@@ -31,6 +33,8 @@ _UNWILLING = (
     "UNKILLABLE",
 )
 """Refusals that time, or an operator, ends."""
+
+_ASK_DOCTOR = "`broker-fl doctor` names what the user lacks"
 
 
 def connect(url: str, *, timeout_s: float) -> redis.Redis:
@@ -67,21 +71,38 @@ def place(url: str) -> str:
         return f"{url.split(':', 1)[0]}://…"
 
 
+def follow(client: redis.Redis, error: Exception, home: Mapping[str, Any]) -> None:
+    """Turn to the node of a cluster that ``error`` names, or back ``home`` if the present one is lost.
+
+    A federation's keys are all on one node: no more of a cluster needs to be known.
+    """
+    pool: Any = client.connection_pool
+    target = dict(home)
+    if isinstance(error, exceptions.MovedError):
+        target["port"] = error.port
+        if error.host:
+            target["host"] = error.host
+    if any(pool.connection_kwargs.get(name) != value for name, value in target.items()):
+        pool.disconnect(inuse_connections=False)
+        pool.connection_kwargs.update(target)
+        pool.reset()
+
+
 @contextmanager
 def translated(server: str) -> Iterator[None]:
     """Turn the driver's errors into the library's."""
     try:
         yield
-    except (
-        exceptions.AuthenticationError,
-        exceptions.AuthorizationError,
-        exceptions.NoPermissionError,
-    ) as error:
+    except (exceptions.AuthenticationError, exceptions.AuthorizationError) as error:
         raise AccessDenied(f"{server} refused access: {error}") from error
+    except exceptions.NoPermissionError as error:
+        raise AccessDenied(f"{server} refused access: {error} ({_ASK_DOCTOR})") from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         if isinstance(error.__context__, ssl.SSLCertVerificationError):
             raise SettingError(f"{server}: its certificate is not trusted: {error}") from error
         raise StoreUnavailable(f"{server} does not answer: {error}") from error
+    except exceptions.MovedError as error:
+        raise StoreUnavailable(f"{server}: the keys are at {error.host}:{error.port} now") from error
     except exceptions.ResponseError as error:
         raise _refusal(server, str(error), error) from error
     except exceptions.RedisError as error:
@@ -91,7 +112,7 @@ def translated(server: str) -> Iterator[None]:
 def _refusal(server: str, text: str, error: exceptions.ResponseError) -> Exception:
     # redis-py cuts the leading word off where it has a class of its own for it; a script's errors keep it.
     if any(word in text for word in _DENIED):
-        return AccessDenied(f"{server} refused access: {text}")
+        return AccessDenied(f"{server} refused access: {text} ({_ASK_DOCTOR})")
     if isinstance(error, exceptions.OutOfMemoryError) or "OOM" in text.split():
         return StoreUnavailable(
             f"{server} is full ({text}); raise its maxmemory or keep fewer model versions"

@@ -76,19 +76,21 @@ class SQLiteStore:
         except (OSError, sqlite3.Error) as error:
             raise SettingError(f"{self._path} cannot be opened as a store: {error}") from error
         try:
-            self._prepare(federation)
+            self._prepare(federation, busy_timeout_s)
         except BaseException:
             self._db.close()
             raise
 
-    def _prepare(self, federation: str) -> None:
+    def _prepare(self, federation: str, busy_timeout_s: float) -> None:
         with self._translated():
-            self._check_layout()
+            with self._db:  # both looks into one moment of the file
+                self._db.execute("BEGIN")
+                self._check_layout()
             # Large pages: a chunk is written in few pieces. A 40 MB version that replaces one takes 0.11 s,
             # not 0.22. Debian's default is to overwrite what is deleted, which costs as much as writing.
             self._db.execute("PRAGMA page_size = 32768")
             self._db.execute("PRAGMA secure_delete = OFF")
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._write_ahead(busy_timeout_s)
         with self._transaction(durable=True):
             if self._check_layout() == 0:
                 self._create(federation)
@@ -97,6 +99,19 @@ class SQLiteStore:
             raise SettingError(
                 f"{self._path} holds the federation {name!r}, not {federation!r}; name another file"
             )
+
+    def _write_ahead(self, busy_timeout_s: float) -> None:
+        # Everywhere else SQLite itself waits while another process has the file locked.
+        end = time.monotonic() + busy_timeout_s
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def _check_layout(self) -> int:
         """Layout of the tables; 0 in a new file."""

@@ -74,7 +74,7 @@ class RedisPlace:
             store.close()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -197,7 +197,7 @@ class TestLease:
         barrier = threading.Barrier(len(stores))
 
         def race(number: int) -> int | None:
-            barrier.wait(10)
+            barrier.wait(60)
             return stores[number].acquire_lease(f"owner-{number}", 30)
 
         with ThreadPoolExecutor(len(stores)) as pool:
@@ -518,7 +518,7 @@ class TestThreads:
                 wait_until(lambda: 59 in seen or watching.done())
             finally:
                 done.set()
-            watching.result(10)
+            watching.result(60)
         assert 59 in seen
 
     def test_of_two_controllers_only_the_newer_gets_anything_committed(
@@ -539,11 +539,11 @@ class TestThreads:
 
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(former)
-            assert taken_over.wait(10)
+            assert taken_over.wait(60)
             place.expire_lease()
             newer = acquire(other, "second")
             number = other.versions(JOB)[-1].version + 1
             commit(other, number, b"newer", b"newer", epoch=newer)
-            assert running.result(10) == number
+            assert running.result(60) == number
         assert read(other, number) == [b"newer", b"newer"]
         assert read(other, number - 1) == [b"former", b"former"]

@@ -239,6 +239,6 @@ def test_a_store_answers_like_its_model(kind: str, tmp_path: Path, request: pyte
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -17,7 +17,7 @@ from broker_fl.interfaces import StoredVersion
 from broker_fl.stores import open_store
 from broker_fl.stores.sqlite import SQLiteStore
 
-KILLS = 15
+KILLS = 10
 
 WRITER = """
 import sys
