@@ -22,6 +22,7 @@ MULTICAST_KEYS = 100
 """Keys of one publish. The broker copies the list to every queue: 1,000 keys took 3.4 s and 1.7 GB, 10 × 100 take 0.9 s."""
 MESSAGE_OVERHEAD_BYTES = 256
 """Counted for each message, so that small ones fill the window, too."""
+SHARE_BYTES = 256 << 10
 REFUSED_FIRST_S, REFUSED_LONGEST_S = 0.05, 2.0
 
 
@@ -175,12 +176,18 @@ class Publisher:
     def _send(self) -> None:
         with self._changed:
             self._send_is_due = False
+        # A share at a time: what arrives meanwhile (and heartbeats) must not wait for a whole window.
+        sent_bytes = 0
         while self._channel is not None and self._channel.is_open and not self._blocked:
             try:
                 message = self._unsent.popleft()
             except IndexError:
                 return
             self._transmit(self._channel, message)
+            sent_bytes += message.window_bytes
+            if sent_bytes >= SHARE_BYTES:
+                self._io.soon(self._send)
+                return
 
     def _transmit(self, channel: Channel, message: Outgoing) -> None:
         first, *others = message.routing_keys
@@ -193,11 +200,12 @@ class Publisher:
 
     def _confirmed(self, frame: Any) -> None:
         method = frame.method
+        messages = []
         if method.multiple:
-            tags = [tag for tag in self._sent if tag <= method.delivery_tag]
-        else:
-            tags = [method.delivery_tag]
-        messages = [self._sent.pop(tag) for tag in tags if tag in self._sent]
+            while self._sent and next(iter(self._sent)) <= method.delivery_tag:
+                messages.append(self._sent.popitem(last=False)[1])
+        elif method.delivery_tag in self._sent:
+            messages.append(self._sent.pop(method.delivery_tag))
         with self._changed:
             if isinstance(method, spec.Basic.Nack):
                 self._refuse(messages)

