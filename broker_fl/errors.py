@@ -40,7 +40,7 @@ class AccessDenied(SettingError):
 
 
 class QueueInUse(AccessDenied):
-    """Somebody else consumes from a queue that only one may read: another process, or one that died just now."""
+    """Somebody else consumes from a queue that only one may read: another process, or one that just died."""
 
 
 class MessageRefused(BrokerFLError):

@@ -18,7 +18,7 @@ from broker_fl.errors import BrokerFLError, Fenced, ServerUnavailable, SettingEr
 log = logging.getLogger(__name__)
 _LEVELS = ("WARNING", "INFO", "DEBUG")
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-_FOREIGN = ("pika", "asyncio", "matplotlib", "PIL", "urllib3")
+_FOREIGN = ("pika", "asyncio", "matplotlib", "PIL", "numexpr", "urllib3")
 """Libraries whose own messages are only for ``-vv``."""
 
 
@@ -52,7 +52,7 @@ class _Formatter(logging.Formatter):
     The traceback of an error is shown to who asked for it; others get its last line.
     """
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 

@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -24,20 +24,13 @@ _SOURCES = {
 }
 
 
-class Failure(click.ClickException):
-    """An error as the command line shows it: one line, and an exit code that says of what sort it is."""
-
-    def __init__(self, error: BaseException, *, with_traceback: bool) -> None:
-        super().__init__(one_line(error))
-        self.exit_code = process.exit_code(error)
-        self._traceback = "".join(traceback.format_exception(error)) if with_traceback else ""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print it to standard error."""
-        if self._traceback:
-            click.echo(self._traceback, file=file, err=file is None, nl=False)
-        click.secho("Error: ", fg="red", bold=True, nl=False, file=file, err=file is None)
-        click.echo(self.message, file=file, err=file is None)
+def fail(error: BaseException, *, with_traceback: bool) -> click.exceptions.Exit:
+    """Print an error as one line; what comes back, to be raised, ends the command with its code."""
+    if with_traceback:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(one_line(error), err=True)
+    return click.exceptions.Exit(process.exit_code(error))
 
 
 def one_line(error: BaseException) -> str:
@@ -71,14 +64,7 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.BadParameter as error:
-            if error.param is not None and error.param.name is not None:
-                source = ctx.get_parameter_source(error.param.name)
-                if source in _SOURCES:
-                    file = ctx.meta.get(settings.FILE_KEY)
-                    error.message += (
-                        f" (from {_SOURCES[source].format(envvar=error.param.envvar, file=file)})"
-                    )
-            raise
+            raise _with_source(error, ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Do the command; whatever goes wrong becomes one line and an exit code."""
@@ -94,13 +80,23 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            raise Failure(error, with_traceback=verbosity >= 2) from error
+            raise fail(error, with_traceback=verbosity >= 2) from error
 
 
 class Daemon(Command):
     """A command that runs until it is told to end."""
 
     logs_at = "INFO"
+
+
+def _with_source(error: click.BadParameter, ctx: click.Context) -> click.BadParameter:
+    """The error, saying where the value is from if it was not typed."""
+    option = error.param
+    source = ctx.get_parameter_source(option.name) if option is not None and option.name else None
+    if option is None or source not in _SOURCES:
+        return error
+    place = _SOURCES[source].format(envvar=option.envvar, file=ctx.meta.get(settings.FILE_KEY))
+    return click.BadParameter(f"{error.message.rstrip('.')} (from {place})", ctx, option, error.param_hint)
 
 
 def _use_settings(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -110,7 +106,7 @@ def _use_settings(ctx: click.Context, _param: click.Parameter, value: str | None
         try:
             settings.apply(ctx, Path(given) if given else None)
         except BrokerFLError as error:
-            raise Failure(error, with_traceback=False) from error
+            raise fail(error, with_traceback=_verbosity(ctx) >= 2) from error
     return value
 
 

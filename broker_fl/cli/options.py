@@ -12,13 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from broker_fl.wire import fields
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
 
 DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/"
 DEFAULT_STORE = "redis://127.0.0.1:6379/0"
 
 
-class NamedValue(click.ParamType):
+class NamedValue(click.ParamType):  # type: ignore[type-arg] # generic only in newer versions
     """``NAME=VALUE``; a value that is TOML (2, 0.1, true, "text") is read as such, others are texts."""
 
     name = "name=value"
@@ -47,7 +46,7 @@ class NamedValues(click.Option):
         return dict(super().process_value(ctx, value) or ())
 
 
-class Identifier(click.ParamType):
+class Identifier(click.ParamType):  # type: ignore[type-arg] # generic only in newer versions
     """A name that is safe in queue names."""
 
     name = "name"
@@ -125,7 +124,7 @@ _TLS = (
 )
 
 
-def parameters(name: str, short: str, what: str) -> Decorator[F]:
+def parameters(name: str, short: str, what: str) -> Callable[[Any], Any]:
     """An option of names and values."""
     return click.option(
         short,
@@ -137,6 +136,19 @@ def parameters(name: str, short: str, what: str) -> Decorator[F]:
         metavar="NAME=VALUE",
         help=what,
     )
+
+
+def checked_parameters(given: Any, option: str) -> Any:
+    """Names and values as they may travel.
+
+    Raises:
+        BadParameter: a name or a value is not allowed.
+    """
+    try:
+        return TypeAdapter(fields.Parameters).validate_python(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise click.BadParameter(f"{first['loc'][0]}: {first['msg']}", param_hint=f"'{option}'") from None
 
 
 def broker_access(command: F) -> F:

@@ -120,7 +120,7 @@ def seed_generators(seed: int | None) -> None:
 
 def _spec(app: App, chosen: RunOptions, job_file: JobFile | None) -> JobSpec:
     """The job file's settings, with what the command line says put over them."""
-    fields = job_file.spec.model_dump() if job_file else {"name": app_name(app)}
+    fields: dict[str, Any] = job_file.spec.model_dump() if job_file else {"name": app_name(app)}
     given = job_file.given if job_file else frozenset()
     if "protocol.min_learners" not in given:
         fields["protocol"] = {**fields.get("protocol", {}), "min_learners": chosen.learners}

@@ -2,94 +2,66 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TextIO, cast
 
 import click
+from rich.console import Console
 
-from broker_fl.record.text import count, number, one_line, plural, seconds
-from broker_fl.wire import events as ev
+from broker_fl.record.history import History
+from broker_fl.record.live import LiveView
+from broker_fl.wire.events import Event
 from broker_fl.workers.process import end_now
 
-Watcher = Callable[[ev.Event], None]
+Watcher = Callable[[Event], None]
 
 
 @contextmanager
-def watching(*, live: bool | None) -> Iterator[Watcher]:
-    """Show events as they come; None: live if this is a terminal."""
-    if live is None:
-        live = sys.stdout.isatty()
-    if live:
-        from broker_fl.record.live import LiveView
-
-        with LiveView() as view:
-            yield view.add
-    else:
-        yield print_line
+def watching(*, live: bool | None, as_json: bool = False) -> Iterator[Watcher]:
+    """Show events as they come; ``live`` None: if this is a terminal. Or print each as a line of JSON."""
+    if as_json:
+        yield lambda event: click.echo(event.to_json())
+        return
+    console = Console(force_terminal=False if live is False else None, highlight=False)
+    with LiveView(History(), console) as view, _logging_above(console):
+        yield view.show
 
 
-def print_line(event: ev.Event) -> None:
-    """Print an event as one line, if it is one that people care for."""
-    if text := line(event):
-        click.echo(text)
+@contextmanager
+def _logging_above(console: Console) -> Iterator[None]:
+    """Log lines go above a live view, not into it."""
+    handlers = [
+        one
+        for one in logging.getLogger().handlers
+        if isinstance(one, logging.StreamHandler) and one.stream is sys.stderr and console.is_terminal
+    ]
+    for handler in handlers:
+        handler.setStream(cast("TextIO", _Above(console)))
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(sys.stderr)
 
 
-def line(event: ev.Event) -> str:
-    """A line for what matters; empty for the rest."""
-    write = _LINES.get(type(event))
-    return write(event) if write else ""
+class _Above:
+    """A stream that prints through a console."""
 
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
-def _waiting(event: ev.JobWaiting) -> str:
-    return f"waiting: {one_line(event.reason)}"
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._console.print(text.rstrip("\n"), markup=False, highlight=False, style="yellow")
 
-
-def _evaluated(event: ev.VersionEvaluated) -> str:
-    return f"version {event.version}: {_metrics(event.metrics)} ({plural(event.num_learners, 'learner')})"
-
-
-def _committed(event: ev.VersionCommitted) -> str:
-    updates = plural(event.num_learners, "update")
-    return f"round {event.round}: version {event.version} of {updates} in {seconds(event.round_s)}"
-
-
-def _incident(what: str) -> Callable[[Any], str]:
-    return lambda event: f"round {event.round}: {event.learner} {what}: {one_line(event.reason)}"
-
-
-def _retried(event: ev.RoundRetried) -> str:
-    return f"round {event.round} is tried again: {one_line(event.reason)}"
-
-
-def _finished(event: ev.JobFinished) -> str:
-    took = f"{plural(event.rounds, 'round')}, {seconds(event.duration_s)}"
-    return f"job {event.state} after {took}" + (f": {one_line(event.reason)}" if event.reason else "")
-
-
-_LINES: dict[type[ev.Event], Callable[[Any], str]] = {
-    ev.JobSubmitted: lambda event: f"job {event.job}: {count(event.num_parameters)} parameters",
-    ev.JobWaiting: _waiting,
-    ev.JobResumed: lambda event: f"a new controller goes on in round {event.round}",
-    ev.VersionEvaluated: _evaluated,
-    ev.VersionCommitted: _committed,
-    ev.TaskFailed: _incident("failed"),
-    ev.TaskLate: _incident("was late"),
-    ev.UpdateRefused: _incident("had its update refused"),
-    ev.RoundRetried: _retried,
-    ev.LearnerLost: lambda event: f"{event.learner} was lost: silent for {seconds(event.silent_s)}",
-    ev.JobFinished: _finished,
-}
-
-
-def _metrics(metrics: dict[str, float]) -> str:
-    return (
-        ", ".join(f"{one_line(name, 40)} {number(value)}" for name, value in metrics.items()) or "evaluated"
-    )
+    def flush(self) -> None:
+        """Nothing is kept back."""
 
 
 @contextmanager

@@ -105,6 +105,11 @@ class LearnerHost:
         """Wait for the host's end; False if that takes longer."""
         return self._stopped.wait(timeout_s)
 
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the host, if it was not ``stop``."""
+        return self._loop.error
+
     def stop(self, *, drain_s: float = 30.0, reason: str = "stopped") -> None:
         """Finish what is being worked on, for at most ``drain_s``; send it, say ``leave``, and end. Blocks."""
         self._loop.post(self._drain)

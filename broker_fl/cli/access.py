@@ -1,0 +1,72 @@
+"""From the options of a command to the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from broker_fl.errors import RequestRefused
+from broker_fl.roles.driver import Driver, Job
+from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
+from broker_fl.wire.messages import JobSummary
+from broker_fl.workers.connecting import BrokerAccess
+
+LATEST = "latest"
+
+
+def broker_access(given: Mapping[str, Any]) -> BrokerAccess:
+    """What a daemon is told about the broker."""
+    return BrokerAccess(
+        url=given["broker"], tls=tls_files(given), connect_timeout_s=given.get("connect_timeout_s", 0.0)
+    )
+
+
+def tls_files(given: Mapping[str, Any]) -> TlsFiles | None:
+    """The files for amqps, if one is given."""
+    ca, cert, key = (given.get(name) for name in ("tls_ca", "tls_cert", "tls_key"))
+    return TlsFiles(ca_file=ca, cert_file=cert, key_file=key) if ca or cert or key else None
+
+
+@contextmanager
+def driver_of(given: Mapping[str, Any]) -> Iterator[Driver]:
+    """A driver of the federation.
+
+    Raises:
+        SettingError, AccessDenied: trying again changes nothing.
+        BrokerUnavailable: the broker does not answer.
+    """
+    transport = RabbitMQTransport(given["broker"], name="broker-fl driver", tls=tls_files(given))
+    try:
+        driver = Driver(transport, given["federation"], timeout_s=given["timeout_s"])
+    except BaseException:
+        transport.close()
+        raise
+    with driver:
+        yield driver
+
+
+def find_job(driver: Driver, wanted: str) -> Job:
+    """A job by its id, by a beginning of it that only one job has, or the newest by ``latest``.
+
+    Raises:
+        RequestRefused: there is no such job, or there are several.
+    """
+    jobs = driver.jobs()
+    names = [summary.job for summary in jobs]
+    if wanted == LATEST and jobs:
+        return driver.job(max(jobs, key=_submitted_at).job)
+    found = [wanted] if wanted in names else [name for name in names if name.startswith(wanted)]
+    if len(found) == 1:
+        return driver.job(found[0])
+    federation = driver.topology.federation
+    if found:
+        raise RequestRefused(
+            f"{wanted!r} may be any of {len(found)} jobs: {', '.join(found[:5])}; give more of the id"
+        )
+    there = f"the newest are {', '.join(names[-3:])}" if names else "it has none"
+    raise RequestRefused(f"federation {federation!r} has no job {wanted!r}; {there}")
+
+
+def _submitted_at(summary: JobSummary) -> float:
+    return summary.submitted_at

@@ -1,0 +1,122 @@
+"""``broker-fl controller`` and ``broker-fl learner``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from broker_fl.cli import options
+from broker_fl.cli.access import broker_access
+from broker_fl.cli.command import Daemon
+
+
+@click.command(cls=Daemon)
+@options.broker_access
+@options.store
+@options.connect_timeout
+@click.option(
+    "--heartbeat",
+    "heartbeat_s",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often learners say that they are there; four missed in a row, and one is lost.",
+)
+@click.option(
+    "--lease",
+    "lease_s",
+    type=click.FloatRange(1),
+    default=15.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a standby waits after the last sign of life of a controller.",
+)
+def controller(store: str, heartbeat_s: float, lease_s: float, **access: Any) -> None:
+    """Run a controller of a federation, until a signal comes.
+
+    Several may run: one works, the others stand by. Jobs are in the store and go on with the
+    next controller.
+    """
+    from broker_fl.roles.controller import ControllerSettings
+    from broker_fl.workers.controller import ControllerOptions, run_controller
+
+    settings = ControllerSettings(
+        federation=access["federation"], heartbeat_s=heartbeat_s, lease_ttl_s=lease_s
+    )
+    run_controller(ControllerOptions(broker=broker_access(access), store=store, settings=settings))
+
+
+@click.command(cls=Daemon)
+@click.argument("app")
+@options.broker_access
+@options.connect_timeout
+@click.option(
+    "--id",
+    "learner_id",
+    type=options.Identifier(),
+    required=True,
+    metavar="ID",
+    help="Its name in the federation.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Virtual learners ID-0, ID-1, … in this process.",
+)
+@options.parameters(
+    "attribute", "-a", "Told to the controller, which may select by it; may be given several times."
+)
+@options.workers
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a task may still take after the first signal; then it is handed back.",
+)
+@click.option(
+    "--takeover-timeout",
+    "takeover_timeout_s",
+    type=click.FloatRange(0),
+    default=150.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait while another process reads this learner's mailbox.",
+)
+def learner(app: str, **given: Any) -> None:
+    """Run a learner of APP, until a signal comes.
+
+    APP is FILE.py:FACTORY, package.module:FACTORY, or FILE.py. SIGTERM or Ctrl-C finishes the task and
+    leaves; the second ends at once.
+    """
+    from broker_fl.apps import load_app
+    from broker_fl.workers.learner import run_learners
+    from broker_fl.workers.process import end_despite_work
+
+    run_learners(load_app(app), _learner_options(**given))
+    end_despite_work(0)
+
+
+def _learner_options(**given: Any) -> Any:
+    from broker_fl.roles.learner import LearnerSettings
+    from broker_fl.workers.learner import LearnerOptions, learner_ids
+
+    settings = LearnerSettings(
+        federation=given["federation"],
+        attributes=options.checked_parameters(given["attributes"], "--attribute"),
+        num_workers=given["workers"] or 1,
+    )
+    return LearnerOptions(
+        broker=broker_access(given),
+        ids=learner_ids(given["learner_id"], given["count"]),
+        settings=settings,
+        drain_s=given["drain_s"],
+        takeover_timeout_s=given["takeover_timeout_s"],
+    )

@@ -1,0 +1,62 @@
+"""``broker-fl models list`` and ``models export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker_fl.cli import options
+from broker_fl.cli.access import driver_of, find_job
+from broker_fl.cli.command import Command, print_json
+from broker_fl.cli.tables import print_table, when
+from broker_fl.record.text import count, number, one_line, size
+
+
+@click.group()
+def models() -> None:
+    """List and fetch model versions."""
+
+
+@models.command("list", cls=Command)
+@click.argument("job")
+@options.broker_access
+@options.timeout
+@options.as_json
+def list_versions(job: str, as_json: bool, **access: Any) -> None:
+    """List the versions of JOB that are kept, oldest first."""
+    with driver_of(access) as driver:
+        found = find_job(driver, job).versions()
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    rows = [
+        (
+            str(one.version),
+            count(one.num_parameters),
+            size(one.num_bytes),
+            when(one.committed_at),
+            ", ".join(f"{one_line(name, 40)} {number(value)}" for name, value in one.metrics.items()),
+            one.digest[:12],
+        )
+        for one in found
+    ]
+    columns = ("version", "parameters", "size", "committed", "metrics", "digest")
+    print_table(columns, rows, numbers=("version", "parameters", "size"))
+
+
+@models.command("export", cls=Command)
+@click.argument("job")
+@options.broker_access
+@options.timeout
+@click.option("--version", type=click.IntRange(0), metavar="V", help="Which.  [default: the newest]")
+@click.option("--out", default="model.safetensors", show_default=True, metavar="FILE", help="Where to.")
+def export(job: str, version: int | None, out: str, **access: Any) -> None:
+    """Write a model version of JOB to a safetensors file."""
+    with driver_of(access) as driver:
+        found = find_job(driver, job)
+        fetched, model = driver.download(found.id, version)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    model.save(out)
+    click.echo(f"{out}: version {fetched} of {found.id}, {count(model.spec.num_elements)} parameters")

@@ -1,0 +1,57 @@
+"""``broker-fl submit``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from broker_fl.apps import load_app
+from broker_fl.cli import options
+from broker_fl.cli.access import driver_of
+from broker_fl.cli.command import Command
+from broker_fl.cli.jobs import watch_job
+from broker_fl.cli.run import exit_code
+from broker_fl.errors import SettingError
+from broker_fl.jobfile import JobFile, read_job
+from broker_fl.model import Model
+
+
+@click.command(cls=Command)
+@click.argument("job_file", metavar="JOB.toml")
+@options.broker_access
+@options.timeout
+@click.option("--app", metavar="APP", help="Start from this app's initial_model().")
+@click.option("--model", metavar="FILE", help="Start from this safetensors file.")
+@click.option("--watch", is_flag=True, help="Watch the job until its end, as `broker-fl watch` does.")
+@options.live
+@click.option("--out", metavar="FOLDER", help="With --watch: also make a run folder in FOLDER.")
+def submit(job_file: str, app: str | None, model: str | None, watch: bool, **given: Any) -> None:
+    """Submit the job that JOB.toml describes; its id is printed."""
+    job = read_job(job_file)
+    initial = initial_model(job, job_file, app=app, file=model)
+    with driver_of(given) as driver:
+        submitted = driver.submit(job.spec, initial)
+        click.echo(submitted.id)
+        if watch:
+            finished = watch_job(submitted, live=given["live"], as_json=False, out=given["out"])
+            raise click.exceptions.Exit(exit_code(finished.state, ""))
+
+
+def initial_model(job: JobFile, place: str, *, app: str | None, file: str | None) -> Model:
+    """What the job starts from: what the command line names, else what the job file does.
+
+    Raises:
+        SettingError: none of them names anything, both options do, or it is not usable.
+    """
+    if app and file:
+        raise SettingError("give either --app or --model")
+    if not app and not file:
+        app, file = job.app, str(job.model_file) if job.model_file else None
+    if file:
+        return Model.load(file)
+    if app:
+        return load_app(app).initial_model()
+    raise SettingError(
+        f"{place} names no initial model: add [model] with app or file, or give --app or --model"
+    )

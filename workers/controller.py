@@ -1,0 +1,66 @@
+"""The controller as a process."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.workers.connecting import BrokerAccess, connect_broker, open_store
+from broker_fl.workers.process import Signals, Stopped
+
+log = logging.getLogger(__name__)
+STOP_TIMEOUT_S = 30.0
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerOptions:
+    """What the process is told."""
+
+    broker: BrokerAccess
+    store: str
+    settings: ControllerSettings = field(default_factory=ControllerSettings)
+
+
+def run_controller(options: ControllerOptions) -> None:
+    """Be a controller until a signal comes: SIGTERM and SIGINT end it in good order; jobs stay in the store.
+
+    Raises:
+        SettingError, AccessDenied: trying again changes nothing.
+        ServerUnavailable: a server was not there in time.
+        Fenced: another controller took over.
+    """
+    with Signals() as signals:
+        try:
+            _run(options, signals)
+        except Stopped as stopped:
+            log.info("%s", stopped)
+
+
+def _run(options: ControllerOptions, signals: Signals) -> None:
+    federation, wait_s = options.settings.federation, options.broker.connect_timeout_s
+    store = open_store(options.store, federation, wait_s, signals)
+    try:
+        transport = connect_broker(options.broker, f"controller of {federation}", signals)
+        controller = Controller(transport, store, options.settings)
+        controller.start()
+        try:
+            _wait(controller, signals)
+        finally:
+            controller.stop()
+            if not controller.wait(STOP_TIMEOUT_S):
+                log.warning("not everything was done within %g s", STOP_TIMEOUT_S)
+            transport.close()
+    finally:
+        store.close()
+    if controller.error is not None and signals.first is None:
+        raise controller.error
+    log.info("the controller ends; jobs go on with the next one")
+
+
+def _wait(controller: Controller, signals: Signals) -> None:
+    """Until a signal comes, or the controller ends by itself."""
+    while not signals.wait(_LOOK_EVERY_S):
+        if controller.wait(0):
+            return

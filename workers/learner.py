@@ -1,0 +1,117 @@
+"""Learners as a process: one, or several virtual ones."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from broker_fl.apps import App
+from broker_fl.errors import BrokerFLError, QueueInUse
+from broker_fl.interfaces import Learner, LearnerContext
+from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.transports.rabbitmq import RabbitMQTransport
+from broker_fl.workers.connecting import BrokerAccess, connect_broker
+from broker_fl.workers.process import Signals, Stopped
+
+log = logging.getLogger(__name__)
+_TAKEOVER_PAUSE_S = 2.0
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerOptions:
+    """What the process is told."""
+
+    broker: BrokerAccess
+    ids: Sequence[str]
+    settings: LearnerSettings = field(default_factory=LearnerSettings)
+    drain_s: float = 30.0
+    """How long a task that is worked on may take when the process is asked to end."""
+    takeover_timeout_s: float = 150.0
+    """How long to wait while another process reads a mailbox; a dead one is noticed after two heartbeats."""
+
+
+def run_learners(app: App, options: LearnerOptions) -> None:
+    """Be these learners until a signal comes: SIGTERM and SIGINT finish the task, say leave, and end.
+
+    Raises:
+        AppError: the app's factory does not make learners.
+        SettingError, AccessDenied: trying again changes nothing.
+        BrokerUnavailable: the broker was not there in time.
+    """
+    learners = make_learners(app, options.ids)
+    with Signals() as signals:
+        try:
+            _run(learners, options, signals)
+        except Stopped as stopped:
+            log.info("%s", stopped)
+
+
+def make_learners(app: App, ids: Sequence[str]) -> dict[str, Learner]:
+    """One for each id.
+
+    Raises:
+        AppError: the factory raises, or what it makes is not a learner.
+    """
+    return {
+        name: app.make(LearnerContext(learner=name, index=index, count=len(ids)))
+        for index, name in enumerate(ids)
+    }
+
+
+def learner_ids(name: str, count: int) -> list[str]:
+    """``site-1``, or for several of them ``site-1-0``, ``site-1-1`` and so on."""
+    return [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
+
+
+def _run(learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals) -> None:
+    transport, host = _join(learners, options, signals)
+    log.info("%s takes tasks of federation %s", _names(options.ids), options.settings.federation)
+    try:
+        while not signals.wait(_LOOK_EVERY_S):
+            if host.error is not None:
+                raise BrokerFLError(f"the learner ended: {host.error}") from host.error
+        log.info("finishing what is being worked on, for at most %g s", options.drain_s)
+    finally:
+        drain_s = options.drain_s if host.error is None else 0.0
+        host.stop(drain_s=drain_s, reason="its process was asked to end")
+        transport.close()
+    log.info("the learner ends")
+
+
+def _join(
+    learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals
+) -> tuple[RabbitMQTransport, LearnerHost]:
+    """Connect and take tasks, as soon as nobody else reads the mailboxes."""
+    give_up_at = time.monotonic() + options.takeover_timeout_s
+    while True:
+        transport = connect_broker(
+            options.broker, f"{_names(options.ids)} of {options.settings.federation}", signals
+        )
+        host = LearnerHost(transport, learners, options.settings)
+        try:
+            host.start()
+            return transport, host
+        except QueueInUse as error:
+            transport.close()
+            _wait_for_mailbox(error, options, give_up_at)
+            signals.wait(_TAKEOVER_PAUSE_S)
+        except BaseException:
+            transport.close()
+            raise
+
+
+def _wait_for_mailbox(error: QueueInUse, options: LearnerOptions, give_up_at: float) -> None:
+    """Complain; the process that reads it may be dead already, and the broker not know."""
+    question = f"is another {_names(options.ids)} running?"
+    left_s = give_up_at - time.monotonic()
+    if left_s <= 0:
+        raise QueueInUse(f"{question} {error}") from error
+    log.warning("%s its mailbox is read by somebody else; waiting for up to %.0f s more", question, left_s)
+
+
+def _names(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+    return f"learner {ids[0]}{more}"
