@@ -166,7 +166,13 @@ class Transport(Protocol):
         ...
 
     def publish(
-        self, exchange: str, routing_keys: Sequence[str], body: bytes, *, persistent: bool = False, mandatory: bool = False
+        self,
+        exchange: str,
+        routing_keys: Sequence[str],
+        body: bytes,
+        *,
+        persistent: bool = False,
+        mandatory: bool = False,
     ) -> None:
         """Send one body to every queue that one of the keys reaches. Blocks while the window of unconfirmed bytes is full.
 
@@ -209,18 +215,24 @@ class StoredVersion:
 
 
 class Store(Protocol):
-    """Where a federation's state lives. Writes carry the controller's epoch; an older epoch than the store has seen is fenced.
+    """Where a federation's state lives. Writes carry the controller's epoch; one older than the newest is fenced.
 
-    A model version is chunks first, then one atomic step that makes manifest, newest version and job state visible together.
-    All methods raise ``StoreUnavailable`` when the store does not answer or cannot write, and may then be called again.
+    A model version is chunks first, then one atomic step that makes manifest, newest version and job
+    state visible together. All methods may be called from any thread. All raise ``StoreUnavailable``
+    when the store does not answer or cannot write, and may then be called again; after ``write_chunk``
+    and ``commit_version`` that means: again from the first chunk.
     """
 
     def acquire_lease(self, owner: str, ttl_s: float) -> int | None:
-        """Become the federation's controller: a new epoch, greater than all before; None while another holds the lease."""
+        """Become the federation's controller: a new epoch, greater than all before.
+
+        None while another holds the lease. The owner itself gets it at once, and fences its former
+        epoch: a restarted controller need not wait, and two controllers must not have one name.
+        """
         ...
 
     def renew_lease(self, epoch: int, ttl_s: float) -> None:
-        """Hold on to the lease.
+        """Hold on to the lease, or take it again if it ran out and nobody else took it.
 
         Raises:
             Fenced: it has passed to another epoch.
@@ -244,21 +256,29 @@ class Store(Protocol):
         ...
 
     def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:
-        """Write a piece of a version that is not committed yet; invisible until ``commit_version``. ``data`` is not kept.
+        """Write a piece of a version that is not committed yet; invisible until then. ``data`` is not kept.
+
+        Pieces of a version that is committed already are left alone. A store may send without waiting:
+        its errors come at the latest from ``commit_version``.
 
         Raises:
-            Fenced: a newer epoch exists. Nothing was written.
+            Fenced: a newer epoch exists. Nothing that anybody can see was written.
         """
         ...
 
-    def commit_version(self, job: str, version: StoredVersion, state: bytes, *, epoch: int, keep: int) -> None:
-        """Make the version the job's newest, and replace the job's state, in one atomic step; then drop all but the newest ``keep``.
+    def commit_version(
+        self, job: str, version: StoredVersion, state: bytes, *, epoch: int, keep: int
+    ) -> None:
+        """Make the version the job's newest and replace the job's state, in one atomic step.
 
-        The version must be the newest one plus 1, or 0 for the first.
+        The version must be the newest one plus 1, or 0 for the first; its chunks, written under this
+        same epoch. To commit the newest version again, unchanged, is no error: its success may not have
+        been heard of. All but the newest ``keep`` versions are dropped.
 
         Raises:
             Fenced: a newer epoch exists; nothing was written.
-            StoreUnavailable: a chunk is missing or the version does not follow the newest; nothing was committed.
+            StoreUnavailable: a chunk is missing, or the version does not follow the newest; nothing was
+                committed.
         """
         ...
 
@@ -275,7 +295,7 @@ class Store(Protocol):
         ...
 
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
-        """Append packed events, numbered ``first``, ``first + 1``, …; those that are there already are left alone.
+        """Append packed events, numbered ``first``, ``first + 1``, …; numbers up to the last are left alone.
 
         Raises:
             Fenced: a newer epoch exists; nothing was written.

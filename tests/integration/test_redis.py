@@ -336,6 +336,27 @@ class TestChunks:
             write(store, 0, 20, epoch)
         assert chunk_keys(admin, expiring=False) == []
 
+    def test_a_version_that_is_committed_already_is_not_sent_again(
+        self, store: RedisStore, admin: Redis
+    ) -> None:
+        epoch = acquire(store)
+        write_and_commit(store, 0, 3, epoch)
+        write_and_commit(store, 0, 3, epoch)
+        assert chunk_keys(admin, expiring=True) == []
+        check(store, 0)
+
+    def test_a_connection_that_still_waits_for_answers_is_not_used_for_anything_else(
+        self, store: RedisStore
+    ) -> None:
+        epoch = acquire(store)
+        write(store, 0, 1, epoch)
+        stage = store._stages["job", 0, epoch]
+        connection = stage._connection
+        assert connection.is_connected
+        stage.close()
+        assert not connection.is_connected
+        assert len(store.jobs()) == 0
+
     def test_versions_that_are_dropped_leave_no_key(self, store: RedisStore, admin: Redis) -> None:
         epoch = acquire(store)
         for number in range(6):
