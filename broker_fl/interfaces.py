@@ -215,7 +215,7 @@ class StoredVersion:
 
 
 class Store(Protocol):
-    """Where a federation's state lives. Writes carry the controller's epoch; one older than the newest is fenced.
+    """Where a federation's state lives. Writes carry the controller's epoch; an older one is fenced.
 
     A model version is chunks first, then one atomic step that makes manifest, newest version and job
     state visible together. All methods may be called from any thread. All raise ``StoreUnavailable``
