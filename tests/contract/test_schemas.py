@@ -35,7 +35,7 @@ def vector(name: str) -> Any:
     return json.loads((SCHEMAS / "vectors" / name).read_text(encoding="utf-8"))
 
 
-def named(name: str) -> Any:
+def named(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", vector(name), ids=lambda case: case["name"])
 
 
@@ -129,7 +129,7 @@ def test_a_valid_body_is_read_and_packs_to_the_same_bytes(case: Any) -> None:
 
 @named("valid.json")
 def test_a_valid_body_may_come_in_wider_msgpack_forms_and_any_order(case: Any) -> None:
-    """Other libraries write other forms: wide integers and lengths, 32-bit floats, fields in another order."""
+    """Other libraries write wide integers and lengths, and fields in another order."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(base64.b64decode(case["body"]))
     header = dict(reversed(unpacker.unpack().items()))
