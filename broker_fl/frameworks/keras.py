@@ -5,6 +5,7 @@ A model here is ``model.weights``, so that the moving statistics of batch normal
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -166,9 +167,10 @@ class KerasLearner:
                 f"the job asks for batch_size {work.batch_size}, but train_data comes in batches of its own: "
                 f"give the learner arrays (x, y), or leave batch_size out of the job"
             )
-        arguments = _as_arguments(self._train_data, work.batch_size or DEFAULT_BATCH_SIZE)
+        if isinstance(self._train_data, tuple | list):
+            return {"x": _Shuffled(self._train_data, work), "shuffle": False}
         is_stream = hasattr(self._train_data, "element_spec")  # a tf.data.Dataset is shuffled by its owner
-        return arguments | {"shuffle": not is_stream}
+        return {"x": self._train_data, "shuffle": not is_stream}
 
     def _reset_optimizer(self, work: Workload) -> None:
         optimizer = self._model.optimizer
@@ -184,10 +186,32 @@ class KerasLearner:
                 ) from error
 
     def _reseed(self, seed: int) -> None:
-        keras.utils.set_random_seed(seed)
-        states = [v for v in self._model.variables if v.path.endswith("seed_generator_state")]  # dropout's
+        """Set what dropout and its like draw from; the generators of the process are left to others."""
+        states = [v for v in self._model.variables if v.path.endswith("seed_generator_state")]
         for number, state in enumerate(states):
             state.assign(np.array([seed, number], dtype=keras.backend.standardize_dtype(state.dtype)))
+
+
+class _Shuffled(keras.utils.PyDataset):  # type: ignore[misc]
+    """Arrays in batches, in a new order each epoch that only the seed decides, whatever others draw."""
+
+    def __init__(self, data: Data, work: Workload) -> None:
+        super().__init__()
+        self._data = data
+        self._batch_size = work.batch_size or DEFAULT_BATCH_SIZE
+        self._rng = np.random.default_rng(work.seed)
+        self._order = self._rng.permutation(len(data[1]))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._order) / self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        inputs, targets = keras.tree.map_structure(lambda array: array[chosen], tuple(self._data))
+        return inputs, targets
+
+    def on_epoch_end(self) -> None:
+        self._order = self._rng.permutation(len(self._order))
 
 
 class _Pace(keras.callbacks.Callback):  # type: ignore[misc]

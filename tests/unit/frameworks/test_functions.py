@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from broker_fl.errors import SettingError
+from broker_fl.frameworks import FunctionLearner, LocalTask, train_alone
+from broker_fl.frameworks.workload import Workload
+from broker_fl.interfaces import Learner, Metrics, Parameters, TaskContext, Update
+from broker_fl.model import Arrays
+
+
+def train(model: Arrays, task: TaskContext) -> Update:
+    task.progress(0.5)
+    return Update(model={"x": model["x"] + task.round}, num_examples=2)
+
+
+def evaluate(model: Arrays, task: TaskContext) -> Metrics:
+    return {"sum": float(model["x"].sum())}
+
+
+def test_two_functions_are_a_learner() -> None:
+    learner: Learner = FunctionLearner(train, evaluate)
+    task = LocalTask(round=3)
+    assert learner.train({"x": np.ones(2)}, task).model["x"].tolist() == [4, 4]
+    assert learner.evaluate({"x": np.ones(2)}, task) == {"sum": 2.0}
+    assert task.fraction == 0.5
+    assert not hasattr(learner, "initial_model")
+
+
+def test_a_third_function_gives_the_initial_model() -> None:
+    assert FunctionLearner(train, evaluate, lambda: {"x": np.ones(1)}).initial_model()["x"].tolist() == [1]
+
+
+def test_training_alone_goes_through_the_rounds() -> None:
+    assert train_alone(FunctionLearner(train, evaluate), {"x": np.zeros(1)}, rounds=4)["x"].tolist() == [6]
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    assert Workload.of(LocalTask()) == Workload()
+    assert Workload.of(LocalTask(parameters={"epochs": None, "seed": None})) == Workload()
+
+
+def test_what_is_given_is_read() -> None:
+    work = Workload.of(LocalTask(parameters={"epochs": 2, "steps": 3, "batch_size": 4, "learning_rate": 1}))
+    assert work == Workload(epochs=2, steps=3, batch_size=4, learning_rate=1.0)
+
+
+def test_seeds_differ_between_learners_and_rounds_and_are_the_same_again() -> None:
+    def seed(round: int, learner: str) -> int | None:
+        return Workload.of(LocalTask(round=round, learner=learner, parameters={"seed": 7})).seed
+
+    assert len({seed(0, "a"), seed(1, "a"), seed(0, "b"), seed(1, "b")}) == 4
+    assert seed(1, "a") == seed(1, "a")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"epochs": True},
+        {"epochs": "3"},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": "0.1"},
+        {"learning_rate": True},
+        {"seed": -1},
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_value(parameters: Parameters) -> None:
+    [(name, value)] = parameters.items()
+    with pytest.raises(SettingError, match=f"parameter '{name}' is {value!r}; it must be a"):
+        Workload.of(LocalTask(parameters=parameters))
+
+
+def test_importing_the_library_imports_no_framework() -> None:
+    program = (
+        "import sys, broker_fl, broker_fl.frameworks, broker_fl.apps, broker_fl.partition;"
+        "print(sorted({'torch', 'tensorflow', 'keras', 'sklearn', 'pika', 'redis'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
