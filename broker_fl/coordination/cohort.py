@@ -40,6 +40,8 @@ class Assignment:
     changed_at: float
     attempt: int = 0
     reminders: int = 0
+    received: float = 0.0
+    """How much of the model it had, 0 to 1, when it was last heard to be receiving."""
     reason: str = ""
     result: Result | None = None
 

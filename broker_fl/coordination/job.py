@@ -23,6 +23,7 @@ from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
 from broker_fl.wire import events as e
 from broker_fl.wire.events import JobEnd
+from broker_fl.wire.fields import text
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus
 
 Actions = list[s.Action]
@@ -47,7 +48,7 @@ class Job:
             s.UpdateWasFolded: self._update_folded,
             s.UpdateWasRefused: self._update_refused,
             s.VersionWasStored: self._version_stored,
-            s.CommitFailed: lambda signal, now: self._finish("failed", signal.reason, now),
+            s.CommitFailed: self._commit_failed,
             s.StopWanted: lambda signal, now: self._finish("stopped", signal.reason, now),
             s.ControllerRestarted: self._controller_restarted,
             s.TimePassed: lambda _, now: self._settle(now),
@@ -71,7 +72,9 @@ class Job:
     def next_timer(self) -> float | None:
         """When ``TimePassed`` is due at the latest, if no other signal comes."""
         state = self.state
-        due = [state.deadline_at] if state.phase in (Phase.ROUND, Phase.EVALUATING) else []
+        # With nobody open there is nothing that a deadline could end: the round waits for somebody to come.
+        is_open = state.phase in (Phase.ROUND, Phase.EVALUATING) and state.cohort.num_open > 0
+        due = [state.deadline_at] if is_open else []
         if state.spec.termination.wall_clock_s is not None:
             due.append(state.submitted_at + state.spec.termination.wall_clock_s)
         if state.waiting_since is not None and state.spec.protocol.max_wait_s is not None:
@@ -91,8 +94,10 @@ class Job:
         finished = rounds is not None and state.round >= rounds
         if finished and not state.spec.evaluate:
             return self._finish("done", f"{rounds} rounds", now)
-        if len(self._members) < (1 if finished else protocol.min_learners):
-            return self._wait(1 if finished else protocol.min_learners, now)
+        quorum = protocol.quorum if isinstance(protocol.quorum, int) else 1
+        num_needed = 1 if finished else max(protocol.min_learners, quorum)
+        if len(self._members) < num_needed:
+            return self._wait(num_needed, now)
         state.phase = Phase.EVALUATING if finished else Phase.ROUND
         state.waiting_since = None
         state.retries = 0
@@ -149,7 +154,7 @@ class Job:
         state = self.state
         actions = self._dismiss("the round closed without it", now)
         actions += self._note_evaluation()
-        state.deadline_at = None
+        state.deadline_at = state.waiting_since = None
         target = state.spec.termination.target
         if target is not None and (value := state.evaluation.get(target.metric)) is not None:
             reached = value >= target.value if target.mode == "max" else value <= target.value
@@ -190,6 +195,9 @@ class Job:
         state.phase = Phase.IDLE
         return [s.Emit(committed), *self._next_round(now)]
 
+    def _commit_failed(self, signal: s.CommitFailed, now: float) -> Actions:
+        return self._finish("failed", signal.reason, now) if self.state.phase is Phase.COMMITTING else []
+
     def _retry(self, now: float) -> Actions:
         state, cohort = self.state, self.state.cohort
         outsiders = [m.learner for m in self._members.members() if m.learner not in cohort]
@@ -199,6 +207,8 @@ class Job:
         reason = f"{cohort.count(Status.DELIVERED)} of {cohort.num_required(state.spec.protocol.quorum)} delivered"
         reason = f"{reason}; {cohort.summary()}"
         if state.retries >= state.spec.protocol.max_retries:
+            if state.phase is Phase.EVALUATING:
+                return self._finish("done", f"{state.round} rounds; the last version is not evaluated: {reason}", now)
             tries = state.retries + 1
             return self._finish("failed", f"round {state.round} missed its quorum {tries} times: {reason}", now)
         state.retries += 1
@@ -211,12 +221,19 @@ class Job:
         again = [learner for learner in failed if cohort.get(learner).status is Status.SENT]  # type: ignore[union-attr]
         self._set_deadline(now)
         retried = e.RoundRetried(
-            job=state.job, round=state.round, attempt=state.retries, reason=reason, replacements=tuple(replacements)
+            job=state.job,
+            round=state.round,
+            attempt=state.retries,
+            reason=text(reason),
+            replacements=tuple(replacements),
         )
         return [s.Save(), s.Emit(retried), *self._send([*replacements, *again])]
 
     def _replace(self, outsiders: list[str], now: float) -> list[str]:
-        """Ask outsiders in the place of members that did not deliver: the lost first, the silent last."""
+        """Ask outsiders in the place of members that did not deliver: the lost first, the silent last.
+
+        More of them are asked where the quorum is a count that the cohort as it is cannot reach.
+        """
         state, cohort = self.state, self.state.cohort
         vacant = [
             learner
@@ -224,7 +241,8 @@ class Job:
             for learner in cohort.with_status(status)
         ]
         draw = random.Random(f"{state.job}/{state.round}/{state.retries}")  # noqa: S311 - reproducible, not a secret
-        chosen = sorted(draw.sample(outsiders, min(len(outsiders), len(vacant))))
+        missing = cohort.num_required(state.spec.protocol.quorum) - cohort.count(Status.DELIVERED)
+        chosen = sorted(draw.sample(outsiders, min(len(outsiders), max(len(vacant), missing))))
         for learner in vacant[: len(chosen)]:
             cohort.move(learner, Status.REPLACED, now)
             self._release_upload(learner)
@@ -237,17 +255,21 @@ class Job:
         actions = self._dismiss("the job has ended", now) if state.phase in (Phase.ROUND, Phase.EVALUATING) else []
         if len(state.cohort):
             actions.append(s.CancelTasks(self._ref(0), tuple(state.cohort), "the job has ended"))
-        state.phase, state.end, state.reason = Phase.ENDED, end, reason
-        finished = e.JobFinished(
+        state.phase, state.end, state.reason = Phase.ENDED, end, text(reason)
+        return [*actions, s.Emit(self.finished(now)), s.Finish()]
+
+    def finished(self, now: float) -> e.JobFinished:
+        """The last event of a job that has ended."""
+        state = self.state
+        return e.JobFinished(
             job=state.job,
-            state=end,
-            reason=reason,
+            state=state.end or "failed",
+            reason=state.reason,
             version=state.version,
             rounds=state.round,
             duration_s=max(0.0, now - state.submitted_at),
             metrics=state.evaluation,
         )
-        return [*actions, s.Emit(finished), s.Finish()]
 
     def _controller_restarted(self, signal: s.ControllerRestarted, now: float) -> Actions:
         state = self.state
@@ -257,6 +279,7 @@ class Job:
             state.phase = Phase.ROUND
         if state.phase in (Phase.ROUND, Phase.EVALUATING):
             self._uploads.open(len(state.cohort))
+            self._set_deadline(now)  # anew: what was delivered has to come once more, however long nobody was there
             return [*actions, s.StartSum(state.round)]
         state.phase, state.waiting_since = Phase.IDLE, None
         return actions + self._next_round(now)
@@ -269,6 +292,9 @@ class Job:
             return self._settle(now)
         if part.status is Status.LOST:
             self.state.cohort.move(signal.learner, Status.SENT, now)
+            if self.state.waiting_since is not None:
+                self.state.waiting_since = None
+                self._set_deadline(now)
         if part.status not in OPEN:
             return self._settle(now)
         return self._remind(signal.learner, part, signal.tasks, now)
@@ -283,7 +309,10 @@ class Job:
     def _learner_reported(self, signal: s.LearnerReported, now: float) -> Actions:
         """Compare what a learner holds with what it should hold; remind it, ever less often, of what is missing."""
         part = self.state.cohort.get(signal.learner)
-        if part is None or part.status not in OPEN or signal.receiving or self._uploads.is_waiting(signal.learner):
+        if part is None or part.status not in OPEN or self._uploads.is_waiting(signal.learner):
+            return []
+        if signal.receiving:
+            part.changed_at = now
             return []
         patience_s = 2 * self._members.heartbeat_s * 2 ** min(part.reminders, MAX_REMINDER_DOUBLINGS)
         if now - part.changed_at < patience_s:
@@ -293,14 +322,24 @@ class Job:
     def _remind(self, learner: str, part: Assignment, tasks: Iterable[TaskStatus], now: float) -> Actions:
         task = self._ref(part.attempt)
         held = next((status for status in tasks if status.task == task), None)
-        if held is not None and held.phase != "finished":
+        if held is None or held.phase == "receiving":
+            return self._send_again(learner, part, held, now)
+        if held.phase != "finished":
             return []
         part.changed_at, part.reminders = now, part.reminders + 1
-        if held is None:
-            return self._send([learner])
         if self._uploads.on_request:
             return self._grant(self._uploads.release(learner)) + self._grant(self._uploads.add(learner))
         return [s.RequestUpload(learner, task)]
+
+    def _send_again(self, learner: str, part: Assignment, held: TaskStatus | None, now: float) -> Actions:
+        """Send the task to a learner that has nothing of it, or that gets no more of the model than it has."""
+        if held is not None and held.progress > part.received:
+            part.changed_at, part.received = now, held.progress
+            return []
+        part.changed_at, part.reminders = now, part.reminders + 1
+        if part.status is not Status.SENT:  # it was started anew: what it had is gone
+            self.state.cohort.move(learner, Status.SENT, now)
+        return [*self._release_upload(learner), *self._send([learner])]
 
     def _task_accepted(self, signal: s.TaskWasAccepted, now: float) -> Actions:
         part = self._part(signal.learner, signal.task)
@@ -314,7 +353,7 @@ class Job:
 
     def _task_failed(self, signal: s.TaskHasFailed, now: float) -> Actions:
         part = self._part(signal.learner, signal.task)
-        if part is None or part.status not in OPEN or part.attempt != signal.task.attempt:
+        if part is None or part.status not in OPEN:
             return []
         self.state.cohort.move(signal.learner, Status.FAILED, now, signal.reason)
         failed = e.TaskFailed(
@@ -325,8 +364,10 @@ class Job:
     def _result_arrived(self, signal: s.ResultArrived, now: float) -> Actions:
         result, state = signal.result, self.state
         part = self._part(result.learner, result.task)
-        if part is None:
+        if part is None and result.task.round < state.round:
             return self._late(result)
+        if part is None:
+            return []
         if part.status in (Status.DELIVERED, Status.REFUSED, Status.FINISHED):
             return []
         part.result = result
@@ -347,13 +388,13 @@ class Job:
         return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
 
     def _late(self, result: Result) -> Actions:
-        if result.task.job != self.state.job or result.task.round > self.state.round:
+        if result.task.job != self.state.job:
             return []
         reason = f"delivered while round {self.state.round} was open"
         return [s.Emit(e.TaskLate(job=self.state.job, round=result.task.round, learner=result.learner, reason=reason))]
 
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
-        if self._part(signal.learner, signal.task) is None:
+        if not self.expects(signal.learner, signal.task):
             return []
         self.state.cohort.move(signal.learner, Status.DELIVERED, now)
         folded = e.UpdateFolded(
@@ -369,7 +410,7 @@ class Job:
         return [s.Emit(folded), *self._release_upload(signal.learner), *self._settle(now)]
 
     def _update_refused(self, signal: s.UpdateWasRefused, now: float) -> Actions:
-        if self._part(signal.learner, signal.task) is None:
+        if not self.expects(signal.learner, signal.task):
             return []
         self.state.cohort.move(signal.learner, Status.REFUSED, now, signal.reason)
         refused = e.UpdateRefused(
@@ -380,11 +421,15 @@ class Job:
     # ------------------------------------------------------------ parts
 
     def _part(self, learner: str, task: TaskRef) -> Assignment | None:
-        """The learner's part in the open round, if ``task`` is of it."""
+        """The learner's part in the open round, if ``task`` is of it.
+
+        An earlier attempt is no longer of it: that one has failed or was refused, and the learner was asked once more.
+        """
         state = self.state
         if task.job != state.job or task.round != state.round or state.phase not in (Phase.ROUND, Phase.EVALUATING):
             return None
-        return state.cohort.get(learner)
+        part = state.cohort.get(learner)
+        return part if part is not None and part.attempt == task.attempt else None
 
     def _result_of(self, learner: str) -> Result | None:
         part = self.state.cohort.get(learner)

@@ -85,7 +85,7 @@ class Membership:
         self._expired_at = now
         if away > 0:
             for presence in self._presences.values():
-                presence.last_seen += away
+                presence.last_seen = min(now, presence.last_seen + away)
         limit = LOST_AFTER_HEARTBEATS * self.heartbeat_s
         lost = [
             Lost(learner, now - presence.last_seen)

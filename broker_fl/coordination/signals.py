@@ -28,7 +28,7 @@ class LearnerDown:
 
 @dataclass(frozen=True, slots=True)
 class LearnerReported:
-    """A heartbeat; ``receiving`` is whether parts of the learner's update have arrived of late."""
+    """A heartbeat; ``receiving`` is whether its task is on the way out, or parts of its update have arrived of late."""
 
     learner: str
     tasks: tuple[TaskStatus, ...]

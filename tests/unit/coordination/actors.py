@@ -1,0 +1,340 @@
+"""Who acts in ``world.py``: learners, and a controller that checks what must always be true of its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.job import Job
+from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.state import JobState, Phase
+from broker_fl.interfaces import Member
+from broker_fl.wire import messages as m
+from broker_fl.wire.events import Event, JobFinished
+
+if TYPE_CHECKING:
+    from tests.unit.coordination.world import Disk, World
+
+
+class Crash(Exception):
+    """The controller's process ends here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A whole update; ``training`` says which one it came from, ``version`` what that started from."""
+
+    learner: str
+    task: m.TaskRef
+    training: int
+    version: int
+    usable: bool
+
+
+@dataclass(slots=True)
+class Held:
+    """A learner's task."""
+
+    task: m.TaskRef
+    version: int
+    train: bool
+    on_request: bool
+    inbox: int
+    phase: Literal["training", "finished"] = "training"
+    failed: bool = False
+    usable: bool = True
+    training: int = -1
+
+
+@dataclass(slots=True)
+class _Upload:
+    task: m.TaskRef
+    result: m.Result | None = None
+    update: Arrived | None = None
+
+
+class SimController:
+    """Performs a job's actions as ``roles/runner.py`` does."""
+
+    def __init__(self, world: World, disk: Disk) -> None:
+        self.epoch = disk.epoch
+        self._world = world
+        self._disk = disk
+        self._members = Membership(world.heartbeat_s, world.now)
+        self._is_new = not disk.state
+        if self._is_new:
+            state = JobState(
+                job="job-1", spec=world.spec, driver="driver", update_bytes=100, submitted_at=world.now
+            )
+        else:
+            state = JobState.unpack(disk.state, world.now)
+            assert state.version == disk.version, "the stored state is of another version than the store has"
+            for learner in state.cohort:
+                self._members.join(Member(learner=learner), session="unknown", software="", now=world.now)
+        self._job = Job(state, self._members)
+        self._sum: dict[str, int] = {}
+        self._uploads: dict[str, _Upload] = {}
+        self._signals: list[s.Signal] = []
+        self._events: list[Event] = []
+
+    # ------------------------------------------------------------ life
+
+    @property
+    def ended(self) -> bool:
+        return self._job.state.phase is Phase.ENDED
+
+    def describe(self) -> str:
+        state = self._job.state
+        return f"{state.phase} round {state.round}: {state.cohort.summary()}; {len(self._members)} members"
+
+    def begin(self) -> None:
+        if self._is_new:
+            self._save()
+            self._perform(self._job.start(self._world.now))
+        elif self.ended:
+            if not any(isinstance(event, JobFinished) for event in self._disk.events[-1:]):
+                self._events.append(self._job.finished(self._world.now))
+        else:
+            self._signal(s.ControllerRestarted(self.epoch))
+        for learner in self._world.learners:
+            self._world.to_learner(learner, m.Rejoin())
+
+    def next_timer(self) -> float | None:
+        return None if self.ended else self._job.next_timer()
+
+    def tell_time(self) -> None:
+        self._signal(s.TimePassed())
+        timer = self.next_timer()
+        assert timer is None or timer > self._world.now, (
+            "a timer is due, again and again: the loop would spin"
+        )
+
+    def tick(self) -> None:
+        for lost in self._members.expire(self._world.now):
+            self._signal(s.LearnerDown(lost.learner, "silent"))
+        self._signal(s.TimePassed())
+
+    # ------------------------------------------------------------ what comes in
+
+    def take(self, message: Any) -> None:  # noqa: C901 - one case for each kind of message
+        now = self._world.now
+        match message:
+            case m.Join():
+                member = Member(learner=message.learner)
+                self._members.join(member, session=message.session, software="", now=now)
+                self._signal(s.LearnerUp(message.learner, message.tasks))
+            case m.Leave():
+                if self._members.leave(message.learner, message.session):
+                    self._signal(s.LearnerDown(message.learner, "left"))
+            case m.Heartbeat():
+                if self._members.heard(message.learner, message.session, message.tasks, now):
+                    self._signal(s.LearnerReported(message.learner, message.tasks))
+                else:
+                    self._world.to_learner(message.learner, m.Rejoin())
+            case m.Accepted():
+                self._signal(s.TaskWasAccepted(message.learner, message.task))
+            case m.Failed():
+                self._signal(s.TaskHasFailed(message.learner, message.task, message.reason))
+            case m.Result():
+                self._signal(s.ResultArrived(message))
+                if self._wants(message.learner, message.task):
+                    self._upload(message.learner, message.task).result = message
+                    self._fold(message.learner)
+            case Arrived():
+                if self._wants(message.learner, message.task):
+                    self._upload(message.learner, message.task).update = message
+                    self._fold(message.learner)
+
+    def _wants(self, learner: str, task: m.TaskRef) -> bool:
+        return self._job.state.phase is Phase.ROUND and self._job.expects(learner, task)
+
+    def _upload(self, learner: str, task: m.TaskRef) -> _Upload:
+        upload = self._uploads.get(learner)
+        if upload is None or upload.task != task:
+            upload = self._uploads[learner] = _Upload(task)
+        return upload
+
+    def _fold(self, learner: str) -> None:
+        upload = self._uploads[learner]
+        if upload.result is None or upload.update is None:
+            return
+        del self._uploads[learner]
+        update = upload.update
+        if not update.usable:
+            self._signal(s.UpdateWasRefused(learner, upload.task, "not usable"))
+            return
+        assert learner not in self._sum, f"{learner} is counted twice"
+        assert update.version == self._job.state.version, "an update of another version is counted"
+        self._sum[learner] = update.training
+        self._signal(s.UpdateWasFolded(learner=learner, task=upload.task, weight=1.0))
+
+    # ------------------------------------------------------------ what follows
+
+    def _signal(self, signal: s.Signal) -> None:
+        self._signals.append(signal)
+        if len(self._signals) > 1:
+            return
+        while self._signals:
+            self._step(self._signals[0])
+            self._signals.pop(0)
+
+    def _step(self, signal: s.Signal) -> None:
+        state = self._job.state
+        before = (state.version, state.round, state.phase is Phase.ENDED)
+        self._world.num_signals += 1
+        actions = self._job.step(signal, self._world.now)
+        after = (state.version, state.round, state.phase is Phase.ENDED)
+        assert after >= before, "a version or a round went back"
+        assert not (before[2] and actions), "something follows after the job's end"
+        self._perform(actions)
+
+    def _perform(self, actions: list[s.Action]) -> None:
+        for action in actions:
+            if self._world.unlucky(self._world.faults.controller_crash):
+                raise Crash
+            self._do(action)
+
+    def _do(self, action: s.Action) -> None:  # noqa: C901 - one case for each kind of action
+        match action:
+            case s.Emit(event):
+                self._events.append(event)
+            case s.SendTasks():
+                self._send_tasks(action)
+            case s.RequestUpload(learner, task):
+                self._world.to_learner(learner, (task, self.epoch))
+            case s.CancelTasks(task, learners, _):
+                for learner in learners:
+                    self._world.to_learner(learner, m.Cancel(task=task))
+            case s.StartSum():
+                self._sum, self._uploads = {}, {}
+            case s.Commit(version):
+                self._commit(version)
+            case s.Save() | s.Finish():
+                self._save()
+
+    def flush(self) -> None:
+        """Write events out; a crash before that loses them."""
+        if self._events and self._world.unlucky(self._world.faults.controller_crash):
+            raise Crash
+        story = [*self._disk.events[-1:], *self._events]
+        assert not any(isinstance(event, JobFinished) for event in story[:-1]), "it goes on after its end"
+        self._disk.events += self._events
+        self._events = []
+
+    def _save(self) -> None:
+        self._disk.state = self._job.state.pack()
+
+    def _send_tasks(self, action: s.SendTasks) -> None:
+        assert action.version == self._disk.version, "a version is sent that is not the newest"
+        for learner in action.learners:
+            held = Held(action.task, action.version, action.train, action.upload_on_request, self.epoch)
+            self._world.to_learner(learner, held)
+
+    def _commit(self, version: int) -> None:
+        assert version == self._disk.version + 1, "versions follow one another"
+        assert self._sum, "a version of nothing"
+        self._disk.state, self._disk.version = self._job.state_after_commit(), version
+        self._disk.contributions[version] = self._sum
+        total, self._sum, self._uploads = float(len(self._sum)), {}, {}
+        self._signal(s.VersionWasStored(version=version, digest="", total_weight=total))
+
+
+class SimLearner:
+    """Behaves as ``roles/learner.py`` does, and dies now and then."""
+
+    def __init__(self, world: World, learner: str) -> None:
+        self.id = learner
+        self.train_s = 2.0
+        self._world = world
+        self._life = 0
+        self._up = False
+        self._held: Held | None = None
+
+    def start(self) -> None:
+        if not self._up:
+            self._life += 1
+            self._up, self._held = True, None
+            self._join()
+            self._world.at(self._world.heartbeat_s, self._beat, self._life)
+
+    def end(self) -> None:
+        """Without a word."""
+        self._up = False
+
+    def _crash(self) -> None:
+        self.end()
+        self._world.at(self._world.downtime_s(), self.start)
+
+    @property
+    def _session(self) -> str:
+        return f"{self.id}-{self._life}"
+
+    def _tasks(self) -> tuple[m.TaskStatus, ...]:
+        held = self._held
+        return (m.TaskStatus.model_construct(task=held.task, phase=held.phase, progress=0.0),) if held else ()
+
+    def _join(self) -> None:
+        self._world.to_controller(m.Join(learner=self.id, session=self._session, tasks=self._tasks()))
+
+    def _beat(self, life: int) -> None:
+        if not self._up or life != self._life:
+            return
+        if self._world.unlucky(self._world.faults.learner_leave):
+            self._world.to_controller(m.Leave(learner=self.id, session=self._session))
+            self._crash()
+            return
+        self._world.to_controller(m.Heartbeat(learner=self.id, session=self._session, tasks=self._tasks()))
+        self._world.at(self._world.heartbeat_s, self._beat, life)
+
+    def take(self, message: Any) -> None:  # noqa: C901 - one case for each kind of message
+        if not self._up:
+            return
+        if self._world.unlucky(self._world.faults.learner_crash):
+            self._crash()
+            return
+        held = self._held
+        match message:
+            case m.Rejoin():
+                self._join()
+            case Held():
+                self._on_task(message)
+            case m.Cancel(task=task):
+                if held is not None and held.task.round <= task.round:
+                    self._held = None
+            case (m.TaskRef() as task, int(inbox)):
+                if held is not None and held.task == task and held.phase == "finished":
+                    held.inbox, held.on_request = inbox, False
+                    self._send()
+
+    def _on_task(self, asked: Held) -> None:
+        held = self._held
+        if held is not None and held.task == asked.task:
+            held.inbox, held.on_request = asked.inbox, asked.on_request
+            if held.phase == "finished":
+                self._send()
+            return
+        # A message may be delivered twice; what a learner is given is its own.
+        self._held = mine = Held(asked.task, asked.version, asked.train, asked.on_request, asked.inbox)
+        self._world.to_controller(m.Accepted(learner=self.id, task=mine.task))
+        self._world.at(self._world.draw.uniform(0.5, 1.5) * self.train_s, self._done, self._life, mine)
+
+    def _done(self, life: int, held: Held) -> None:
+        if not self._up or life != self._life or self._held is not held:
+            return
+        held.phase, held.training = "finished", next(self._world.trainings)
+        held.failed = self._world.unlucky(self._world.faults.fail)
+        held.usable = not self._world.unlucky(self._world.faults.refuse)
+        self._send()
+
+    def _send(self) -> None:
+        held = self._held
+        assert held is not None
+        if held.failed:
+            self._world.to_controller(m.Failed(learner=self.id, task=held.task, reason="bad luck"))
+            return
+        result = m.Result(learner=self.id, task=held.task, num_examples=1)
+        self._world.to_controller(result, held.inbox)
+        if held.train and not held.on_request:
+            update = Arrived(self.id, held.task, held.training, held.version, held.usable)
+            self._world.to_controller(update, held.inbox)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_fl.coordination.membership import LOST_AFTER_HEARTBEATS, Lost, Membership
+from broker_fl.interfaces import Member
+from broker_fl.wire.messages import TaskRef, TaskStatus
+
+BEAT_S = 5.0
+
+
+def members(*learners: str, now: float = 0.0, session: str = "1") -> Membership:
+    made = Membership(BEAT_S, now)
+    for learner in learners:
+        made.join(Member(learner=learner), session=session, software="", now=now)
+    return made
+
+
+def test_members_are_sorted_by_id_whatever_order_they_came_in() -> None:
+    assert [member.learner for member in members("b", "c", "a").members()] == ["a", "b", "c"]
+
+
+def test_a_silent_learner_is_lost_after_four_heartbeats_and_once() -> None:
+    there = members("a", "b")
+    now = 0.0
+    lost: list[tuple[float, str]] = []
+    while now < 60.0:
+        now += BEAT_S
+        there.heard("b", "1", (), now)
+        lost += [(now, one.learner) for one in there.expire(now)]
+    assert lost == [((LOST_AFTER_HEARTBEATS + 1) * BEAT_S, "a")]
+    assert "a" not in there
+    assert "b" in there
+
+
+def test_silence_does_not_count_while_nobody_listened() -> None:
+    there = members("a")
+    assert not there.expire(5.0)
+    assert not there.expire(1_000.0)
+    assert there.heard("a", "1", (), 1_001.0)
+    assert not there.expire(1_005.0)
+
+
+def test_time_is_given_back_to_those_who_were_silent_only() -> None:
+    """A standby that became active after hours must still notice who dies in its first minute."""
+    there = Membership(BEAT_S, 0.0)
+    there.join(Member(learner="a"), session="1", software="", now=36_000.0)
+    now, lost = 36_000.0, list[Lost]()
+    while not lost and now < 36_100.0:
+        now += BEAT_S
+        lost = there.expire(now)
+    assert now <= 36_000.0 + (LOST_AFTER_HEARTBEATS + 2) * BEAT_S
+
+
+def test_another_session_has_to_join_first_and_the_old_one_cannot_sign_it_out() -> None:
+    there = members("a", session="old")
+    assert not there.heard("a", "new", (), 1.0)
+    assert there.join(Member(learner="a"), session="new", software="", now=1.0)
+    assert not there.join(Member(learner="a"), session="new", software="", now=2.0), (
+        "joined again: nothing new"
+    )
+    assert not there.leave("a", "old")
+    assert not there.heard("a", "old", (), 3.0)
+    assert there.leave("a", "new")
+    assert not there.leave("a", "new")
+    assert not there.heard("a", "new", (), 4.0)
+
+
+def test_a_heartbeat_says_what_the_learner_holds() -> None:
+    there = members("a")
+    status = TaskStatus(task=TaskRef(job="j", round=1), phase="training", progress=0.5)
+    there.heard("a", "1", (status,), 1.0)
+    (presence,) = there
+    assert presence.tasks == (status,)
+
+
+@given(st.lists(st.floats(0.1, 200.0), min_size=1, max_size=30))
+def test_nobody_is_lost_without_having_been_silent_for_that_long(steps: list[float]) -> None:
+    there, now = members("a"), 0.0
+    for step in steps:
+        now += step
+        lost = there.expire(now)
+        if lost:
+            assert lost[0].silent_s > LOST_AFTER_HEARTBEATS * BEAT_S
+            assert now > LOST_AFTER_HEARTBEATS * BEAT_S
+            return
+        assert all(presence.last_seen <= now for presence in there)
