@@ -82,8 +82,10 @@ def private_rabbitmq(_restartable_rabbitmq: RabbitMQNode) -> Iterator[RabbitMQNo
 
 @pytest.fixture
 def private_amqp_url(private_rabbitmq: RabbitMQNode) -> str:
-    """The URL of an empty virtual host on the node that may be killed."""
-    return private_rabbitmq.add_vhost(f"test-{secrets.token_hex(6)}")
+    """The URL of an empty virtual host on the node that may be killed; the virtual host survives that."""
+    url = private_rabbitmq.add_vhost(f"test-{secrets.token_hex(6)}")
+    private_rabbitmq.flush()
+    return url
 
 
 @pytest.fixture

@@ -177,6 +177,7 @@ def test_rabbitmq_keeps_durable_queues_and_its_address_when_it_is_killed(
     private_rabbitmq: RabbitMQNode, private_amqp_url: str
 ) -> None:
     _declare(private_amqp_url)
+    private_rabbitmq.flush()
     private_rabbitmq.kill()
     assert private_rabbitmq.pid is None
     private_rabbitmq.restart()
