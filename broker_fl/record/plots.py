@@ -112,8 +112,8 @@ class Charts:
         """Where the time of each round went."""
         return self._chart(
             "Where the time of a round goes",
-            "Seconds along the path of the contributor that came last; “wait” is for learners that did not deliver "
-            "and for messages on their way.",
+            "Along the path of the contributor that came last; “wait” is for learners that did not "
+            "deliver and for messages on their way.",
             lambda width: _breakdown(width, rounds),
         )
 

@@ -90,6 +90,7 @@ class FakeJob:
         yield self._sent(number, self.learners, 0)
         if special and number == 12:
             yield ev.LearnerLost(job=job, time_s=start_s + 0.05, learner=self.learners[6], silent_s=30.0)
+            yield ev.LearnerJoined(job=job, time_s=start_s + 0.3, learner=self.learners[6])
             self.now_s = start_s + 0.4
             yield ev.RoundRetried(
                 job=job, time_s=self.now_s, round=number, attempt=1, reason="6 of 10 delivered; 7 were needed"

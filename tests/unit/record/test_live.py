@@ -1,0 +1,208 @@
+"""The live view: one screen on a terminal, a line a round elsewhere, and nothing of it is markup."""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from broker_fl.record.history import History
+from broker_fl.record.live import LiveView, sparkline
+from broker_fl.record.text import seconds
+from broker_fl.wire import events as ev
+from tests.unit.record.events import START_S, FakeJob, fake_events
+
+
+def terminal(width: int = 100, height: int = 30) -> Console:
+    return Console(
+        file=io.StringIO(),
+        force_terminal=True,
+        width=width,
+        height=height,
+        color_system="256",
+        _environ={"TERM": "xterm"},
+    )
+
+
+def output(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def plain(events: list[ev.Event]) -> list[str]:
+    console = Console(file=io.StringIO(), width=80)
+    with LiveView(History(), console) as view:
+        show_all(view, events)
+    return output(console).splitlines()
+
+
+def show_all(view: LiveView, events: list[ev.Event]) -> None:
+    for event in events:
+        view.show(event)
+
+
+def frame(view: LiveView, width: int = 100) -> str:
+    """One frame as text."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(view._screen())
+    return output(console)
+
+
+def test_without_a_terminal_there_is_a_line_for_each_round() -> None:
+    lines = plain(fake_events())
+    assert sum(line.startswith("round ") for line in lines) == 20
+    assert lines[0] == "job digits-7f3a (digits): submitted, 101\N{NARROW NO-BREAK SPACE}770 parameters"
+    assert "round 0 (1 of 20): 1.18 s, 9 of 10 learners, 1 late; accuracy 0.1000, loss 2.420" in lines
+    assert "failed site-05 in round 4: RuntimeError: CUDA out of memory" in lines
+    assert lines[-1].startswith("job digits-7f3a: done after 20.4 s: 20 rounds are done")
+
+
+def test_a_log_file_has_no_control_characters_and_no_wrapped_lines() -> None:
+    text = "\n".join(plain(fake_events()))
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert any(len(line) > 80 for line in plain([failed("x" * 500)]))
+
+
+def failed(reason: str, learner: str = "a", number: int = 0) -> ev.Event:
+    return ev.TaskFailed(job="j", round=number, learner=learner, reason=reason, time_s=START_S)
+
+
+def test_many_failures_of_a_round_are_counted_instead_of_listed() -> None:
+    committed = ev.VersionCommitted(
+        job="j",
+        round=0,
+        version=1,
+        digest="",
+        contributors=("x",),
+        total_weight=1,
+        round_s=1,
+        aggregate_s=0,
+        store_s=0,
+    )
+    lines = plain(
+        [*(failed("no data", f"l{index}") for index in range(1_000)), committed, failed("again", "l1", 1)]
+    )
+    assert len(lines) == 5 + 1 + 1 + 1
+    assert "and 995 more incidents in this round" in lines
+    assert lines[-1] == "failed l1 in round 1: again"
+
+
+@pytest.mark.parametrize("reason", ["[bold red]x[/]", "[/nonsense]", "a\x1b[2Jb\rc\nd", "{0} %s"])
+def test_reasons_are_neither_markup_nor_control_codes(reason: str) -> None:
+    (line,) = plain([failed(reason)])
+    assert "\x1b" not in line
+    assert line.endswith(reason.translate({27: "\N{REPLACEMENT CHARACTER}", 13: " ", 10: " "}))
+    console = terminal()
+    with LiveView(History(), console) as view:
+        view.show(failed(reason))
+    assert "\x1b[2Jb" not in output(console)
+
+
+def test_a_terminal_shows_the_state_the_round_and_the_metrics() -> None:
+    view = LiveView(History(), terminal(), clock=lambda: 0.0)
+    for event in fake_events():
+        view.history.add(event)
+    text = frame(view)
+    for words in (
+        "digits-7f3a  done  20.4 s",
+        "20 of 20",
+        "accuracy 0.9499 ▁",
+        "finished 10",
+        "late  round 18  site-03",
+        "↓",
+        "↑",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_thousand_learners_stay_one_screen_at_every_moment(width: int) -> None:
+    view = LiveView(History(), terminal(width))
+    for index, event in enumerate(FakeJob(num_learners=1_000, num_rounds=2).events()):
+        view.history.add(event)
+        if index % 400 == 0:
+            lines = frame(view, width).splitlines()
+            assert len(lines) <= 16
+            assert max(map(len, lines)) <= width
+    for index in range(100):
+        view.history.add(failed("x" * 300, f"learner-{index}").model_copy(update={"job": "digits-7f3a"}))
+    assert len(frame(view, width).splitlines()) <= 16
+
+
+def test_elapsed_time_goes_on_between_events_and_ends_with_the_job() -> None:
+    now = [100.0]
+    view = LiveView(History(), terminal(), clock=lambda: now[0])
+    events = fake_events(num_learners=3, num_rounds=1)
+    view.show(events[0])
+    now[0] += 42
+    assert "42.0 s" in frame(view)
+    show_all(view, events[1:])
+    now[0] += 1_000
+    assert view.history.duration_s is not None
+    assert seconds(view.history.duration_s) in frame(view).splitlines()[0]
+
+
+def test_the_terminal_is_given_back_even_after_an_error() -> None:
+    console = terminal()
+    with pytest.raises(AttributeError), LiveView(History(), console) as view:
+        view.show(None)  # type: ignore[arg-type]
+    text = output(console)
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert text.endswith(("\n", "\x1b[?25h"))
+
+
+def test_no_color_is_heeded() -> None:
+    console = Console(
+        file=io.StringIO(),
+        force_terminal=True,
+        width=100,
+        _environ={"TERM": "xterm-256color", "NO_COLOR": "1"},
+    )
+    with LiveView(History(), console) as view:
+        show_all(view, fake_events(num_rounds=3))
+    assert "\x1b[31m" not in output(console)
+    assert "38;5" not in output(console)
+
+
+def test_a_dumb_terminal_gets_plain_lines() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "dumb"})
+    with LiveView(History(), console) as view:
+        show_all(view, fake_events(num_rounds=3))
+    assert "round 2 (3 of 3)" in output(console)
+    assert "\x1b[?25l" not in output(console)
+
+
+def test_events_may_come_from_several_threads_while_frames_are_drawn() -> None:
+    events = fake_events(num_learners=100, num_rounds=5)
+    history = History()
+    with LiveView(history, terminal()) as view:
+        threads = [
+            threading.Thread(target=show_all, args=(view, part), daemon=True)
+            for part in (events, events[::2], events[1::2])
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert history.counts == History.of(events).counts
+
+
+def test_events_that_come_twice_are_told_once() -> None:
+    events = fake_events(num_rounds=2)
+    assert plain([event for event in events for _ in range(2)]) == plain(events)
+
+
+@given(st.lists(st.floats(), max_size=60))
+def test_a_sparkline_has_a_character_for_each_value(values: list[float]) -> None:
+    line = sparkline(values)
+    finite = [value for value in values if math.isfinite(value)]
+    assert len(line) == (len(values) if finite else 0)
+    if len(set(finite)) > 1 and max(finite) / 2 - min(finite) / 2 > 0:
+        assert line[values.index(max(finite))] == "█"
+        assert line[values.index(min(finite))] == "▁"

@@ -1,0 +1,226 @@
+"""The report page: whole, self-contained, and safe whatever learners call themselves."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_fl.errors import SettingError, StoreUnavailable
+from broker_fl.record.history import History
+from broker_fl.record.report import Run, render, write_report
+from broker_fl.record.runfolder import RunFolder
+from broker_fl.wire import events as ev
+from broker_fl.wire.job import JobSpec
+from tests.unit.record.events import fake_events
+
+EVENTS = fake_events(num_rounds=14)
+VOID = {"meta", "br", "input", "link", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements, ids and references of a page; it must be well-formed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.references: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def _note(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            self.attributes.add(name)
+            if name == "id":
+                self.ids.append(value or "")
+            self.references.update(re.findall(r"url\(#([^)]+)\)", value or ""))
+            if name.endswith("href"):
+                assert value
+                assert value.startswith("#"), f"{tag} refers to {value}"
+                self.references.add(value[1:])
+
+
+def run_of(events: list[ev.Event], name: str = "run") -> Run:
+    return Run(name=name, history=History.of(events))
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render([run_of(EVENTS)])
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(html: str) -> None:
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.references <= set(page.ids)
+
+
+def test_the_page_needs_nothing_from_elsewhere(html: str) -> None:
+    page = Page(html)
+    assert not page.tags & {"script", "link", "img", "iframe", "object", "embed", "image"}
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", html))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "@import" not in html
+
+
+def test_the_page_says_what_matters(html: str) -> None:
+    text = Page(html).text
+    for words in ("digits-7f3a", "done", "14 rounds are done", "accuracy", "loss", "CUDA out of memory",
+                  "site-03", "101\N{NARROW NO-BREAK SPACE}770 parameters", "learning_rate", "median round"):  # fmt: skip
+        assert words in text
+
+
+def test_drawings_take_their_colours_and_font_from_the_page(html: str) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) == 2 * (6 + 3)
+    assert not [colour for drawing in drawings for colour in re.findall(r"(?:fill|stroke): #\w+", drawing)]
+    assert not [drawing for drawing in drawings if "font-family" in drawing]
+
+
+def test_the_timeline_marks_stragglers_and_failures() -> None:
+    page = Page(render([run_of(fake_events(num_rounds=1))])).text
+    assert "◆ late" in page
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</svg></div><img src=x onerror=alert(1)>",
+    '" onload="alert(1)',
+    "{{ 7 * 7 }}{% raw %}",
+    r"$\frac{1}{$",
+    '#0a5fff url(#x) href="#y" id="z"',
+    "a\x00b\x1b[31m\u202egnp.exe\ud7ff",
+    "漢字 " * 30,
+]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_what_learners_say_is_shown_as_text(words: str) -> None:
+    events = [event for event in EVENTS if not isinstance(event, ev.JobFinished)]
+    name = words[:128]
+    events += [
+        ev.TaskFailed(job="digits-7f3a", round=3, learner="site-01", reason=words),
+        ev.LearnerJoined(job="digits-7f3a", learner="site-01", attributes={"note": words}),
+        ev.TaskFinished(job="digits-7f3a", round=14, learner="site-99", evaluation={name: 1.0}),
+        ev.VersionEvaluated(
+            job="digits-7f3a", round=14, version=14, metrics={name: 1.0}, num_learners=1, num_examples=1
+        ),
+        ev.JobFinished(job="digits-7f3a", state="failed", reason=words, version=1, rounds=1, duration_s=1),
+    ]
+    html = render([Run(name=words, history=History.of(events), settings={words: {words: words}})])
+    page = Page(html)
+    assert not page.tags & {"script", "img"}
+    assert not [name for name in page.attributes if name.startswith("on")]
+    assert not set(page.text) & set("\x00\x1b\u202e")
+    assert "49" not in re.findall(r"\b49\b", page.text) or "{{" not in words
+
+
+def test_several_runs_are_laid_over_one_another() -> None:
+    runs = [
+        run_of(fake_events(num_rounds=4, seed=seed, job=f"job-{seed}"), f"run-{seed}") for seed in range(10)
+    ]
+    page = Page(render(runs))
+    assert "10 runs" in page.text
+    assert "accuracy over time" in page.text
+    assert all(f"run-{seed}" in page.text for seed in range(10))
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_a_run_that_has_only_begun_has_a_report() -> None:
+    for length in (0, 1, 2, 13, 14, 20, 30):
+        assert "broker_fl report" in Page(render([run_of(EVENTS[:length])])).text
+
+
+def test_metrics_that_diverge_are_drawn_as_far_as_they_can_be() -> None:
+    values = [1.0, math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0.0, 2.0]
+    events: list[ev.Event] = []
+    for number, value in enumerate(values):
+        about: Any = {"job": "j", "round": number}
+        events += [
+            ev.RoundStarted(**about, version=number, cohort=("a",)),
+            ev.TaskFinished(
+                **about, learner="a", evaluation={"loss": value, "bad": math.nan}, metrics={"loss": value}
+            ),
+            ev.VersionEvaluated(
+                **about,
+                version=number,
+                metrics={"loss": value, "bad": math.nan},
+                num_learners=1,
+                num_examples=1,
+            ),
+        ]
+    assert "no finite values" in Page(render([run_of(events)])).text
+
+
+def test_a_large_job_has_a_page_that_a_browser_can_hold() -> None:
+    html = render([run_of(fake_events(num_learners=600, num_rounds=80, incidents=False))])
+    assert len(html) < 3_000_000
+    assert "40 of 600 learners" in html
+    assert "500 of 600 learners" in html
+
+
+def test_the_same_events_make_the_same_drawings() -> None:
+    first, second = (re.findall(r"<svg.*?</svg>", render([run_of(EVENTS)]), re.DOTALL) for _ in range(2))
+    assert first == second
+
+
+def test_a_report_is_written_from_run_folders(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "digits")
+    with folder:
+        for event in EVENTS:
+            folder.append(event)
+    folder.write_settings(JobSpec(name="digits"), app="my_app.py:make_learner", num_learners=10)
+    path = write_report([folder], folder.path / "report.html")
+    text = Page(path.read_text()).text
+    assert "my_app.py:make_learner" in text
+    assert not list(folder.path.glob("*.part"))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"no-folder/report\.html cannot be written: No such file"):
+        write_report([run_of(EVENTS)], tmp_path / "no-folder" / "report.html")
+
+
+def test_a_report_needs_a_run() -> None:
+    with pytest.raises(SettingError, match="at least one run"):
+        render([])
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_without_the_extra_the_error_says_how_to_get_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("broker_fl.record.plots", "broker_fl.record.drawing"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SettingError, match=rf"needs {missing}.*pip install 'broker-fl\[report\]'"):
+        render([run_of(EVENTS)])
