@@ -21,18 +21,20 @@ def add_scaled(total: Array, values: Array, weight: float) -> None:
     """``total += weight * values``, in the type of ``total`` (float32 or float64); both 1-d, of equal length."""
     factor = total.dtype.type(weight)
     if total.size < _SMALL_ELEMENTS or _needs_numpy(values):
-        total += values.astype(total.dtype, copy=False) * factor
+        with np.errstate(over="ignore", invalid="ignore"):  # the mean is looked at before it is used
+            total += values.astype(total.dtype, copy=False) * factor
     else:
         numexpr.evaluate("total + values * factor", out=total, casting="same_kind")
 
 
-def scale(total: Array, factor: float) -> None:
-    """``total *= factor`` in place."""
-    by = total.dtype.type(factor)
+def divide(total: Array, divisor: float) -> None:
+    """``total /= divisor`` in place: closer than times its inverse, and a tie stays one."""
+    by = total.dtype.type(divisor)
     if total.size < _SMALL_ELEMENTS:
-        total *= by
+        with np.errstate(over="ignore", invalid="ignore"):
+            total /= by
     else:
-        numexpr.evaluate("total * by", out=total, casting="same_kind")
+        numexpr.evaluate("total / by", out=total, casting="same_kind")
 
 
 def all_finite(values: Array) -> bool:
@@ -42,8 +44,9 @@ def all_finite(values: Array) -> bool:
     """
     if values.dtype.kind in "iub":
         return True
-    if values.dtype in (np.float32, np.float64) and np.isfinite(np.dot(values, values)):
-        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if values.dtype in (np.float32, np.float64) and np.isfinite(np.dot(values, values)):
+            return True
     return bool(np.isfinite(values).all())
 
 

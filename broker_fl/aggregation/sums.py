@@ -51,7 +51,7 @@ class WeightedSum:
         totals, self._totals = self._totals, None
         result = Model.empty(self.spec)
         for run, total in zip(self.spec.runs, totals, strict=True):
-            kernels.scale(total, 1.0 / self.total_weight)
+            kernels.divide(total, self.total_weight)
             _write(result.run(run), total)
             if not kernels.all_finite(result.run(run)):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
@@ -78,7 +78,10 @@ def _write(target: Array, mean: Array) -> None:
     if target.dtype == np.bool_:
         target[...] = mean > 0.5
     elif target.dtype.kind in "iu":
-        target[...] = np.rint(mean)
+        limits = np.iinfo(target.dtype)
+        # Of int64 the largest is no float64; the next one above would wrap around.
+        largest = float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0.0)
+        target[...] = np.clip(np.rint(mean), float(limits.min), largest)
     else:
         with np.errstate(over="ignore"):  # found by the check that follows
             target[...] = mean

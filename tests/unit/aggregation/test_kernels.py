@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from broker_fl.aggregation import kernels
+from broker_fl.model import DTYPES, Array
+
+SIZES = [0, 1, 3, 4_095, 32_767, 32_768, 32_769, 100_003]
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("size", SIZES)
+def test_adding_is_the_same_below_and_above_the_size_at_which_numexpr_takes_over(
+    dtype: str, size: int
+) -> None:
+    drawn = np.random.default_rng(size).integers(0, 2 if dtype == "bool" else 100, size)
+    values = drawn.astype(DTYPES[dtype])
+    total_type: type = np.float32 if dtype in ("float16", "bfloat16", "float32") else np.float64
+    total: Array = np.full(size, 0.5, total_type)
+    kernels.add_scaled(total, values, 3.0)
+    np.testing.assert_array_equal(total, 0.5 + 3.0 * drawn)
+    assert total.dtype == total_type
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_dividing_is_numpys(dtype: type, size: int) -> None:
+    total = np.arange(size, dtype=dtype)
+    expected = total / dtype(3)
+    kernels.divide(total, 3.0)
+    np.testing.assert_array_equal(total, expected)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float16, np.float32, np.float64]),
+        hnp.array_shapes(max_dims=1, min_side=0, max_side=40),
+        elements=st.one_of(
+            st.floats(width=16), st.sampled_from([65504.0, -65504.0, 6e-8, float("nan"), float("inf")])
+        ),
+    )
+)
+def test_finite_is_what_numpy_says(values: Array) -> None:
+    assert kernels.all_finite(values) == bool(np.isfinite(values).all())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("size", [1, 5, 40_000])
+def test_values_whose_squares_overflow_are_finite_and_one_bad_value_is_found_anywhere(
+    dtype: str, size: int
+) -> None:
+    largest = float(ml_dtypes.finfo(DTYPES[dtype]).max)  # type: ignore[no-untyped-call]
+    values = np.full(size, largest, DTYPES[dtype])
+    values[::2] *= -1
+    assert kernels.all_finite(values)
+    for place in {0, size // 2, size - 1}:
+        for bad in (np.nan, np.inf, -np.inf):
+            broken = values.copy()
+            broken[place] = bad
+            assert not kernels.all_finite(broken)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int64"])
+def test_whole_numbers_are_finite(dtype: str) -> None:
+    assert kernels.all_finite(np.ones(5, DTYPES[dtype]))
