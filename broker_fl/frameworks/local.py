@@ -28,6 +28,8 @@ def train_alone(
     learner: Learner, model: Arrays, *, rounds: int, parameters: Parameters | None = None
 ) -> Arrays:
     """Train ``rounds`` tasks in a row on this learner's data only: what it would have without the others."""
+    arrays = {name: array.copy() for name, array in model.items()}
     for round in range(rounds):
-        model = learner.train(model, LocalTask(round=round, parameters=parameters or {})).model
-    return model
+        task = LocalTask(round=round, parameters=parameters or {})
+        arrays = dict(learner.train(arrays, task).model)
+    return arrays

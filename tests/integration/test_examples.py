@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from broker_fl.model import Model
 from broker_fl.simulation import Federation
 from broker_fl.wire.job import JobSpec, Synchronous, Termination
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +90,18 @@ def test_the_job_file_is_valid_and_its_app_loads() -> None:
     job = read_job(EXAMPLES / "job.toml")
     assert job.app is not None
     assert load_app(job.app).initial_model()["output.bias"].shape == (10,)
+
+
+def test_the_learner_and_its_test_in_the_documentation_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "writing-a-learner.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_app.py").write_text(blocks[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    program: dict[str, Any] = {}
+    exec(blocks[-1], program)
+    program["test_my_learner_learns"]()
+    model = federate(load_app("my_app.py:make_learner"), num_learners=3, rounds=20, epochs=2)
+    assert model["a"].item() == pytest.approx(3, abs=0.1)
+    assert model["b"].item() == pytest.approx(1, abs=0.1)

@@ -36,7 +36,18 @@ def test_a_third_function_gives_the_initial_model() -> None:
 
 
 def test_training_alone_goes_through_the_rounds() -> None:
-    assert train_alone(FunctionLearner(train, evaluate), {"x": np.zeros(1)}, rounds=4)["x"].tolist() == [6]
+    start = {"x": np.zeros(1)}
+    assert train_alone(FunctionLearner(train, evaluate), start, rounds=4)["x"].tolist() == [6]
+
+
+def test_training_alone_leaves_the_model_it_starts_from() -> None:
+    def in_place(model: Arrays, task: TaskContext) -> Update:
+        model["x"][...] += 1
+        return Update(model=model, num_examples=1)
+
+    start = {"x": np.zeros(1)}
+    assert train_alone(FunctionLearner(in_place, evaluate), start, rounds=2)["x"].tolist() == [2]
+    assert start["x"].tolist() == [0]
 
 
 def test_what_is_not_given_has_its_default() -> None:
