@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
 
 from broker_fl.cli import options
-from broker_fl.cli.command import Command
+from broker_fl.cli.access import tls_files
+from broker_fl.cli.command import Command, print_json
 from broker_fl.doctor import Finding, check_redis
+from broker_fl.doctor_broker import check_broker
+from broker_fl.doctor_machine import check_machine
+from broker_fl.transports.rabbitmq.facts import Role
 
 _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
@@ -17,20 +21,55 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 @click.command(cls=Command)
 @options.broker_access
 @options.store
-def doctor(store: str, **access: Any) -> None:
-    """Check everything that a federation needs, and say what to do about what is wrong."""
-    sections = {"Redis": check_redis(store, federation=access["federation"])}
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    for title, findings in sections.items():
-        console.print(title, style="bold")
-        for finding in findings:
-            _show(console, finding)
-    if any(finding.level == "error" for findings in sections.values() for finding in findings):
+@click.option(
+    "--role",
+    type=click.Choice(get_args(Role)),
+    default="controller",
+    show_default=True,
+    help="Whose needs to look at; only a controller needs Redis.",
+)
+@click.option(
+    "--id",
+    "learner_id",
+    type=options.Identifier(),
+    metavar="ID",
+    help="With --role learner: whose mailbox to try.",
+)
+@options.as_json
+def doctor(store: str, role: Role, learner_id: str | None, as_json: bool, **access: Any) -> None:
+    """Check everything that a role of a federation needs, and say what to do about what is wrong.
+
+    The exit code is 1 if something is an error.
+    """
+    federation = access["federation"]
+    sections = {"This machine": check_machine()}
+    sections["Broker"] = check_broker(
+        access["broker"], federation=federation, role=role, learner=learner_id or "", tls=tls_files(access)
+    )
+    if role == "controller":
+        sections["Redis"] = check_redis(store, federation=federation)
+    if as_json:
+        print_json(_rows(sections))
+    else:
+        _print(sections)
+    if any(one["level"] == "error" for one in _rows(sections)):
         raise click.exceptions.Exit(1)
 
 
-def _show(console: Console, finding: Finding) -> None:
-    sign, style = _SIGNS[finding.level]
-    console.print(f"  {sign} {finding.what}", style=style if finding.level != "ok" else None)
-    if finding.advice:
-        console.print(f"    → {finding.advice}")
+def _rows(sections: dict[str, list[Finding]]) -> list[dict[str, str]]:
+    return [
+        {"about": about, "level": one.level, "what": one.what, "advice": one.advice}
+        for about, findings in sections.items()
+        for one in findings
+    ]
+
+
+def _print(sections: dict[str, list[Finding]]) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for about, findings in sections.items():
+        console.print(about, style="bold")
+        for finding in findings:
+            sign, style = _SIGNS[finding.level]
+            console.print(f"  {sign} {finding.what}", style=None if finding.level == "ok" else style)
+            if finding.advice:
+                console.print(f"      {finding.advice}")
