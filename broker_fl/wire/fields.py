@@ -10,7 +10,7 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PlainValidator, WithJsonSchema
 
 from broker_fl.model import MAX_DIMENSIONS, MAX_NAME_CHARS
 from broker_fl.wire.frames import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, brief
@@ -32,13 +32,20 @@ def _identifier(value: str) -> str:
     return value
 
 
-def _parameter(value: str | int | float | bool | None) -> str | int | float | bool | None:
-    if isinstance(value, str) and len(value) > MAX_TEXT_CHARS:
-        raise ValueError(f"a text has {len(value)} characters; at most {MAX_TEXT_CHARS} are allowed")
-    if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
-        raise ValueError(f"{brief(value)} does not fit into a signed 64-bit integer")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is not a finite number")
+def _parameter(value: Any) -> Any:
+    """Instead of pydantic's check of the union, whose errors name each member that the value is not."""
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT_CHARS:
+            raise ValueError(f"a text has {len(value)} characters; at most {MAX_TEXT_CHARS} are allowed")
+        value.encode()
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+    elif isinstance(value, int):
+        if not -MAX_INT - 1 <= value <= MAX_INT:
+            raise ValueError(f"{brief(value)} does not fit into a signed 64-bit integer")
+    elif value is not None:
+        raise ValueError(f"{brief(value)} is neither a text, a number, a boolean nor nothing")
     return value
 
 
@@ -74,7 +81,7 @@ _PARAMETER_SCHEMA = {
     ]
 }
 Parameter = Annotated[
-    str | int | float | bool | None, AfterValidator(_parameter), WithJsonSchema(_PARAMETER_SCHEMA)
+    str | int | float | bool | None, PlainValidator(_parameter), WithJsonSchema(_PARAMETER_SCHEMA)
 ]
 """A task parameter or a learner's attribute; numbers are finite."""
 Parameters = Annotated[dict[Name, Parameter], Field(max_length=MAX_PARAMETERS)]
