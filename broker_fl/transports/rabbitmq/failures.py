@@ -106,7 +106,12 @@ def _exchange(error: BaseException, reply_code: int) -> str | None:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     yield error
-    nested = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), error.__cause__]
+    nested = [
+        *getattr(error, "exceptions", ()),
+        getattr(error, "exception", None),
+        error.__cause__,
+        *error.args,
+    ]
     for inner in nested:
         if isinstance(inner, BaseException):
             yield from _causes(inner)
