@@ -49,15 +49,11 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for option in self.options:
-            option.envvar = option.envvar or ENVIRONMENT_PREFIX + str(option.name).upper()
+        for option in self.params:
+            if name := settings.setting_name(option):
+                option.envvar = ENVIRONMENT_PREFIX + name.upper()
         config_option(self)
         verbose_option(self)
-
-    @property
-    def options(self) -> list[click.Option]:
-        """Those that may stand in a settings file."""
-        return [one for one in self.params if isinstance(one, click.Option) and not one.is_eager]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; a wrong value that was not typed names the place it came from."""

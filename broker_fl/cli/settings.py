@@ -26,8 +26,8 @@ DEFAULT_FILE = "broker-fl.toml"
 FILE_KEY = "broker_fl.settings_file"
 """In a context's ``meta``: where its settings came from."""
 
-Options = dict[str, set[str]]
-"""Names of options by command, ``models export`` for instance."""
+CommandPath = tuple[str, ...]
+"""``("models", "export")``: a command's names from the group's on."""
 
 
 def apply(ctx: click.Context, path: Path | None) -> None:
@@ -47,7 +47,19 @@ def apply(ctx: click.Context, path: Path | None) -> None:
     if problems:
         raise SettingError(f"{path}: " + "; ".join(problems))
     ctx.meta[FILE_KEY] = str(path)
-    ctx.default_map = _defaults(settings, _path(ctx))
+    values = _values(settings, _path(ctx))
+    ctx.default_map = {
+        str(option.name): values[name]
+        for option in ctx.command.params
+        if (name := setting_name(option)) in values
+    }
+
+
+def setting_name(option: click.Parameter) -> str:
+    """An option in a settings file: ``connect_timeout`` for ``--connect-timeout``; empty for others."""
+    if not isinstance(option, click.Option) or option.is_eager:
+        return ""
+    return max(option.opts, key=len).lstrip("-").replace("-", "_")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -59,7 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingError(f"{path} is not valid TOML: {error}") from error
 
 
-def _path(ctx: click.Context) -> tuple[str, ...]:
+def _path(ctx: click.Context) -> CommandPath:
     """``("models", "export")`` of the context of that command."""
     names: list[str] = []
     while ctx.parent is not None:
@@ -68,27 +80,24 @@ def _path(ctx: click.Context) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _options_of(
-    command: click.Command, ctx: click.Context, path: tuple[str, ...]
-) -> dict[tuple[str, ...], set[str]]:
+def _options_of(command: click.Command, ctx: click.Context, path: CommandPath) -> dict[CommandPath, set[str]]:
     if isinstance(command, click.Group):
-        found: dict[tuple[str, ...], set[str]] = {}
+        found: dict[CommandPath, set[str]] = {}
         for name in command.list_commands(ctx):
             inner = command.get_command(ctx, name)
             if inner is not None:
                 found |= _options_of(inner, ctx, (*path, name))
         return found
-    names = {str(one.name) for one in command.params if isinstance(one, click.Option) and not one.is_eager}
-    return {path: names}
+    return {path: {name for one in command.params if (name := setting_name(one))}}
 
 
-def _problems(settings: Mapping[str, Any], known: Mapping[tuple[str, ...], set[str]]) -> list[str]:
+def _problems(settings: Mapping[str, Any], known: Mapping[CommandPath, set[str]]) -> list[str]:
     """What is not known, in words; commands are tables, everything else must be some command's option."""
     commands = {path[:end] for path in known for end in range(1, len(path) + 1)}
     anywhere = set().union(*known.values())
     problems: list[str] = []
 
-    def look(table: Mapping[str, Any], path: tuple[str, ...], allowed: set[str]) -> None:
+    def look(table: Mapping[str, Any], path: CommandPath, allowed: set[str]) -> None:
         for key, value in table.items():
             inner = (*path, key)
             if inner in commands and isinstance(value, Mapping):
@@ -104,7 +113,7 @@ def _problems(settings: Mapping[str, Any], known: Mapping[tuple[str, ...], set[s
     return problems
 
 
-def _defaults(settings: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+def _values(settings: Mapping[str, Any], path: CommandPath) -> dict[str, Any]:
     """Settings of one command: those for all, then those of its tables, outermost first."""
     found: dict[str, Any] = {}
     table: Any = settings
