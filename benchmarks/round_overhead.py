@@ -63,12 +63,13 @@ def main() -> None:
     """Measure, print a table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one tiny cell")
+    parser.add_argument("--cells", type=read_cells, default=CELLS, help="as 10x100000,50x1000000")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds a cell; one more comes first and is not counted")
     parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
     parser.add_argument("--learner-processes", type=int, default=2, help="processes that the learners are spread over")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
-    cells = QUICK_CELLS if options.quick else CELLS
+    cells = QUICK_CELLS if options.quick else options.cells
     rounds = 2 if options.quick else options.rounds
     results = []
     for num_learners, num_parameters in cells:
@@ -83,6 +84,11 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         facts = {"machine": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}
         options.out.write_text(json.dumps({"facts": facts, "cells": [asdict(cell) for cell in results]}, indent=1))
+
+
+def read_cells(text: str) -> tuple[tuple[int, int], ...]:
+    """Read ``LEARNERSxPARAMETERS,…``."""
+    return tuple((int(n), int(p)) for n, _, p in (cell.partition("x") for cell in text.split(",")))
 
 
 def measure_embedded(num_learners: int, num_parameters: int, rounds: int) -> Cell:
