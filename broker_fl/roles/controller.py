@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Lost, Membership
-from broker_fl.errors import Fenced, FrameRefused, MessageRefused, StoreUnavailable
+from broker_fl.errors import Fenced, FrameRefused, MessageRefused, StoreUnavailable, TransportClosed
 from broker_fl.interfaces import Delivery, Member, Store, Transport
 from broker_fl.roles.clock import Clock
 from broker_fl.roles.jobs import Jobs
@@ -26,6 +26,7 @@ from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import LearnerJoined, LearnerLeft, LearnerLost
+from broker_fl.wire.fields import text
 from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ class Controller:
         self._active.set()
         self._loop.join()
         self.error = self.error or self._loop.error
+        if self.error is None:
+            self._jobs.flush()  # what happened after the loop was last idle
         for queue in handlers:
             self._transport.cancel(queue)
 
@@ -187,12 +190,17 @@ class Controller:
             handle(message, payload, delivery.routing_key.partition(".")[0])
         except MessageRefused as error:
             self._dead_letter(queue, delivery, str(error))
+        except (Fenced, TransportClosed, StoreUnavailable):
+            raise  # not acked: it comes again, to whoever goes on
+        except Exception as error:
+            log.exception("a message from %s with key %s could not be handled", queue, delivery.routing_key)
+            self._dead_letter(queue, delivery, f"{type(error).__name__}: {error}")
         delivery.ack()
 
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
         header = m.DeadLetter(
-            source=queue, routing_key=delivery.routing_key, reason=reason[:2000], time_s=self._clock.now()
+            source=queue, routing_key=delivery.routing_key, reason=text(reason), time_s=self._clock.now()
         )
         payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         body = pack_chunk(header.KIND, header.model_dump(), payload)
@@ -237,6 +245,14 @@ class Controller:
             return
         for runner in self._jobs.running():
             runner.heartbeat(s.LearnerReported(beat.learner, beat.tasks))
+        self._forget_ended(beat.learner, beat.tasks)
+
+    def _forget_ended(self, learner: str, tasks: tuple[m.TaskStatus, ...]) -> None:
+        """Have a learner let go of tasks whose jobs have ended without it: each holds a whole update."""
+        for status in tasks:
+            if self._jobs.runner(status.task.job) is None:
+                cancel = m.Cancel(task=status.task, reason="the job has ended")
+                self._sender.send(self.topology.tasks, [self.topology.learner_key(learner)], cancel)
 
     def _on_inbox(self, message: m.Message, payload: memoryview | None, sender: str) -> None:
         if isinstance(message, m.ModelChunk) and payload is not None:

@@ -83,12 +83,12 @@ class Driver:
             chunk_bytes=spec.transfer.chunk_bytes,
         )
         submit = m.Submit(driver=self.id, request=_request_id(), job=job, spec=spec, model=manifest)
+        inbox = ""
         with _Answers(self, submit) as answers:
-            answer = answers.next(m.Submitted, m.Done)
-            if isinstance(answer, m.Submitted):
-                key = f"{self.id}.{answer.inbox}"
-                publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
-                answers.next(m.Done)
+            while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
+                if answer.inbox != inbox:  # another controller has taken over, and has nothing of the model
+                    inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
+                    publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
         return Job(self, job)
 
     def job(self, job: str) -> Job:

@@ -13,9 +13,9 @@ from broker_fl.errors import FrameRefused
 from broker_fl.interfaces import Member
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
-from broker_fl.roles.models import read_records
+from broker_fl.roles.models import VersionRecord, read_records
 from broker_fl.roles.runner import JobRunner, Services
-from broker_fl.wire.events import LearnerJoined, LearnerLeft, LearnerLost
+from broker_fl.wire.events import JobFinished, LearnerJoined, LearnerLeft, LearnerLost, decode_event
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +42,27 @@ class Jobs:
                 continue
             if state.phase is Phase.ENDED:
                 self._ended[job] = state
+                services.persist(lambda state=state: self._say_finished(state))  # type: ignore[misc]
             else:
                 self._resume(state, now)
+
+    def _say_finished(self, state: JobState) -> None:
+        """Add the last event of a job that has ended, if the controller died before it had written it."""
+        store = self._services.store
+        last = store.read_events(state.job, after=store.num_events(state.job) - 1, limit=1)
+        if last and not isinstance(decode_event(last[0]), JobFinished):
+            events = self._events(state.job)
+            events.add(Job(state, self.members).finished(self._services.clock.now()))
+            events.flush()
 
     def _resume(self, state: JobState, now: float) -> None:
         """Learners of its cohort count as there until they turn out to be silent."""
         for learner in state.cohort:
             if learner not in self.members:
                 self.members.join(Member(learner=learner), session="unknown", software="", now=now)
-        spec = read_records(self._services.store, state.job)[-1].spec
+        records: list[VersionRecord] = []
+        self._services.persist(lambda: records.extend(read_records(self._services.store, state.job)))
+        spec = records[-1].spec
         log.info("job %s goes on in round %d from version %d", state.job, state.round, state.version)
         self._add(state, spec, None).signal(s.ControllerRestarted(self._services.epoch))
 
@@ -59,18 +71,22 @@ class Jobs:
         return self._add(state, model.spec, model)
 
     def _add(self, state: JobState, spec: ModelSpec, model: Model | None) -> JobRunner:
+        found: list[EventLog] = []
+        self._services.persist(lambda: found.append(self._events(state.job)))
+        runner = JobRunner(Job(state, self.members), spec, self._services, found[-1], model)
+        self._runners[state.job] = runner
+        return runner
+
+    def _events(self, job: str) -> EventLog:
         services = self._services
-        events = EventLog(
-            state.job,
+        return EventLog(
+            job,
             store=services.store,
             epoch=services.epoch,
             sender=services.sender,
             topology=services.topology,
             clock=services.clock,
         )
-        runner = JobRunner(Job(state, self.members), spec, services, events, model)
-        self._runners[state.job] = runner
-        return runner
 
     def states(self) -> dict[str, JobState]:
         """State of every job that is known."""

@@ -26,6 +26,8 @@ from broker_fl.wire import messages as m
 log = logging.getLogger(__name__)
 MAILBOX_PREFETCH = 16
 DEFAULT_HEARTBEAT_S = 5.0
+MAX_STATUSES = 100
+"""Tasks that one heartbeat may name; the controller cancels those of ended jobs, so that others get their turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class _Seat:
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def statuses(self) -> tuple[m.TaskStatus, ...]:
-        return tuple(held.status() for held in self.held.values())
+        return tuple(held.status() for held in list(self.held.values())[-MAX_STATUSES:])
 
 
 class LearnerHost:
@@ -198,7 +200,7 @@ class LearnerHost:
 
     def _on_chunk(self, seat: _Seat, chunk: m.ModelChunk, payload: memoryview) -> None:
         held = seat.held.get(chunk.job)
-        if held is None or held.phase != "receiving" or held.task.model.version != chunk.version:
+        if held is None or held.phase != "receiving" or held.task.model.version != chunk.version or self._draining:
             return
         if held.receive(chunk, payload):
             accepted = m.Accepted(learner=seat.id, task=held.task.task, receive_s=held.receive_s)

@@ -14,7 +14,9 @@ Call = Callable[[], None]
 
 
 class Loop:
-    """Makes calls one after the other on its own thread, and ``on_idle`` whenever none is waiting or a timer is due.
+    """Makes calls one after the other on its own thread, and ``on_idle`` when none is waiting or a timer is due.
+
+    An error that the library raises on purpose ends the call, not the thread; any other one ends the thread.
 
     How many calls wait is bounded by who posts them: a transport hands over at most ``prefetch`` deliveries of a queue.
     """
@@ -60,16 +62,19 @@ class Loop:
         try:
             call = self._calls.get(timeout=max(0.0, self._timeout_s()))
         except queue.Empty:
-            self._on_idle()
+            self._make(self._on_idle)
             return True
         if call is None:
             return False
+        self._make(call)
+        if self._calls.empty() or self._timeout_s() <= 0:
+            self._make(self._on_idle)
+        return True
+
+    def _make(self, call: Call) -> None:
         try:
             call()
         except (TransportClosed, Fenced):
             raise
         except BrokerFLError as error:
             log.warning("%s", error)
-        if self._calls.empty():
-            self._on_idle()
-        return True

@@ -59,6 +59,10 @@ class UpdateReceiver:
                 )
             )
         upload = self._upload(result.learner, result.task, now)
+        if upload.result not in (None, result):
+            # The learner was started anew and has trained again: parts of the two must not be mixed.
+            self.drop(result.learner)
+            upload = self._upload(result.learner, result.task, now)
         upload.result = result
         return upload
 

@@ -93,6 +93,8 @@ class Requests:
                 raise RequestRefused("the initial model has no elements: there is nothing to train")
             assembly = Assembly(submit.model.num_bytes, submit.model.chunk_bytes)
             self._pending[submit.job] = _Pending(submit, spec, assembly, self._services.clock.now())
+        elif pending.submit.model != submit.model:
+            raise RequestRefused(f"job {submit.job!r} was submitted before, with another initial model")
         else:
             pending.submit = submit
         answer = m.Submitted(request=submit.request, job=submit.job, inbox=self._services.inbox)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.clock import Clock
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord, read_version, write_version
-from broker_fl.roles.receiving import Upload, UpdateReceiver
+from broker_fl.roles.receiving import UpdateReceiver, Upload
 from broker_fl.roles.sender import Sender, publish_model
 from broker_fl.topology import Topology
 from broker_fl.wire.chunks import num_chunks
@@ -64,6 +64,8 @@ class JobRunner:
         self._model = (job.state.version, model) if model is not None else None
         self._signals: deque[s.Signal] = deque()
         self._working = False
+        self._sending: Counter[str] = Counter()
+        """Learners to whom a task is on its way out, and how many are."""
         self.num_dropped = 0
         """Chunks of updates that nobody waits for (late, doubled, of another round)."""
 
@@ -86,8 +88,9 @@ class JobRunner:
             self._working = False
 
     def emit(self, event: Event) -> None:
-        """Add an event to the job's log."""
-        self._events.add(event)
+        """Add an event to the job's log; none follows after the job has ended."""
+        if self.job.state.phase is not Phase.ENDED:
+            self._events.add(event)
 
     def flush(self) -> bool:
         """Store and publish the job's events; False if the store is away."""
@@ -96,7 +99,7 @@ class JobRunner:
     def heartbeat(self, report: s.LearnerReported) -> None:
         """Take in what a learner says it holds."""
         recent = self._now() - 2 * self._services.heartbeat_s
-        receiving = self._receiver.active(report.learner, recent)
+        receiving = report.learner in self._sending or self._receiver.active(report.learner, recent)
         self.signal(s.LearnerReported(report.learner, report.tasks, receiving))
 
     def result(self, result: Result) -> None:
@@ -151,7 +154,7 @@ class JobRunner:
                 num_steps=result.num_steps,
             )
             weight = self._accumulator.fold(contribution)
-        except UpdateRefused as error:
+        except MessageRefused as error:
             self._refuse(learner, upload.task, error)
             raise
         folded = s.UpdateWasFolded(
@@ -175,7 +178,7 @@ class JobRunner:
         for action in actions:
             match action:
                 case s.Emit(event):
-                    self.emit(event)
+                    self._events.add(event)
                 case s.SendTasks():
                     self._send_tasks(action)
                 case s.RequestUpload(learner, task):
@@ -240,7 +243,18 @@ class JobRunner:
     def _send_tasks(self, action: s.SendTasks) -> None:
         """Hand task and model to the sender; how long that took comes back as an event."""
         model = self._model_of(action.version)
-        self._services.bulk_sender.post(lambda: self._publish_tasks(action, model))
+        self._sending.update(action.learners)
+
+        def publish() -> None:
+            try:
+                self._publish_tasks(action, model)
+            finally:
+                self._services.post(lambda: self._sent(action.learners))
+
+        self._services.bulk_sender.post(publish)
+
+    def _sent(self, learners: tuple[str, ...]) -> None:
+        self._sending -= Counter(learners)
 
     def _model_of(self, version: int) -> Model:
         if self._model is None or self._model[0] != version:

@@ -47,6 +47,8 @@ class Sender:
                 return
             except BrokerFLError as error:
                 log.warning("something was not sent: %s", error)
+            except Exception:
+                log.exception("something was not sent")  # and what follows is sent all the same
 
 
 def publish_model(

@@ -62,7 +62,9 @@ class HeldTask:
         if chunk.encoding != self.task.model.encoding:
             raise FrameRefused(f"the chunk is {chunk.encoding!r}, the task announced {self.task.model.encoding!r}")
         if not self.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
+            self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
             return False
+        self.progress = 0.0
         self.phase, self._whole_at = "queued", time.perf_counter()
         return True
 

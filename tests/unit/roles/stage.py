@@ -1,0 +1,248 @@
+"""Real roles on the memory transport and a SQLite store, with a hand on what goes wrong between them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from broker_fl.errors import StoreUnavailable
+from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
+from broker_fl.model import Array, Arrays, Model
+from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.driver import Driver, Job
+from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.stores.sqlite import SQLiteStore
+from broker_fl.topology import Entity, Topology
+from broker_fl.transports.memory import MemoryBroker, MemoryTransport
+from broker_fl.wire import events as e
+from broker_fl.wire.messages import DeadLetter, decode
+from tests.unit.coordination.bench import spec
+
+FEDERATION = "stage"
+WAIT_S = 30.0
+"""A deadline for what takes milliseconds."""
+
+__all__ = ["FEDERATION", "WAIT_S", "Adds", "Faulty", "Stage", "eventually", "kinds", "model_of", "spec"]
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that other threads do."""
+    give_up_at = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < give_up_at, f"{what} did not happen within {WAIT_S:g} s"
+        time.sleep(0.005)
+
+
+def model_of(value: float = 0.0, size: int = 3) -> dict[str, Array]:
+    """A model whose sums are exact."""
+    return {"w": np.full(size, value, np.float32), "b": np.full((), value, np.float64)}
+
+
+def kinds(job: Job) -> list[str]:
+    """The stored events of a job, by kind."""
+    return [event.KIND for event in job.events(follow=False)]
+
+
+class Adds:
+    """Adds a constant to every float: after r rounds of weight w each, the model is known exactly."""
+
+    def __init__(self, amount: float, *, num_examples: int = 1) -> None:
+        self.amount = amount
+        self.num_examples = num_examples
+        self.num_trained = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.at_work = threading.Event()
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        """Wait at the gate, and add."""
+        self.num_trained += 1
+        self.at_work.set()
+        while not self.gate.wait(0.01):
+            task.progress(0.5)
+        after = {name: self._added(array) for name, array in model.items()}
+        return Update(model=after, num_examples=self.num_examples)
+
+    def _added(self, array: Array) -> Array:
+        is_float = array.dtype.kind not in "iub"  # of bfloat16 the kind is "V"
+        return np.asarray(array + (self.amount if is_float else 1), array.dtype)
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
+        """The first value, so that a test sees which version was evaluated."""
+        return {"first": float(model["w"].reshape(-1)[0]), "num_examples": 1}
+
+
+class Faulty:
+    """A transport that hands each body to ``tamper`` first: what comes back is published instead."""
+
+    def __init__(self, inner: MemoryTransport, tamper: Callable[[str, bytes], Iterable[bytes]]) -> None:
+        self._inner = inner
+        self.tamper = tamper
+
+    def publish(
+        self,
+        exchange: str,
+        routing_keys: Sequence[str],
+        body: bytes,
+        *,
+        persistent: bool = False,
+        mandatory: bool = False,
+    ) -> None:
+        """Publish what ``tamper`` makes of it."""
+        for changed in self.tamper(exchange, body):
+            self._inner.publish(exchange, routing_keys, changed, persistent=persistent, mandatory=mandatory)
+
+    def declare(self, entities: Iterable[Entity]) -> None:
+        self._inner.declare(entities)
+
+    def delete_queue(self, name: str) -> None:
+        self._inner.delete_queue(name)
+
+    def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
+        self._inner.consume(queue, sink, prefetch=prefetch, exclusive=exclusive)
+
+    def cancel(self, queue: str) -> None:
+        self._inner.cancel(queue)
+
+    def flush(self, timeout_s: float) -> bool:
+        return self._inner.flush(timeout_s)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        self._inner.on_reconnect(callback)
+
+    def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
+        self._inner.on_unroutable(callback)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class Cord:
+    """A store with a power cord: once it is pulled nothing answers, as if its process were killed."""
+
+    def __init__(self, inner: SQLiteStore) -> None:
+        self._inner = inner
+        self.pulled = False
+        self.failing = 0
+        """Writes and reads that fail before the next one works."""
+
+    def __getattr__(self, name: str) -> Any:
+        if self.pulled:
+            raise StoreUnavailable("the cord was pulled")
+        if self.failing > 0:
+            self.failing -= 1
+            raise StoreUnavailable("a write that fails now and then")
+        return getattr(self._inner, name)
+
+
+class Stage:
+    """A federation under test; a context manager."""
+
+    def __init__(self, folder: Path, *, heartbeat_s: float = 5.0, lease_ttl_s: float = 15.0) -> None:
+        self.broker = MemoryBroker()
+        self.topology = Topology(FEDERATION)
+        self._settings = ControllerSettings(
+            federation=FEDERATION, heartbeat_s=heartbeat_s, lease_ttl_s=lease_ttl_s
+        )
+        self._path = folder / "state.sqlite"
+        self._closing: list[Callable[[], object]] = []
+        self.cords: dict[Controller, tuple[Cord, MemoryTransport]] = {}
+        self.hosts: list[LearnerHost] = []
+        self.transport = self.broker.connect("test")
+        self.driver: Driver
+
+    def __enter__(self) -> Self:
+        self.driver = self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for close in reversed(self._closing):
+            close()
+        self.transport.close()
+
+    def connect(self, timeout_s: float = WAIT_S) -> Driver:
+        driver = Driver(self.broker.connect("driver"), FEDERATION, timeout_s=timeout_s)
+        self._closing.append(driver.close)
+        return driver
+
+    def controller(self, *, wait: bool = True) -> Controller:
+        """Start one; ``wait`` until it has the lease."""
+        store, transport = SQLiteStore(self._path, federation=FEDERATION), self.broker.connect("controller")
+        cord = Cord(store)
+        controller = Controller(transport, cord, self._settings)
+        self.cords[controller] = cord, transport
+        self._closing += [store.close, transport.close, lambda: controller.wait(10.0), controller.stop]
+        controller.start()
+        if wait:
+            assert controller.wait_active(WAIT_S)
+        return controller
+
+    def kill(self, controller: Controller) -> None:
+        """End it as ``kill -9`` does: nothing is said, nothing is written any more."""
+        cord, transport = self.cords[controller]
+        cord.pulled = True
+        transport.close()
+
+    def host(
+        self,
+        learners: Mapping[str, Learner],
+        *,
+        tamper: Callable[[str, bytes], Iterable[bytes]] | None = None,
+        num_workers: int = 4,
+    ) -> LearnerHost:
+        """Start learners."""
+        transport = self.broker.connect("learners")
+        used = Faulty(transport, tamper) if tamper else transport
+        host = LearnerHost(used, learners, LearnerSettings(federation=FEDERATION, num_workers=num_workers))
+        self._closing += [transport.close, lambda: host.stop(drain_s=0.0)]
+        host.start()
+        self.hosts.append(host)
+        return host
+
+    def run(
+        self, learners: Mapping[str, Learner], model: Mapping[str, Array] | None = None, **settings: Any
+    ) -> Job:
+        """Start controller, learners and a job, whose first round waits for all of them."""
+        self.controller()
+        self.host(learners)
+        return self.submit(model, min_learners=len(learners), **settings)
+
+    def submit(self, model: Mapping[str, Array] | None = None, **settings: Any) -> Job:
+        """Start a job."""
+        return self.driver.submit(spec(**settings), model if model is not None else model_of())
+
+    def dead_letters(self, num: int) -> list[tuple[str, bytes]]:
+        """Reasons and bodies of what was refused, once there are so many."""
+        found: list[tuple[str, bytes]] = []
+
+        def sink(delivery: Delivery) -> None:
+            message, payload = decode(delivery.body)
+            assert isinstance(message, DeadLetter)
+            found.append((message.reason, bytes(payload or b"")))
+            delivery.ack()
+
+        self.transport.consume(self.topology.dead, sink, prefetch=10)
+        try:
+            eventually(lambda: len(found) >= num, f"{num} dead letters, not {found}")
+        finally:
+            self.transport.cancel(self.topology.dead)
+        return found
+
+
+def done(job: Job) -> e.JobFinished:
+    """Wait for the job's end, which has to be a good one."""
+    finished = job.wait()
+    assert finished.state == "done", finished.reason
+    return finished
+
+
+def same(found: Model, expected: Mapping[str, Array]) -> None:
+    """Exactly equal, tensor by tensor."""
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -1,0 +1,418 @@
+"""What learners, drivers and strangers may send: daemons live on, jobs finish, and the reason is kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from broker_fl.interfaces import TaskContext, Update
+from broker_fl.model import Arrays, Model
+from broker_fl.topology import Topology
+from broker_fl.wire import events as e
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import cut
+from broker_fl.wire.frames import PROTOCOL_VERSION, pack, pack_chunk
+from broker_fl.wire.job import Transfer
+from tests.unit.roles.stage import FEDERATION, Adds, Stage, done, eventually, kinds, model_of, same
+
+NAMES = Topology(FEDERATION)
+
+
+@pytest.fixture
+def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Stage(tmp_path, heartbeat_s=0.3) as made:
+        yield made
+
+
+class Does(Adds):
+    """Does something else than training, in some of its rounds."""
+
+    def __init__(self, act: Callable[[Arrays], Any], *, rounds: Iterable[int] = range(100)) -> None:
+        super().__init__(1.0)
+        self._act = act
+        self._rounds = set(rounds)
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        if task.round not in self._rounds:
+            return super().train(model, task)
+        self.num_trained += 1
+        result: Update = self._act(model)
+        return result
+
+
+def raises(error: BaseException) -> Callable[[Arrays], Any]:
+    def act(_: Arrays) -> Any:
+        raise error
+
+    return act
+
+
+def update(change: Mapping[str, Any] | None = None, **fields: Any) -> Callable[[Arrays], Any]:
+    """A usable update but for some of its tensors or fields."""
+
+    def act(model: Arrays) -> Any:
+        return Update(**{"model": {**model, **(change or {})}, "num_examples": 1, **fields})
+
+    return act
+
+
+FAILURES = {
+    "raises": (raises(ValueError("no such column")), "ValueError: no such column"),
+    "runs out of memory": (raises(MemoryError()), "MemoryError"),
+    "exits": (raises(SystemExit(3)), "SystemExit: 3"),
+    "is interrupted": (raises(KeyboardInterrupt()), "KeyboardInterrupt"),
+    "raises with text that is not UTF-8": (raises(OSError("file \udcff is gone")), "is gone"),
+    "raises at length": (raises(ValueError("x" * 100_000)), "ValueError: xxx"),
+    "returns nothing": (lambda model: None, "must return broker_fl.Update, not NoneType"),
+    "returns the arrays": (lambda model: model, "must return broker_fl.Update"),
+    "another shape": (update({"w": np.zeros(4, np.float32)}), "tensor 'w' has shape (4,) instead of (3,)"),
+    "another type": (update({"w": np.zeros(3, np.float64)}), "tensor 'w' has element type float64"),
+    "a type that is none": (update({"w": np.array(["a", "b", "c"])}), "element type <U1"),
+    "a tensor more": (update({"extra": np.zeros(1, np.float32)}), "tensor 'extra' is not in the model"),
+    "no tensor": (update(model={}), "tensor 'w' is missing"),
+    "negative examples": (update(num_examples=-1), "num_examples"),
+    "examples that are not a number": (update(num_examples="many"), "TypeError"),
+    "no examples": (update(num_examples=0), "num_examples of an update is at least 1"),
+    "metrics that are not numbers": (update(metrics={"loss": "low"}), "metrics of train"),
+    "metrics that are not named": (update(metrics=[1, 2]), "metrics of train"),
+    "too many metrics": (update(metrics={f"m{i}": 0.0 for i in range(1_001)}), "metrics"),
+    "a metric of a long name": (update(metrics={"m" * 200: 0.0}), "metrics"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_learner_that_fails_is_reported_with_its_reason_and_the_round_goes_on(
+    stage: Stage, name: str
+) -> None:
+    act, reason = FAILURES[name]
+    bad = Does(act, rounds=[0])
+    job = stage.run({"good": Adds(1.0), "bad": bad}, rounds=2, quorum=0.5)
+    done(job)
+    same(job.model(), model_of(2.0))
+    failed = [event for event in job.events(follow=False) if isinstance(event, e.TaskFailed)]
+    assert [event.learner for event in failed] == ["bad"]
+    assert reason in failed[0].reason
+    assert "test_bad_input.py" in failed[0].reason or "raises" not in name, "where it was raised"
+    assert bad.num_trained == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (
+            update({"w": np.array([1, np.nan, 3], np.float32)}),
+            "tensor 'w' of the update has values that are NaN",
+        ),
+        (update({"b": np.array(np.inf)}), "tensor 'b'"),
+    ],
+)
+def test_an_update_that_cannot_be_folded_is_refused_dead_lettered_and_counts_nowhere(
+    stage: Stage, act: Callable[[Arrays], Any], reason: str
+) -> None:
+    job = stage.run({"good": Adds(1.0), "bad": Does(act, rounds=[0])}, rounds=2, quorum=0.5)
+    done(job)
+    same(job.model(), model_of(2.0))
+    (refused,) = [event for event in job.events(follow=False) if isinstance(event, e.UpdateRefused)]
+    assert (refused.learner, refused.round) == ("bad", 0)
+    assert reason in refused.reason
+    assert reason in stage.dead_letters(1)[0][0]
+
+
+def test_a_job_whose_learners_all_fail_ends_and_says_who_and_why(stage: Stage) -> None:
+    broken = {name: Does(raises(ValueError(f"{name} is broken"))) for name in "ab"}
+    job = stage.run(broken, rounds=2, max_retries=1)
+    finished = job.wait()
+    assert finished.state == "failed"
+    assert "a: ValueError: a is broken" in finished.reason
+    assert "b: ValueError: b is broken" in finished.reason
+    assert [learner.num_trained for learner in broken.values()] == [2, 2], "each was asked once more"
+
+
+def test_a_learner_that_fails_once_is_asked_again_and_delivers(stage: Stage) -> None:
+    tries: list[int] = []
+
+    def second_time(model: Arrays) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("the disk was busy")
+        return Update(model={name: array + 1 for name, array in model.items()}, num_examples=1)
+
+    job = stage.run({"a": Does(second_time)}, rounds=1)
+    done(job)
+    same(job.model(), model_of(1.0))
+    assert "round_retried" in kinds(job)
+
+
+def test_metrics_that_are_nan_or_infinite_harm_nobody(stage: Stage) -> None:
+    class Measures(Adds):
+        def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
+            return {"loss": float("nan"), "perplexity": float("inf"), "fine": 1.0}
+
+    job = stage.run({"a": Measures(1.0)}, rounds=2)
+    assert done(job).metrics == {"fine": 1.0}
+
+
+def test_an_evaluation_that_always_fails_does_not_lose_the_model(stage: Stage) -> None:
+    class Blind(Adds):
+        def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
+            if task.round == 2:
+                raise ValueError("no test data")
+            return {}
+
+    job = stage.run({"a": Blind(1.0)}, rounds=2, max_retries=1)
+    assert "no test data" in done(job).reason
+    same(job.model(), model_of(2.0))
+
+
+def test_a_sum_that_overflows_ends_the_job_with_the_last_good_version(stage: Stage) -> None:
+    huge = update({"w": np.full(3, 3e38, np.float32)}, num_examples=100)
+    job = stage.run({"a": Does(huge, rounds=[1])}, rounds=5)
+    finished = job.wait()
+    assert (finished.state, finished.version) == ("failed", 1)
+    assert "overflows float32" in finished.reason
+    same(job.model(), model_of(1.0))
+
+
+# ---------------------------------------------------------------- frames
+
+TASK = m.TaskRef(job="some-job", round=0)
+JOIN = m.Join(learner="mallory", session="s").pack()
+CHUNK = m.UpdateChunk(learner="mallory", task=TASK, index=0, count=1, checksum="xxh3:0")
+
+FRAMES = {
+    "nothing": b"",
+    "noise": random.Random(1).randbytes(1_000),
+    "text": b"hello",
+    "a list": msgpack.packb([1, 2, 3]),
+    "truncated": JOIN[:-3],
+    "trailing bytes": JOIN + b"\x00",
+    "too long": b"\x00" * 3_999_999,
+    "no kind": msgpack.packb({"v": PROTOCOL_VERSION}),
+    "an unknown kind": pack("teleport", {}),
+    "another protocol version": msgpack.packb({"v": 99, "kind": "join", "learner": "x", "session": "s"}),
+    "a field that is missing": pack("join", {"learner": "mallory"}),
+    "a field of another type": pack("heartbeat", {"learner": "mallory", "session": 7}),
+    "a field out of range": pack(
+        "failed", {"learner": "mallory", "task": {"job": "j", "round": -1}, "reason": ""}
+    ),
+    "a name that is none": pack("join", {"learner": "../../etc", "session": "s"}),
+    "a kind for somebody else": m.Rejoin().pack(),
+    "in the name of another": m.Leave(learner="good", session="s").pack(),
+    "a chunk without a payload": pack("update_chunk", CHUNK.model_dump()),
+    "a payload where none belongs": pack_chunk(
+        "join", {"learner": "mallory", "session": "s"}, memoryview(b"x")
+    ),
+    "an event": e.LearnerLost(job="j", learner="good", silent_s=1.0).pack(),
+    "deep": b"\x91" * 100_000 + b"\xc0",
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_no_frame_ends_a_daemon_and_the_controllers_keep_the_reason(stage: Stage, name: str) -> None:
+    job = stage.run({"good": (adds := Adds(1.0))}, rounds=3)
+    adds.gate.clear()
+    assert adds.at_work.wait(30)
+    body, send = FRAMES[name], stage.transport.publish
+    inbox = "controller-1"
+    send(NAMES.reports, ["mallory.join"], body)
+    send(NAMES.updates, [f"mallory.{inbox}"], body)
+    send(NAMES.control, [NAMES.CONTROL], body)
+    send(NAMES.tasks, [NAMES.learner_key("good")], body)
+    send(NAMES.tasks, [NAMES.driver_key(stage.driver.id)], body)
+    send(NAMES.events, [job.id], body)
+    letters = stage.dead_letters(3)
+    assert all(reason for reason, _ in letters)
+    assert all(payload == body[: len(payload)] for _, payload in letters)
+    adds.gate.set()
+    done(job)
+    same(job.model(), model_of(3.0))
+
+
+def forged(learner: str, task: m.TaskRef, value: float) -> list[bytes]:
+    """A whole, valid update."""
+    model = Model.of(model_of(value))
+    manifest = m.UpdateManifest.of(model.spec, encoding="raw", chunk_bytes=1 << 20)
+    result = m.Result(learner=learner, task=task, num_examples=1_000, update=manifest)
+    (chunk,) = cut(model.buffer, 1 << 20)
+    header = m.UpdateChunk(learner=learner, task=task, index=0, count=1, checksum=chunk.checksum)
+    return [result.pack(), pack_chunk(header.KIND, header.model_dump(), chunk.payload)]
+
+
+def test_whole_updates_of_strangers_of_other_rounds_and_of_forged_names_count_nowhere(stage: Stage) -> None:
+    job = stage.run({"good": (adds := Adds(1.0))}, rounds=3)
+    adds.gate.clear()
+    assert adds.at_work.wait(30)
+    now, later = m.TaskRef(job=job.id, round=0), m.TaskRef(job=job.id, round=1)
+    other = m.TaskRef(job="other", round=0)
+    attempt = m.TaskRef(job=job.id, round=0, attempt=4)
+    for sender, name, task in [
+        ("mallory", "mallory", now),
+        ("mallory", "good", now),
+        ("good", "good", later),
+        ("good", "good", other),
+        ("good", "good", attempt),
+    ]:
+        for body in forged(name, task, 99.0):
+            stage.transport.publish(NAMES.updates, [f"{sender}.controller-1"], body)
+    assert {"in the name of" in reason for reason, _ in stage.dead_letters(2)} == {True}
+    adds.gate.set()
+    done(job)
+    same(job.model(), model_of(3.0))
+
+
+# ---------------------------------------------------------------- a network that does what it should not
+
+
+def test_messages_doubled_by_the_network_are_counted_once(stage: Stage) -> None:
+    stage.controller()
+    stage.host({name: Adds(1.0) for name in "ab"}, tamper=lambda _, body: [body, body])
+    transfer = Transfer(chunk_bytes=4096)
+    job = stage.submit(model_of(0.0, size=5_000), rounds=4, min_learners=2, transfer=transfer)
+    done(job)
+    same(job.model(), model_of(4.0, size=5_000))
+    folded = [event for event in job.events(follow=False) if isinstance(event, e.UpdateFolded)]
+    assert len(folded) == 8
+
+
+@pytest.mark.parametrize("what", ["result", "update_chunk"])
+def test_a_message_that_is_lost_is_sent_again_and_not_trained_again(stage: Stage, what: str) -> None:
+    lost: list[str] = []
+
+    def lose_one(_: str, body: bytes) -> list[bytes]:
+        kind = m.decode(body)[0].KIND
+        if kind == what and not lost:
+            lost.append(kind)
+            return []
+        return [body]
+
+    stage.controller()
+    adds = Adds(1.0)
+    stage.host({"a": adds}, tamper=lose_one)
+    job = stage.submit(model_of(0.0, size=5_000), rounds=2, transfer=Transfer(chunk_bytes=4096))
+    done(job)
+    assert lost
+    assert adds.num_trained == 2
+    same(job.model(), model_of(2.0, size=5_000))
+
+
+def test_a_chunk_corrupted_on_its_way_is_refused_and_the_learner_asked_again(stage: Stage) -> None:
+    broken: list[int] = []
+
+    def corrupt_one(_: str, body: bytes) -> list[bytes]:
+        if m.decode(body)[0].KIND == "update_chunk" and not broken:
+            broken.append(1)
+            return [body[:-1] + bytes([body[-1] ^ 1])]
+        return [body]
+
+    stage.controller()
+    stage.host({"a": Adds(1.0)}, tamper=corrupt_one)
+    job = stage.submit(rounds=2)
+    done(job)
+    same(job.model(), model_of(2.0))
+    assert "corrupt in transit" in stage.dead_letters(1)[0][0]
+
+
+def test_booleans_that_are_none_are_refused_once_and_not_asked_for_for_ever(stage: Stage) -> None:
+    broken: list[int] = []
+
+    def two(_: str, body: bytes) -> list[bytes]:
+        message, payload = m.decode(body)
+        if not isinstance(message, m.UpdateChunk) or broken:
+            return [body]
+        broken.append(1)
+        (chunk,) = cut(np.full(len(payload or b""), 2, np.uint8), 1 << 20)
+        header = message.model_copy(update={"checksum": chunk.checksum})
+        return [pack_chunk(header.KIND, header.model_dump(), chunk.payload)]
+
+    stage.controller()
+    stage.host({"a": Adds(1.0)}, tamper=two)
+    model = {"w": np.zeros(3, np.float32), "mask": np.array([True, False])}
+    job = stage.submit(model, rounds=1)
+    done(job)
+    assert [kind for kind in kinds(job) if kind == "update_refused"] == ["update_refused"]
+
+
+def test_parts_of_the_model_that_a_learner_never_got_are_sent_again(stage: Stage) -> None:
+    """A broker that restarts forgets the chunks that were still in the mailbox."""
+    stage.controller()
+    host = stage.host({"a": (adds := Adds(1.0))})
+    assert host.wait_welcomed(30)
+    broken: list[int] = []
+
+    def corrupt_one(_: str, body: bytes) -> list[bytes]:
+        if m.decode(body)[0].KIND == "model_chunk" and len(broken) < 2:
+            broken.append(1)
+            return [body[:-1] + bytes([body[-1] ^ 1])] if len(broken) == 2 else [body]
+        return [body]
+
+    controller = next(iter(stage.cords))
+    inner = controller._transport.publish
+
+    def publish(exchange: str, keys: Any, body: bytes, **options: Any) -> None:
+        for changed in corrupt_one(exchange, body):
+            inner(exchange, keys, changed, **options)
+
+    controller._transport.publish = publish  # type: ignore[method-assign,assignment]
+    job = stage.submit(model_of(0.0, size=5_000), rounds=1, transfer=Transfer(chunk_bytes=4096))
+    done(job)
+    assert len(broken) == 2
+    assert adds.num_trained == 1
+    same(job.model(), model_of(1.0, size=5_000))
+
+
+def test_two_trainings_of_a_learner_that_was_restarted_are_not_mixed(stage: Stage) -> None:
+    """It dies after the first chunk of its update; what it trains then differs."""
+    stage.controller()
+    sent: list[int] = []
+
+    def first_chunk_only(_: str, body: bytes) -> list[bytes]:
+        if m.decode(body)[0].KIND == "update_chunk":
+            sent.append(1)
+            return [body] if len(sent) == 1 else []
+        return [body]
+
+    host = stage.host({"a": Adds(5.0)}, tamper=first_chunk_only)
+    job = stage.submit(model_of(0.0, size=5_000), rounds=1, transfer=Transfer(chunk_bytes=4096))
+    eventually(lambda: len(sent) >= 5, "an upload that breaks off")
+    host._transport.close()
+    stage.host({"a": Adds(1.0)})
+    done(job)
+    same(job.model(), model_of(1.0, size=5_000))
+
+
+def test_a_second_process_with_the_same_id_is_turned_away(stage: Stage) -> None:
+    from broker_fl.errors import AccessDenied
+
+    job = stage.run({"a": (adds := Adds(1.0))}, rounds=2)
+    adds.gate.clear()
+    with pytest.raises(AccessDenied):
+        stage.host({"a": Adds(9.0)})
+    adds.gate.set()
+    done(job)
+    same(job.model(), model_of(2.0))
+
+
+def test_a_driver_that_sends_another_model_for_its_job_id_is_refused(stage: Stage) -> None:
+    stage.controller()
+    driver, one, two = stage.driver, Model.of(model_of()), Model.of(model_of(size=9))
+    manifests = [
+        m.ModelManifest.of(model.spec, version=0, digest=model.digest, encoding="raw", chunk_bytes=1 << 20)
+        for model in (one, two)
+    ]
+    from broker_fl.errors import RequestRefused
+    from tests.unit.coordination.bench import spec
+
+    asks = [
+        m.Submit(driver=driver.id, request=f"r{i}", job="j", spec=spec(), model=man)
+        for i, man in enumerate(manifests)
+    ]
+    assert driver.ask(asks[0], m.Submitted).job == "j"
+    assert driver.ask(asks[0], m.Submitted).job == "j", "asked again, answered again"
+    with pytest.raises(RequestRefused, match="another initial model"):
+        driver.ask(asks[1], m.Submitted)
