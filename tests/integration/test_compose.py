@@ -201,7 +201,8 @@ def test_its_commands_make_a_federation_that_finishes_the_example_job(
         check = (
             services["learner"]["healthcheck"]["test"][1].replace("$$", "$").replace("/tmp/", f"{tmp_path}/")
         )
-        assert cluster.run(["sh", "-c", check], "learner").returncode == 0
+        known = cluster.run(["sh", "-c", check], "learner")
+        assert known.returncode == 0, cluster.run(["broker-fl", "learners", "--json"], "learner")
         (tmp_path / "learner-id").write_text("somebody-else")
         assert cluster.run(["sh", "-c", check], "learner").returncode != 0
 
