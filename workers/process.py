@@ -16,7 +16,7 @@ from typing import Any, Self, TextIO
 from broker_fl.errors import BrokerFLError, Fenced, ServerUnavailable, SettingError
 
 log = logging.getLogger(__name__)
-_LEVELS = ("WARNING", "INFO", "DEBUG")
+_LEVELS = ("ERROR", "WARNING", "INFO", "DEBUG")
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _FOREIGN = ("pika", "asyncio", "matplotlib", "PIL", "numexpr", "urllib3")
 """Libraries whose own messages are only for ``-vv``."""

@@ -79,6 +79,12 @@ class Command(click.Command):
             raise fail(error, with_traceback=verbosity >= 2) from error
 
 
+class Embedded(Command):
+    """A command whose view shows what the roles in its process would warn of."""
+
+    logs_at = "ERROR"
+
+
 class Daemon(Command):
     """A command that runs until it is told to end."""
 

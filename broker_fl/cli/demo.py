@@ -13,7 +13,7 @@ from rich.table import Table
 import broker_fl
 from broker_fl.apps import App, load_app
 from broker_fl.cli import options
-from broker_fl.cli.command import Command
+from broker_fl.cli.command import Embedded
 from broker_fl.cli.run import RunOptions, finish, run_app, seed_generators
 from broker_fl.errors import SettingError
 from broker_fl.model import Arrays
@@ -22,7 +22,7 @@ EXAMPLE = Path("examples") / "digits.py"
 Scores = Mapping[str, float]
 
 
-@click.command(cls=Command)
+@click.command(cls=Embedded)
 @click.option(
     "--app",
     metavar="APP",

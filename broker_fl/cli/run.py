@@ -13,7 +13,7 @@ import numpy as np
 
 from broker_fl.apps import App, load_app
 from broker_fl.cli import options
-from broker_fl.cli.command import Command
+from broker_fl.cli.command import Embedded
 from broker_fl.cli.watching import stopping_on_signal, watching
 from broker_fl.errors import SettingError, StoreUnavailable
 from broker_fl.jobfile import JobFile, make_spec, read_job
@@ -39,7 +39,7 @@ class RunOptions:
     live: bool | None
 
 
-@click.command(cls=Command)
+@click.command(cls=Embedded)
 @click.argument("app")
 @click.option(
     "--learners", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="How many."

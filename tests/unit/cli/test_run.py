@@ -1,0 +1,197 @@
+"""``broker-fl run`` and ``demo``, embedded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from broker_fl.cli import main
+from broker_fl.model import Model
+
+APP = """
+import numpy as np
+from broker_fl import Update
+
+class Adder:
+    def __init__(self, context):
+        self.step = context.index + 1
+
+    def train(self, model, task):
+        return Update(model={"w": model["w"] + self.step}, num_examples=1)
+
+    def evaluate(self, model, task):
+        return {"level": float(model["w"][0])}
+
+def make_learner(context):
+    return Adder(context)
+
+def initial_model():
+    return {"w": np.zeros(3, "f4")}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
+    return tmp_path
+
+
+def call(*args: str) -> Result:
+    result = CliRunner().invoke(main, args)
+    assert "Traceback" not in result.output
+    return result
+
+
+def run_folder(folder: Path) -> Path:
+    (path,) = (folder / "runs").iterdir()
+    return path
+
+
+def test_a_run_ends_with_the_right_model_and_everything_in_its_folder(folder: Path) -> None:
+    result = call("run", "app.py:make_learner", "--learners", "3", "--rounds", "4", "--no-live")
+    assert result.exit_code == 0, result.output
+    run = run_folder(folder)
+    assert Model.load(run / "model.safetensors")["w"].tolist() == [8.0, 8.0, 8.0]
+    kinds = [json.loads(line)["kind"] for line in (run / "events.jsonl").read_text("utf-8").splitlines()]
+    assert (kinds[0], kinds[-1], kinds.count("version_committed")) == ("job_submitted", "job_finished", 4)
+    assert json.loads((run / "settings.json").read_text("utf-8"))["app"] == "app.py:make_learner"
+    assert "<svg" in (run / "report.html").read_text("utf-8")
+    assert str(run.name) in result.output
+
+
+def test_a_job_file_says_what_the_command_line_does_not(folder: Path) -> None:
+    (folder / "job.toml").write_text(
+        'name = "mine"\n[termination]\nrounds = 7\n[parameters]\na = 1\nb = 2', encoding="utf-8"
+    )
+    call("run", "app.py", "--job", "job.toml", "--learners", "2", "-p", "b=3", "-p", "c=text", "--no-live")
+    job = json.loads((run_folder(folder) / "settings.json").read_text("utf-8"))["job"]
+    assert (job["name"], job["termination"]["rounds"], job["protocol"]["min_learners"]) == ("mine", 7, 2)
+    assert job["parameters"] == {"a": 1, "b": 3, "c": "text"}
+
+
+def test_a_run_may_start_from_a_model_file(folder: Path) -> None:
+    call("run", "app.py", "--learners", "1", "--rounds", "1", "--no-live", "--out", "first")
+    (first,) = (folder / "first").iterdir()
+    (folder / "job.toml").write_text(f'model.file = "{first}/model.safetensors"', encoding="utf-8")
+    call("run", "app.py", "--job", "job.toml", "--learners", "1", "--rounds", "1", "--no-live")
+    assert Model.load(run_folder(folder) / "model.safetensors")["w"].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_job_that_fails_is_exit_code_1_and_says_why(folder: Path) -> None:
+    (folder / "bad.py").write_text(
+        APP.replace("return Update", "raise ValueError('no data today'); return Update"), "utf-8"
+    )
+    result = call("run", "bad.py", "--learners", "2", "--rounds", "2", "--no-live")
+    assert result.exit_code == 1
+    assert "failed" in result.output
+    assert "no data today" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["nowhere.py"], "nowhere.py: no such file"),
+        (["app.py:make_lerner"], "make_lerner"),
+        (["syntax.py"], "SyntaxError"),
+        (["raises.py"], "make_learner() raised RuntimeError: no disk"),
+        (["app.py", "--job", "nowhere.toml"], "the job file nowhere.toml cannot be read"),
+        (["app.py", "--job", "bad.toml"], "unknown field 'rouns'"),
+        (["app.py", "-p", "epochs"], "'epochs' is not NAME=VALUE"),
+        (["app.py", "-p", "x=nan"], "the job's settings: parameters.x: nan is not a finite number"),
+        (["app.py", "--learners", "0"], "0 is not in the range"),
+        (["app.py", "--out", "app.py"], "cannot be made"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(folder: Path, args: list[str], told: str) -> None:
+    (folder / "syntax.py").write_text("def make_learner(:", "utf-8")
+    (folder / "raises.py").write_text(
+        APP.replace("return Adder", "raise RuntimeError('no disk'); return Adder"), "utf-8"
+    )
+    (folder / "bad.toml").write_text("rouns = 3", "utf-8")
+    result = call("run", *args, "--no-live")
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr
+    assert sum("Error: " in line for line in result.stderr.splitlines()) == 1
+
+
+def test_a_missing_report_extra_is_said_and_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = call("run", "app.py", "--learners", "1", "--rounds", "1", "--no-live")
+    assert result.exit_code == 0, result.output
+    assert "pip install" in result.stderr
+    assert (run_folder(folder) / "model.safetensors").is_file()
+    assert not (run_folder(folder) / "report.html").exists()
+
+
+def test_the_same_seed_gives_the_same_model(folder: Path) -> None:
+    (folder / "seeded.py").write_text(
+        APP.replace("np.zeros(3, 'f4')", "np.random.rand(3).astype('f4')"), "utf-8"
+    )
+    digests = set()
+    for out in ("a", "b"):
+        call("run", "seeded.py", "--learners", "2", "--rounds", "2", "--seed", "7", "--no-live", "--out", out)
+        (path,) = (folder / out).iterdir()
+        digests.add(Model.load(path / "model.safetensors").digest)
+    assert len(digests) == 1
+
+
+def test_the_report_command_compares_runs(folder: Path) -> None:
+    for out in ("a", "b"):
+        call("run", "app.py", "--learners", "1", "--rounds", "1", "--no-live", "--out", out)
+    runs = [str(next((folder / out).iterdir())) for out in ("a", "b")]
+    assert call("report", *runs).output == "report.html\n"
+    assert (folder / "report.html").is_file()
+    told = call("report", "app.py")
+    assert (told.exit_code, "is no run folder" in told.stderr) == (2, True)
+
+
+SLOW = APP.replace(
+    "return Update", "import time; print('training', flush=True); time.sleep(0.1); return Update"
+)
+
+
+def test_ctrl_c_stops_the_job_and_keeps_what_was_committed(folder: Path) -> None:
+    (folder / "slow.py").write_text(SLOW, "utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "broker_fl.cli",
+        "run",
+        "slow.py",
+        "--learners",
+        "1",
+        "--rounds",
+        "9999",
+        "--no-live",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("round 1 "):
+                break
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in out + err
+    assert "stopped" in out
+    assert Model.load(run_folder(folder) / "model.safetensors")["w"][0] >= 2
+
+
+def test_the_demo_shows_that_a_federation_is_better_than_training_alone(folder: Path) -> None:
+    result = call("demo", "--rounds", "3", "--learners", "4", "--no-live")
+    assert result.exit_code == 0, result.output
+    cells = [[cell.strip() for cell in line.split("│")] for line in result.output.splitlines()]
+    accuracy = {row[1]: float(row[2]) for row in cells if len(row) == 5}
+    federation, alone = accuracy["the federation"], accuracy["one learner alone, mean of 4"]
+    assert federation > alone
+    assert (run_folder(folder) / "report.html").is_file()

@@ -1,0 +1,145 @@
+"""Where options come from: flag, environment, settings file, default; and mistakes in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from broker_fl.cli import main
+
+APP = """
+from broker_fl import Update
+
+class Adder:
+    def train(self, model, task):
+        return Update(model={"w": model["w"] + task.parameters.get("step", 1)}, num_examples=1)
+
+    def evaluate(self, model, task):
+        return {"level": float(model["w"][0])}
+
+def make_learner():
+    return Adder()
+
+def initial_model():
+    import numpy as np
+    return {"w": np.zeros(3, "f4")}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
+    return tmp_path
+
+
+def call(*args: str, **environment: str) -> Result:
+    result = CliRunner().invoke(main, args, env=environment)
+    assert "Traceback" not in result.output
+    return result
+
+
+def settings_of_run(folder: Path) -> dict[str, object]:
+    (path,) = (folder / "runs").glob("*/settings.json")
+    settings: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def num_learners(folder: Path, *args: str, **environment: str) -> object:
+    result = call("run", "app.py", "--no-live", "--rounds", "1", *args, **environment)
+    assert result.exit_code == 0, result.output
+    return settings_of_run(folder)["num_learners"]
+
+
+def test_the_file_wins_over_the_default(folder: Path) -> None:
+    (folder / "broker-fl.toml").write_text("learners = 2", encoding="utf-8")
+    assert num_learners(folder) == 2
+
+
+def test_the_environment_wins_over_the_file(folder: Path) -> None:
+    (folder / "broker-fl.toml").write_text("learners = 2", encoding="utf-8")
+    assert num_learners(folder, BROKER_FL_LEARNERS="3") == 3
+
+
+def test_the_flag_wins_over_the_environment(folder: Path) -> None:
+    assert num_learners(folder, "--learners", "4", BROKER_FL_LEARNERS="3") == 4
+
+
+def test_a_table_of_a_command_wins_over_what_is_for_all(folder: Path) -> None:
+    (folder / "broker-fl.toml").write_text("learners = 2\n[run]\nlearners = 5", encoding="utf-8")
+    assert num_learners(folder) == 5
+
+
+def test_another_file_may_be_named_before_or_behind_the_command_or_in_the_environment(folder: Path) -> None:
+    (folder / "broker-fl.toml").write_text("nonsense = 1", encoding="utf-8")
+    other = folder / "other.toml"
+    other.write_text("rounds = 1\nlearners = 2\n[run]\nlive = false", encoding="utf-8")
+    for args, environment in (
+        (("--config", str(other), "run", "app.py"), {}),
+        (("run", "app.py", "--config", str(other)), {}),
+        (("run", "app.py"), {"BROKER_FL_CONFIG": str(other)}),
+    ):
+        result = call(*args, **environment)
+        assert result.exit_code == 0, result.output
+        assert "2 of 2 learners" in result.output
+
+
+def test_named_values_may_be_a_table(folder: Path) -> None:
+    (folder / "broker-fl.toml").write_text("[run]\nparameter = { step = 5 }", encoding="utf-8")
+    result = call("run", "app.py", "--no-live", "--rounds", "2", "--learners", "1")
+    assert "level 10" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("lerners = 2", "unknown setting 'lerners': did you mean 'learners'? allowed are "),
+        ("[run]\nbroker = 2", "unknown setting 'run.broker': allowed are job, learners, "),
+        ("[models.export]\nversoin = 2", "unknown setting 'models.export.versoin': did you mean 'version'?"),
+        ("[runn]\nlearners = 2", "unknown setting 'runn': did you mean 'run'?"),
+        ("learners = ", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_names_file_and_key_and_what_is_allowed(
+    folder: Path, text: str, told: str
+) -> None:
+    (folder / "broker-fl.toml").write_text(text, encoding="utf-8")
+    result = call("run", "app.py")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: broker-fl.toml")
+    assert told in result.stderr
+
+
+def test_a_wrong_value_says_where_it_is_from(folder: Path) -> None:
+    (folder / "broker-fl.toml").write_text('learners = "many"', encoding="utf-8")
+    assert "(from broker-fl.toml)" in call("run", "app.py").stderr
+    told = call("run", "app.py", BROKER_FL_LEARNERS="some").stderr
+    assert "(from environment variable BROKER_FL_LEARNERS)" in told
+
+
+def test_a_file_that_is_named_must_be_there(folder: Path) -> None:
+    result = call("--config", "nowhere.toml", "jobs")
+    assert result.exit_code == 2
+    assert (
+        result.stderr == "Error: the settings file nowhere.toml cannot be read: No such file or directory\n"
+    )
+
+
+def test_every_command_has_help_and_the_version_is_told() -> None:
+    names = main.list_commands(click.Context(main))
+    assert {"run", "controller", "learner", "submit", "watch", "up", "doctor"} <= set(names)
+    for command in ([], *([name] for name in names), ["models", "list"], ["models", "export"]):
+        result = call(*command, "--help")
+        assert result.exit_code == 0, result.output
+        assert "--verbose" in result.output or "Commands:" in result.output
+    assert call("--version").output.startswith("broker-fl 0.")
+
+
+def test_an_unknown_command_is_refused() -> None:
+    result = call("runn")
+    assert result.exit_code == 2
+    assert "No such command 'runn'" in result.stderr
