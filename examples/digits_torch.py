@@ -17,6 +17,8 @@ from broker_fl.frameworks.torch import TorchLearner
 from broker_fl.interfaces import LearnerContext
 from broker_fl.model import Arrays
 
+torch.set_num_threads(1)  # so small a network is only slowed down by more, and learners share the processor
+
 
 def network() -> nn.Module:
     torch.manual_seed(0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_fl.errors import SettingError
@@ -11,6 +11,7 @@ from broker_fl.partition import dirichlet
 LABELS = np.repeat(np.arange(10), 100)
 
 
+@settings(deadline=None)  # time says nothing on a busy machine
 @given(
     labels=st.lists(st.integers(0, 5), min_size=20, max_size=200),
     num_parts=st.integers(1, 10),

@@ -14,6 +14,7 @@ from broker_fl.frameworks.torch import TorchLearner, load_arrays, to_arrays
 from broker_fl.interfaces import Learner
 from broker_fl.model import Model, ModelError
 
+torch.set_num_threads(1)  # threads that wait for one another by spinning take seconds on a busy machine
 NUM = 129  # a batch of 32 leaves a rest of one, which batch normalisation cannot train on
 
 
