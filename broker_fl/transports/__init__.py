@@ -1,1 +1,1 @@
-"""How messages travel: ``memory`` within one process, ``rabbitmq`` everywhere else. Importing this imports no driver."""
+"""How messages travel: ``memory`` within one process, ``rabbitmq`` everywhere else."""

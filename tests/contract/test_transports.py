@@ -19,7 +19,7 @@ from broker_fl.transports.rabbitmq import RabbitMQTransport
 
 DEADLINE_S = 20.0
 QUIET_S = 0.15
-"""How long nothing must come before a test believes that nothing comes; a false alarm is not possible, only a miss."""
+"""How long nothing must come before a test believes that nothing comes. Too short can only miss a defect."""
 
 Connect = Callable[[], Transport]
 
@@ -763,10 +763,10 @@ def test_many_threads_publish_and_consume_at_once(connect: Connect, name: str) -
     assert sender.flush(DEADLINE_S)
     wait_for(lambda: sum(len(inbox.deliveries) for inbox in inboxes) >= 800)
     bodies = [body for inbox in inboxes for body in inbox.bodies]
-    assert sorted(bodies) == sorted(b"%d %d" % (thread, index) for thread in range(4) for index in range(200))
+    assert sorted(bodies) == sorted(b"%d %d" % (number, index) for number in range(4) for index in range(200))
     for inbox in inboxes:
-        for thread in range(4):
-            mine = [int(body.split()[1]) for body in inbox.bodies if body.startswith(b"%d " % thread)]
+        for number in range(4):
+            mine = [int(body.split()[1]) for body in inbox.bodies if body.startswith(b"%d " % number)]
             assert mine == sorted(mine), "one thread's messages to one queue stay in order"
 
 

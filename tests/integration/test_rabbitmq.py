@@ -14,7 +14,7 @@ import pytest
 
 from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError, TransportClosed
 from broker_fl.interfaces import Delivery
-from broker_fl.topology import Binding, Exchange, Queue
+from broker_fl.topology import Binding, Entity, Exchange, Queue
 from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
 from broker_fl.workers.servers import RabbitMQNode
 from broker_fl.workers.servers.process import free_port
@@ -82,7 +82,7 @@ def test_a_killed_broker_loses_no_persistent_message(
     back = [threading.Event(), threading.Event()]
     sender.on_reconnect(back[0].set)
     reader.on_reconnect(back[1].set)
-    entities = [Exchange("x", "topic"), Queue(name="q"), Binding("x", "q", "#")]
+    entities: list[Entity] = [Exchange("x", "topic"), Queue(name="q"), Binding("x", "q", "#")]
     sender.declare(entities)
     reader.declare(entities)
     seen, sent, stop = Seen(), set[bytes](), threading.Event()
@@ -238,10 +238,11 @@ def test_close_does_not_wait_for_a_broker_that_is_gone_and_wakes_publishers(
     woken = threading.Event()
 
     def publish() -> None:
-        with pytest.raises(TransportClosed):
-            for _ in range(5):
+        try:
+            while True:
                 transport.publish("", ["q"], bytes(900))
-        woken.set()
+        except TransportClosed:
+            woken.set()
 
     private_rabbitmq.freeze()
     try:
@@ -288,7 +289,7 @@ def test_a_wrong_password_is_named_and_not_shown(
 
 
 def test_a_missing_vhost_is_named(private_amqp_url: str, connect: Connect) -> None:
-    with pytest.raises(AccessDenied, match="no-such-vhost.*add_vhost"):
+    with pytest.raises(AccessDenied, match=r"no-such-vhost.*add_vhost"):
         connect(private_amqp_url.rpartition("/")[0] + "/no-such-vhost")
 
 
@@ -325,9 +326,9 @@ def test_a_missing_permission_to_declare_or_consume_is_named(
 ) -> None:
     connect(private_amqp_url).declare([Queue(name="secret"), Exchange("x", "fanout")])
     transport = connect(account(private_rabbitmq, private_amqp_url, write="^$", read="^mine"))
-    with pytest.raises(AccessDenied, match="secret.*set_permissions"):
+    with pytest.raises(AccessDenied, match=r"secret.*set_permissions"):
         transport.consume("secret", Seen(), prefetch=1)
-    with pytest.raises(AccessDenied, match="bind queue 'secret'.*set_permissions"):
+    with pytest.raises(AccessDenied, match=r"bind queue 'secret'.*set_permissions"):
         transport.declare([Binding("x", "secret")])
 
 
@@ -443,7 +444,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
 def test_a_client_without_the_certificate_that_the_broker_wants_is_refused(
     tls_node: tuple[RabbitMQNode, str], authority: Authority, connect: Connect
 ) -> None:
-    with pytest.raises((SettingError, BrokerUnavailable)):
+    with pytest.raises(SettingError, match="wants a certificate"):
         connect(tls_node[1], tls=TlsFiles(ca_file=authority.file), connect_timeout_s=3)
 
 

@@ -1,4 +1,4 @@
-"""A message broker within one process, with the semantics of RabbitMQ: what simulations and most tests run on."""
+"""A message broker within one process, with the semantics of RabbitMQ: for simulations and tests."""
 
 from broker_fl.transports.memory.broker import MemoryBroker
 from broker_fl.transports.memory.transport import MemoryTransport

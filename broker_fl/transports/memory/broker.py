@@ -27,10 +27,10 @@ DEFAULT_EXCHANGE = Exchange("", "direct")
 
 
 class MemoryBroker:
-    """The state that all transports of one process share; each of its methods takes one lock for a few microseconds.
+    """The state that all transports of one process share, behind one lock that is held for microseconds.
 
-    Sinks run outside the lock, on the thread of their transport. Messages and queues expire by ``clock`` (seconds),
-    looked at whenever something is published, settled or declared; ``tick`` looks when nothing else happens.
+    Sinks run outside the lock, on the thread of their transport. Messages and queues expire by ``clock`` (in
+    seconds), which is looked at whenever something else happens; ``tick`` is for when nothing does.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -79,7 +79,7 @@ class MemoryBroker:
         router = self._routers.setdefault(exchange.name, Router(exchange))
         if router.exchange != exchange:
             raise SettingError(
-                f"exchange {exchange.name!r} exists with other settings: {router.exchange}, wanted: {exchange}"
+                f"exchange {exchange.name!r} exists with other settings: {router.exchange}, not {exchange}"
             )
 
     def _declare_queue(self, settings: Queue) -> None:
@@ -89,7 +89,7 @@ class MemoryBroker:
             self._routers[""].bind(queue, queue.name)
         elif queue.settings != settings:
             raise SettingError(
-                f"queue {settings.name!r} exists with other settings: {queue.settings}, wanted: {settings}"
+                f"queue {settings.name!r} exists with other settings: {queue.settings}, not {settings}"
             )
         self._touch(queue)
 
@@ -127,7 +127,7 @@ class MemoryBroker:
         body: bytes,
         sender: MemoryTransport,
     ) -> bool:
-        """Put one body into every queue that a key reaches; False if that is none. Waits while one of them is full."""
+        """Put one body into every queue that a key reaches; False if there is none. Waits for full ones."""
         with self._lock:
             if self._due:
                 self._expire()

@@ -31,7 +31,7 @@ class MemoryDelivery:
         self._broker.settle(self, ack=False, requeue=requeue)
 
     def hand_over(self) -> None:
-        """Give it to its sink. A sink that raises does not take the message: it is dead-lettered, the thread lives."""
+        """Give it to its sink. If that raises, the message is dead-lettered, and the thread lives on."""
         if not self.consumer.take(self):
             return
         try:

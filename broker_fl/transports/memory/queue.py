@@ -26,7 +26,7 @@ class Message:
     expires_at: float | None = None
     redelivered: bool = False
     died_in: frozenset[str] = frozenset()
-    """Queues that dropped it or let it expire since a consumer last had it: it enters none of them again (a cycle)."""
+    """Queues that dropped it since a consumer last had it; it enters none of them again, so no circles."""
 
     def __lt__(self, other: Message) -> bool:
         return self.sequence < other.sequence
@@ -115,7 +115,7 @@ class MemoryQueue:
             yield self.pop()
 
     def next_consumer(self) -> Consumer | None:
-        """Whose turn it is: in turn, or always the first where only one is active. None if nobody can take more."""
+        """Whose turn it is, always the first one's where only one is active; None if nobody has credit."""
         consumers = self.consumers
         if not consumers:
             return None

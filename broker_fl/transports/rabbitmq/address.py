@@ -11,8 +11,8 @@ from broker_fl.errors import SettingError
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _FORM = (
-    "amqp[s]://user:password@host[:port]/vhost, special characters in user, password and vhost percent-encoded "
-    "(/ is %2F, @ is %40)"
+    "amqp[s]://user:password@host[:port]/vhost, "
+    "special characters in user, password and vhost percent-encoded (/ is %2F, @ is %40)"
 )
 
 
@@ -63,15 +63,15 @@ def parse_address(url: str, tls: TlsFiles | None = None) -> Address:
 
 
 def _split(url: str) -> SplitResult:
-    # Nothing of the URL is repeated: a password with a bare / or @ may stand where any other part is expected.
+    # Nothing of the URL is repeated: a password with a bare / or @ ends up where other parts are expected.
     try:
         parts = urlsplit(url)
-        well_formed = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # the port
-        well_formed = False
-    if not well_formed or parts.query or parts.fragment or "/" in parts.path[1:]:
-        raise SettingError(f"broker URL: it must look like {_FORM}")
-    return parts
+        surplus = parts.query or parts.fragment or "/" in parts.path[1:]
+        if parts.scheme in _PORTS and parts.hostname and parts.port != 0 and not surplus:
+            return parts
+    except ValueError:  # no number as port, or half an IPv6 address
+        pass
+    raise SettingError(f"broker URL: it must look like {_FORM}")
 
 
 def _tls_context(files: TlsFiles) -> ssl.SSLContext:

@@ -94,8 +94,8 @@ class Consuming:
             delivery.reject()
 
     def ack(self, tags: list[int]) -> None:
-        """Ack with one frame for all the oldest ones, and one for each that is newer than something not acked."""
-        settled = set(tags)
+        """Ack with one frame for all the oldest ones, and one each for those behind something not acked."""
+        settled = self._outstanding.keys() & tags
         oldest = 0
         for tag in self._outstanding:
             if tag not in settled:
@@ -103,13 +103,15 @@ class Consuming:
             oldest = tag
         if self.channel.is_open and oldest:
             self.channel.raw.basic_ack(oldest, multiple=True)
-        for tag in tags:
+        for tag in sorted(settled):
             del self._outstanding[tag]
             if tag > oldest and self.channel.is_open:
                 self.channel.raw.basic_ack(tag)
         self._close_if_settled()
 
     def reject(self, tag: int, *, requeue: bool) -> None:
+        if tag not in self._outstanding:
+            return
         del self._outstanding[tag]
         if self.channel.is_open:
             self.channel.raw.basic_reject(tag, requeue=requeue)

@@ -20,30 +20,48 @@ _BAD_LOGIN = (pika_errors.ProbableAuthenticationError, pika_errors.Authenticatio
 def connection_failure(error: BaseException, address: Address) -> BrokerFLError:
     """Why a connection was not made."""
     causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, pika_errors.ConnectionClosed):
-            return _refused(cause, address)
-        if isinstance(cause, _BAD_LOGIN):
-            return _bad_login(address)
-        if isinstance(cause, pika_errors.ProbableAccessDeniedError):
-            return _bad_vhost(address, "access refused")
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return SettingError(
-                f"{address}: the broker's certificate is not trusted ({cause.verify_message}); "
-                "give the CA that signed it, and the host name that stands in it"
-            )
-        if isinstance(cause, ssl.SSLError | pika_errors.IncompatibleProtocolError):
-            return SettingError(
-                f"{address}: no {'TLS' if address.tls else 'AMQP 0-9-1'} on this port ({_short(cause)})"
-            )
-        if isinstance(cause, socket.gaierror):
-            return BrokerUnavailable(f"{address}: the host name is not known ({cause.strerror})")
-        if isinstance(cause, ConnectionRefusedError):
-            return BrokerUnavailable(
-                f"{address}: nothing listens there; is RabbitMQ running, and the port right?"
-            )
+    for explain in (_said_by_broker, _found_by_tls, _found_by_network):
+        for cause in causes:
+            if (failure := explain(cause, address)) is not None:
+                return failure
     return BrokerUnavailable(f"{address}: no connection ({_short(causes[-1])})")
+
+
+def _said_by_broker(cause: BaseException, address: Address) -> BrokerFLError | None:
+    if isinstance(cause, pika_errors.ConnectionClosed):
+        return _refused(cause, address)
+    if isinstance(cause, _BAD_LOGIN):
+        return _bad_login(address)
+    if isinstance(cause, pika_errors.ProbableAccessDeniedError):
+        return _bad_vhost(address, "access refused")
+    return None
+
+
+def _found_by_tls(cause: BaseException, address: Address) -> BrokerFLError | None:
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return SettingError(
+            f"{address}: the broker's certificate is not trusted ({cause.verify_message}); "
+            "give the CA that signed it, and the host name that stands in it"
+        )
+    if "ALERT_CERTIFICATE_REQUIRED" in str(cause):
+        return SettingError(
+            f"{address}: the broker wants a certificate of its clients: give certificate and key file"
+        )
+    if isinstance(cause, ssl.SSLError | pika_errors.IncompatibleProtocolError):
+        return SettingError(
+            f"{address}: no {'TLS' if address.tls else 'AMQP 0-9-1'} on this port ({_short(cause)})"
+        )
+    return None
+
+
+def _found_by_network(cause: BaseException, address: Address) -> BrokerFLError | None:
+    if isinstance(cause, socket.gaierror):
+        return BrokerUnavailable(f"{address}: the host name is not known ({cause.strerror})")
+    if isinstance(cause, ConnectionRefusedError):
+        return BrokerUnavailable(
+            f"{address}: nothing listens there; is RabbitMQ running, and the port right?"
+        )
+    return None
 
 
 def _refused(cause: pika_errors.ConnectionClosed, address: Address) -> BrokerFLError:
@@ -56,8 +74,8 @@ def _refused(cause: pika_errors.ConnectionClosed, address: Address) -> BrokerFLE
 
 def _bad_login(address: Address) -> AccessDenied:
     return AccessDenied(
-        f"{address}: user or password is wrong, or the user may not log in from this machine; an operator can set it: "
-        f"rabbitmqctl change_password {address.user}"
+        f"{address}: user or password is wrong, or the user may not log in from this machine; "
+        f"an operator can set it: rabbitmqctl change_password {address.user}"
     )
 
 

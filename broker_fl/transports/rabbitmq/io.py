@@ -44,6 +44,16 @@ class IoThread:
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
 
+    def check_not_current(self) -> None:
+        """
+        Raises:
+            RuntimeError: called by a sink, which would wait for itself.
+        """
+        if self.is_current:
+            raise RuntimeError(
+                "a sink may only ack or reject: to call the transport, it needs another thread"
+            )
+
     def soon(self, callback: Callable[[], None]) -> None:
         """Run it on the thread before long; not at all once the thread has ended."""
         try:
@@ -61,14 +71,14 @@ class IoThread:
             BrokerUnavailable: it took longer than ``timeout_s``.
             TransportClosed: the thread has ended.
         """
-        if self.is_current:
-            work.close()
-            raise RuntimeError("a sink may only ack or reject; it must not call the transport")
         try:
+            self.check_not_current()
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError as error:
             work.close()
-            raise TransportClosed("the transport is closed") from error
+            if self.loop.is_closed():
+                raise TransportClosed("the transport is closed") from error
+            raise
         try:
             return future.result(timeout_s)
         except concurrent.futures.TimeoutError as error:
@@ -85,7 +95,7 @@ class IoThread:
 
 
 class CallbackThread:
-    """Runs the owner's callbacks, so that they may block and call the transport. It starts with the first one."""
+    """Runs the owner's callbacks, so that they may block and call the transport. It starts with the first."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -114,8 +124,8 @@ class CallbackThread:
 
 
 def backoff(first_s: float, longest_s: float) -> Iterator[float]:
-    """Delays in seconds that double up to the longest, with jitter: a thousand clients must not come back at once."""
+    """Delays in seconds that double up to the longest, with jitter, lest a thousand clients come at once."""
     delay_s = first_s
     while True:
-        yield delay_s * random.uniform(0.5, 1.0)
+        yield delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
         delay_s = min(2 * delay_s, longest_s)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 BLOCKED_TIMEOUT_S = 300.0
 """An alarm of the broker that lasts so long may have been a lost "unblocked": connect again."""
+GOODBYE_TIMEOUT_S = 1.5
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 30.0
 
 
@@ -51,7 +52,7 @@ class LinkSettings:
 
 
 class Link:
-    """Connects once, then again and again whenever the connection is lost. To be used on the I/O thread only."""
+    """Connects once, then again whenever the connection is lost. To be used on the I/O thread only."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Link:
         on_up: Callable[[AsyncioConnection], Awaitable[None]],
         on_down: Callable[[], None],
     ) -> None:
-        self.connection: AsyncioConnection | None = None
+        self.connection: TunedConnection | None = None
         self.settings = settings
         self._on_up = on_up
         self._on_down = on_down
@@ -84,7 +85,11 @@ class Link:
         connection, self.connection = self.connection, None
         if connection is not None and connection.is_open:
             connection.close()
-            await self._lost
+            try:
+                await asyncio.wait_for(asyncio.shield(self._lost), GOODBYE_TIMEOUT_S)
+            except TimeoutError:
+                connection.abort()
+                await self._lost
 
     async def _connect(self) -> None:
         self.connection = connection = await self._open()
@@ -96,7 +101,7 @@ class Link:
                 connection.close()
             raise
 
-    async def _open(self) -> AsyncioConnection:
+    async def _open(self) -> TunedConnection:
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
         lost = self._lost = loop.create_future()
@@ -139,11 +144,13 @@ class Link:
         for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
             await asyncio.sleep(delay_s)
             try:
-                return await self._connect()
+                await self._connect()
             except BrokerFLError as error:
                 log.warning("still no connection %r: %s", self.settings.name, error)
             except Exception:
                 log.exception("connecting %r failed", self.settings.name)
+            else:
+                return
 
 
 def _settle(future: asyncio.Future[Any], error: BaseException | None, *, result: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""The transport over RabbitMQ: two connections on one thread, and what has to be done again when one was lost."""
+"""The transport over RabbitMQ: two connections on one thread, and what is done again when one was lost."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ log = logging.getLogger(__name__)
 WINDOW_BYTES = 16 << 20
 CLOSE_TIMEOUT_S = 5.0
 """For what is still unconfirmed when the owner closes."""
-DISCONNECT_TIMEOUT_S = 2.0
+DISCONNECT_TIMEOUT_S = 4.0
 
 
 class RabbitMQTransport:
-    """See ``Transport``. Constructing it connects; from then on it comes back by itself whenever it is cut off.
+    """See ``Transport``. Constructing it connects; from then on it comes back by itself when it is cut off.
 
-    There are two connections, because a broker in need stops reading from those that publish, acks included. One
-    thread owns both and runs the sinks; ``on_reconnect`` and ``on_unroutable`` are called on another, and may block.
+    There are two connections, because a broker in need stops reading from those that publish, acks included.
+    One thread owns both and runs the sinks. Callbacks (``on_reconnect``, ``on_unroutable``) run on another,
+    and may block.
 
     Args:
         url: ``amqp[s]://user:password@host[:port]/vhost``.
@@ -85,6 +86,7 @@ class RabbitMQTransport:
         try:
             self._io.run(self._connect(), 2 * connect_timeout_s + ANSWER_TIMEOUT_S)
         except BaseException:
+            self._disconnect(self._in.close())
             self._io.stop(DISCONNECT_TIMEOUT_S)
             raise
 
@@ -147,6 +149,7 @@ class RabbitMQTransport:
         self._unroutable_callbacks.append(callback)
 
     def close(self) -> None:
+        self._io.check_not_current()
         if self._closed:
             return
         self._closed = True
@@ -254,13 +257,15 @@ class RabbitMQTransport:
     async def _reopen_publish_channel(self, connection: AsyncioConnection) -> None:
         for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
             if not connection.is_open:
-                return None
+                return
             try:
                 await declare_again(connection, self._declared.everything())
-                return await self._open_publish_channel(connection)
+                await self._open_publish_channel(connection)
             except BrokerFLError as error:
                 log.warning("%s", error)
-            await asyncio.sleep(delay_s)
+                await asyncio.sleep(delay_s)
+            else:
+                return
 
     def _consumer_stopped(self, consumer: Consumer, reason: str) -> None:
         connection = self._in.connection
@@ -272,12 +277,14 @@ class RabbitMQTransport:
         for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
             await asyncio.sleep(delay_s)
             if self._consumers.get(consumer.queue) is not consumer or not connection.is_open:
-                return None
+                return
             try:
                 await declare_again(connection, self._declared.of_queue(consumer.queue))
-                return await self._start(consumer, connection)
+                await self._start(consumer, connection)
             except BrokerFLError as error:
                 log.warning("%s", error)
+            else:
+                return
 
     def _link_up(self, link: Link) -> None:
         if link in self._down:
