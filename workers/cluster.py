@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker_fl.errors import ServerUnavailable, SettingError
+from broker_fl.errors import BrokerUnavailable, ServerUnavailable, SettingError
 from broker_fl.roles.driver import Driver
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.servers import RabbitMQNode, RedisNode
@@ -28,7 +28,8 @@ from broker_fl.workers.servers.process import ServerProcess, write_private
 SETTINGS = "broker-fl.toml"
 JOIN_DEADLINE_S = 120.0
 STOP_DEADLINE_S = 40.0
-_ANSWER_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 2.0
+"""Short: between two questions it is looked whether a daemon has ended."""
 _LOOK_EVERY_S = 0.2
 _CONTROLLER = "controller"
 _LEARNER = "learner-"
@@ -119,7 +120,7 @@ class Cluster:
         with Driver(transport, self._federation, timeout_s=_ANSWER_TIMEOUT_S) as driver:
             while True:
                 self._refuse_dead()
-                joined = sum(one.learner.startswith(_LEARNER) for one in driver.learners())
+                joined = _num_joined(driver)
                 if joined >= num_learners:
                     return
                 if time.monotonic() > give_up_at:
@@ -188,3 +189,10 @@ class Cluster:
 
     def _process(self, name: str) -> ServerProcess:
         return ServerProcess(name, self.folder)
+
+
+def _num_joined(driver: Driver) -> int:
+    try:
+        return sum(one.learner.startswith(_LEARNER) for one in driver.learners())
+    except BrokerUnavailable:  # the controller is not there yet
+        return 0

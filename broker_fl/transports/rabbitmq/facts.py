@@ -154,6 +154,9 @@ class _Look:
             self._attempt(f"write to exchange {exchange}", partial(_publish, exchange=exchange))
         for queue in queues:
             self._attempt(f"read from queue {queue}", partial(_consume, queue=queue))
+        mailbox = self._topology.mailbox(self._learner)
+        if mailbox in self.depths and self.depths[mailbox].num_consumers:
+            self.in_use.append(f"read from queue {mailbox}")
 
     def _needs(self) -> tuple[Sequence[Entity], Sequence[str], Sequence[str]]:
         """What the role declares besides what all do, the exchanges it writes to, the queues it reads."""
