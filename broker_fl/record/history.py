@@ -176,7 +176,7 @@ class History:
         number, learner = getattr(event, "round", None), getattr(event, "learner", None)
         name = None if learner is None else self._learner(learner).learner
         self.incidents.append(
-            Incident(time_s=event.time_s, kind=kind, reason=reason, learner=name, round=number)
+            Incident(time_s=event.time_s, kind=kind, reason=reason, learner=name, round=number),
         )
 
     def _job_submitted(self, event: ev.JobSubmitted) -> None:

@@ -42,7 +42,11 @@ class LiveView:
     """
 
     def __init__(
-        self, history: History, console: Console, *, clock: Callable[[], float] = time.monotonic
+        self,
+        history: History,
+        console: Console,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.history = history
         self._console = console
@@ -66,7 +70,10 @@ class LiveView:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()  # draws once more, and gives the cursor back
@@ -97,7 +104,7 @@ class LiveView:
                     style="yellow",
                     no_wrap=True,
                     overflow="ellipsis",
-                )
+                ),
             )
         if current is not None:
             parts.append(_round_lines(current))
@@ -262,7 +269,7 @@ class _PlainLog:
         self._line(
             f"round {record.round}{place}: {seconds(record.round_s)}, "
             f"{count(record.counts['folded'])} of {plural(record.num_learners, 'learner')}{missed}"
-            + (f"; {metrics}" if metrics else "")
+            + (f"; {metrics}" if metrics else ""),
         )
 
     def _incidents(self, history: History) -> None:

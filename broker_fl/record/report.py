@@ -109,7 +109,7 @@ def render(runs: Sequence[Run]) -> str:
         from broker_fl.record.plots import Charts
     except ImportError as error:
         raise SettingError(
-            f"the report needs {error.name}, which is not installed: pip install 'broker-fl[report]'"
+            f"the report needs {error.name}, which is not installed: pip install 'broker-fl[report]'",
         ) from error
     charts = Charts()
     environment = Environment(
@@ -229,11 +229,15 @@ def _figures(history: History) -> Iterator[Figure]:
         note = f"first {number(first[name])}" if name in first else ""
         yield Figure(label=f"final {one_line(name, 40)}", value=number(value), note=note)
     yield Figure(
-        label="rounds", value=count(len(history.committed)), note=f"median {seconds(_median_s(history))}"
+        label="rounds",
+        value=count(len(history.committed)),
+        note=f"median {seconds(_median_s(history))}",
     )
     counts = history.counts
     yield Figure(
-        label="updates folded", value=count(counts["folded"]), note=f"of {count(_sent(history))} tasks"
+        label="updates folded",
+        value=count(counts["folded"]),
+        note=f"of {count(_sent(history))} tasks",
     )
     yield Figure(
         label="missed",
@@ -242,7 +246,9 @@ def _figures(history: History) -> Iterator[Figure]:
         alarming=_missed(history) > 0,
     )
     yield Figure(
-        label="published", value=size(history.bytes_down), note="to learners, before the broker’s copies"
+        label="published",
+        value=size(history.bytes_down),
+        note="to learners, before the broker’s copies",
     )
     yield Figure(label="received", value=size(history.bytes_up), note="updates")
 
@@ -361,7 +367,7 @@ def _incidents(history: History) -> Iterator[Grid]:
     start_s = history.submitted_s or 0.0
     shown = incidents[-MAX_ROWS:]
     yield Grid(
-        title="What went wrong",
+        title="Incidents",
         head=("what", "learner", "reason", "round", "after"),
         rows=[
             (

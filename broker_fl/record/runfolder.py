@@ -104,7 +104,12 @@ class RunFolder:
                 raise StoreUnavailable(f"{self.path / EVENTS} cannot be written: {_why(error)}") from error
 
     def write_settings(
-        self, job: JobSpec, *, app: str = "", num_learners: int = 0, **options: object
+        self,
+        job: JobSpec,
+        *,
+        app: str = "",
+        num_learners: int = 0,
+        **options: object,
     ) -> None:
         """Write ``settings.json``: what this run is, where it runs and on which software.
 
@@ -154,7 +159,10 @@ class RunFolder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

@@ -78,7 +78,11 @@ def _lane(task: TaskRecord, round_start_s: float, *, slow: bool) -> Lane:
     end_s = max((segment.start_s + segment.duration_s for segment in segments), default=0.0)
     straggler = slow or task.outcome == "late"
     return Lane(
-        learner=task.learner, outcome=task.outcome, segments=segments, end_s=end_s, straggler=straggler
+        learner=task.learner,
+        outcome=task.outcome,
+        segments=segments,
+        end_s=end_s,
+        straggler=straggler,
     )
 
 
@@ -136,6 +140,7 @@ def _last_contributor(record: RoundRecord) -> TaskRecord | None:
 def typical(rounds: Sequence[RoundRecord]) -> RoundRecord | None:
     """The round of median duration."""
     timed = sorted(
-        (record for record in rounds if record.round_s is not None), key=lambda record: record.round_s or 0.0
+        (record for record in rounds if record.round_s is not None),
+        key=lambda record: record.round_s or 0.0,
     )
     return timed[len(timed) // 2] if timed else None

@@ -57,7 +57,11 @@ class FakeJob:
             model_bytes=MODEL_BYTES,
         )
         yield ev.JobWaiting(
-            job=self.job, time_s=self.now_s, reason="0 of 1 learners are there", num_learners=0, num_needed=1
+            job=self.job,
+            time_s=self.now_s,
+            reason="0 of 1 learners are there",
+            num_learners=0,
+            num_needed=1,
         )
         for name in self.learners:
             self.now_s += 0.002
@@ -85,7 +89,12 @@ class FakeJob:
         job, start_s = self.job, self.now_s
         special = self.incidents and self.num_learners > 6
         yield ev.RoundStarted(
-            job=job, time_s=start_s, round=number, version=number, cohort=self.learners, deadline_s=1.2
+            job=job,
+            time_s=start_s,
+            round=number,
+            version=number,
+            cohort=self.learners,
+            deadline_s=1.2,
         )
         yield self._sent(number, self.learners, 0)
         if special and number == 12:
@@ -93,7 +102,11 @@ class FakeJob:
             yield ev.LearnerJoined(job=job, time_s=start_s + 0.3, learner=self.learners[6])
             self.now_s = start_s + 0.4
             yield ev.RoundRetried(
-                job=job, time_s=self.now_s, round=number, attempt=1, reason="6 of 10 delivered; 7 were needed"
+                job=job,
+                time_s=self.now_s,
+                round=number,
+                attempt=1,
+                reason="6 of 10 delivered; 7 were needed",
             )
             yield self._sent(number, self.learners, 1)
         moments: list[ev.Event] = []
@@ -162,7 +175,7 @@ class FakeJob:
                 metrics={"loss": self._evaluated(number, draw.gauss(0, 0.03))["loss"] * 0.8},
                 evaluation=self._evaluated(number, draw.gauss(0, 0.03)),
                 timings=Timings(receive_s=receive, queue_s=queue, evaluate_s=evaluate, train_s=train),
-            )
+            ),
         )
         if special and index == 8 and number == 9:
             reason = "tensor 'dense.weight': 3 values are not finite"
@@ -170,7 +183,7 @@ class FakeJob:
             return False
         if special and index == 3 and number % 3 == 0:
             moments.append(
-                ev.TaskLate(**about, time_s=finished + upload, reason="the round closed 0.2 s before")
+                ev.TaskLate(**about, time_s=finished + upload, reason="the round closed 0.2 s before"),
             )
             return False
         moments.append(
@@ -182,7 +195,7 @@ class FakeJob:
                 num_messages=1,
                 upload_s=upload,
                 fold_s=0.0004,
-            )
+            ),
         )
         return True
 
@@ -200,13 +213,22 @@ class FakeJob:
     def _evaluation(self) -> Iterator[ev.Event]:
         number = self.num_rounds
         yield ev.RoundStarted(
-            job=self.job, time_s=self.now_s, round=number, version=number, cohort=self.learners, train=False
+            job=self.job,
+            time_s=self.now_s,
+            round=number,
+            version=number,
+            cohort=self.learners,
+            train=False,
         )
         yield self._sent(number, self.learners, 0)
         for name in self.learners:
             self.now_s += 0.004
             yield ev.TaskAccepted(
-                job=self.job, time_s=self.now_s, round=number, learner=name, receive_s=0.003
+                job=self.job,
+                time_s=self.now_s,
+                round=number,
+                learner=name,
+                receive_s=0.003,
             )
             yield ev.TaskFinished(
                 job=self.job,
@@ -221,7 +243,10 @@ class FakeJob:
 
 
 def fake_events(
-    num_learners: int = 10, num_rounds: int = 20, seed: int = 0, **settings: Any
+    num_learners: int = 10,
+    num_rounds: int = 20,
+    seed: int = 0,
+    **settings: Any,
 ) -> list[ev.Event]:
     """The events of a whole job."""
     job = FakeJob(num_learners=num_learners, num_rounds=num_rounds, seed=seed, **settings)

@@ -140,7 +140,7 @@ def test_a_resumed_controller_sends_open_tasks_again_without_counting_them_twice
             ev.JobResumed(**about, time_s=9.0, version=0, epoch=2),
             sent.stamped(0, 10.0),
             ev.TaskAccepted(**about, time_s=11.0, learner="a"),
-        ]
+        ],
     )
     record = history.rounds[0]
     assert (record.counts["sent"], record.counts["accepted"], record.bytes_down) == (2, 1, 200)
@@ -160,16 +160,20 @@ def test_learners_cannot_fill_the_memory_with_names_of_metrics() -> None:
     for index in range(200):
         history.add(
             ev.TaskFinished(
-                job="j", round=0, learner=f"l{index}", evaluation={f"m{index}": 1.0}, timings=Timings()
-            )
+                job="j",
+                round=0,
+                learner=f"l{index}",
+                evaluation={f"m{index}": 1.0},
+                timings=Timings(),
+            ),
         )
     assert len(history.rounds[0].tasks.evaluation) == MAX_METRICS
 
 
 def test_json_has_null_for_what_is_not_finite() -> None:
-    history = History.of([ev.VersionEvaluated(
-        job="j", round=0, version=0, metrics={"loss": math.nan, "x": math.inf}, num_learners=1, num_examples=1
-    )])  # fmt: skip
+    metrics = {"loss": math.nan, "x": math.inf}
+    event = ev.VersionEvaluated(job="j", round=0, version=0, metrics=metrics, num_learners=1, num_examples=1)
+    history = History.of([event])
     assert json.loads(history.to_json())["metrics"] == {"loss": None, "x": None}
 
 
@@ -194,7 +198,8 @@ def test_a_table_that_is_not_there_is_named(history: History) -> None:
 
 
 def test_without_pandas_the_error_says_how_to_get_it(
-    history: History, monkeypatch: pytest.MonkeyPatch
+    history: History,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(SettingError, match="pip install pandas"):

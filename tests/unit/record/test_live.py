@@ -7,7 +7,7 @@ import math
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -86,7 +86,7 @@ def test_many_failures_of_a_round_are_counted_instead_of_listed() -> None:
         store_s=0,
     )
     lines = plain(
-        [*(failed("no data", f"l{index}") for index in range(1_000)), committed, failed("again", "l1", 1)]
+        [*(failed("no data", f"l{index}") for index in range(1_000)), committed, failed("again", "l1", 1)],
     )
     assert len(lines) == 5 + 1 + 1 + 1
     assert "and 995 more incidents in this round" in lines
@@ -199,6 +199,7 @@ def test_events_that_come_twice_are_told_once() -> None:
 
 
 @given(st.lists(st.floats(), max_size=60))
+@settings(deadline=None)
 def test_a_sparkline_has_a_character_for_each_value(values: list[float]) -> None:
     line = sparkline(values)
     finite = [value for value in values if math.isfinite(value)]

@@ -20,6 +20,7 @@ from broker_fl.wire.job import JobSpec
 from tests.unit.record.events import fake_events
 
 EVENTS = fake_events(num_rounds=14)
+LATE = {f"broker_fl.record.{name}" for name in ("plots", "drawing", "curves", "bars", "gantt")}
 VOID = {"meta", "br", "input", "link", "img", "hr"}
 
 
@@ -90,8 +91,16 @@ def test_the_page_needs_nothing_from_elsewhere(html: str) -> None:
 
 def test_the_page_says_what_matters(html: str) -> None:
     text = Page(html).text
-    for words in ("digits-7f3a", "done", "14 rounds are done", "accuracy", "loss", "CUDA out of memory",
-                  "site-03", "101\N{NARROW NO-BREAK SPACE}770 parameters", "learning_rate", "median round"):  # fmt: skip
+    for words in (
+        "digits-7f3a",
+        "done",
+        "14 rounds are done",
+        "accuracy",
+        "CUDA out of memory",
+        "learning_rate",
+    ):
+        assert words in text
+    for words in ("loss", "site-03", "101\N{NARROW NO-BREAK SPACE}770 parameters", "median round"):
         assert words in text
 
 
@@ -119,40 +128,41 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("words", HOSTILE)
-def test_what_learners_say_is_shown_as_text(words: str) -> None:
+def test_what_learners_say_is_shown_as_text() -> None:
+    about: Any = {"job": "digits-7f3a", "round": 14}
+    named = {words[:128]: 1.0 for words in HOSTILE}
+    notes: Any = dict(zip("abcdefgh", HOSTILE, strict=True))
     events = [event for event in EVENTS if not isinstance(event, ev.JobFinished)]
-    name = words[:128]
+    events += [ev.TaskFailed(**about, learner="site-01", reason=words) for words in HOSTILE]
     events += [
-        ev.TaskFailed(job="digits-7f3a", round=3, learner="site-01", reason=words),
-        ev.LearnerJoined(job="digits-7f3a", learner="site-01", attributes={"note": words}),
-        ev.TaskFinished(job="digits-7f3a", round=14, learner="site-99", evaluation={name: 1.0}),
-        ev.VersionEvaluated(
-            job="digits-7f3a", round=14, version=14, metrics={name: 1.0}, num_learners=1, num_examples=1
+        ev.LearnerJoined(job="digits-7f3a", learner="site-01", attributes=notes),
+        ev.TaskFinished(**about, learner="site-99", evaluation=named),
+        ev.VersionEvaluated(**about, version=14, metrics=named, num_learners=1, num_examples=1),
+        ev.JobFinished(
+            job="digits-7f3a", state="failed", reason=" ".join(HOSTILE), version=1, rounds=1, duration_s=1
         ),
-        ev.JobFinished(job="digits-7f3a", state="failed", reason=words, version=1, rounds=1, duration_s=1),
     ]
-    html = render([Run(name=words, history=History.of(events), settings={words: {words: words}})])
-    page = Page(html)
+    settings = {words: {words: words} for words in HOSTILE}
+    page = Page(render([Run(name=" ".join(HOSTILE), history=History.of(events), settings=settings)]))
     assert not page.tags & {"script", "img"}
     assert not [name for name in page.attributes if name.startswith("on")]
     assert not set(page.text) & set("\x00\x1b\u202e")
-    assert "49" not in re.findall(r"\b49\b", page.text) or "{{" not in words
+    assert "{{ 7 * 7 }}{% raw %}" in page.text
 
 
 def test_several_runs_are_laid_over_one_another() -> None:
     runs = [
-        run_of(fake_events(num_rounds=4, seed=seed, job=f"job-{seed}"), f"run-{seed}") for seed in range(10)
+        run_of(fake_events(num_rounds=3, seed=seed, job=f"job-{seed}"), f"run-{seed}") for seed in range(3)
     ]
     page = Page(render(runs))
-    assert "10 runs" in page.text
+    assert "3 runs" in page.text
     assert "accuracy over time" in page.text
-    assert all(f"run-{seed}" in page.text for seed in range(10))
+    assert all(f"run-{seed}" in page.text for seed in range(3))
     assert len(page.ids) == len(set(page.ids))
 
 
 def test_a_run_that_has_only_begun_has_a_report() -> None:
-    for length in (0, 1, 2, 13, 14, 20, 30):
+    for length in (0, 2, 13, 20):
         assert "broker_fl report" in Page(render([run_of(EVENTS[:length])])).text
 
 
@@ -164,7 +174,10 @@ def test_metrics_that_diverge_are_drawn_as_far_as_they_can_be() -> None:
         events += [
             ev.RoundStarted(**about, version=number, cohort=("a",)),
             ev.TaskFinished(
-                **about, learner="a", evaluation={"loss": value, "bad": math.nan}, metrics={"loss": value}
+                **about,
+                learner="a",
+                evaluation={"loss": value, "bad": math.nan},
+                metrics={"loss": value},
             ),
             ev.VersionEvaluated(
                 **about,
@@ -178,15 +191,15 @@ def test_metrics_that_diverge_are_drawn_as_far_as_they_can_be() -> None:
 
 
 def test_a_large_job_has_a_page_that_a_browser_can_hold() -> None:
-    html = render([run_of(fake_events(num_learners=600, num_rounds=80, incidents=False))])
-    assert len(html) < 3_000_000
-    assert "40 of 600 learners" in html
-    assert "500 of 600 learners" in html
+    html = render([run_of(fake_events(num_learners=510, num_rounds=63))])
+    assert len(html) < 1_000_000
+    assert "40 of 510 learners" in html
+    assert "500 of 510 learners" in html
 
 
-def test_the_same_events_make_the_same_drawings() -> None:
-    first, second = (re.findall(r"<svg.*?</svg>", render([run_of(EVENTS)]), re.DOTALL) for _ in range(2))
-    assert first == second
+def test_the_same_events_make_the_same_drawings(html: str) -> None:
+    again = render([run_of(EVENTS)])
+    assert re.findall(r"<svg.*?</svg>", again, re.DOTALL) == re.findall(r"<svg.*?</svg>", html, re.DOTALL)
 
 
 def test_a_report_is_written_from_run_folders(tmp_path: Path) -> None:
@@ -213,13 +226,10 @@ def test_a_report_needs_a_run() -> None:
 
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
 def test_without_the_extra_the_error_says_how_to_get_it(
-    missing: str, monkeypatch: pytest.MonkeyPatch
+    missing: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [
-        name
-        for name in sys.modules
-        if name.startswith(("broker_fl.record.plots", "broker_fl.record.drawing"))
-    ]:
+    for name in [name for name in sys.modules if name in LATE]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SettingError, match=rf"needs {missing}.*pip install 'broker-fl\[report\]'"):

@@ -57,7 +57,8 @@ def test_an_event_is_in_the_file_at_once(folder: RunFolder) -> None:
 
 
 def test_a_truncated_last_line_is_skipped_with_a_warning(
-    folder: RunFolder, caplog: pytest.LogCaptureFixture
+    folder: RunFolder,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     write(folder)
     log = folder.path / EVENTS
@@ -76,10 +77,13 @@ def test_a_log_that_was_cut_can_be_appended_to(folder: RunFolder, caplog: pytest
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"kind":"from_the_future"}', b"\xff\xfe", b"[]", b'{"kind":"job_resumed","job":"j"}', b""]
+    "line",
+    [b'{"kind":"from_the_future"}', b"\xff\xfe", b"[]", b'{"kind":"job_resumed","job":"j"}', b""],
 )
 def test_a_line_that_is_no_event_costs_only_itself(
-    folder: RunFolder, line: bytes, caplog: pytest.LogCaptureFixture
+    folder: RunFolder,
+    line: bytes,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with folder:
         folder.append(ALL[0])
@@ -199,11 +203,14 @@ for number, event in enumerate(itertools.cycle(fake_events(num_learners=3, num_r
 
 
 def test_a_killed_process_loses_no_event_that_it_wrote(
-    folder: RunFolder, caplog: pytest.LogCaptureFixture
+    folder: RunFolder,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.ERROR)
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(folder.path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KILLED, str(folder.path)],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout
         for line in process.stdout:

@@ -6,7 +6,7 @@ import math
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_fl.record.text import count, number, one_line, plural, seconds, size
@@ -59,11 +59,13 @@ def test_counts() -> None:
 
 
 @given(st.floats())
+@settings(deadline=None)
 def test_every_metric_can_be_written(value: float) -> None:
     assert 0 < len(number(value)) <= 14
 
 
 @given(st.text(max_size=500), st.integers(1, 300))
+@settings(deadline=None)
 def test_foreign_text_becomes_one_visible_line(text: str, limit: int) -> None:
     shown = one_line(text, limit)
     assert len(shown) <= limit

@@ -63,11 +63,17 @@ def test_a_learner_that_never_answered_is_shown_without_times_and_last() -> None
         [
             ev.RoundStarted(job="j", round=0, version=0, cohort=("a", "b"), time_s=10),
             ev.TaskSent(
-                job="j", round=0, learners=("a", "b"), num_bytes=1, num_messages=1, send_s=0.1, time_s=10.1
+                job="j",
+                round=0,
+                learners=("a", "b"),
+                num_bytes=1,
+                num_messages=1,
+                send_s=0.1,
+                time_s=10.1,
             ),
             ev.TaskAccepted(job="j", round=0, learner="b", time_s=11),
             ev.TaskFinished(job="j", round=0, learner="b", time_s=12, timings=Timings(train_s=0.5)),
-        ]
+        ],
     )
     first, last = lanes(history.rounds[0], 10)
     assert (first.learner, [segment.phase for segment in first.segments]) == ("b", ["download", "train"])
@@ -82,7 +88,7 @@ def test_work_that_took_longer_than_its_acceptance_lets_it_is_drawn_before_its_e
             ev.TaskSent(**about, learners=("a",), num_bytes=1, num_messages=1, send_s=0, time_s=10),
             ev.TaskAccepted(**about, learner="a", time_s=14),
             ev.TaskFinished(**about, learner="a", time_s=14, timings=Timings(train_s=3)),
-        ]
+        ],
     )
     (lane,) = lanes(history.rounds[0], 10)
     assert [(s.phase, s.start_s, s.duration_s) for s in lane.segments] == [

@@ -1,0 +1,175 @@
+"""Values over versions, rounds or time, and how they lie over learners: as numbers, and drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from broker_fl.record.drawing import COLOUR, SERIES, Canvas, legend, whole_numbers
+from broker_fl.record.history import History
+from broker_fl.record.records import RoundRecord
+from broker_fl.record.tasks import Column, Spread
+from broker_fl.record.timeline import task_seconds
+
+SINCE_SUBMISSION = "seconds since submission"
+_MAX_DRAWN = 1e100
+"""Metrics beyond are not drawn: a diverged training would flatten all else, and overflow the axes."""
+_LOG_FROM = 1_000
+"""Ratio of the largest to the smallest value from which on an axis is logarithmic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Values over versions or time, and how they lie over learners."""
+
+    label: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spreads: Sequence[Spread | None]
+    dashed: bool = False
+
+
+def evaluation_line(history: History, name: str, index: int = 0) -> Line:
+    """The evaluations of the versions, over version numbers."""
+    versions = [
+        history.versions[key] for key in sorted(history.versions) if name in history.versions[key].evaluation
+    ]
+    rounds = [
+        history.rounds.get(-1 if version.evaluated_in is None else version.evaluated_in)
+        for version in versions
+    ]
+    return Line(
+        label="evaluation",
+        colour=SERIES[index % len(SERIES)],
+        x=[version.version for version in versions],
+        y=[version.evaluation[name] for version in versions],
+        spreads=[record.evaluation_spread(name) if record else None for record in rounds],
+        dashed=index >= len(SERIES),
+    )
+
+
+def training_line(history: History, name: str) -> Line:
+    """The metrics of the training that made each version."""
+    versions = [
+        history.versions[key] for key in sorted(history.versions) if name in history.versions[key].metrics
+    ]
+    rounds = [history.rounds.get(-1 if version.round is None else version.round) for version in versions]
+    return Line(
+        label="training",
+        colour=SERIES[1],
+        x=[version.version for version in versions],
+        y=[version.metrics[name] for version in versions],
+        spreads=[record.metric_spread(name) if record else None for record in rounds],
+        dashed=True,
+    )
+
+
+def line_by_time(history: History, name: str, index: int) -> Line:
+    """The evaluations, over the time since submission."""
+    start_s = history.submitted_s or 0.0
+    points = [
+        (record.committed_s - start_s, record.evaluation[name])
+        for record in (history.rounds[key] for key in sorted(history.rounds))
+        if name in record.evaluation and record.committed_s is not None
+    ]
+    return _bare(points, index)
+
+
+def duration_line(history: History, index: int) -> Line:
+    """How long each round took."""
+    return _bare(
+        [(record.round, record.round_s) for record in history.committed if record.round_s is not None],
+        index,
+    )
+
+
+def task_time_line(rounds: Sequence[RoundRecord]) -> Line:
+    """The median over learners of how long they had their task, by round."""
+    times = [(record.round, task_seconds(record)) for record in rounds]
+    times = [(number, values[np.isfinite(values)]) for number, values in times]
+    times = [(number, values) for number, values in times if len(values)]
+    return Line(
+        label="",
+        colour=SERIES[2],
+        x=[number for number, _ in times],
+        y=[float(np.median(values)) for _, values in times],
+        spreads=[Spread.of(values) for _, values in times],
+    )
+
+
+def _bare(points: Sequence[tuple[float, float]], index: int) -> Line:
+    return Line(
+        label="",
+        colour=SERIES[index % len(SERIES)],
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        spreads=[None] * len(points),
+        dashed=index >= len(SERIES),
+    )
+
+
+def draw_lines(
+    width: int,
+    lines: Sequence[Line],
+    label: str,
+    *,
+    with_legend: bool = False,
+    unit: str = "",
+) -> Figure:
+    """Curves with their bands; ``label`` is the x axis, ``unit`` stands behind the values of the y axis."""
+    figure, axes = Canvas(width=width, top=26 if with_legend else 12).axes()
+    for line in lines:
+        y = _drawable(line.y)
+        low = _drawable([spread.min if spread else math.nan for spread in line.spreads])
+        high = _drawable([spread.max if spread else math.nan for spread in line.spreads])
+        if len(lines) <= 4:  # more bands than that hide one another
+            axes.fill_between(line.x, low, high, color=line.colour, alpha=0.14, linewidth=0)
+        marker = "o" if len(line.x) <= 30 else ""
+        style = (0, (4, 2)) if line.dashed else "-"
+        axes.plot(
+            line.x,
+            y,
+            color=line.colour,
+            linestyle=style,
+            linewidth=1.8,
+            marker=marker,
+            markersize=3.2,
+            label=line.label,
+        )
+    _scale(axes, [value for line in lines for value in line.y], unit)
+    if with_legend and lines:
+        legend(axes, len(lines))
+    if label == SINCE_SUBMISSION:
+        axes.set_xlabel(label, labelpad=5)
+    else:
+        whole_numbers(axes, label)
+    return figure
+
+
+def _drawable(values: Sequence[float]) -> Column:
+    array = np.array(values, dtype=np.float64)
+    array[~(np.abs(array) < _MAX_DRAWN)] = np.nan
+    return array
+
+
+def _scale(axes: Axes, values: Sequence[float], unit: str) -> None:
+    drawable = _drawable(values)
+    finite = drawable[np.isfinite(drawable)]
+    if not len(finite):
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=COLOUR["muted"])
+        return
+    if finite.min() > 0 and finite.max() / finite.min() > _LOG_FROM:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}{unit}"))
+    if unit and axes.get_yscale() == "linear":
+        axes.set_ylim(bottom=0)

@@ -1,0 +1,97 @@
+"""One round, a bar per learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from broker_fl.record.drawing import COLOUR, NARROW, Canvas, boxes, legend
+from broker_fl.record.records import RoundRecord
+from broker_fl.record.text import one_line, seconds
+from broker_fl.record.timeline import LANE_PHASES, Lane
+
+
+def draw_timeline(width: int, record: RoundRecord, drawn: Sequence[Lane]) -> Figure:
+    """The lanes of a round, and when it was committed."""
+    narrow = width == NARROW
+    labels = [one_line(lane.learner, 14 if narrow else 28) for lane in drawn]
+    left = 16 + round(6.4 * max((len(label) for label in labels), default=4))
+    canvas = Canvas(
+        width=width,
+        left=left,
+        right=58,
+        top=58 if narrow else 26,
+        height=22 * len(drawn) + (98 if narrow else 66),
+    )
+    figure, axes = canvas.axes()
+    for phase in LANE_PHASES:
+        _phase(axes, phase, drawn)
+    _moments(axes, record, drawn)
+    for row, lane in enumerate(drawn):
+        if mark := _mark(lane):
+            _remark(axes, f"◆ {mark}", lane.end_s, row)
+    axes.set_yticks(range(len(drawn)), labels)
+    for label, lane in zip(axes.get_yticklabels(), drawn, strict=True):
+        label.set_color(COLOUR["failed"] if _mark(lane) else COLOUR["ink"])
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", linewidth=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if narrow else 10))
+    axes.set_xlabel("seconds from the start of the round", labelpad=5)
+    legend(axes, 3 if narrow else 7, left=(left - 8) / (width - left - 58) if narrow else 0.0)
+    return figure
+
+
+def _remark(axes: Axes, text: str, x: float, row: int) -> None:
+    plate = {"facecolor": COLOUR["surface"], "edgecolor": "none", "pad": 1.5}
+    axes.annotate(
+        text,
+        (x, row),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        color=COLOUR["failed"],
+        bbox=plate,
+    )
+
+
+def _phase(axes: Axes, phase: str, drawn: Sequence[Lane]) -> None:
+    segments = ((row, segment) for row, lane in enumerate(drawn) for segment in lane.segments)
+    where = [
+        (part.start_s, row - 0.31, part.duration_s, 0.62) for row, part in segments if part.phase == phase
+    ]
+    if where:
+        boxes(axes, phase, where)
+
+
+def _mark(lane: Lane) -> Literal["", "late", "failed", "refused", "slow"]:
+    if lane.outcome in ("late", "failed", "refused"):
+        return lane.outcome
+    return "slow" if lane.straggler else ""
+
+
+def _moments(axes: Axes, record: RoundRecord, drawn: Sequence[Lane]) -> None:
+    """Vertical lines where the round closed, and at its deadline if that was near."""
+    end_s = max([lane.end_s for lane in drawn] + [record.round_s or 0.0], default=0.0)
+    if record.round_s is not None:
+        axes.axvline(
+            record.round_s,
+            color=COLOUR["ink"],
+            linewidth=1.1,
+            label=f"committed {seconds(record.round_s)}",
+        )
+    if record.deadline_s is not None and record.deadline_s <= 1.2 * end_s:
+        label = f"deadline {seconds(record.deadline_s)}"
+        axes.axvline(
+            record.deadline_s,
+            color=COLOUR["failed"],
+            linewidth=1.1,
+            linestyle=(0, (2, 2)),
+            label=label,
+        )
+        end_s = max(end_s, record.deadline_s)
+    axes.set_xlim(0, end_s * 1.02 or 1.0)
