@@ -28,13 +28,13 @@ class AddConstant:
     def __init__(self, constant: float) -> None:
         self._constant = np.float32(constant)
 
-    def train(self, model: Arrays, task: TaskContext) -> Update:  # noqa: ARG002
+    def train(self, model: Arrays, task: TaskContext) -> Update:
         """Add the constant to every weight, in place."""
         for array in model.values():
-            array += self._constant
+            np.add(array, self._constant, out=array)
         return Update(model=model, num_examples=1)
 
-    def evaluate(self, model: Arrays, task: TaskContext) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(self, model: Arrays, task: TaskContext) -> dict[str, float]:
         """The first weight."""
         return {"first": float(next(iter(model.values())).reshape(-1)[0])}
 
@@ -99,7 +99,11 @@ def _controller(pipe: Connection, broker: str, store: str, federation: str) -> N
     from broker_fl.transports.rabbitmq import RabbitMQTransport
 
     transport = RabbitMQTransport(broker, name="controller")
-    role = Controller(transport, RedisStore(store, federation=federation), ControllerSettings(federation=federation))
+    role = Controller(
+        transport,
+        RedisStore(store, federation=federation),
+        ControllerSettings(federation=federation),
+    )
     role.start()
     role.wait_active(30)
     _serve(pipe)
@@ -116,7 +120,9 @@ def _learners(pipe: Connection, broker: str, federation: str, first: int, count:
     for index in range(first, first + count):
         transport = RabbitMQTransport(broker, name=f"learner-{index}")
         settings = LearnerSettings(federation=federation)
-        hosts.append((LearnerHost(transport, {f"learner-{index}": AddConstant(index + 1)}, settings), transport))
+        hosts.append(
+            (LearnerHost(transport, {f"learner-{index}": AddConstant(index + 1)}, settings), transport),
+        )
     for host, _ in hosts:
         host.start()
     _serve(pipe)

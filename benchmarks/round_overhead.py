@@ -1,7 +1,7 @@
 """Seconds a round with learners that only add a constant, over RabbitMQ + Redis and embedded.
 
-    python -m benchmarks.round_overhead --out benchmarks/results/round_overhead.json
-    python -m benchmarks.round_overhead --quick          # one tiny cell, for checking that it works
+python -m benchmarks.round_overhead --out benchmarks/results/round_overhead.json
+python -m benchmarks.round_overhead --quick          # one tiny cell, for checking that it works
 """
 
 from __future__ import annotations
@@ -56,17 +56,30 @@ class Cell:
 
     def median(self, name: str) -> float:
         """Of a phase over all rounds."""
-        return statistics.median(getattr(one, name) for one in self.rounds)
+        return float(statistics.median(getattr(one, name) for one in self.rounds))
 
 
 def main() -> None:
     """Measure, print a table, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="one tiny cell")
     parser.add_argument("--cells", type=read_cells, default=CELLS, help="as 10x100000,50x1000000")
-    parser.add_argument("--rounds", type=int, default=7, help="counted rounds a cell; one more comes first and is not counted")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=7,
+        help="counted rounds a cell; one more comes first and is not counted",
+    )
     parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
-    parser.add_argument("--learner-processes", type=int, default=2, help="processes that the learners are spread over")
+    parser.add_argument(
+        "--learner-processes",
+        type=int,
+        default=2,
+        help="processes that the learners are spread over",
+    )
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
     cells = QUICK_CELLS if options.quick else options.cells
@@ -83,7 +96,9 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         facts = {"machine": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}
-        options.out.write_text(json.dumps({"facts": facts, "cells": [asdict(cell) for cell in results]}, indent=1))
+        options.out.write_text(
+            json.dumps({"facts": facts, "cells": [asdict(cell) for cell in results]}, indent=1),
+        )
 
 
 def read_cells(text: str) -> tuple[tuple[int, int], ...]:
@@ -102,7 +117,9 @@ def measure_embedded(num_learners: int, num_parameters: int, rounds: int) -> Cel
 
 
 def measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int, num_processes: int) -> Cell:
-    """Private servers, a controller process, and the learners on a few processes, each with its own connection."""
+    """Private servers, a controller process, and the learners on a few processes, each with its own
+    connection.
+    """
     cell = Cell("rabbitmq", num_learners, num_parameters)
     with ExitStack() as stack:
         broker, store = stack.enter_context(servers())
@@ -164,24 +181,27 @@ def read_rounds(events: Iterable[e.Event]) -> Iterator[Round]:
 def print_cell(cell: Cell) -> None:
     """One line while measuring."""
     total = cell.median("total_s")
-    print(f"{time.strftime('%H:%M:%S')} {cell.transport:9} {cell.num_learners} x {cell.num_parameters:,}: {total:.3f} s", flush=True)
+    size = f"{cell.num_learners} x {cell.num_parameters:,}"
+    print(f"{time.strftime('%H:%M:%S')} {cell.transport:9} {size}: {total:.3f} s", flush=True)
 
 
 def table(cells: list[Cell]) -> str:
     """Medians as a Markdown table."""
-    lines = [
-        "| transport | learners | parameters | round s | min–max | publish | first update | last update | commit | peak memory MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    phases = ("publish", "first update", "last update", "commit")
+    columns = ("transport", "learners", "parameters", "round s", "min–max", *phases, "peak memory MB")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for cell in cells:
         totals = [one.total_s for one in cell.rounds]
-        memory = ", ".join(f"{name} {peak / 1e6:.0f}" for name, peak in sorted(cell.peak_memory_bytes.items()))
-        phases = " | ".join(
-            f"{cell.median(name):.3f}" for name in ("publish_s", "first_update_s", "last_update_s", "commit_s")
+        memory = ", ".join(
+            f"{name} {peak / 1e6:.0f}" for name, peak in sorted(cell.peak_memory_bytes.items())
+        )
+        medians = " | ".join(
+            f"{cell.median(name):.3f}"
+            for name in ("publish_s", "first_update_s", "last_update_s", "commit_s")
         )
         lines.append(
-            f"| {cell.transport} | {cell.num_learners} | {cell.num_parameters:,} | {cell.median('total_s'):.3f} "
-            f"| {min(totals):.3f}–{max(totals):.3f} | {phases} | {memory} |"
+            f"| {cell.transport} | {cell.num_learners} | {cell.num_parameters:,} "
+            f"| {cell.median('total_s'):.3f} | {min(totals):.3f}–{max(totals):.3f} | {medians} | {memory} |",
         )
     return "\n".join(lines)
 

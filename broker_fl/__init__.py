@@ -1,4 +1,4 @@
-"""Federated learning over a message broker. Importing this starts nothing and imports no driver of any server.
+"""Federated learning over a message broker. Importing this starts nothing and needs no server.
 
 What most users need::
 

@@ -1,14 +1,14 @@
-"""The seams of the system: what a learner, a transport, a store, a rule and a selector must offer. Read this first.
+"""The seams of the system: what learner, transport, store, rule and selector must offer. Read this first.
 
-=================  =============================================  ==================================================
-interface          implementations                                to add one
-=================  =============================================  ==================================================
-``Learner``        the user's own, ``frameworks/``                any object with ``train`` and ``evaluate``
-``Transport``      ``transports/rabbitmq.py``, ``memory.py``      a file there; it must pass ``tests/contract``
-``Store``          ``stores/redis.py``, ``stores/sqlite.py``      a file there; it must pass ``tests/contract``
-``Rule``           ``aggregation/``, one file per rule            a file there, its name in ``aggregation.RULES``
-``Selector``       ``coordination/selection.py``                  a class there, its name in ``wire/job.py``
-=================  =============================================  ==================================================
+=============  ============================================  ============================================
+interface      implementations                               to add one
+=============  ============================================  ============================================
+``Learner``    the user's own, ``frameworks/``               any object with ``train`` and ``evaluate``
+``Transport``  ``transports/rabbitmq``, ``memory``           a package there; it passes ``tests/contract``
+``Store``      ``stores/redis.py``, ``stores/sqlite.py``     a file there; it passes ``tests/contract``
+``Rule``       ``aggregation/``, one file per rule           a file there, its name in ``RULES``
+``Selector``   ``coordination/selection.py``                 a class there, its name in ``wire/job.py``
+=============  ============================================  ============================================
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TaskContext(Protocol):
 
     @property
     def round(self) -> int:
-        """0, 1, 2, …"""
+        """Of the job, counted from 0."""
         ...
 
     @property
@@ -83,7 +83,9 @@ class Learner(Protocol):
         ...
 
     def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
-        """Metrics of ``model`` on local data; the key ``num_examples``, if given, is their weight in the mean."""
+        """Metrics of ``model`` on local data; the key ``num_examples``, if given, is their weight in the
+        mean.
+        """
         ...
 
 
@@ -129,13 +131,16 @@ class Delivery(Protocol):
 
 
 Sink = Callable[[Delivery], None]
-"""Takes a delivery on a thread of the transport; must not block, nor call back into the transport except to ack."""
+"""Takes a delivery on a thread of the transport; must not block, nor call back into the transport except to
+ack.
+"""
 
 
 class Transport(Protocol):
-    """A connection to the message broker, in the terms of AMQP 0-9-1. All methods may be called from any thread.
+    """A connection to the message broker, in the terms of AMQP 0-9-1; for any thread.
 
-    What was declared and consumed is declared and consumed again after a lost connection, by the transport itself.
+    What was declared and consumed is declared and consumed again after a lost connection, by the transport
+    itself.
     """
 
     def declare(self, entities: Iterable[Entity]) -> None:
@@ -174,11 +179,12 @@ class Transport(Protocol):
         persistent: bool = False,
         mandatory: bool = False,
     ) -> None:
-        """Send one body to every queue that one of the keys reaches. Blocks while the window of unconfirmed bytes is full.
+        """Send one body to every queue that one of the keys reaches; waits while the window is full.
 
-        The message is sent again until the broker has confirmed it: it arrives at least once, and in order unless a
-        connection was lost in between. ``persistent`` bodies survive a restart of the broker (in durable queues).
-        With ``mandatory``, a message that reaches no queue is given to ``on_unroutable``.
+        The message is sent again until the broker has confirmed it: it arrives at least once, and in order
+        unless a connection was lost in between. ``persistent`` bodies survive a restart of the broker (in
+        durable
+        queues). With ``mandatory``, a message that reaches no queue is given to ``on_unroutable``.
 
         Raises:
             TransportClosed: ``close`` was called before or meanwhile.
@@ -190,7 +196,9 @@ class Transport(Protocol):
         ...
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call back, on a thread of the transport, each time a lost connection works again and consumers are back."""
+        """Call back, on a thread of the transport, each time a lost connection works again and consumers are
+        back.
+        """
         ...
 
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
@@ -267,7 +275,13 @@ class Store(Protocol):
         ...
 
     def commit_version(
-        self, job: str, version: StoredVersion, state: bytes, *, epoch: int, keep: int
+        self,
+        job: str,
+        version: StoredVersion,
+        state: bytes,
+        *,
+        epoch: int,
+        keep: int,
     ) -> None:
         """Make the version the job's newest and replace the job's state, in one atomic step.
 
@@ -373,5 +387,5 @@ class Selector(Protocol):
     """Chooses a round's cohort."""
 
     def select(self, members: Sequence[Member], round: int) -> list[str]:
-        """Ids of the chosen, in order; ``members`` are sorted by id. The same arguments give the same answer."""
+        """Ids of the chosen, sorted; so are ``members``. The same arguments give the same answer."""
         ...

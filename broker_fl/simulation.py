@@ -1,4 +1,6 @@
-"""A whole federation in one process: the same roles, on the memory transport and a SQLite store. No server is needed."""
+"""A whole federation in one process: the same roles, on the memory transport and a SQLite store. No server is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,14 @@ class Federation:
     """
 
     def __init__(
-        self, learners: Mapping[str, Learner], *, folder: str | Path | None = None, num_workers: int = 2, name: str = "simulation"
+        self,
+        learners: Mapping[str, Learner],
+        *,
+        folder: str | Path | None = None,
+        num_workers: int = 2,
+        name: str = "simulation",
     ) -> None:
-        """Keep state in ``folder`` (a temporary one if None); ``num_workers`` learners work at the same time."""
+        """Keep state in ``folder`` (a temporary one if None); ``num_workers`` learners work at a time."""
         self._temporary = tempfile.TemporaryDirectory() if folder is None else None
         self.folder = Path(self._temporary.name if self._temporary else folder or ".")
         self.broker = MemoryBroker()

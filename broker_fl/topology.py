@@ -1,7 +1,7 @@
-"""Every exchange, queue, routing key and Redis key of a federation, in one place. Normative text: ``schemas/README.md``.
+"""Every exchange, queue, routing key and Redis key of a federation. Normative text: ``schemas/README.md``.
 
-All declarations are accepted by RabbitMQ 3.10 to 4.x. Models never go through quorum queues, each of which keeps a
-full copy of its own; what is small and precious (reports, control) does.
+All declarations are accepted by RabbitMQ 3.10 to 4.x. Models never go through quorum queues, each of which
+keeps a full copy of its own; what is small and precious (reports, control) does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Queue:
     name: str
     quorum: bool = False
     single_active_consumer: bool = False
-    """Of several consumers only one is served; on quorum queues only (classic ones crash at a switch on 3.10.8)."""
+    """Of several consumers only one is served; on quorum queues only (classic ones crash at a switch on
+    3.10.8).
+    """
     expires_s: float | None = None
     """Delete the queue when it had no consumer for so long."""
     message_ttl_s: float | None = None
@@ -136,19 +138,27 @@ class Topology:
         )
 
     def for_controller(self) -> tuple[Entity, ...]:
-        """What learners and drivers write to. They declare it too, so that no message of theirs finds no queue."""
+        """What learners and drivers write to. They declare it too, so that no message of theirs finds no
+        queue.
+        """
         return (
             *self.exchanges(),
             Queue(name=self.reports, quorum=True, dead_letter_exchange=self.dead),
             Binding(self.reports, self.reports, "#"),
-            Queue(name=self.control, quorum=True, single_active_consumer=True, dead_letter_exchange=self.dead),
+            Queue(
+                name=self.control,
+                quorum=True,
+                single_active_consumer=True,
+                dead_letter_exchange=self.dead,
+            ),
             Binding(self.control, self.control, self.CONTROL),
         )
 
     def for_inbox(self, name: str) -> tuple[Entity, ...]:
         """One inbox; a full one makes its senders wait.
 
-        A controller has one of its own for each epoch, so that one that was thought dead takes nothing from its successor.
+        A controller has one of its own for each epoch, so that one that was thought dead takes nothing from
+        its successor.
         """
         inbox = self.inbox(name)
         return (

@@ -1,7 +1,10 @@
-"""Federated averaging: McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data".
+"""Federated averaging (McMahan et al. 2017).
 
-Algorithm 1, server step: ``w_{t+1} ← Σ_k (n_k / n) w^k_{t+1}``, with ``n_k`` the examples of learner ``k`` and ``n`` their
-sum over the learners that delivered. It streams: memory is one model, however many learners there are.
+"Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS.
+
+Algorithm 1, server step: ``w_{t+1} ← Σ_k (n_k / n) w^k_{t+1}``, with ``n_k`` the examples of learner ``k``
+and ``n`` their sum over the learners that delivered. It streams: memory is one model, however many learners
+there are.
 """
 
 from __future__ import annotations

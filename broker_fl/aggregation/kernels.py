@@ -1,8 +1,9 @@
 """Multithreaded vector operations on flat arrays, by numexpr.
 
-numexpr evaluates an expression block by block in cache, on all cores, without the temporaries that numpy makes. It computes in
-float64 as soon as one operand is a Python float, which halves the speed for float32 data: weights are wrapped in the type
-of the accumulator.
+numexpr evaluates an expression block by block in cache, on all cores, without the temporaries that numpy
+makes. It computes in float64 as soon as one operand is a Python float, which halves the speed for float32
+data: weights are wrapped
+in the type of the accumulator.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _SMALL_ELEMENTS = 32_768
 
 
 def add_scaled(total: Array, values: Array, weight: float) -> None:
-    """``total += weight * values``, in the type of ``total`` (float32 or float64); both 1-d, of equal length."""
+    """``total += weight * values``, in the type of ``total`` (float32 or float64); both 1-d, equally long."""
     factor = total.dtype.type(weight)
     if total.size < _SMALL_ELEMENTS or _needs_numpy(values):
         with np.errstate(over="ignore", invalid="ignore"):  # the mean is looked at before it is used
@@ -40,7 +41,8 @@ def divide(total: Array, divisor: float) -> None:
 def all_finite(values: Array) -> bool:
     """Whether no element is NaN or infinite.
 
-    A dot product reads the array once and writes nothing; only when it overflows are the elements looked at one by one.
+    A dot product reads the array once and writes nothing; only when it overflows are the elements looked at
+    one by one.
     """
     if values.dtype.kind in "iub":
         return True

@@ -1,8 +1,11 @@
-"""The un-normalised weighted sum of models, ``(Σ wᵢ xᵢ, Σ wᵢ)``: exact whoever drops out, and sums of sums compose.
+"""The un-normalised weighted sum of models, ``(Σ wᵢ xᵢ, Σ wᵢ)``.
 
-Element types: float16, bfloat16 and float32 are summed in float32, everything else in float64. Integer and boolean
-tensors (counters, masks) become their weighted mean, rounded to the nearest integer, ties to even; a boolean becomes
-the weighted majority, a tie False.
+It is exact whoever drops out, and sums of sums compose.
+
+Element types: float16, bfloat16 and float32 are summed in float32, everything else in float64. Integer and
+boolean tensors (counters, masks) become their weighted mean, rounded to the nearest integer, ties to even; a
+boolean
+becomes the weighted majority, a tie False.
 """
 
 from __future__ import annotations
@@ -30,12 +33,15 @@ class WeightedSum:
         """Take one model in.
 
         Raises:
-            UpdateRefused: another spec, a weight that is not positive and finite, or a value that is NaN or infinite;
+            UpdateRefused: another spec, a weight that is not positive and finite, or a value that is NaN or
+            infinite;
                 nothing was changed.
         """
         check_addable(self.spec, model, weight)
         if self._totals is None:
-            self._totals = [np.zeros(_length(run), _SUM_DTYPE.get(run.dtype, np.float64)) for run in self.spec.runs]
+            self._totals = [
+                np.zeros(_length(run), _SUM_DTYPE.get(run.dtype, np.float64)) for run in self.spec.runs
+            ]
         for run, total in zip(self.spec.runs, self._totals, strict=True):
             kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 
 
 def weighted_mean(metrics: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Mean of each metric over the learners that report it, by weight; values that are not finite are left out."""
+    """Mean of each metric over the learners that report it, by weight; values that are not finite are left
+    out.
+    """
     sums: defaultdict[str, float] = defaultdict(float)
     weights: defaultdict[str, float] = defaultdict(float)
     for values, weight in metrics:

@@ -98,7 +98,7 @@ class Cohort:
         return sum(self._counts[status] for status in OPEN)
 
     def num_required(self, quorum: float) -> int:
-        """How many deliveries are a quorum: a count (int), or a share (float) of the live members; at least 1.
+        """How many deliveries are a quorum: a count (int), or a share (float) of the live members.
 
         Lost and replaced members are not in the denominator: a round must not wait for the dead.
         """

@@ -132,7 +132,11 @@ class Job:
             waiting = e.JobWaiting(job=state.job, reason=reason, num_learners=present, num_needed=num_needed)
             return [s.Emit(waiting)]
         if max_wait_s is not None and now - state.waiting_since >= max_wait_s:
-            return self._finish("failed", f"{present} learners of {num_needed} were there for {max_wait_s:g} s", now)
+            return self._finish(
+                "failed",
+                f"{present} learners of {num_needed} were there for {max_wait_s:g} s",
+                now,
+            )
         return []
 
     def _settle(self, now: float) -> Actions:
@@ -158,7 +162,9 @@ class Job:
         target = state.spec.termination.target
         if target is not None and (value := state.evaluation.get(target.metric)) is not None:
             reached = value >= target.value if target.mode == "max" else value <= target.value
-            if reached and any(isinstance(a, s.Emit) and isinstance(a.event, e.VersionEvaluated) for a in actions):
+            if reached and any(
+                isinstance(a, s.Emit) and isinstance(a.event, e.VersionEvaluated) for a in actions
+            ):
                 return actions + self._finish("done", f"{target.metric} reached {value:.6g}", now)
         if state.phase is Phase.EVALUATING:
             return actions + self._finish("done", f"{state.round} rounds", now)
@@ -201,16 +207,30 @@ class Job:
     def _retry(self, now: float) -> Actions:
         state, cohort = self.state, self.state.cohort
         outsiders = [m.learner for m in self._members.members() if m.learner not in cohort]
-        failed = [learner for learner in cohort.with_status(Status.FAILED, Status.REFUSED) if learner in self._members]
+        failed = [
+            learner
+            for learner in cohort.with_status(Status.FAILED, Status.REFUSED)
+            if learner in self._members
+        ]
         if not (outsiders or failed or cohort.num_open):
             return self._wait(len(self._members) + 1, now)
-        reason = f"{cohort.count(Status.DELIVERED)} of {cohort.num_required(state.spec.protocol.quorum)} delivered"
+        reason = (
+            f"{cohort.count(Status.DELIVERED)} of {cohort.num_required(state.spec.protocol.quorum)} delivered"
+        )
         reason = f"{reason}; {cohort.summary()}"
         if state.retries >= state.spec.protocol.max_retries:
             if state.phase is Phase.EVALUATING:
-                return self._finish("done", f"{state.round} rounds; the last version is not evaluated: {reason}", now)
+                return self._finish(
+                    "done",
+                    f"{state.round} rounds; the last version is not evaluated: {reason}",
+                    now,
+                )
             tries = state.retries + 1
-            return self._finish("failed", f"round {state.round} missed its quorum {tries} times: {reason}", now)
+            return self._finish(
+                "failed",
+                f"round {state.round} missed its quorum {tries} times: {reason}",
+                now,
+            )
         state.retries += 1
         state.waiting_since = None
         replacements = self._replace(outsiders, now)
@@ -237,7 +257,14 @@ class Job:
         state, cohort = self.state, self.state.cohort
         vacant = [
             learner
-            for status in (Status.LOST, Status.FAILED, Status.REFUSED, Status.SENT, Status.ACCEPTED, Status.FINISHED)
+            for status in (
+                Status.LOST,
+                Status.FAILED,
+                Status.REFUSED,
+                Status.SENT,
+                Status.ACCEPTED,
+                Status.FINISHED,
+            )
             for learner in cohort.with_status(status)
         ]
         draw = random.Random(f"{state.job}/{state.round}/{state.retries}")  # noqa: S311 - reproducible, not a secret
@@ -252,7 +279,9 @@ class Job:
 
     def _finish(self, end: JobEnd, reason: str, now: float) -> Actions:
         state = self.state
-        actions = self._dismiss("the job has ended", now) if state.phase in (Phase.ROUND, Phase.EVALUATING) else []
+        actions = (
+            self._dismiss("the job has ended", now) if state.phase in (Phase.ROUND, Phase.EVALUATING) else []
+        )
         if len(state.cohort):
             actions.append(s.CancelTasks(self._ref(0), tuple(state.cohort), "the job has ended"))
         state.phase, state.end, state.reason = Phase.ENDED, end, text(reason)
@@ -279,7 +308,9 @@ class Job:
             state.phase = Phase.ROUND
         if state.phase in (Phase.ROUND, Phase.EVALUATING):
             self._uploads.open(len(state.cohort))
-            self._set_deadline(now)  # anew: what was delivered has to come once more, however long nobody was there
+            self._set_deadline(
+                now,
+            )  # anew: what was delivered has to come once more, however long nobody was there
             return [*actions, s.StartSum(state.round)]
         state.phase, state.waiting_since = Phase.IDLE, None
         return actions + self._next_round(now)
@@ -307,7 +338,9 @@ class Job:
         return [*self._release_upload(signal.learner), *self._settle(now)]
 
     def _learner_reported(self, signal: s.LearnerReported, now: float) -> Actions:
-        """Compare what a learner holds with what it should hold; remind it, ever less often, of what is missing."""
+        """Compare what a learner holds with what it should hold; remind it, ever less often, of what is
+        missing.
+        """
         part = self.state.cohort.get(signal.learner)
         if part is None or part.status not in OPEN or self._uploads.is_waiting(signal.learner):
             return []
@@ -332,7 +365,7 @@ class Job:
         return [s.RequestUpload(learner, task)]
 
     def _send_again(self, learner: str, part: Assignment, held: TaskStatus | None, now: float) -> Actions:
-        """Send the task to a learner that has nothing of it, or that gets no more of the model than it has."""
+        """Send the task to a learner that has nothing of it, or that gets no more of the model."""
         if held is not None and held.progress > part.received:
             part.changed_at, part.received = now, held.progress
             return []
@@ -347,7 +380,10 @@ class Job:
             return []
         self.state.cohort.move(signal.learner, Status.ACCEPTED, now)
         accepted = e.TaskAccepted(
-            job=self.state.job, round=self.state.round, learner=signal.learner, receive_s=signal.receive_s
+            job=self.state.job,
+            round=self.state.round,
+            learner=signal.learner,
+            receive_s=signal.receive_s,
         )
         return [s.Emit(accepted)]
 
@@ -357,7 +393,10 @@ class Job:
             return []
         self.state.cohort.move(signal.learner, Status.FAILED, now, signal.reason)
         failed = e.TaskFailed(
-            job=self.state.job, round=self.state.round, learner=signal.learner, reason=signal.reason
+            job=self.state.job,
+            round=self.state.round,
+            learner=signal.learner,
+            reason=signal.reason,
         )
         return [s.Emit(failed), *self._release_upload(signal.learner), *self._settle(now)]
 
@@ -391,7 +430,13 @@ class Job:
         if result.task.job != self.state.job:
             return []
         reason = f"delivered while round {self.state.round} was open"
-        return [s.Emit(e.TaskLate(job=self.state.job, round=result.task.round, learner=result.learner, reason=reason))]
+        return [
+            s.Emit(
+                e.TaskLate(
+                    job=self.state.job, round=result.task.round, learner=result.learner, reason=reason
+                ),
+            ),
+        ]
 
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
         if not self.expects(signal.learner, signal.task):
@@ -414,7 +459,10 @@ class Job:
             return []
         self.state.cohort.move(signal.learner, Status.REFUSED, now, signal.reason)
         refused = e.UpdateRefused(
-            job=self.state.job, round=self.state.round, learner=signal.learner, reason=signal.reason
+            job=self.state.job,
+            round=self.state.round,
+            learner=signal.learner,
+            reason=signal.reason,
         )
         return [s.Emit(refused), *self._release_upload(signal.learner), *self._settle(now)]
 
@@ -423,10 +471,15 @@ class Job:
     def _part(self, learner: str, task: TaskRef) -> Assignment | None:
         """The learner's part in the open round, if ``task`` is of it.
 
-        An earlier attempt is no longer of it: that one has failed or was refused, and the learner was asked once more.
+        An earlier attempt is no longer of it: that one has failed or was refused, and the learner was asked
+        once more.
         """
         state = self.state
-        if task.job != state.job or task.round != state.round or state.phase not in (Phase.ROUND, Phase.EVALUATING):
+        if (
+            task.job != state.job
+            or task.round != state.round
+            or state.phase not in (Phase.ROUND, Phase.EVALUATING)
+        ):
             return None
         part = state.cohort.get(learner)
         return part if part is not None and part.attempt == task.attempt else None
@@ -477,7 +530,9 @@ class Job:
 
     def _note_evaluation(self) -> Actions:
         """Average what the cohort found out about the version it was given."""
-        results = [part.result for _, part in self.state.cohort.items() if part.result and part.result.evaluation]
+        results = [
+            part.result for _, part in self.state.cohort.items() if part.result and part.result.evaluation
+        ]
         if not results:
             return []
         self.state.evaluation = weighted_mean((r.evaluation, r.evaluation_examples or 1) for r in results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from broker_fl.interfaces import Member, Parameters
+from broker_fl.interfaces import Member
 from broker_fl.wire.messages import TaskStatus
 
 LOST_AFTER_HEARTBEATS = 4
@@ -34,8 +34,8 @@ class Lost:
 class Membership:
     """The live learners. A learner that is silent for ``LOST_AFTER_HEARTBEATS`` heartbeats is lost.
 
-    ``expire`` must be called at least once a heartbeat. When it was not, it is this process that was away (frozen, or
-    busy), and the learners are given the time back: silence counts only while somebody listened.
+    ``expire`` must be called at least once a heartbeat. When it was not, it is this process that was away
+    (frozen, or busy), and the learners are given the time back: silence counts only while somebody listened.
     """
 
     def __init__(self, heartbeat_s: float, now: float) -> None:
@@ -59,11 +59,16 @@ class Membership:
     def join(self, member: Member, *, session: str, software: str, now: float) -> bool:
         """Take a learner in, or refresh it; True if it was not there, or is another session than before."""
         known = self._presences.get(member.learner)
-        self._presences[member.learner] = Presence(member=member, session=session, software=software, last_seen=now)
+        self._presences[member.learner] = Presence(
+            member=member,
+            session=session,
+            software=software,
+            last_seen=now,
+        )
         return known is None or known.session != session
 
     def heard(self, learner: str, session: str, tasks: tuple[TaskStatus, ...], now: float) -> bool:
-        """Note a heartbeat; False if this learner, or this session of it, is not known and has to join first."""
+        """Note a heartbeat; False if this session of the learner is not known and has to join first."""
         presence = self._presences.get(learner)
         if presence is None or presence.session != session:
             return False

@@ -13,7 +13,7 @@ from broker_fl.wire.job import SelectAll, SelectRandom
 class All:
     """Everybody who is there."""
 
-    def select(self, members: Sequence[Member], round: int) -> list[str]:  # noqa: ARG002
+    def select(self, members: Sequence[Member], round: int) -> list[str]:
         """All ids."""
         return [member.learner for member in members]
 

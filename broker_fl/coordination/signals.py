@@ -28,7 +28,9 @@ class LearnerDown:
 
 @dataclass(frozen=True, slots=True)
 class LearnerReported:
-    """A heartbeat; ``receiving`` is whether its task is on the way out, or parts of its update have arrived of late."""
+    """A heartbeat; ``receiving`` is whether its task is on the way out, or parts of its update have arrived
+    of late.
+    """
 
     learner: str
     tasks: tuple[TaskStatus, ...]
@@ -109,7 +111,7 @@ class StopWanted:
 
 @dataclass(frozen=True, slots=True)
 class ControllerRestarted:
-    """The state was read from the store by a new controller: sums are lost, learners are about to join again."""
+    """A new controller read the state from the store: sums are lost, learners are about to join again."""
 
     epoch: int
 
@@ -188,7 +190,7 @@ class StartSum:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Make the sum the next version and store it together with the job's state; ``VersionWasStored`` answers."""
+    """Store the sum as the next version, with the job's state; ``VersionWasStored`` answers."""
 
     version: int
 

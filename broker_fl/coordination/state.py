@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 
@@ -56,13 +56,20 @@ class JobState:
     def pack(self) -> bytes:
         """The state as bytes. What a crash loses anyway is left out: sums, and so who has delivered."""
         members = [
-            (learner, part.attempt, str(_after_a_crash(part)), part.reason) for learner, part in self.cohort.items()
+            (learner, part.attempt, str(_after_a_crash(part)), part.reason)
+            for learner, part in self.cohort.items()
         ]
         fields: dict[str, Any] = {
             name: getattr(self, name) for name in self.__slots__ if name not in ("spec", "cohort", "phase")
         }
-        fields |= {"state": STATE_VERSION, "spec": self.spec.model_dump(), "phase": str(self.phase), "cohort": members}
-        return msgpack.packb(fields)
+        fields |= {
+            "state": STATE_VERSION,
+            "spec": self.spec.model_dump(),
+            "phase": str(self.phase),
+            "cohort": members,
+        }
+        packed: bytes = msgpack.packb(fields)
+        return packed
 
     @classmethod
     def unpack(cls, data: bytes, now: float) -> JobState:
@@ -73,7 +80,9 @@ class JobState:
         """
         fields = msgpack.unpackb(data, use_list=False)
         if (version := fields.pop("state", None)) != STATE_VERSION:
-            raise FrameRefused(f"a stored job state of version {version!r} is not readable here ({STATE_VERSION} is)")
+            raise FrameRefused(
+                f"a stored job state of version {version!r} is not readable here ({STATE_VERSION} is)",
+            )
         members = fields.pop("cohort")
         cohort = {
             learner: Assignment(Status(status), now, attempt, reason=reason)
@@ -84,7 +93,7 @@ class JobState:
 
     def summary(self) -> JobSummary:
         """The job's line in a list of jobs."""
-        running = "waiting" if self.phase is Phase.WAITING else "running"
+        running: Literal["waiting", "running"] = "waiting" if self.phase is Phase.WAITING else "running"
         return JobSummary(
             job=self.job,
             name=self.spec.name,

@@ -6,7 +6,9 @@ from collections import deque
 
 
 class Uploads:
-    """Turns for uploading. With room for the whole cohort nobody has to ask; otherwise as many at a time as fit, at least one."""
+    """Turns for uploading. With room for the whole cohort nobody has to ask; otherwise as many at a time as
+    fit, at least one.
+    """
 
     def __init__(self, update_bytes: int, budget_bytes: int) -> None:
         self._update_bytes = max(1, update_bytes)

@@ -1,1 +1,3 @@
-"""The roles: controller, learner, driver. The only library code with threads; they perform what ``coordination`` decides."""
+"""The roles: controller, learner, driver. The only library code with threads; they perform what
+``coordination`` decides.
+"""

@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """Unix time at the start, and steady from there: a jump of the machine's clock does not move deadlines."""
+    """Unix time at the start, and steady from there: a jump of the machine's clock moves no deadline."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()

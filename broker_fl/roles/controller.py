@@ -1,7 +1,7 @@
 """The controller: hears learners and drivers, runs jobs, and keeps their state in the store.
 
-Threads: one decides (``Loop``), one publishes (``Sender``), one holds the lease; the transport has its own. All state
-belongs to the deciding thread.
+Threads: one decides (``Loop``), one publishes (``Sender``), one holds the lease; the transport has its own.
+All state belongs to the deciding thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Lost, Membership
@@ -21,8 +22,8 @@ from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.requests import Requests
-from broker_fl.roles.runner import Services
 from broker_fl.roles.sender import Sender
+from broker_fl.roles.services import Services
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import LearnerJoined, LearnerLeft, LearnerLost
@@ -35,6 +36,7 @@ REPORTS_PREFETCH = 1_000
 CONTROL_PREFETCH = 16
 MAX_RETRY_PAUSE_S = 5.0
 
+T = TypeVar("T")
 Handler = Callable[[m.Message, memoryview | None, str], None]
 """Takes a message, its payload, and the first word of its routing key: who sent it."""
 
@@ -55,7 +57,12 @@ class ControllerSettings:
 class Controller:
     """One controller of one federation. Of several, one works; the others stand by for its lease."""
 
-    def __init__(self, transport: Transport, store: Store, settings: ControllerSettings | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        store: Store,
+        settings: ControllerSettings | None = None,
+    ) -> None:
         self.settings = settings or ControllerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
@@ -105,7 +112,7 @@ class Controller:
                 self._work()
         except BaseException as error:  # noqa: BLE001 - kept for the owner, who decides
             self.error = error
-            log.error("the controller ends: %s", error)  # noqa: TRY400 - its owner shows the cause
+            log.error("the controller ends: %s", error)
         finally:
             self._lease.release()
             self._bulk_sender.stop(5.0)
@@ -158,8 +165,8 @@ class Controller:
         log.error("%s: this controller stops", error)
         self.stop()
 
-    def _persist(self, write: Callable[[], None]) -> None:
-        """Do a write until the store takes it; the lease is kept meanwhile, and nothing else goes on.
+    def _persist(self, operation: Callable[[], T]) -> T:
+        """Ask the store until it answers; the lease is kept meanwhile, and nothing else goes on.
 
         Raises:
             Fenced: another controller has taken over.
@@ -168,9 +175,9 @@ class Controller:
         pause_s = 0.05
         while True:
             try:
-                return write()
+                return operation()
             except StoreUnavailable as error:
-                log.warning("the store does not take a write, trying again: %s", error)
+                log.warning("the store is away, trying again: %s", error)
                 if self._stop.wait(pause_s):
                     raise
                 pause_s = min(2 * pause_s, MAX_RETRY_PAUSE_S)
@@ -184,7 +191,9 @@ class Controller:
         self._transport.consume(queue, sink, prefetch=prefetch)
 
     def _take(self, queue: str, delivery: Delivery, handle: Handler) -> None:
-        """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with the reason."""
+        """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
+        the reason.
+        """
         try:
             message, payload = m.decode(delivery.body)
             handle(message, payload, delivery.routing_key.partition(".")[0])
@@ -200,15 +209,23 @@ class Controller:
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
         header = m.DeadLetter(
-            source=queue, routing_key=delivery.routing_key, reason=text(reason), time_s=self._clock.now()
+            source=queue,
+            routing_key=delivery.routing_key,
+            reason=text(reason),
+            time_s=self._clock.now(),
         )
         payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         body = pack_chunk(header.KIND, header.model_dump(), payload)
         self._sender.post(lambda: self._transport.publish(self.topology.dead, [""], body, persistent=True))
 
     def _on_report(self, message: m.Message, _payload: memoryview | None, sender: str) -> None:
-        if isinstance(message, m.Join | m.Leave | m.Heartbeat | m.Accepted | m.Failed) and message.learner != sender:
-            raise FrameRefused(f"{sender!r} sent a {message.KIND!r} report in the name of {message.learner!r}")
+        if (
+            isinstance(message, m.Join | m.Leave | m.Heartbeat | m.Accepted | m.Failed)
+            and message.learner != sender
+        ):
+            raise FrameRefused(
+                f"{sender!r} sent a {message.KIND!r} report in the name of {message.learner!r}",
+            )
         match message:
             case m.Join():
                 self._on_join(message)

@@ -1,4 +1,4 @@
-"""The driver's Python API: submit jobs, watch them, stop them, fetch models. It needs access to the broker, and nothing else.
+"""The driver's Python API: submit jobs, watch them, stop them, fetch models. It needs the broker only.
 
 ::
 
@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Self, TypeVar
 
 from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, RequestRefused
@@ -35,13 +36,16 @@ REPLY_PREFETCH = 64
 EVENTS_PREFETCH = 256
 MAX_MODEL_BYTES = 8 << 30
 _REPEAT_AFTER_S = 10.0
+_TRY_AGAIN_AFTER_S = 0.25
 
 
 class Driver:
     """A connection to one federation, for any number of threads."""
 
     def __init__(self, transport: Transport, federation: str = "default", *, timeout_s: float = 30.0) -> None:
-        """Use ``transport``, which is closed with the driver; a request waits ``timeout_s`` for the controller's answer."""
+        """Use ``transport``, which is closed with the driver; a request waits ``timeout_s`` for the
+        controller's answer.
+        """
         self.topology = Topology(federation)
         self.id = f"driver-{uuid.uuid4().hex[:12]}"
         self.timeout_s = timeout_s
@@ -50,7 +54,12 @@ class Driver:
         self._waiting: dict[str, queue.SimpleQueue[m.Reply]] = {}
         self._downloads: dict[tuple[str, int], list[_Download]] = {}
         transport.declare([*self.topology.for_controller(), *self.topology.for_driver(self.id)])
-        transport.consume(self.topology.driver_queue(self.id), self._take, prefetch=REPLY_PREFETCH, exclusive=True)
+        transport.consume(
+            self.topology.driver_queue(self.id),
+            self._take,
+            prefetch=REPLY_PREFETCH,
+            exclusive=True,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +69,7 @@ class Driver:
 
     def close(self) -> None:
         """Disconnect; jobs go on."""
-        self._transport.delete_queue(self.topology.driver_queue(self.id))
+        self.let_go(self.topology.driver_queue(self.id))
         self._transport.close()
 
     # ------------------------------------------------------------ jobs
@@ -88,7 +97,14 @@ class Driver:
             while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
                 if answer.inbox != inbox:  # another controller has taken over, and has nothing of the model
                     inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
-                    publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
+                    publish_model(
+                        self._transport,
+                        self.topology.updates,
+                        [key],
+                        job,
+                        manifest,
+                        initial.buffer,
+                    )
         return Job(self, job)
 
     def job(self, job: str) -> Job:
@@ -183,7 +199,17 @@ class Driver:
 
     def send(self, request: m.Request) -> None:
         """Publish a request."""
-        self._transport.publish(self.topology.control, [self.topology.CONTROL], request.pack(), persistent=True)
+        self._transport.publish(
+            self.topology.control,
+            [self.topology.CONTROL],
+            request.pack(),
+            persistent=True,
+        )
+
+    def let_go(self, queue: str) -> None:
+        """Delete a queue of this driver; while the broker is away it is left to expire."""
+        with suppress(BrokerUnavailable):
+            self._transport.delete_queue(queue)
 
     @property
     def transport(self) -> Transport:
@@ -253,7 +279,10 @@ class Job:
     def versions(self) -> tuple[m.VersionSummary, ...]:
         """The model versions that are kept, oldest first."""
         driver = self._driver
-        return driver.ask(m.ListVersions(driver=driver.id, request=_request_id(), job=self.id), m.Versions).versions
+        return driver.ask(
+            m.ListVersions(driver=driver.id, request=_request_id(), job=self.id),
+            m.Versions,
+        ).versions
 
     def model(self, version: int | None = None) -> Model:
         """A model version; None is the newest.
@@ -330,7 +359,9 @@ class _Download:
             while not self._assembly.complete:
                 missing = self._assembly.num_missing
                 if not self._progress.wait(timeout_s) and self._assembly.num_missing == missing:
-                    raise BrokerUnavailable(f"{missing} chunks of the model did not arrive within {timeout_s:g} s")
+                    raise BrokerUnavailable(
+                        f"{missing} chunks of the model did not arrive within {timeout_s:g} s",
+                    )
         model = encoding(self._manifest.encoding).decode(self._assembly.buffer, self._spec)
         if self._manifest.encoding == "raw" and model.digest != self._manifest.digest:
             raise FrameRefused("the model arrived with another digest than was announced")
@@ -348,14 +379,26 @@ class _Watch:
 
     def __enter__(self) -> Self:
         driver = self._driver
-        driver.transport.declare(driver.topology.for_watcher(self._watcher, self._job))
-        queue_name = driver.topology.event_queue(self._watcher)
-        driver.transport.consume(queue_name, self._take, prefetch=EVENTS_PREFETCH, exclusive=True)
+        give_up_at = time.monotonic() + driver.timeout_s
+        while not self._is_consuming():
+            if time.monotonic() >= give_up_at:
+                raise BrokerUnavailable(f"the broker has not been there for {driver.timeout_s:g} s")
+            time.sleep(_TRY_AGAIN_AFTER_S)
         driver.transport.on_reconnect(lambda: self._batches.put(None))
         return self
 
+    def _is_consuming(self) -> bool:
+        """Begin; False while the broker is away."""
+        driver, name = self._driver, self._driver.topology.event_queue(self._watcher)
+        try:
+            driver.transport.declare(driver.topology.for_watcher(self._watcher, self._job))
+            driver.transport.consume(name, self._take, prefetch=EVENTS_PREFETCH, exclusive=True)
+        except BrokerUnavailable:
+            return False
+        return True
+
     def __exit__(self, *_: object) -> None:
-        self._driver.transport.delete_queue(self._driver.topology.event_queue(self._watcher))
+        self._driver.let_go(self._driver.topology.event_queue(self._watcher))
 
     def _take(self, delivery: Delivery) -> None:
         try:

@@ -17,9 +17,20 @@ BATCH_BYTES = 1 << 20
 
 
 class EventLog:
-    """Numbers events at once; stores and publishes them at ``flush``. What the store does not take stays for the next one."""
+    """Numbers events at once; stores and publishes them at ``flush``. What the store does not take stays for
+    the next one.
+    """
 
-    def __init__(self, job: str, *, store: Store, epoch: int, sender: Sender, topology: Topology, clock: Clock) -> None:
+    def __init__(
+        self,
+        job: str,
+        *,
+        store: Store,
+        epoch: int,
+        sender: Sender,
+        topology: Topology,
+        clock: Clock,
+    ) -> None:
         self._job = job
         self._store = store
         self._epoch = epoch

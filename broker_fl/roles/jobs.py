@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job
@@ -13,8 +14,8 @@ from broker_fl.errors import FrameRefused
 from broker_fl.interfaces import Member
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
-from broker_fl.roles.models import VersionRecord, read_records
-from broker_fl.roles.runner import JobRunner, Services
+from broker_fl.roles.runner import JobRunner
+from broker_fl.roles.services import Services
 from broker_fl.wire.events import JobFinished, LearnerJoined, LearnerLeft, LearnerLost, decode_event
 
 log = logging.getLogger(__name__)
@@ -32,17 +33,15 @@ class Jobs:
     def resume(self) -> None:
         """Read every job from the store, and go on with those that have not ended."""
         services, now = self._services, self._services.clock.now()
-        stored: dict[str, bytes] = {}
-        services.persist(lambda: stored.update(services.store.jobs()))
-        for job, data in stored.items():
+        for job, data in services.persist(services.store.jobs).items():
             try:
                 state = JobState.unpack(data, now)
             except FrameRefused as error:
-                log.error("job %s cannot be resumed: %s", job, error)  # noqa: TRY400 - the message says it all
+                log.error("job %s cannot be resumed: %s", job, error)
                 continue
             if state.phase is Phase.ENDED:
                 self._ended[job] = state
-                services.persist(lambda state=state: self._say_finished(state))  # type: ignore[misc]
+                services.persist(partial(self._say_finished, state))
             else:
                 self._resume(state, now)
 
@@ -60,9 +59,7 @@ class Jobs:
         for learner in state.cohort:
             if learner not in self.members:
                 self.members.join(Member(learner=learner), session="unknown", software="", now=now)
-        records: list[VersionRecord] = []
-        self._services.persist(lambda: records.extend(read_records(self._services.store, state.job)))
-        spec = records[-1].spec
+        spec = self._services.persist(self._services.versions(state.job).records)[-1].spec
         log.info("job %s goes on in round %d from version %d", state.job, state.round, state.version)
         self._add(state, spec, None).signal(s.ControllerRestarted(self._services.epoch))
 
@@ -71,9 +68,8 @@ class Jobs:
         return self._add(state, model.spec, model)
 
     def _add(self, state: JobState, spec: ModelSpec, model: Model | None) -> JobRunner:
-        found: list[EventLog] = []
-        self._services.persist(lambda: found.append(self._events(state.job)))
-        runner = JobRunner(Job(state, self.members), spec, self._services, found[-1], model)
+        events = self._services.persist(lambda: self._events(state.job))
+        runner = JobRunner(Job(state, self.members), spec, self._services, events, model)
         self._runners[state.job] = runner
         return runner
 

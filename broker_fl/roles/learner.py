@@ -1,7 +1,7 @@
 """The learner's side: takes tasks from its mailbox, works on them, sends results back.
 
-One host carries one learner or many (virtual learners in one process). Threads: one decides (``Loop``), ``num_workers``
-run the users' code, one publishes (``Sender``); the transport has its own.
+One host carries one learner or many (virtual learners in one process). Threads: one decides (``Loop``),
+``num_workers`` run the users' code, one publishes (``Sender``); the transport has its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 MAILBOX_PREFETCH = 16
 DEFAULT_HEARTBEAT_S = 5.0
 MAX_STATUSES = 100
-"""Tasks that one heartbeat may name; the controller cancels those of ended jobs, so that others get their turn."""
+"""Tasks that one heartbeat may name; the controller cancels those of ended jobs, so that others get their
+turn.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,10 @@ class LearnerHost:
     """Connects learners to their federation, until it is stopped."""
 
     def __init__(
-        self, transport: Transport, learners: Mapping[str, Learner], settings: LearnerSettings | None = None
+        self,
+        transport: Transport,
+        learners: Mapping[str, Learner],
+        settings: LearnerSettings | None = None,
     ) -> None:
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
@@ -113,7 +118,7 @@ class LearnerHost:
         return self._loop.error
 
     def stop(self, *, drain_s: float = 30.0, reason: str = "stopped") -> None:
-        """Finish what is being worked on, for at most ``drain_s``; send it, say ``leave``, and end. Blocks."""
+        """Finish what is being worked on, for ``drain_s`` at most; send it, say ``leave``, and end."""
         self._loop.post(self._drain)
         self._drain_began.wait(5.0)
         if not self._idle_workers.wait(drain_s):
@@ -149,7 +154,12 @@ class LearnerHost:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(seat, delivery))
 
-        self._transport.consume(self.topology.mailbox(seat.id), sink, prefetch=MAILBOX_PREFETCH, exclusive=True)
+        self._transport.consume(
+            self.topology.mailbox(seat.id),
+            sink,
+            prefetch=MAILBOX_PREFETCH,
+            exclusive=True,
+        )
 
     def _take(self, seat: _Seat, delivery: Delivery) -> None:
         try:
@@ -200,7 +210,12 @@ class LearnerHost:
 
     def _on_chunk(self, seat: _Seat, chunk: m.ModelChunk, payload: memoryview) -> None:
         held = seat.held.get(chunk.job)
-        if held is None or held.phase != "receiving" or held.task.model.version != chunk.version or self._draining:
+        if (
+            held is None
+            or held.phase != "receiving"
+            or held.task.model.version != chunk.version
+            or self._draining
+        ):
             return
         if held.receive(chunk, payload):
             accepted = m.Accepted(learner=seat.id, task=held.task.task, receive_s=held.receive_s)
@@ -236,7 +251,7 @@ class LearnerHost:
             self._idle_workers.set()
 
     def _send_outcome(self, seat: _Seat, held: HeldTask) -> None:
-        """Report the failure; or send the result, and its update unless the controller wants to ask for it."""
+        """Report the failure; or send the result, and its update unless that is to be asked for."""
         task, result = held.task, held.result
         if result is None:
             log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
@@ -244,11 +259,8 @@ class LearnerHost:
             return
         exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
         self._updates.send(exchange, [key], result)
-        manifest, update = result.update, held.update
-        if manifest is not None and update is not None and task.upload == "at_once":
-            self._updates.post(
-                lambda: publish_update(self._transport, exchange, key, seat.id, task.task, manifest, update)
-            )
+        if (update := held.update) is not None and task.upload == "at_once":
+            self._updates.post(lambda: publish_update(self._transport, exchange, key, result, update))
 
     # ------------------------------------------------------------ reports
 

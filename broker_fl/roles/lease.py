@@ -15,10 +15,18 @@ log = logging.getLogger(__name__)
 class Lease:
     """Holds the lease by renewing it three times per ``ttl_s``, on a thread of its own.
 
-    A store that does not answer is asked again: as long as nobody else took the lease, it goes on where it was.
+    A store that does not answer is asked again: as long as nobody else took the lease, it goes on where it
+    was.
     """
 
-    def __init__(self, store: Store, owner: str, *, ttl_s: float, on_fenced: Callable[[Fenced], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        owner: str,
+        *,
+        ttl_s: float,
+        on_fenced: Callable[[Fenced], None],
+    ) -> None:
         self._store = store
         self._owner = owner
         self._ttl_s = ttl_s

@@ -14,11 +14,12 @@ Call = Callable[[], None]
 
 
 class Loop:
-    """Makes calls one after the other on its own thread, and ``on_idle`` when none is waiting or a timer is due.
+    """Makes calls one by one on its own thread, and ``on_idle`` when none is waiting or a timer is due.
 
     An error that the library raises on purpose ends the call, not the thread; any other one ends the thread.
 
-    How many calls wait is bounded by who posts them: a transport hands over at most ``prefetch`` deliveries of a queue.
+    How many calls wait is bounded by who posts them: a transport hands over at most ``prefetch`` deliveries
+    of a queue.
     """
 
     def __init__(self, name: str, *, on_idle: Call, timeout_s: Callable[[], float]) -> None:
@@ -53,7 +54,7 @@ class Loop:
                 pass
         except TransportClosed:
             log.debug("the transport was closed; %s ends", self._thread.name)
-        except BaseException as error:  # noqa: BLE001 - kept for the owner of the thread, who decides
+        except BaseException as error:
             self.error = error
             if not isinstance(error, Fenced):
                 log.exception("%s ends because of an error", self._thread.name)

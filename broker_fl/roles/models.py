@@ -36,7 +36,8 @@ class VersionRecord:
             "committed_at": self.committed_at,
             "metrics": self.metrics,
         }
-        return msgpack.packb(fields)
+        packed: bytes = msgpack.packb(fields)
+        return packed
 
     @classmethod
     def unpack(cls, data: bytes) -> VersionRecord:
@@ -56,48 +57,60 @@ class VersionRecord:
         )
 
 
-def write_version(store: Store, job: str, record: VersionRecord, model: Model, state: bytes, epoch: int, keep: int) -> None:
-    """Store a version and the job's state that goes with it; visible all at once, or not at all.
+class Versions:
+    """The versions of one job, read and written by the controller of one epoch."""
 
-    Raises:
-        Fenced: another controller has taken over.
-        StoreUnavailable: the store does not answer or cannot write; may be tried again.
-    """
-    count = num_chunks(model.spec.num_bytes, STORE_CHUNK_BYTES)
-    view = memoryview(model.buffer)
-    for index in range(count):
-        piece = view[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES]
-        store.write_chunk(job, record.version, index, piece, epoch=epoch)
-    stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=count)
-    store.commit_version(job, stored, state, epoch=epoch, keep=keep)
+    def __init__(self, store: Store, job: str, epoch: int) -> None:
+        self._store = store
+        self._job = job
+        self._epoch = epoch
 
+    def write(self, record: VersionRecord, model: Model, state: bytes, *, keep: int) -> None:
+        """Store a version and the job's state that goes with it; visible all at once, or not at all.
 
-def read_records(store: Store, job: str) -> list[VersionRecord]:
-    """The versions that are kept, oldest first."""
-    return [VersionRecord.unpack(stored.manifest) for stored in store.versions(job)]
+        Raises:
+            Fenced: another controller has taken over.
+            StoreUnavailable: the store does not answer or cannot write; may be tried again.
+        """
+        count = num_chunks(model.spec.num_bytes, STORE_CHUNK_BYTES)
+        view = memoryview(model.buffer.data)
+        for index in range(count):
+            piece = view[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES]
+            self._store.write_chunk(self._job, record.version, index, piece, epoch=self._epoch)
+        stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=count)
+        self._store.commit_version(self._job, stored, state, epoch=self._epoch, keep=keep)
 
+    def records(self) -> list[VersionRecord]:
+        """The versions that are kept, oldest first."""
+        return [VersionRecord.unpack(stored.manifest) for stored in self._store.versions(self._job)]
 
-def read_version(store: Store, job: str, version: int | None = None) -> tuple[VersionRecord, Model]:
-    """A version that is kept; None is the newest.
+    def read(self, version: int | None = None) -> tuple[VersionRecord, Model]:
+        """A version that is kept; None is the newest.
 
-    Raises:
-        RequestRefused: it is not kept; says which are.
-        StoreUnavailable: the store does not answer, or what it has is not what was stored.
-    """
-    stored = store.versions(job)
-    found = next((one for one in reversed(stored) if version is None or one.version == version), None)
-    if found is None:
-        kept = ", ".join(str(one.version) for one in stored) or "none"
-        raise RequestRefused(f"job {job!r} has no version {version}; kept are: {kept}")
-    record = VersionRecord.unpack(found.manifest)
-    buffer = np.empty(record.spec.num_bytes, np.uint8)
-    try:
-        for index in range(found.num_chunks):
-            data = store.read_chunk(job, found.version, index)
-            buffer[index * STORE_CHUNK_BYTES :][: len(data)] = np.frombuffer(data, np.uint8)
-    except (KeyError, ValueError) as error:
-        raise StoreUnavailable(f"version {found.version} of job {job!r} is not whole in the store: {error}") from error
-    model = Model(record.spec, buffer)
-    if model.digest != record.digest:
-        raise StoreUnavailable(f"version {found.version} of job {job!r} is corrupt in the store: its digest differs")
-    return record, model
+        Raises:
+            RequestRefused: it is not kept; says which are.
+            StoreUnavailable: the store does not answer, or what it has is not what was stored.
+        """
+        stored = self._store.versions(self._job)
+        found = next((one for one in reversed(stored) if version is None or one.version == version), None)
+        if found is None:
+            kept = ", ".join(str(one.version) for one in stored) or "none"
+            raise RequestRefused(f"job {self._job!r} has no version {version}; kept are: {kept}")
+        record = VersionRecord.unpack(found.manifest)
+        model = self._assemble(found, record.spec)
+        if model.digest != record.digest:
+            raise StoreUnavailable(f"{self._name(found)} is corrupt in the store: its digest differs")
+        return record, model
+
+    def _assemble(self, stored: StoredVersion, spec: ModelSpec) -> Model:
+        buffer = np.empty(spec.num_bytes, np.uint8)
+        try:
+            for index in range(stored.num_chunks):
+                data = self._store.read_chunk(self._job, stored.version, index)
+                buffer[index * STORE_CHUNK_BYTES :][: len(data)] = np.frombuffer(data, np.uint8)
+        except (KeyError, ValueError) as error:
+            raise StoreUnavailable(f"{self._name(stored)} is not whole in the store: {error}") from error
+        return Model(spec, buffer)
+
+    def _name(self, stored: StoredVersion) -> str:
+        return f"version {stored.version} of job {self._job!r}"

@@ -30,7 +30,9 @@ class Upload:
 
 
 class UpdateReceiver:
-    """The uploads of one job's open round. How much memory one takes follows from the job, not from what is sent."""
+    """The uploads of one job's open round. How much memory one takes follows from the job, not from what is
+    sent.
+    """
 
     def __init__(self, spec: ModelSpec, transfer: Transfer) -> None:
         self._spec = spec
@@ -49,15 +51,13 @@ class UpdateReceiver:
         if manifest is None:
             raise UpdateRefused("the task asked for an update, the result came without one")
         if manifest.spec_digest != self._spec.digest:
-            raise UpdateRefused("the update has other tensors than the model that was given (the digest of its spec differs)")
-        announced = (manifest.encoding, manifest.num_bytes, manifest.chunk_bytes)
-        wanted = (self._transfer.encoding, self.update_bytes, self._transfer.chunk_bytes)
-        if announced != wanted:
             raise UpdateRefused(
-                "the update is announced as {} in {} bytes by {}; the task asked for {} in {} bytes by {}".format(
-                    *announced, *wanted
-                )
+                "the update has other tensors than the model that was given (the digest of its spec differs)",
             )
+        announced = f"{manifest.encoding} in {manifest.num_bytes} bytes by {manifest.chunk_bytes}"
+        wanted = f"{self._transfer.encoding} in {self.update_bytes} bytes by {self._transfer.chunk_bytes}"
+        if announced != wanted:
+            raise UpdateRefused(f"the update is announced as {announced}; the task asked for {wanted}")
         upload = self._upload(result.learner, result.task, now)
         if upload.result not in (None, result):
             # The learner was started anew and has trained again: parts of the two must not be mixed.
@@ -73,7 +73,9 @@ class UpdateReceiver:
             FrameRefused: it does not fit; the update is as it was.
         """
         if chunk.encoding != self._transfer.encoding:
-            raise FrameRefused(f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}")
+            raise FrameRefused(
+                f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}",
+            )
         upload = self._upload(chunk.learner, chunk.task, now)
         upload.assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
         upload.last_at = now

@@ -11,9 +11,9 @@ from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
 from broker_fl.interfaces import Store
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.jobs import Jobs
-from broker_fl.roles.models import VersionRecord, read_records, read_version, write_version
-from broker_fl.roles.runner import Services
+from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.sender import publish_model
+from broker_fl.roles.services import Services
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
@@ -68,7 +68,7 @@ class Requests:
                 self._reply(request, m.Learners(request=request.request, learners=self._learners()))
             case m.ListVersions(job=job):
                 self._state(job)
-                versions = tuple(record.summary() for record in read_records(self._store, job))
+                versions = tuple(record.summary() for record in self._services.versions(job).records())
                 self._reply(request, m.Versions(request=request.request, versions=versions))
             case m.ReadEvents():
                 self._read_events(request)
@@ -87,7 +87,9 @@ class Requests:
         if pending is None:
             self._forget_abandoned()
             if len(self._pending) >= MAX_PENDING:
-                raise RequestRefused(f"{MAX_PENDING} jobs wait for their initial model already; try again later")
+                raise RequestRefused(
+                    f"{MAX_PENDING} jobs wait for their initial model already; try again later",
+                )
             spec = submit.model.model_spec(max_bytes=self._max_model_bytes)
             if spec.num_bytes == 0:
                 raise RequestRefused("the initial model has no elements: there is nothing to train")
@@ -141,9 +143,7 @@ class Requests:
         )
         record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now, metrics={})
         keep = submit.spec.keep_versions
-        services.persist(
-            lambda: write_version(services.store, state.job, record, model, state.pack(), services.epoch, keep)
-        )
+        services.persist(lambda: services.versions(state.job).write(record, model, state.pack(), keep=keep))
         runner = self._jobs.add(state, model)
         submitted = JobSubmitted(
             job=submit.job,
@@ -184,7 +184,8 @@ class Requests:
         if (runner := self._jobs.runner(request.job)) is not None:
             runner.flush()
         found = self._store.read_events(request.job, after=request.after, limit=EVENTS_PER_PAGE)
-        page, size = [], 0
+        page: list[bytes] = []
+        size = 0
         for event in found:
             size += len(event)
             if page and size > PAGE_BYTES:
@@ -196,7 +197,7 @@ class Requests:
     def _read_model(self, request: m.ReadModel) -> None:
         self._state(request.job)
         services = self._services
-        record, model = read_version(self._store, request.job, request.version)
+        record, model = services.versions(request.job).read(request.version)
         manifest = m.ModelManifest(
             version=record.version,
             spec=record.spec.to_wire(),

@@ -6,21 +6,20 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 from broker_fl.aggregation import make_rule
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.state import Phase
 from broker_fl.errors import AggregationError, FrameRefused, MessageRefused, UpdateRefused
-from broker_fl.interfaces import Accumulator, Contribution, Store, Transport
+from broker_fl.interfaces import Accumulator, Contribution
 from broker_fl.model import Model, ModelSpec
-from broker_fl.roles.clock import Clock
 from broker_fl.roles.eventlog import EventLog
-from broker_fl.roles.models import VersionRecord, read_version, write_version
+from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.receiving import UpdateReceiver, Upload
-from broker_fl.roles.sender import Sender, publish_model
-from broker_fl.topology import Topology
+from broker_fl.roles.sender import publish_model
+from broker_fl.roles.services import Services
 from broker_fl.wire.chunks import num_chunks
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import Event, TaskSent
@@ -29,31 +28,17 @@ from broker_fl.wire.messages import Cancel, ModelManifest, Result, Task, TaskRef
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """What every job of a controller works with."""
-
-    topology: Topology
-    transport: Transport
-    store: Store
-    sender: Sender
-    """For what is small."""
-    bulk_sender: Sender
-    """For models; nothing small waits behind them."""
-    clock: Clock
-    inbox: str
-    epoch: int
-    heartbeat_s: float
-    post: Callable[[Callable[[], None]], None]
-    """Have a call made on the controller's thread."""
-    persist: Callable[[Callable[[], None]], None]
-    """Do a write to the store, again and again until the store takes it."""
-
-
 class JobRunner:
     """Runs on the controller's thread; what it publishes goes through the sender."""
 
-    def __init__(self, job: Job, spec: ModelSpec, services: Services, events: EventLog, model: Model | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        spec: ModelSpec,
+        services: Services,
+        events: EventLog,
+        model: Model | None = None,
+    ) -> None:
         self.job = job
         self._spec = spec
         self._services = services
@@ -66,6 +51,16 @@ class JobRunner:
         self._working = False
         self._sending: Counter[str] = Counter()
         """Learners to whom a task is on its way out, and how many are."""
+        self._performers: dict[type, Callable[[Any], None]] = {
+            s.Emit: lambda action: self._events.add(action.event),
+            s.Save: lambda _: self._save(),
+            s.StartSum: self._start_sum,
+            s.SendTasks: self._send_tasks,
+            s.RequestUpload: self._request_upload,
+            s.CancelTasks: self._cancel_tasks,
+            s.Commit: self._commit,
+            s.Finish: self._finish,
+        }
         self.num_dropped = 0
         """Chunks of updates that nobody waits for (late, doubled, of another round)."""
 
@@ -176,28 +171,24 @@ class JobRunner:
 
     def _perform_all(self, actions: list[s.Action]) -> None:
         for action in actions:
-            match action:
-                case s.Emit(event):
-                    self._events.add(event)
-                case s.SendTasks():
-                    self._send_tasks(action)
-                case s.RequestUpload(learner, task):
-                    self._tell([learner], UploadRequest(task=task, inbox=self._services.inbox))
-                case s.CancelTasks(task, learners, reason):
-                    self._tell(learners, Cancel(task=task, reason=reason))
-                case s.StartSum():
-                    self._accumulator = None
-                    self._receiver.clear()
-                case s.Save():
-                    self._save()
-                case s.Commit(version):
-                    self._commit(version)
-                case s.Finish():
-                    self._save()
-                    self._accumulator, self._model = None, None
-                    self._receiver.clear()
+            self._performers[type(action)](action)
 
-    def _tell(self, learners: tuple[str, ...] | list[str], message: Cancel | UploadRequest) -> None:
+    def _start_sum(self, _: s.StartSum) -> None:
+        self._accumulator = None
+        self._receiver.clear()
+
+    def _finish(self, _: s.Finish) -> None:
+        self._save()
+        self._accumulator, self._model = None, None
+        self._receiver.clear()
+
+    def _request_upload(self, action: s.RequestUpload) -> None:
+        self._tell((action.learner,), UploadRequest(task=action.task, inbox=self._services.inbox))
+
+    def _cancel_tasks(self, action: s.CancelTasks) -> None:
+        self._tell(action.learners, Cancel(task=action.task, reason=action.reason))
+
+    def _tell(self, learners: tuple[str, ...], message: Cancel | UploadRequest) -> None:
         topology = self._services.topology
         keys = [topology.learner_key(learner) for learner in learners]
         self._services.sender.send(topology.tasks, keys, message)
@@ -207,19 +198,18 @@ class JobRunner:
         packed = state.pack()
         services.persist(lambda: services.store.save_job(state.job, packed, epoch=services.epoch))
 
-    def _commit(self, version: int) -> None:
+    def _commit(self, action: s.Commit) -> None:
         services, state, began = self._services, self.job.state, time.perf_counter()
-        accumulator, self._accumulator = self._accumulator, None
+        accumulator = self._accumulator or self._rule.accumulator(self._spec)
+        self._accumulator = None
         self._receiver.clear()
         try:
-            if accumulator is None:
-                raise AggregationError("no update was folded")
             model = accumulator.result()
         except AggregationError as error:
             self.signal(s.CommitFailed(f"round {state.round}: {error}"))
             return
         record = VersionRecord(
-            version=version,
+            version=action.version,
             spec=self._spec,
             digest=model.digest,
             committed_at=self._now(),
@@ -227,12 +217,11 @@ class JobRunner:
         )
         aggregated = time.perf_counter()
         after, keep = self.job.state_after_commit(), state.spec.keep_versions
-        services.persist(
-            lambda: write_version(services.store, state.job, record, model, after, services.epoch, keep)
-        )
-        self._model = (version, model)
+        versions = services.versions(state.job)
+        services.persist(lambda: versions.write(record, model, after, keep=keep))
+        self._model = (action.version, model)
         stored = s.VersionWasStored(
-            version=version,
+            version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
             aggregate_s=aggregated - began,
@@ -258,10 +247,8 @@ class JobRunner:
 
     def _model_of(self, version: int) -> Model:
         if self._model is None or self._model[0] != version:
-            found: list[Model] = []
-            services, job = self._services, self.job.state.job
-            services.persist(lambda: found.append(read_version(services.store, job, version)[1]))
-            self._model = (version, found[-1])
+            versions = self._services.versions(self.job.state.job)
+            self._model = (version, self._services.persist(lambda: versions.read(version))[1])
         return self._model[1]
 
     def _publish_tasks(self, action: s.SendTasks, model: Model) -> None:

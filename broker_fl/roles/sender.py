@@ -12,7 +12,7 @@ from broker_fl.interfaces import Transport
 from broker_fl.model import Array
 from broker_fl.wire.chunks import cut
 from broker_fl.wire.frames import pack_chunk
-from broker_fl.wire.messages import Message, ModelChunk, ModelManifest, TaskRef, UpdateChunk, UpdateManifest
+from broker_fl.wire.messages import Message, ModelChunk, ModelManifest, Result, UpdateChunk
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,12 @@ class Sender:
 
 
 def publish_model(
-    transport: Transport, exchange: str, keys: Sequence[str], job: str, manifest: ModelManifest, buffer: Array
+    transport: Transport,
+    exchange: str,
+    keys: Sequence[str],
+    job: str,
+    manifest: ModelManifest,
+    buffer: Array,
 ) -> int:
     """Publish the chunks of an encoded model to all ``keys``; the number of messages comes back."""
     count = 0
@@ -70,14 +75,14 @@ def publish_model(
     return count
 
 
-def publish_update(
-    transport: Transport, exchange: str, key: str, learner: str, task: TaskRef, manifest: UpdateManifest, buffer: Array
-) -> None:
-    """Publish the chunks of an encoded update."""
+def publish_update(transport: Transport, exchange: str, key: str, result: Result, buffer: Array) -> None:
+    """Publish the chunks of the encoded update that ``result`` announces."""
+    if (manifest := result.update) is None:
+        return
     for chunk in cut(buffer, manifest.chunk_bytes):
         header = UpdateChunk(
-            learner=learner,
-            task=task,
+            learner=result.learner,
+            task=result.task,
             index=chunk.index,
             count=chunk.count,
             encoding=manifest.encoding,

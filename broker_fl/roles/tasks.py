@@ -60,7 +60,9 @@ class HeldTask:
             FrameRefused: the part does not fit; nothing changed.
         """
         if chunk.encoding != self.task.model.encoding:
-            raise FrameRefused(f"the chunk is {chunk.encoding!r}, the task announced {self.task.model.encoding!r}")
+            raise FrameRefused(
+                f"the chunk is {chunk.encoding!r}, the task announced {self.task.model.encoding!r}",
+            )
         if not self.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
             return False
@@ -83,7 +85,7 @@ class HeldTask:
             self._work(learner)
         except TaskCancelled:
             raise
-        except BaseException as error:  # noqa: BLE001 - the user's code may raise whatever it likes
+        except BaseException as error:
             if self.cancelled:
                 raise TaskCancelled(str(self.task.task)) from error
             self.failure, self.phase = _describe(error), "failed"

@@ -1,0 +1,47 @@
+"""What the jobs of a controller work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from broker_fl.interfaces import Store, Transport
+from broker_fl.roles.clock import Clock
+from broker_fl.roles.models import Versions
+from broker_fl.roles.sender import Sender
+from broker_fl.topology import Topology
+
+T = TypeVar("T")
+
+
+class Persist(Protocol):
+    """Does something with the store, again and again until the store answers."""
+
+    def __call__(self, operation: Callable[[], T]) -> T:
+        """What ``operation`` gives."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Of one controller, while it holds the lease."""
+
+    topology: Topology
+    transport: Transport
+    store: Store
+    sender: Sender
+    """For what is small."""
+    bulk_sender: Sender
+    """For models; nothing small waits behind them."""
+    clock: Clock
+    inbox: str
+    epoch: int
+    heartbeat_s: float
+    post: Callable[[Callable[[], None]], None]
+    """Have a call made on the controller's thread."""
+    persist: Persist
+
+    def versions(self, job: str) -> Versions:
+        """The model versions of a job."""
+        return Versions(self.store, job, self.epoch)
