@@ -10,16 +10,8 @@ from broker_fl.errors import RequestRefused
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
 from broker_fl.wire.messages import JobSummary
-from broker_fl.workers.connecting import BrokerAccess
 
 LATEST = "latest"
-
-
-def broker_access(given: Mapping[str, Any]) -> BrokerAccess:
-    """What a daemon is told about the broker."""
-    return BrokerAccess(
-        url=given["broker"], tls=tls_files(given), connect_timeout_s=given.get("connect_timeout_s", 0.0)
-    )
 
 
 def tls_files(given: Mapping[str, Any]) -> TlsFiles | None:

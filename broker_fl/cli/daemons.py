@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from broker_fl.cli import options
-from broker_fl.cli.access import broker_access
+from broker_fl.cli.access import tls_files
 from broker_fl.cli.command import Daemon
 
 
@@ -45,7 +46,7 @@ def controller(store: str, heartbeat_s: float, lease_s: float, **access: Any) ->
     settings = ControllerSettings(
         federation=access["federation"], heartbeat_s=heartbeat_s, lease_ttl_s=lease_s
     )
-    run_controller(ControllerOptions(broker=broker_access(access), store=store, settings=settings))
+    run_controller(ControllerOptions(broker=_broker_access(access), store=store, settings=settings))
 
 
 @click.command(cls=Daemon)
@@ -114,9 +115,17 @@ def _learner_options(**given: Any) -> Any:
         num_workers=given["workers"] or 1,
     )
     return LearnerOptions(
-        broker=broker_access(given),
+        broker=_broker_access(given),
         ids=learner_ids(given["learner_id"], given["count"]),
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],
+    )
+
+
+def _broker_access(given: Mapping[str, Any]) -> Any:
+    from broker_fl.workers.connecting import BrokerAccess
+
+    return BrokerAccess(
+        url=given["broker"], tls=tls_files(given), connect_timeout_s=given["connect_timeout_s"]
     )

@@ -9,7 +9,7 @@ import click
 from broker_fl.cli import options
 from broker_fl.cli.access import driver_of, find_job
 from broker_fl.cli.command import Command, print_json
-from broker_fl.cli.run import add_report, exit_code, show_files
+from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.tables import print_table, when
 from broker_fl.cli.watching import watching
 from broker_fl.model import Model

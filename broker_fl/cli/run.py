@@ -14,12 +14,10 @@ import numpy as np
 from broker_fl.apps import App, load_app
 from broker_fl.cli import options
 from broker_fl.cli.command import Embedded
+from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.watching import stopping_on_signal, watching
-from broker_fl.errors import SettingError, StoreUnavailable
 from broker_fl.jobfile import JobFile, make_spec, read_job
 from broker_fl.model import Model
-from broker_fl.record.report import write_report
-from broker_fl.record.runfolder import REPORT, RunFolder
 from broker_fl.simulation_run import AppRun, Run
 from broker_fl.wire.job import JobSpec
 from broker_fl.workers.process import end_despite_work
@@ -85,30 +83,6 @@ def finish(ran: Run) -> None:
     code = exit_code(ran.finished.state, ran.finished.reason)
     end_despite_work(code)
     raise click.exceptions.Exit(code)
-
-
-def exit_code(state: str, reason: str) -> int:
-    """0 for a job that is done, 130 if Ctrl-C stopped it."""
-    if state == "done":
-        return 0
-    return 130 if state == "stopped" and "Ctrl-C" in reason else 1
-
-
-def show_files(folder: RunFolder) -> None:
-    """Name the run folder and what is in it."""
-    click.echo(f"\n{folder.path}{'/'}")
-    for path in sorted(folder.path.iterdir()):
-        if path.suffix != ".sqlite" and "sqlite-" not in path.suffix:
-            click.echo(f"  {path.name}")
-
-
-def add_report(folder: RunFolder) -> None:
-    """The report page. A run is not lost for want of one: the packages that it needs may be missing."""
-    try:
-        write_report([folder], folder.path / REPORT)
-    except (SettingError, StoreUnavailable) as error:
-        click.echo(f"no report page: {error}", err=True)
-        click.echo(f"later: broker-fl report {folder.path}", err=True)
 
 
 def seed_generators(seed: int | None) -> None:

@@ -11,7 +11,7 @@ from broker_fl.cli import options
 from broker_fl.cli.access import driver_of
 from broker_fl.cli.command import Command
 from broker_fl.cli.jobs import watch_job
-from broker_fl.cli.run import exit_code
+from broker_fl.cli.outcome import exit_code
 from broker_fl.errors import SettingError
 from broker_fl.jobfile import JobFile, read_job
 from broker_fl.model import Model

@@ -1,0 +1,34 @@
+"""How a job that was watched ends: its exit code, its report page, the files it left."""
+
+from __future__ import annotations
+
+import click
+
+from broker_fl.errors import SettingError, StoreUnavailable
+from broker_fl.record.runfolder import REPORT, RunFolder
+
+
+def exit_code(state: str, reason: str) -> int:
+    """0 for a job that is done, 130 if Ctrl-C stopped it."""
+    if state == "done":
+        return 0
+    return 130 if state == "stopped" and "Ctrl-C" in reason else 1
+
+
+def show_files(folder: RunFolder) -> None:
+    """Name the run folder and what is in it."""
+    click.echo(f"\n{folder.path}/")
+    for path in sorted(folder.path.iterdir()):
+        if ".sqlite" not in path.name:
+            click.echo(f"  {path.name}")
+
+
+def add_report(folder: RunFolder) -> None:
+    """The report page. A run is not lost for want of one: the packages that it needs may be missing."""
+    from broker_fl.record.report import write_report
+
+    try:
+        write_report([folder], folder.path / REPORT)
+    except (SettingError, StoreUnavailable) as error:
+        click.echo(f"no report page: {error}", err=True)
+        click.echo(f"later: broker-fl report {folder.path}", err=True)
