@@ -110,7 +110,7 @@ class Job:
         state = self.state
         state.round_started_at = now
         self._set_deadline(now)
-        self._uploads.open(len(state.cohort))
+        self._open_uploads()
         started = e.RoundStarted(
             job=state.job,
             round=state.round,
@@ -307,7 +307,7 @@ class Job:
         if state.phase is Phase.COMMITTING:
             state.phase = Phase.ROUND
         if state.phase in (Phase.ROUND, Phase.EVALUATING):
-            self._uploads.open(len(state.cohort))
+            self._open_uploads()
             self._set_deadline(
                 now,
             )  # anew: what was delivered has to come once more, however long nobody was there
@@ -545,6 +545,10 @@ class Job:
             num_examples=sum(result.evaluation_examples for result in results),
         )
         return [s.Emit(evaluated)]
+
+    def _open_uploads(self) -> None:
+        """Nobody waits for a turn; an evaluation brings nothing to upload, so there nobody will."""
+        self._uploads.open(len(self.state.cohort) if self.state.phase is Phase.ROUND else 0)
 
     def _release_upload(self, learner: str) -> Actions:
         return self._grant(self._uploads.release(learner))
