@@ -10,6 +10,10 @@ from broker_fl.wire.messages import TaskStatus
 
 LOST_AFTER_HEARTBEATS = 4
 """Heartbeats that a learner may miss in a row before it is taken for lost."""
+SILENT_AFTER_HEARTBEATS = 1.5
+"""Without a word from anybody for so long, it is all of them who are silent."""
+ALL_LOST_AFTER_HEARTBEATS = 24
+"""Heartbeats that all of them may miss together: 2 minutes at 5 s, in which a broker restarts."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,12 +40,17 @@ class Membership:
 
     ``expire`` must be called at least once a heartbeat. When it was not, it is this process that was away
     (frozen, or busy), and the learners are given the time back: silence counts only while somebody listened.
+
+    When nobody at all is heard of, it is more likely that the broker is away than that all died at once:
+    they are lost after ``ALL_LOST_AFTER_HEARTBEATS`` only, and the first that is heard of again gives the
+    others their time.
     """
 
     def __init__(self, heartbeat_s: float, now: float) -> None:
         self.heartbeat_s = heartbeat_s
         self._presences: dict[str, Presence] = {}
         self._expired_at = now
+        self._heard_at = now
 
     def __len__(self) -> int:
         return len(self._presences)
@@ -58,6 +67,7 @@ class Membership:
 
     def join(self, member: Member, *, session: str, software: str, now: float) -> bool:
         """Take a learner in, or refresh it; True if it was not there, or is another session than before."""
+        self._heard_somebody(now)
         known = self._presences.get(member.learner)
         self._presences[member.learner] = Presence(
             member=member,
@@ -72,6 +82,7 @@ class Membership:
         presence = self._presences.get(learner)
         if presence is None or presence.session != session:
             return False
+        self._heard_somebody(now)
         presence.last_seen = now
         presence.tasks = tasks
         return True
@@ -86,12 +97,13 @@ class Membership:
 
     def expire(self, now: float) -> list[Lost]:
         """Take out and return who has been silent for too long."""
-        away = now - self._expired_at - self.heartbeat_s
+        away_s = now - self._expired_at - self.heartbeat_s
         self._expired_at = now
-        if away > 0:
-            for presence in self._presences.values():
-                presence.last_seen = min(now, presence.last_seen + away)
-        limit = LOST_AFTER_HEARTBEATS * self.heartbeat_s
+        if away_s > 0:
+            self._give_back(away_s, now)
+            self._heard_at = min(now, self._heard_at + away_s)
+        is_silent = now - self._heard_at > SILENT_AFTER_HEARTBEATS * self.heartbeat_s
+        limit = (ALL_LOST_AFTER_HEARTBEATS if is_silent else LOST_AFTER_HEARTBEATS) * self.heartbeat_s
         lost = [
             Lost(learner, now - presence.last_seen)
             for learner, presence in self._presences.items()
@@ -100,3 +112,13 @@ class Membership:
         for gone in lost:
             del self._presences[gone.learner]
         return lost
+
+    def _heard_somebody(self, now: float) -> None:
+        silent_s = now - self._heard_at
+        self._heard_at = now
+        if silent_s > SILENT_AFTER_HEARTBEATS * self.heartbeat_s:
+            self._give_back(silent_s, now)
+
+    def _give_back(self, seconds: float, now: float) -> None:
+        for presence in self._presences.values():
+            presence.last_seen = min(now, presence.last_seen + seconds)

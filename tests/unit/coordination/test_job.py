@@ -469,6 +469,15 @@ def test_a_learner_started_anew_gives_its_turn_away_and_gets_another() -> None:
     assert [action.learner for action in bench.of(s.RequestUpload)] == ["a"]
 
 
+def test_results_of_an_evaluation_need_no_turn() -> None:
+    bench = Bench(spec(rounds=1, transfer=ONE_AT_A_TIME), "a", "b")
+    bench.play("a", "b")
+    heir = bench.restarted()
+    for learner in "ab":
+        heir.up(learner, holds(heir, learner, "finished"))
+        assert [action.learner for action in heir.of(s.RequestUpload)] == [learner]
+
+
 # ---------------------------------------------------------------- another controller
 
 

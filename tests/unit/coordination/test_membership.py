@@ -3,7 +3,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_fl.coordination.membership import LOST_AFTER_HEARTBEATS, Lost, Membership
+from broker_fl.coordination.membership import (
+    ALL_LOST_AFTER_HEARTBEATS,
+    LOST_AFTER_HEARTBEATS,
+    Lost,
+    Membership,
+)
 from broker_fl.interfaces import Member
 from broker_fl.wire.messages import TaskRef, TaskStatus
 
@@ -45,12 +50,46 @@ def test_silence_does_not_count_while_nobody_listened() -> None:
 def test_time_is_given_back_to_those_who_were_silent_only() -> None:
     """A standby that became active after hours must still notice who dies in its first minute."""
     there = Membership(BEAT_S, 0.0)
-    there.join(Member(learner="a"), session="1", software="", now=36_000.0)
+    for learner in ("a", "b"):
+        there.join(Member(learner=learner), session="1", software="", now=36_000.0)
     now, lost = 36_000.0, list[Lost]()
     while not lost and now < 36_100.0:
         now += BEAT_S
+        there.heard("b", "1", (), now)
         lost = there.expire(now)
+    assert [one.learner for one in lost] == ["a"]
     assert now <= 36_000.0 + (LOST_AFTER_HEARTBEATS + 2) * BEAT_S
+
+
+def test_all_who_fall_silent_at_once_are_waited_for_as_long_as_a_broker_takes_to_restart() -> None:
+    """Or the first to be back would be the whole live cohort, and close the round by itself."""
+    there, now = members("a", "b", "c"), 0.0
+    while now < 60.0:
+        now += BEAT_S
+        assert not there.expire(now)
+    assert there.heard("a", "1", (), now)
+    while now < 75.0:
+        now += BEAT_S
+        there.heard("a", "1", (), now)
+        assert not there.expire(now), "b and c are on their way back"
+    there.heard("b", "1", (), now)
+    lost = list[str]()
+    while not lost:
+        now += BEAT_S
+        there.heard("a", "1", (), now)
+        there.heard("b", "1", (), now)
+        lost = [one.learner for one in there.expire(now)]
+    assert lost == ["c"]
+
+
+def test_all_who_stay_silent_are_lost_in_the_end() -> None:
+    there, now = members("a", "b"), 0.0
+    lost = list[Lost]()
+    while not lost:
+        now += BEAT_S
+        lost = there.expire(now)
+    assert {one.learner for one in lost} == {"a", "b"}
+    assert now == (ALL_LOST_AFTER_HEARTBEATS + 1) * BEAT_S
 
 
 def test_another_session_has_to_join_first_and_the_old_one_cannot_sign_it_out() -> None:
