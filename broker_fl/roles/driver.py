@@ -32,6 +32,7 @@ from broker_fl.wire.events import Event, JobFinished, decode_event
 from broker_fl.wire.job import JobSpec
 
 R = TypeVar("R", bound=m.Reply)
+P = TypeVar("P", m.Jobs, m.Learners, m.Versions)
 REPLY_PREFETCH = 64
 EVENTS_PREFETCH = 256
 MAX_MODEL_BYTES = 8 << 30
@@ -113,11 +114,13 @@ class Driver:
 
     def jobs(self) -> tuple[m.JobSummary, ...]:
         """All jobs of the federation, oldest first."""
-        return self.ask(m.ListJobs(driver=self.id, request=_request_id()), m.Jobs).jobs
+        pages = self.ask_for_pages(m.ListJobs(driver=self.id, request=_request_id()), m.Jobs)
+        return tuple({job.job: job for page in pages for job in page.jobs}.values())
 
     def learners(self) -> tuple[m.LearnerSummary, ...]:
         """The learners that are there."""
-        return self.ask(m.ListLearners(driver=self.id, request=_request_id()), m.Learners).learners
+        pages = self.ask_for_pages(m.ListLearners(driver=self.id, request=_request_id()), m.Learners)
+        return tuple({one.learner: one for page in pages for one in page.learners}.values())
 
     # ------------------------------------------------------------ asking
 
@@ -132,6 +135,21 @@ class Driver:
             reply = answers.next(expected)
             assert isinstance(reply, expected)  # noqa: S101 - what ``next`` promises, for the type checker
             return reply
+
+    def ask_for_pages(self, request: m.Request, expected: type[P]) -> list[P]:
+        """Send a request and wait for all pages of its answer; one may be there twice.
+
+        Raises:
+            RequestRefused: with the controller's reason.
+            BrokerUnavailable: no controller answered within ``timeout_s``.
+        """
+        pages: list[P] = []
+        with _Answers(self, request) as answers:
+            while not pages or not pages[-1].last:
+                reply = answers.next(expected)
+                assert isinstance(reply, expected)  # noqa: S101 - what ``next`` promises, for the type checker
+                pages.append(reply)
+        return pages
 
     def download(self, job: str, version: int | None) -> tuple[int, Model]:
         """Fetch a model version; None is the newest. Its number comes back with it.
@@ -279,10 +297,9 @@ class Job:
     def versions(self) -> tuple[m.VersionSummary, ...]:
         """The model versions that are kept, oldest first."""
         driver = self._driver
-        return driver.ask(
-            m.ListVersions(driver=driver.id, request=_request_id(), job=self.id),
-            m.Versions,
-        ).versions
+        request = m.ListVersions(driver=driver.id, request=_request_id(), job=self.id)
+        pages = driver.ask_for_pages(request, m.Versions)
+        return tuple({one.version: one for page in pages for one in page.versions}.values())
 
     def model(self, version: int | None = None) -> Model:
         """A model version; None is the newest.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from broker_fl.coordination import signals as s
+from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.state import JobState
 from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
 from broker_fl.interfaces import Store
@@ -18,6 +21,7 @@ from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import JobSubmitted
+from broker_fl.wire.pages import pages
 
 log = logging.getLogger(__name__)
 EVENTS_PER_PAGE = 2_000
@@ -45,6 +49,15 @@ class Requests:
         self._max_model_bytes = max_model_bytes
         self._jobs = jobs
         self._pending: dict[str, _Pending] = {}
+        self._answers: dict[type, Callable[[Any], None]] = {
+            m.Submit: self._submit,
+            m.StopJob: self._stop_job,
+            m.ListJobs: self._list_jobs,
+            m.ListLearners: self._list_learners,
+            m.ListVersions: self._list_versions,
+            m.ReadEvents: self._read_events,
+            m.ReadModel: self._read_model,
+        }
 
     def handle(self, request: m.Request) -> None:
         """Carry a request out, and answer it."""
@@ -55,27 +68,9 @@ class Requests:
             self._reply(request, m.Refused(request=request.request, reason=str(error)[:2000]))
 
     def _answer(self, request: m.Request) -> None:
-        match request:
-            case m.Submit():
-                self._submit(request)
-            case m.StopJob():
-                self._stop_job(request)
-            case m.ListJobs():
-                states = sorted(self._jobs.states().values(), key=lambda state: state.submitted_at)
-                jobs = tuple(state.summary() for state in states)
-                self._reply(request, m.Jobs(request=request.request, jobs=jobs))
-            case m.ListLearners():
-                self._reply(request, m.Learners(request=request.request, learners=self._learners()))
-            case m.ListVersions(job=job):
-                self._state(job)
-                versions = tuple(record.summary() for record in self._services.versions(job).records())
-                self._reply(request, m.Versions(request=request.request, versions=versions))
-            case m.ReadEvents():
-                self._read_events(request)
-            case m.ReadModel():
-                self._read_model(request)
-            case _:
-                raise RequestRefused(f"requests of kind {request.KIND!r} are not known here")
+        if (answer := self._answers.get(type(request))) is None:
+            raise RequestRefused(f"requests of kind {request.KIND!r} are not known here")
+        answer(request)
 
     # ------------------------------------------------------------ submitting
 
@@ -156,7 +151,7 @@ class Requests:
         self._reply(submit, m.Done(request=submit.request))
         runner.start()
 
-    # ------------------------------------------------------------ reading and stopping
+    # ------------------------------------------------------------ stopping and reading
 
     def _stop_job(self, request: m.StopJob) -> None:
         self._state(request.job)
@@ -164,19 +159,22 @@ class Requests:
             runner.signal(s.StopWanted(request.reason or f"stopped by {request.driver}"))
         self._reply(request, m.Done(request=request.request))
 
-    def _learners(self) -> tuple[m.LearnerSummary, ...]:
+    def _list_jobs(self, request: m.ListJobs) -> None:
+        states = sorted(self._jobs.states().values(), key=lambda state: state.submitted_at)
+        for jobs, last in pages([state.summary() for state in states], _num_bytes):
+            self._reply(request, m.Jobs(request=request.request, jobs=jobs, last=last))
+
+    def _list_versions(self, request: m.ListVersions) -> None:
+        self._state(request.job)
+        records = self._services.versions(request.job).records()
+        for versions, last in pages([record.summary() for record in records], _num_bytes):
+            self._reply(request, m.Versions(request=request.request, versions=versions, last=last))
+
+    def _list_learners(self, request: m.ListLearners) -> None:
         now = self._services.clock.now()
         presences = sorted(self._jobs.members, key=lambda presence: presence.member.learner)
-        return tuple(
-            m.LearnerSummary(
-                learner=presence.member.learner,
-                attributes=dict(presence.member.attributes),
-                software=presence.software,
-                last_seen_s=max(0.0, now - presence.last_seen),
-                tasks=presence.tasks,
-            )
-            for presence in presences
-        )
+        for learners, last in pages([_summary(presence, now) for presence in presences], _num_bytes):
+            self._reply(request, m.Learners(request=request.request, learners=learners, last=last))
 
     def _read_events(self, request: m.ReadEvents) -> None:
         """One page; the driver asks for the next with the number of the last event it has."""
@@ -227,3 +225,18 @@ class Requests:
     def _reply(self, request: m.Request, reply: m.Reply) -> None:
         topology = self._services.topology
         self._services.sender.send(topology.tasks, [topology.driver_key(request.driver)], reply)
+
+
+def _num_bytes(part: m.Part) -> int:
+    """About what a part of an answer takes in it; never less."""
+    return len(part.model_dump_json())
+
+
+def _summary(presence: Presence, now: float) -> m.LearnerSummary:
+    return m.LearnerSummary(
+        learner=presence.member.learner,
+        attributes=dict(presence.member.attributes),
+        software=presence.software,
+        last_seen_s=max(0.0, now - presence.last_seen),
+        tasks=presence.tasks,
+    )
