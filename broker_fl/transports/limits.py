@@ -16,7 +16,8 @@ MAX_KEY_BYTES = 255
 
 
 def check_body(body: bytes) -> None:
-    """
+    """Refuse what cannot be a body.
+
     Raises:
         TypeError: not ``bytes`` (the body is shared, so it must not change).
         ValueError: too large.
@@ -28,7 +29,8 @@ def check_body(body: bytes) -> None:
 
 
 def check_prefetch(prefetch: int) -> None:
-    """
+    """Refuse what cannot be a prefetch.
+
     Raises:
         ValueError: out of range.
     """
@@ -37,7 +39,8 @@ def check_prefetch(prefetch: int) -> None:
 
 
 def check_routing_keys(routing_keys: Sequence[str]) -> None:
-    """
+    """Refuse keys that AMQP cannot carry.
+
     Raises:
         ValueError: one is too long.
     """
@@ -47,9 +50,10 @@ def check_routing_keys(routing_keys: Sequence[str]) -> None:
 
 
 def check_entities(entities: Iterable[Entity]) -> None:
-    """
+    """Refuse declarations that not every supported broker takes.
+
     Raises:
-        SettingError: a combination that not every supported broker takes.
+        SettingError: a combination of settings that does not work everywhere.
     """
     for entity in entities:
         if isinstance(entity, Queue) and entity.single_active_consumer and not entity.quorum:

@@ -45,9 +45,10 @@ class IoThread:
         return threading.current_thread() is self._thread
 
     def check_not_current(self) -> None:
-        """
+        """Refuse a call by a sink, which would wait for itself.
+
         Raises:
-            RuntimeError: called by a sink, which would wait for itself.
+            RuntimeError: this is the I/O thread.
         """
         if self.is_current:
             raise RuntimeError(
