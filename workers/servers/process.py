@@ -29,15 +29,25 @@ _SERVER_FOLDERS = (
     "/usr/local/sbin",
     "/usr/sbin",
     "/opt/homebrew/sbin",
-    "/usr/local/opt",
 )
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on, outside the range of outgoing connections."""
+    """A TCP port of 127.0.0.1 that nobody listens on, outside the range of outgoing connections.
+
+    No other process gets it from this function while this one lives, so that it stays free while a server
+    starts or is restarted.
+    """
     for port in random.sample(_PORTS, k=len(_PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(type=socket.SOCK_DGRAM) as reservation,
+            socket.socket() as probe,
+        ):
+            # The servers use TCP only: the UDP port of the same number is a lock that ends with its process.
+            reservation.bind(("127.0.0.1", port))
             probe.bind(("127.0.0.1", port))
+            reservation.detach()
             return port
     raise SettingError(f"no free TCP port on 127.0.0.1 from {_PORTS.start} to {_PORTS.stop - 1}")
 

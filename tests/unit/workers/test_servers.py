@@ -43,6 +43,18 @@ def test_a_free_port_is_outside_the_range_of_outgoing_connections() -> None:
         assert client.getsockname()[1] > port
 
 
+def test_a_port_is_given_once_to_all_processes() -> None:
+    ours = {free_port() for _ in range(50)}
+    assert len(ours) == 50
+    others = (
+        "from broker_fl.workers.servers.process import free_port; print(*(free_port() for _ in range(500)))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", others], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ours.isdisjoint(int(port) for port in printed.stdout.split())
+
+
 def test_a_private_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("old")
