@@ -18,6 +18,9 @@ from broker_fl.errors import BrokerFLError, Fenced, ServerUnavailable, SettingEr
 log = logging.getLogger(__name__)
 _LEVELS = ("ERROR", "WARNING", "INFO", "DEBUG")
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+WORKER_THREADS = "learner-worker"
+"""How names of the threads begin that run users' code."""
+_IDLE_WITHIN_S = 1.0
 _FOREIGN = ("pika", "asyncio", "matplotlib", "PIL", "numexpr", "urllib3")
 """Libraries whose own messages are only for ``-vv``."""
 
@@ -136,11 +139,12 @@ def end_now(code: int) -> None:
 
 
 def end_despite_work(code: int) -> None:
-    """End when what was said is written out, even if users' code still computes on some thread.
-
-    Python would wait for the threads of its executors, for as long as they take.
-    """
-    if any(thread.name.startswith("learner-worker") for thread in threading.enumerate()):
+    """End now if users' code still computes on some thread: Python would wait for it, however long."""
+    workers = [one for one in threading.enumerate() if one.name.startswith(WORKER_THREADS)]
+    give_up_at = time.monotonic() + _IDLE_WITHIN_S
+    for worker in workers:
+        worker.join(max(0.0, give_up_at - time.monotonic()))
+    if any(worker.is_alive() for worker in workers):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

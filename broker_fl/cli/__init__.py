@@ -1,7 +1,7 @@
 """The command line: every command, its settings, what it prints and how it ends.
 
 ===============  ====================================================================================
-``main``         the group; commands are imported when they are called
+``main``         the console script, and the group; commands are imported when they are called
 ``command``      what all commands share: settings, verbosity, errors and exit codes
 ``settings``     the settings file
 ``options``      options that several commands have
@@ -9,6 +9,6 @@
 ===============  ====================================================================================
 """
 
-from broker_fl.cli.main import main
+from broker_fl.cli.main import commands, main
 
-__all__ = ["main"]
+__all__ = ["commands", "main"]

@@ -2,4 +2,4 @@
 
 from broker_fl.cli.main import main
 
-main(prog_name="broker-fl")
+main()

@@ -72,7 +72,14 @@ def controller(store: str, heartbeat_s: float, lease_s: float, **access: Any) ->
 @options.parameters(
     "attribute", "-a", "Told to the controller, which may select by it; may be given several times."
 )
-@options.workers
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of COUNT learners, how many compute at the same time.",
+)
 @click.option(
     "--drain",
     "drain_s",
@@ -99,10 +106,8 @@ def learner(app: str, **given: Any) -> None:
     """
     from broker_fl.apps import load_app
     from broker_fl.workers.learner import run_learners
-    from broker_fl.workers.process import end_despite_work
 
     run_learners(load_app(app), _learner_options(**given))
-    end_despite_work(0)
 
 
 def _learner_options(**given: Any) -> Any:
@@ -112,7 +117,7 @@ def _learner_options(**given: Any) -> Any:
     settings = LearnerSettings(
         federation=given["federation"],
         attributes=options.checked_parameters(given["attributes"], "--attribute"),
-        num_workers=given["workers"] or 1,
+        num_workers=given["workers"],
     )
     return LearnerOptions(
         broker=_broker_access(given),

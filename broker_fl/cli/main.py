@@ -9,6 +9,7 @@ import click
 
 import broker_fl
 from broker_fl.cli.command import config_option, verbose_option
+from broker_fl.workers.process import end_despite_work
 
 _FAMILIES = {
     "Run on this machine, no server needed": {
@@ -74,5 +75,14 @@ class LazyGroup(click.Group):
 @click.version_option(broker_fl.__version__, "-V", "--version", message="broker-fl %(version)s")
 @config_option
 @verbose_option
-def main(**_: Any) -> None:
+def commands(**_: Any) -> None:
     """Federated learning over a message broker."""
+
+
+def main() -> None:
+    """What the console script calls."""
+    try:
+        commands(prog_name="broker-fl")
+    except SystemExit as ended:
+        end_despite_work(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise

@@ -7,12 +7,14 @@ import click
 from broker_fl.errors import SettingError, StoreUnavailable
 from broker_fl.record.runfolder import REPORT, RunFolder
 
+STOPPED_BY = {"stopped by Ctrl-C": 130, "stopped by SIGTERM": 143}
+
 
 def exit_code(state: str, reason: str) -> int:
-    """0 for a job that is done, 130 if Ctrl-C stopped it."""
+    """0 for a job that is done, 130 or 143 if a signal stopped it, else 1."""
     if state == "done":
         return 0
-    return 130 if state == "stopped" and "Ctrl-C" in reason else 1
+    return STOPPED_BY.get(reason, 1) if state == "stopped" else 1
 
 
 def show_files(folder: RunFolder) -> None:

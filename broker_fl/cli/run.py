@@ -20,7 +20,6 @@ from broker_fl.jobfile import JobFile, make_spec, read_job
 from broker_fl.model import Model
 from broker_fl.simulation_run import AppRun, Run
 from broker_fl.wire.job import JobSpec
-from broker_fl.workers.process import end_despite_work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +79,7 @@ def run_app(app: App, chosen: RunOptions) -> Run:
 def finish(ran: Run) -> None:
     """Say where everything is, and end with the job's outcome as exit code."""
     show_files(ran.folder)
-    code = exit_code(ran.finished.state, ran.finished.reason)
-    end_despite_work(code)
-    raise click.exceptions.Exit(code)
+    raise click.exceptions.Exit(exit_code(ran.finished.state, ran.finished.reason))
 
 
 def seed_generators(seed: int | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from broker_fl.cli import main
+from broker_fl.cli import commands
 from broker_fl.model import Model
 
 APP = """
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*args: str) -> Result:
-    result = CliRunner().invoke(main, args)
+    result = CliRunner().invoke(commands, args)
     assert "Traceback" not in result.output
     return result
 

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from broker_fl.cli import main
+from broker_fl.cli import commands
 
 APP = """
 from broker_fl import Update
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*args: str, **environment: str) -> Result:
-    result = CliRunner().invoke(main, args, env=environment)
+    result = CliRunner().invoke(commands, args, env=environment)
     assert "Traceback" not in result.output
     return result
 
@@ -130,7 +130,7 @@ def test_a_file_that_is_named_must_be_there(folder: Path) -> None:
 
 
 def test_every_command_has_help_and_the_version_is_told() -> None:
-    names = main.list_commands(click.Context(main))
+    names = commands.list_commands(click.Context(commands))
     assert {"run", "controller", "learner", "submit", "watch", "up", "doctor"} <= set(names)
     for command in ([], *([name] for name in names), ["models", "list"], ["models", "export"]):
         result = call(*command, "--help")
