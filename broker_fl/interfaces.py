@@ -183,8 +183,7 @@ class Transport(Protocol):
 
         The message is sent again until the broker has confirmed it: it arrives at least once, and in order
         unless a connection was lost in between. ``persistent`` bodies survive a restart of the broker (in
-        durable
-        queues). With ``mandatory``, a message that reaches no queue is given to ``on_unroutable``.
+        durable queues). With ``mandatory``, a message that reaches no queue is given to ``on_unroutable``.
 
         Raises:
             TransportClosed: ``close`` was called before or meanwhile.

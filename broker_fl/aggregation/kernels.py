@@ -2,8 +2,7 @@
 
 numexpr evaluates an expression block by block in cache, on all cores, without the temporaries that numpy
 makes. It computes in float64 as soon as one operand is a Python float, which halves the speed for float32
-data: weights are wrapped
-in the type of the accumulator.
+data: weights are wrapped in the type of the accumulator.
 """
 
 from __future__ import annotations

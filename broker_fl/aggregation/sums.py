@@ -4,8 +4,7 @@ It is exact whoever drops out, and sums of sums compose.
 
 Element types: float16, bfloat16 and float32 are summed in float32, everything else in float64. Integer and
 boolean tensors (counters, masks) become their weighted mean, rounded to the nearest integer, ties to even; a
-boolean
-becomes the weighted majority, a tie False.
+boolean becomes the weighted majority, a tie False.
 """
 
 from __future__ import annotations
