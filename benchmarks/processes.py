@@ -74,7 +74,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _begin() -> None:
+def begin() -> None:
     """As the daemons do; BROKER_FL_BENCH_MALLOC=default leaves it, for comparison."""
     if os.environ.get("BROKER_FL_BENCH_MALLOC") != "default":
         keep_freed_blocks()
@@ -106,7 +106,7 @@ def _controller(pipe: Connection, broker: str, store: str, federation: str) -> N
     from broker_fl.stores.redis import RedisStore
     from broker_fl.transports.rabbitmq import RabbitMQTransport
 
-    _begin()
+    begin()
     transport = RabbitMQTransport(broker, name="controller")
     role = Controller(
         transport,
@@ -125,7 +125,7 @@ def _learners(pipe: Connection, broker: str, federation: str, first: int, count:
     from broker_fl.roles.learner import LearnerHost, LearnerSettings
     from broker_fl.transports.rabbitmq import RabbitMQTransport
 
-    _begin()
+    begin()
     hosts = []
     for index in range(first, first + count):
         transport = RabbitMQTransport(broker, name=f"learner-{index}")
