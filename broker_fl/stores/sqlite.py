@@ -43,6 +43,9 @@ _BAD_FILE = {
 }
 
 
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+
 class SQLiteStore:
     """The store of one federation in the file ``path`` (``":memory:"``: in none), made if it is not there.
 
@@ -321,4 +324,5 @@ class SQLiteStore:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code in _BAD_FILE:
                 raise SettingError(f"{self._path} cannot be used as a store: {error}") from error
-            raise StoreUnavailable(f"{self._path}: {error}") from error
+            hint = "; is its disk full, or a limit of file sizes reached?" if code in _NO_ROOM else ""
+            raise StoreUnavailable(f"the store {self._path} fails: {error}{hint}") from error
