@@ -210,7 +210,7 @@ def test_a_full_disk_ends_the_run_and_is_named(folder: Path, num_bytes: int) -> 
     )
     assert done.returncode == 3, done.stderr
     assert "state.sqlite" in done.stderr
-    assert "is its disk full" in done.stderr
+    assert "make room on its disk" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 25.0  # an answer of the controller is waited for for 30 s
 
