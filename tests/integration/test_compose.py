@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 from broker_fl import connect
+from broker_fl.workers.servers import RabbitMQNode, rabbitmq_available
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
@@ -84,13 +87,15 @@ def test_files_that_it_mounts_and_copies_exist(compose: dict[str, Any]) -> None:
         assert (ROOT / path).exists(), path
 
 
-def test_redis_takes_its_configuration(tmp_path: Path) -> None:
+def test_redis_takes_its_configuration_and_its_probe_is_answered(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
     """A Redis that reads the file, and says so, before it is told to end."""
     server = shutil.which("redis-server")
     if server is None:
         pytest.skip("redis-server is not installed; the servers of this run are elsewhere")
-    socket = tmp_path / "redis.sock"
-    arguments = ["--port", "0", "--unixsocket", str(socket), "--dir", str(tmp_path)]
+    address = tmp_path / "redis.sock"
+    arguments = ["--port", "0", "--unixsocket", str(address), "--dir", str(tmp_path)]
     process = subprocess.Popen(
         [server, COMPOSE / "redis.conf", *arguments],
         stdout=subprocess.PIPE,
@@ -106,9 +111,76 @@ def test_redis_takes_its_configuration(tmp_path: Path) -> None:
                 break
         else:
             pytest.fail("redis-server did not start: " + "".join(lines))
+        program, *words = compose["services"]["redis"]["healthcheck"]["test"][1:]
+        pong = subprocess.run(
+            [program, "-s", address, *words], capture_output=True, text=True, timeout=20, check=True
+        )
+        assert pong.stdout == "PONG\n"
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+@pytest.fixture
+def configured_rabbitmq(server_root: Path) -> Iterator[RabbitMQNode]:
+    """A RabbitMQ that has read our lines; it does not start on one that it does not know."""
+    if not rabbitmq_available():
+        pytest.skip("rabbitmq-server is not installed; the servers of this run are elsewhere")
+    node = RabbitMQNode(server_root / "compose-rabbitmq", settings=_rabbitmq_settings())
+    try:
+        yield node.start()
+    finally:
+        node.kill()
+        node.stop()
+
+
+def test_rabbitmq_takes_its_configuration_and_its_probe_tells_whether_it_runs(
+    compose: dict[str, Any], configured_rabbitmq: RabbitMQNode
+) -> None:
+    node, settings = configured_rabbitmq, _rabbitmq_settings()
+    asked = "[application:get_env(rabbit, Name) || Name <- [heartbeat, consumer_timeout, disk_free_limit]]."
+    taken = node.control("eval", asked)
+    assert f"{{ok,{settings['heartbeat']}}},{{ok,{settings['consumer_timeout']}}}" in taken
+    assert settings["disk_free_limit.absolute"] in taken
+
+    probe = compose["services"]["rabbitmq"]["healthcheck"]["test"][1:]
+    ran = _on_node(probe, node)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    node.kill()
+    assert _on_node(probe, node).returncode != 0
+
+
+def _rabbitmq_settings() -> dict[str, str]:
+    lines = (COMPOSE / "rabbitmq.conf").read_text().splitlines()
+    pairs = (line.partition(" = ") for line in lines if not line.startswith("#"))
+    return {name: value for name, _, value in pairs}
+
+
+def _on_node(words: list[str], node: RabbitMQNode) -> subprocess.CompletedProcess[str]:
+    """Run one of RabbitMQ's own programs where it finds that node, as it does in the node's container."""
+    identity = json.loads((node.directory / "identity.json").read_text())
+    # Debian's own programs in sbin insist on root or on its account; the folder has the real ones.
+    path = os.pathsep.join(["/usr/lib/rabbitmq/bin", os.environ["PATH"], "/usr/sbin"])
+    environment = {
+        "PATH": path,
+        "HOME": str(node.directory),  # of the Erlang cookie
+        "ERL_EPMD_PORT": str(identity["epmd_port"]),
+        "RABBITMQ_NODENAME": identity["node"],
+        "RABBITMQ_CONF_ENV_FILE": str(node.directory / "rabbitmq-env.conf"),
+        "LANG": "C.UTF-8",
+    }
+    program = shutil.which(words[0], path=path)
+    assert program, words[0]
+    return subprocess.run(
+        [program, *words[1:]],
+        env=environment,
+        cwd=node.directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=READY_S,
+        check=False,
+    )
 
 
 class Cluster:
@@ -143,7 +215,7 @@ class Cluster:
 
     def start(self, service: str, **more: str) -> subprocess.Popen[bytes]:
         """Start it as a daemon."""
-        path = self._folder / f"{service}-{more.get('BROKER_FL_ID', '')}.log"
+        path = self._folder / f"{service}-{more.get('BROKER_FL_ID', 'derived')}.log"
         with path.open("wb") as log:
             return subprocess.Popen(
                 self.command(service),
@@ -184,7 +256,10 @@ def test_its_commands_make_a_federation_that_finishes_the_example_job(
     services = compose["services"]
     with ExitStack() as stack:
         daemons = [cluster.start("controller")]
-        daemons += [cluster.start("learner", BROKER_FL_ID=f"site-{number}") for number in range(3)]
+        daemons += [cluster.start("learner", BROKER_FL_ID=f"site-{number}") for number in range(2)]
+        derived = tmp_path / "derived"
+        derived.mkdir()
+        daemons.append(cluster.start("learner", TMPDIR=str(derived)))
         for daemon in daemons:
             stack.callback(_end, daemon)
         with connect(amqp_url, federation, timeout_s=READY_S) as driver:
@@ -197,6 +272,12 @@ def test_its_commands_make_a_federation_that_finishes_the_example_job(
 
         submitted = cluster.run(cluster.command("driver"), "driver")
         assert submitted.returncode == 0, submitted.stderr
+
+        # The job waits for three learners: the one without an id is one of them.
+        name = re.sub("[^A-Za-z0-9_-]", "-", socket.gethostname())
+        assert (derived / "learner-id").read_text() == f"site-{name}"
+        listed = cluster.run(["broker-fl", "learners", "--json"], "learner").stdout
+        assert f'"site-{name}"' in listed
 
         check = (
             services["learner"]["healthcheck"]["test"][1].replace("$$", "$").replace("/tmp/", f"{tmp_path}/")
