@@ -76,6 +76,7 @@ class Controller:
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
         self._ticked_at = 0.0
+        self._unflushed_since: float | None = None
         self._owner = f"controller-{uuid.uuid4().hex[:12]}"
         self._lease = Lease(store, self._owner, ttl_s=self.settings.lease_ttl_s, on_fenced=self._fenced)
         self._loop = Loop("controller", on_idle=self._idle, timeout_s=self._timeout_s)
@@ -186,18 +187,31 @@ class Controller:
             try:
                 return operation()
             except StoreUnavailable as error:
-                if self._is_too_long(time.monotonic() - began):
-                    self.error = self.error or error
-                    self.stop()
+                if self._is_too_long(began):
+                    self._give_up(error)
                     raise
                 log.warning("the store is away, trying again: %s", error)
                 if self._stop.wait(pause_s):
                     raise
                 pause_s = min(2 * pause_s, MAX_RETRY_PAUSE_S)
 
-    def _is_too_long(self, away_s: float) -> bool:
+    def _is_too_long(self, began: float) -> bool:
         patience_s = self.settings.store_patience_s
-        return patience_s is not None and away_s >= patience_s
+        return patience_s is not None and time.monotonic() - began >= patience_s
+
+    def _give_up(self, error: StoreUnavailable) -> None:
+        self.error = self.error or error
+        self.stop()
+
+    def _flush(self) -> None:
+        """Write events out; those that the store does not take wait, as long as its patience lasts."""
+        error = self._jobs.flush()
+        if error is None:
+            self._unflushed_since = None
+        elif self._unflushed_since is None:
+            self._unflushed_since = time.monotonic()
+        elif self._is_too_long(self._unflushed_since):
+            self._give_up(error)
 
     # ------------------------------------------------------------ what comes in
 
@@ -327,7 +341,7 @@ class Controller:
             for lost in self._members.expire(now):
                 self._lost(lost)
             self._jobs.signal_all(s.TimePassed())
-        self._jobs.flush()
+        self._flush()
 
     def _lost(self, lost: Lost) -> None:
         log.info("learner %s has not been heard of for %.0f s", lost.learner, lost.silent_s)

@@ -45,24 +45,24 @@ class EventLog:
         self._last += 1
         self._pending.append(event.stamped(self._last, self._clock.now()).pack())
 
-    def flush(self) -> bool:
-        """Store and publish what was added; False if the store is away, and it has to be tried again.
+    def flush(self) -> StoreUnavailable | None:
+        """Store and publish what was added; an error of the store is returned, and it has to be tried again.
 
         Raises:
             Fenced: another controller has taken over.
         """
         if not self._pending:
-            return True
+            return None
         first = self._last - len(self._pending) + 1
         try:
             self._store.append_events(self._job, self._pending, first=first, epoch=self._epoch)
         except StoreUnavailable as error:
             log.warning("events of job %s wait for the store: %s", self._job, error)
-            return False
+            return error
         pending, self._pending = self._pending, []
         for batch in _batches(pending):
             self._sender.send(self._topology.events, [self._job], EventBatch(job=self._job, events=batch))
-        return True
+        return None
 
 
 def _batches(events: list[bytes]) -> list[tuple[bytes, ...]]:

@@ -10,7 +10,7 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.state import JobState, Phase
-from broker_fl.errors import FrameRefused
+from broker_fl.errors import FrameRefused, StoreUnavailable
 from broker_fl.interfaces import Member
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
@@ -123,8 +123,12 @@ class Jobs:
             if timer is not None and timer <= now:
                 runner.signal(s.TimePassed())
 
-    def flush(self) -> None:
-        """Write events out, and put away the jobs that have ended."""
+    def flush(self) -> StoreUnavailable | None:
+        """Write events out, and put away the jobs that have ended; the store's error if it is away."""
+        away = None
         for job, runner in list(self._runners.items()):
-            if runner.flush() and runner.job.state.phase is Phase.ENDED:
+            if (error := runner.flush()) is not None:
+                away = error
+            elif runner.job.state.phase is Phase.ENDED:
                 self._ended[job] = self._runners.pop(job).job.state
+        return away

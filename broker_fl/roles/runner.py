@@ -12,7 +12,7 @@ from broker_fl.aggregation import make_rule
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.state import Phase
-from broker_fl.errors import AggregationError, FrameRefused, MessageRefused, UpdateRefused
+from broker_fl.errors import AggregationError, FrameRefused, MessageRefused, StoreUnavailable, UpdateRefused
 from broker_fl.interfaces import Accumulator, Contribution
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
@@ -87,8 +87,8 @@ class JobRunner:
         if self.job.state.phase is not Phase.ENDED:
             self._events.add(event)
 
-    def flush(self) -> bool:
-        """Store and publish the job's events; False if the store is away."""
+    def flush(self) -> StoreUnavailable | None:
+        """Store and publish the job's events; the store's error if it is away."""
         return self._events.flush()
 
     def heartbeat(self, report: s.LearnerReported) -> None:

@@ -19,7 +19,7 @@ from broker_fl.simulation import Federation
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.transports.memory import MemoryBroker
 from broker_fl.wire.events import JobFinished
-from tests.unit.roles.stage import Adds, Cord, Stage, done, model_of, same
+from tests.unit.roles.stage import Adds, Cord, Stage, done, model_of, same, spec
 
 
 @pytest.fixture
@@ -92,6 +92,23 @@ def test_a_controller_whose_store_fails_for_too_long_ends_before_it_is_active(tm
     assert isinstance(controller.error, StoreUnavailable)
     transport.close()
     inner.close()
+
+
+def test_events_that_the_store_does_not_take_for_too_long_end_the_federation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_fl.simulation.STORE_PATIENCE_S", 0.1)
+
+    def append_events(*_: object, **__: object) -> None:
+        raise StoreUnavailable("no room for events")
+
+    def run() -> None:
+        with Federation({"a": Adds(1.0)}, folder=tmp_path) as federation:
+            monkeypatch.setattr(federation._store, "append_events", append_events)
+            federation.submit(spec(rounds=2), model_of()).wait()
+
+    with pytest.raises(StoreUnavailable, match="no room for events"):
+        run()
 
 
 def test_a_federation_whose_controller_cannot_begin_raises_why(
