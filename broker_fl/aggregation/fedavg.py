@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.errors import UpdateRefused
-from broker_fl.interfaces import Contribution
-from broker_fl.model import Model, ModelSpec
+from broker_fl.interfaces import Combined, Contribution, Given
+from broker_fl.model import ModelSpec
 
 
 class FedAvg:
     """The weighted mean of the updates; weights are numbers of examples."""
 
-    def accumulator(self, spec: ModelSpec) -> FedAvgRound:
+    def begin(self, given: Given) -> FedAvgRound:
         """Begin a round."""
-        return FedAvgRound(spec)
+        return FedAvgRound(given.spec)
 
 
 class FedAvgRound:
@@ -46,10 +46,10 @@ class FedAvgRound:
         self._sum.add(contribution.model, weight)
         return weight
 
-    def result(self) -> Model:
+    def result(self) -> Combined:
         """``Σ n_k w^k / n``.
 
         Raises:
             AggregationError: no update was folded, or the mean is not finite.
         """
-        return self._sum.mean()
+        return Combined(model=self._sum.mean())

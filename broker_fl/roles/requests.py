@@ -11,7 +11,7 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.state import JobState
 from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
-from broker_fl.interfaces import Store
+from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.models import VersionRecord
@@ -138,7 +138,7 @@ class Requests:
         )
         record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now, metrics={})
         keep = submit.spec.keep_versions
-        services.persist(lambda: services.versions(state.job).write(record, model, state.pack(), keep=keep))
+        services.persist(lambda: services.versions(state.job).write(record, Combined(model=model), state.pack(), keep=keep))
         runner = self._jobs.add(state, model)
         submitted = JobSubmitted(
             job=submit.job,
