@@ -138,7 +138,8 @@ class Requests:
         )
         record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now, metrics={})
         keep = submit.spec.keep_versions
-        services.persist(lambda: services.versions(state.job).write(record, Combined(model=model), state.pack(), keep=keep))
+        initial, versions = Combined(model=model), services.versions(state.job)
+        services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))
         runner = self._jobs.add(state, model)
         submitted = JobSubmitted(
             job=submit.job,
