@@ -287,7 +287,7 @@ class JobRunner:
             model=manifest,
             train=action.train,
             evaluate=spec.evaluate,
-            parameters=spec.parameters,
+            parameters=spec.task_parameters,
             encoding=transfer.encoding,
             chunk_bytes=transfer.chunk_bytes,
             inbox=services.inbox,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import typing
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +19,16 @@ from broker_fl.errors import AggregationError, UpdateRefused
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec
 from broker_fl.wire.job import FedAvg as Settings
+from broker_fl.wire.job import JobSpec
+from tests.unit.aggregation.cohorts import (
+    check_floats,
+    check_refusals,
+    check_whole,
+    cohorts,
+    play,
+    reals,
+    rule_of,
+)
 
 EPSILON = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-13}
 """Relative: half a step of the type, and what summing in float32 adds."""
@@ -277,4 +288,38 @@ def test_the_order_does_not_matter_at_all_while_sums_are_exact() -> None:
 
 def test_the_settings_of_a_job_name_the_rule() -> None:
     assert isinstance(make_rule(Settings()), FedAvg)
-    assert set(RULES) == {"fedavg"}
+
+
+def test_every_rule_that_a_job_can_name_is_there() -> None:
+    choices = typing.get_args(JobSpec.model_fields["rule"].annotation)
+    assert {choice.model_fields["name"].default for choice in choices} == set(RULES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cohorts(), st.sampled_from(["fedavg", "fedprox"]), st.sampled_from(["examples", "steps", "equal"]))
+def test_updates_weigh_by_examples_steps_or_alike(
+    cohort: tuple[Model, list[list[Contribution]]], name: str, weighting: str
+) -> None:
+    start, [contributions] = cohort
+    rule = rule_of(name, weighting=weighting, **({"mu": 0.1} if name == "fedprox" else {}))
+    [combined] = play(rule, start, [contributions])
+    weights = {
+        "examples": [float(c.num_examples) for c in contributions],
+        "steps": [float(c.num_steps) for c in contributions],
+        "equal": [1.0 for _ in contributions],
+    }[weighting]
+    shares = np.array(weights) / sum(weights)
+    mean = {
+        t: np.tensordot(shares, np.stack([reals(c.model)[t] for c in contributions]), 1) for t in reals(start)
+    }
+    check_floats(combined.model, mean)
+    check_whole(combined.model, contributions, weights)
+    assert combined.memory is None
+    check_refusals(rule, start, contributions)
+
+
+def test_an_update_without_steps_has_no_weight_where_steps_are_counted() -> None:
+    model = Model.of({"a": np.ones(2, np.float32)})
+    accumulator = rule_of("fedavg", weighting="steps").begin(Given(spec=model.spec, model=lambda: model))
+    with pytest.raises(UpdateRefused, match="num_steps is 0"):
+        accumulator.fold(Contribution(learner="a", model=model, num_examples=3))
