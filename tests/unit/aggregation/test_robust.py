@@ -15,7 +15,11 @@ from broker_fl.aggregation.sorting import exchanges, sort_columns
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Contribution
 from broker_fl.model import Array, Model
+from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.simulation import Federation
+from broker_fl.wire.job import JobSpec
 from tests.unit.aggregation.attacked import Round, check, check_refusals, rounds
+from tests.unit.roles.stage import FEDERATION, WAIT_S, Adds, model_of
 
 NEEDED: dict[str, Callable[[int], int]] = {
     "median": lambda f: 2 * f + 1,
@@ -328,3 +332,57 @@ def test_clipping_to_a_length_that_nothing_reaches_is_fedavg() -> None:
     clipped = round.combine(round.updates, name="norm_clipping", max_norm=1e12, weighting="examples")
     mean: Model = round.combine(round.updates, name="fedavg")
     assert clipped.digest == mean.digest
+
+
+# ---------------------------------------------------------------- through a job
+
+AMOUNTS = np.array([1.0, 1.5, 2.25, 3.0, 3.5, 4.25, 100.0])
+"""What each of seven learners adds to every element of the model in each round; the last one attacks."""
+LINE = squared_distances(AMOUNTS[:, None])
+
+
+def added_by_geometric_median() -> float:
+    """In space, as the job has it: four elements move alike."""
+    vectors = np.repeat(AMOUNTS[:, None], 4, axis=1)
+    return float(weiszfeld(vectors, np.zeros(4), np.ones(7) / 7, 10, 1e-6) @ AMOUNTS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "added"),
+    [
+        ({"name": "median"}, 3.0),
+        ({"name": "trimmed_mean"}, AMOUNTS[1:-1].mean()),
+        ({"name": "krum"}, AMOUNTS[np.argmin(krum_scores(LINE, 1))]),
+        ({"name": "multi_krum"}, AMOUNTS[np.argsort(krum_scores(LINE, 1))[:4]].mean()),
+        ({"name": "bulyan"}, about_the_median(AMOUNTS[bulyan_selection(LINE, 1)], 3)),
+        ({"name": "geometric_median", "tolerance": 0.0}, added_by_geometric_median()),
+        ({"name": "norm_clipping", "max_norm": 4.0}, np.minimum(AMOUNTS, 2.0).mean()),
+    ],
+    ids=lambda given: given["name"] if isinstance(given, dict) else "",
+)
+def test_a_job_with_the_rule_makes_the_model_computed_by_hand(rule: dict[str, Any], added: float) -> None:
+    learners = {f"l{i}": Adds(amount, num_examples=i + 1) for i, amount in enumerate(AMOUNTS)}
+    settings = {"rule": rule, "protocol": {"min_learners": 7}, "termination": {"rounds": 3}}
+    with Federation(learners) as federation:
+        job = federation.submit(JobSpec.model_validate(settings), model_of())
+        assert job.wait().state == "done"
+        for array in job.model().values():
+            np.testing.assert_allclose(array, 3 * added, rtol=1e-5)
+
+
+def test_a_round_that_loses_too_many_learners_fails_the_job_and_says_why() -> None:
+    """Enough are there when it begins; then one leaves, and a quorum is a share of those that are left."""
+    leaver = Adds(1.0)
+    leaver.gate.clear()
+    settings = {"rule": {"name": "median"}, "protocol": {"min_learners": 3}}
+    with Federation({"a": Adds(1.0), "b": Adds(1.0)}, name=FEDERATION) as federation:
+        transport = federation.broker.connect("leaver")
+        host = LearnerHost(transport, {"c": leaver}, LearnerSettings(federation=FEDERATION))
+        host.start()
+        job = federation.submit(JobSpec.model_validate(settings), model_of())
+        assert leaver.at_work.wait(WAIT_S)
+        host.stop(drain_s=0.0, reason="it has had enough")
+        end = job.wait()
+        transport.close()
+    assert end.state == "failed"
+    assert "round 0: 2 updates are too few for the rule 'median'" in end.reason
