@@ -148,8 +148,7 @@ class Robust(Setting):
     name: str
     max_attackers: Count = 1
     """How many of a round's updates may come from attackers: ``f`` in the papers."""
-    formula: ClassVar[str] = "2 f + 1"
-    """How many updates a round needs at least, in words."""
+    formula: ClassVar[str] = "2 f + 1"  # how many updates a round needs at least, for people
 
     def updates_needed(self) -> int:
         """The least number of updates for which the rule holds what its paper promises."""
