@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -114,7 +115,8 @@ def test_multi_krum_is_the_mean_of_the_lowest_scores(attacked: tuple[Round, int]
 
 def bulyan_selection(squared: Array, f: int) -> list[int]:
     """El Mhamdi et al. 2018, section 4, step 1."""
-    left, chosen = list(range(len(squared))), []
+    left = list(range(len(squared)))
+    chosen: list[int] = []
     while len(chosen) < len(squared) - 2 * f:
         found = krum_scores(squared[np.ix_(left, left)], f)
         chosen.append(left.pop(int(np.argmin(found))))
@@ -165,7 +167,7 @@ def test_the_geometric_median_is_weiszfelds(
     alpha = examples if weighting == "examples" else np.ones(len(examples))
     start = round.flat(round.given)
     beta = weiszfeld(round.vectors(), start, alpha / alpha.sum(), iterations, 1e-6)
-    rule = {"max_iterations": iterations, "tolerance": 0.0, "weighting": weighting}
+    rule: dict[str, Any] = {"max_iterations": iterations, "tolerance": 0.0, "weighting": weighting}
     found = round.combine(name="geometric_median", max_attackers=f, **rule)
     check(found, lambda name: np.tensordot(beta, round.values(name), 1), round.values)
 
@@ -259,6 +261,26 @@ def test_a_round_is_used_up_by_its_result_and_a_model_without_floats_has_one(nam
     assert accumulator.result().memory is None
     with pytest.raises(AggregationError, match="0 updates"):
         accumulator.result()
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_memory_is_the_updates_the_result_and_a_few_blocks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", block := 1 << 14)
+    round = Round([("float32", (300_000,))], 15, 3, seed=14)
+    accumulator = round.begin(name=name, max_attackers=3)
+    tracemalloc.start()
+    try:
+        for update in round.updates:
+            accumulator.fold(update)
+        folding = tracemalloc.get_traced_memory()[1]
+        accumulator.result()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert folding < round.given.spec.num_bytes / 2, "updates are kept as they are"
+    assert peak < round.given.spec.num_bytes + 6 * 8 * block
 
 
 def test_a_median_that_overflows_is_an_error() -> None:
