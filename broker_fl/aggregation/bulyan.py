@@ -63,10 +63,11 @@ def mean_about_median(rows: Array, count: int) -> Array:
     be left behind is farther from the median than the one that would come in. Columns are sorted in place.
     """
     sort_columns(rows)
-    num_rows = len(rows)
+    num_rows, num_left_out = len(rows), len(rows) - count
     middle = rows[(num_rows - 1) // 2 : num_rows // 2 + 1].mean(axis=0, dtype=np.float64)
-    left_behind, coming_in = rows[: num_rows - count], rows[count:]
-    first = np.count_nonzero(middle - left_behind > coming_in - middle, axis=0)
-    places = first + np.arange(count)[:, None]
-    mean: Array = np.take_along_axis(rows, places, axis=0).mean(axis=0, dtype=np.float64)
-    return mean
+    first = np.count_nonzero(middle - rows[:num_left_out] > rows[count:] - middle, axis=0)
+    total: Array = rows[num_left_out:count].sum(axis=0, dtype=np.float64)  # taken wherever one begins
+    for place in range(num_rows):
+        if not num_left_out <= place < count:
+            total += np.where((first <= place) & (place < first + count), rows[place], 0.0)
+    return total / count
