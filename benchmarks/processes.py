@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import signal
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
+from broker_fl.workers.memory import keep_freed_blocks
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -72,6 +74,12 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def begin() -> None:
+    """As the daemons do; BROKER_FL_BENCH_MALLOC=default leaves it, for comparison."""
+    if os.environ.get("BROKER_FL_BENCH_MALLOC") != "default":
+        keep_freed_blocks()
+
+
 def _run(name: str, target: object, arguments: tuple[object, ...]) -> Iterator[Process]:
     ours, theirs = _SPAWN.Pipe()
     process = _SPAWN.Process(target=target, args=(theirs, *arguments), name=name)  # type: ignore[arg-type]
@@ -98,6 +106,7 @@ def _controller(pipe: Connection, broker: str, store: str, federation: str) -> N
     from broker_fl.stores.redis import RedisStore
     from broker_fl.transports.rabbitmq import RabbitMQTransport
 
+    begin()
     transport = RabbitMQTransport(broker, name="controller")
     role = Controller(
         transport,
@@ -116,6 +125,7 @@ def _learners(pipe: Connection, broker: str, federation: str, first: int, count:
     from broker_fl.roles.learner import LearnerHost, LearnerSettings
     from broker_fl.transports.rabbitmq import RabbitMQTransport
 
+    begin()
     hosts = []
     for index in range(first, first + count):
         transport = RabbitMQTransport(broker, name=f"learner-{index}")

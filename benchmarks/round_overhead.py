@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,25 @@ CELLS = ((10, 100_000), (10, 1_000_000), (10, 10_000_000))
 QUICK_CELLS = ((2, 10_000),)
 TENSORS = 20
 """A model of so many equal tensors, as a small network has."""
+
+
+PAGE = """# Benchmarks
+
+Written by `make bench` (`python -m benchmarks.round_overhead`); no figure is typed by hand.
+
+## Round overhead
+
+Learners add a constant to every weight and do nothing else, so that a round is what the system costs. Over
+RabbitMQ and Redis, each learner has a mailbox and connections of its own; controller, learners (in two
+processes), RabbitMQ and Redis share the machine. Embedded, all is in one process. Times are medians in
+seconds over {rounds} rounds, after one that is not counted; phases count from the round's start: all
+published, first update folded, last update folded; commit is from the last update to the version being
+stored. Each job's final model is checked.
+
+{table}
+
+{facts}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +82,8 @@ class Cell:
         return float(statistics.median(getattr(one, name) for one in self.rounds))
 
 
-def main() -> None:
-    """Measure, print a table, and write JSON."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table, and write JSON and page."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,14 +103,15 @@ def main() -> None:
         default=2,
         help="processes that the learners are spread over",
     )
+    parser.add_argument("--page", type=Path, help="where the Markdown page goes")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     cells = QUICK_CELLS if options.quick else options.cells
     rounds = 2 if options.quick else options.rounds
     results = []
     for num_learners, num_parameters in cells:
         if options.transport in ("embedded", "both"):
-            results.append(measure_embedded(num_learners, num_parameters, rounds))
+            results.append(alone(measure_embedded, num_learners, num_parameters, rounds))
             print_cell(results[-1])
         if options.transport in ("rabbitmq", "both"):
             results.append(measure_rabbitmq(num_learners, num_parameters, rounds, options.learner_processes))
@@ -95,10 +119,28 @@ def main() -> None:
     print("\n" + table(results))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"machine": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}
-        options.out.write_text(
-            json.dumps({"facts": facts, "cells": [asdict(cell) for cell in results]}, indent=1),
-        )
+        record = {"facts": machine_facts(), "cells": [asdict(cell) for cell in results]}
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    if options.page:
+        options.page.write_text(page(results))
+
+
+def machine_facts() -> dict[str, str]:
+    """What the figures depend on."""
+    names = ("pika", "redis", "numpy", "numexpr", "msgpack")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return {
+        "when": time.strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} cores, {platform.platform()}",
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def page(cells: list[Cell]) -> str:
+    """docs/benchmarks.md."""
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine_facts().items())
+    return PAGE.format(facts=facts, table=table(cells), rounds=len(cells[0].rounds))
 
 
 def read_cells(text: str) -> tuple[tuple[int, int], ...]:
@@ -106,8 +148,15 @@ def read_cells(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(n), int(p)) for n, _, p in (cell.partition("x") for cell in text.split(",")))
 
 
+def alone(measure: Callable[..., Cell], *arguments: int) -> Cell:
+    """In a process of its own, so that peak memory is this cell's."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
 def measure_embedded(num_learners: int, num_parameters: int, rounds: int) -> Cell:
-    """All in this process."""
+    """All in one process."""
+    processes.begin()
     cell = Cell("embedded", num_learners, num_parameters)
     learners = {f"learner-{i}": processes.AddConstant(i + 1) for i in range(num_learners)}
     with Federation(learners) as federation:

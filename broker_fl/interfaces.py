@@ -182,8 +182,9 @@ class Transport(Protocol):
         """Send one body to every queue that one of the keys reaches; waits while the window is full.
 
         The message is sent again until the broker has confirmed it: it arrives at least once, and in order
-        unless a connection was lost in between. ``persistent`` bodies survive a restart of the broker (in
-        durable queues). With ``mandatory``, a message that reaches no queue is given to ``on_unroutable``.
+        unless a connection was lost in between, or a full queue refused one. ``persistent`` bodies survive a
+        restart of the broker (in durable queues). With ``mandatory``, a message that reaches no queue is
+        given to ``on_unroutable``.
 
         Raises:
             TransportClosed: ``close`` was called before or meanwhile.

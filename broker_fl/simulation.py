@@ -25,8 +25,9 @@ class Federation:
     ::
 
         with Federation({"a": learner_a, "b": learner_b}) as federation:
-            job = federation.submit(JobSpec(termination={"rounds": 10}), initial_model) job.wait() final =
-            job.model()
+            job = federation.submit(JobSpec(termination={"rounds": 10}), initial_model)
+            job.wait()
+            final = job.model()
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.workers.connecting import BrokerAccess, connect_broker, open_store
+from broker_fl.workers.memory import keep_freed_blocks
 from broker_fl.workers.process import Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def run_controller(options: ControllerOptions) -> None:
         ServerUnavailable: a server was not there in time.
         Fenced: another controller took over.
     """
+    keep_freed_blocks()
     with Signals() as signals:
         try:
             _run(options, signals)

@@ -13,6 +13,7 @@ from broker_fl.interfaces import Learner, LearnerContext
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.connecting import BrokerAccess, connect_broker
+from broker_fl.workers.memory import keep_freed_blocks
 from broker_fl.workers.process import Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def run_learners(app: App, options: LearnerOptions) -> None:
         SettingError, AccessDenied: trying again changes nothing.
         BrokerUnavailable: the broker was not there in time.
     """
+    keep_freed_blocks()
     learners = make_learners(app, options.ids)
     with Signals() as signals:
         try:

@@ -7,6 +7,8 @@ data: weights are wrapped in the type of the accumulator.
 
 from __future__ import annotations
 
+import math
+
 import numexpr
 import numpy as np
 
@@ -37,18 +39,31 @@ def divide(total: Array, divisor: float) -> None:
         numexpr.evaluate("total / by", out=total, casting="same_kind")
 
 
-def all_finite(values: Array) -> bool:
-    """Whether no element is NaN or infinite.
+def magnitude(values: Array) -> float:
+    """A bound of the absolute values: their Euclidean norm, or the largest where the norm overflows.
 
-    A dot product reads the array once and writes nothing; only when it overflows are the elements looked at
-    one by one.
+    It is NaN or infinite just where a value is. A dot product reads the array once and writes nothing; only
+    when it overflows are the elements looked at one by one.
     """
-    if values.dtype.kind in "iub":
-        return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        if values.dtype in (np.float32, np.float64) and np.isfinite(np.dot(values, values)):
-            return True
-    return bool(np.isfinite(values).all())
+    if values.dtype in (np.float32, np.float64):
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm = math.sqrt(abs(np.dot(values, values)))
+        if math.isfinite(norm):
+            return norm
+    return largest(values)
+
+
+def largest(values: Array) -> float:
+    """The largest absolute value; NaN where one is NaN, 0 of none."""
+    if not values.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        return float(np.maximum(float(values.max()), -float(values.min())))
+
+
+def all_finite(values: Array) -> bool:
+    """Whether no element is NaN or infinite."""
+    return values.dtype.kind in "iub" or math.isfinite(magnitude(values))
 
 
 def _needs_numpy(values: Array) -> bool:

@@ -32,21 +32,36 @@ class WeightedSum:
         self.spec = spec
         self.total_weight = 0.0
         self._totals: list[Array] | None = None
+        self._bounds = [0.0 for _ in spec.runs]
+        """Of each run's sum: no element of it is larger than this."""
 
     def add(self, model: Model, weight: float) -> None:
         """Take one model in.
 
         Raises:
-            UpdateRefused: another spec, a weight that is not positive and finite, or a value that is NaN or
-            infinite;
-                nothing was changed.
+            UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
+                infinite, or values with which the sum could overflow; nothing was changed.
         """
-        check_addable(self.spec, model, weight)
+        magnitudes = check_addable(self.spec, model, weight)
+        self._bounds = self._bounds_with(model, weight, magnitudes)
         if self._totals is None:
             self._totals = [np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs]
         for run, total in zip(self.spec.runs, self._totals, strict=True):
             kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
+
+    def _bounds_with(self, model: Model, weight: float, magnitudes: list[float]) -> list[float]:
+        """One learner's huge values must not cost the others their round."""
+        bounds = []
+        for run, bound, magnitude in zip(self.spec.runs, self._bounds, magnitudes, strict=True):
+            limit = float(np.finfo(sum_dtype(run)).max)
+            grown = bound + weight * magnitude
+            if grown > limit:
+                grown = bound + weight * kernels.largest(model.run(run))
+            if grown > limit:
+                raise UpdateRefused(f"the update has {run.dtype} values with which the sum could overflow")
+            bounds.append(grown)
+        return bounds
 
     def mean(self) -> Model:
         """``Σ wᵢ xᵢ / Σ wᵢ``; the sum is used up.
@@ -66,8 +81,8 @@ class WeightedSum:
         return result
 
 
-def check_addable(spec: ModelSpec, model: Model, weight: float) -> None:
-    """Hold one contribution against what can be summed.
+def check_addable(spec: ModelSpec, model: Model, weight: float) -> list[float]:
+    """Hold one contribution against what can be summed; a bound of each run's values comes back.
 
     Raises:
         UpdateRefused: with the tensor that is wrong and why.
@@ -77,9 +92,11 @@ def check_addable(spec: ModelSpec, model: Model, weight: float) -> None:
     if model.spec.digest != spec.digest:
         differences = spec.differences(model.spec) or ["its tensors are in another order"]
         raise UpdateRefused(f"the update does not fit the model: {'; '.join(differences[:5])}")
-    if not all(kernels.all_finite(model.run(run)) for run in spec.runs):
+    magnitudes = [kernels.magnitude(model.run(run)) for run in spec.runs]
+    if not all(math.isfinite(magnitude) for magnitude in magnitudes):
         bad = next(name for name, array in model.items() if not kernels.all_finite(array.reshape(-1)))
         raise UpdateRefused(f"tensor {bad!r} of the update has values that are NaN or infinite")
+    return magnitudes
 
 
 def write_mean(target: Array, mean: Array) -> None:

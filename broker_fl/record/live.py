@@ -123,8 +123,6 @@ class LiveView:
             head.append(f"  {history.job}", style="dim")
         head.append(f"  {history.state}", style=_STATE_STYLES.get(history.state, "bold cyan"))
         head.append(f"  {seconds(self._elapsed_s())}")
-        present = sum(learner.presence == "present" for learner in history.learners.values())
-        head.append(f"  {plural(present, 'learner')}", style="dim")
         if history.finished_s is not None and history.reason:
             head.append(f"  {one_line(history.reason)}", style="dim")
         return head

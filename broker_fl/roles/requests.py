@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from broker_fl.aggregation.kernels import all_finite
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.state import JobState
@@ -128,6 +129,8 @@ class Requests:
         announced = submit.model.digest if submit.model.encoding == "raw" else ""
         if announced and model.digest != announced:
             raise RequestRefused("the initial model arrived with another digest than was announced")
+        if not all(all_finite(model.run(run)) for run in model.spec.runs):
+            raise RequestRefused("the initial model has values that are NaN or infinite")
         services, now = self._services, self._services.clock.now()
         state = JobState(
             job=submit.job,

@@ -7,12 +7,12 @@ the report and the driver all read these. ``time_s`` is Unix time; durations end
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, ValidationError, model_validator
 
 from broker_fl.errors import FrameRefused
-from broker_fl.wire.fields import Count, Digest, Identifier, Listed, Metrics, Parameters, Seconds, Text
+from broker_fl.wire.fields import Count, Digest, Identifier, Listed, Metrics, Name, Parameters, Seconds, Text
 from broker_fl.wire.frames import unpack
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import Message, Timings, concrete, first_problem, parse
@@ -255,13 +255,23 @@ EVENT_KINDS: dict[str, type[Message]] = concrete(Event)
 """Every kind of event by name."""
 
 
+class UnknownEvent(Event):
+    """An event of a kind that is not known here, from a newer controller."""
+
+    KIND: ClassVar[str] = "unknown"
+    kind: Name
+
+
 def decode_event(body: bytes) -> Event:
-    """Read one packed event.
+    """Read one packed event; one of an unknown kind is an ``UnknownEvent``.
 
     Raises:
-        FrameRefused: no valid frame, or an event of a kind that is not known here.
+        FrameRefused: no valid frame, or not an event.
     """
     fields, payload = unpack(body)
+    if fields["kind"] not in EVENT_KINDS and payload is None and "sequence" in fields:
+        fields = {name: fields.get(name) for name in ("kind", "job", "sequence", "time_s")}
+        return cast("Event", parse(fields, {fields["kind"]: UnknownEvent}))
     event = parse(fields, EVENT_KINDS)
     if payload is not None or not isinstance(event, Event):
         raise FrameRefused(f"{event.KIND!r} is not an event")

@@ -236,7 +236,10 @@ def test_sigterm_lets_a_learner_finish_its_task(shell: Shell, controller: Daemon
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_a_learner_at_once(
-    shell: Shell, controller: Daemon, number: signal.Signals, code: int,
+    shell: Shell,
+    controller: Daemon,
+    number: signal.Signals,
+    code: int,
 ) -> None:
     (learner,) = start_learners(shell, 1)
     slow = JOB.replace("min_learners = 3", "min_learners = 1") + "[parameters]\npause_s = 3600.0\n"
@@ -273,7 +276,8 @@ NOBODY = "amqp://user:s3cret@127.0.0.1:1/"
 
 
 @pytest.mark.parametrize(
-    "args", [["jobs"], ["learner", "app.py", "--id", "a", "--connect-timeout", "0.1"], ["submit", "job.toml"]],
+    "args",
+    [["jobs"], ["learner", "app.py", "--id", "a", "--connect-timeout", "0.1"], ["submit", "job.toml"]],
 )
 def test_no_broker_is_exit_code_3(shell: Shell, args: list[str]) -> None:
     told = shell.refusal(*args, code=3, BROKER_FL_BROKER=NOBODY)
@@ -360,7 +364,11 @@ def test_a_job_without_an_initial_model_is_refused(shell: Shell) -> None:
     (shell.folder / "job.toml").write_text("", "utf-8")
     assert "job.toml names no initial model" in shell.refusal("submit", "job.toml", code=2)
     assert "nowhere.safetensors" in shell.refusal(
-        "submit", "job.toml", "--model", "nowhere.safetensors", code=2,
+        "submit",
+        "job.toml",
+        "--model",
+        "nowhere.safetensors",
+        code=2,
     )
 
 
@@ -398,7 +406,10 @@ def test_doctor_tells_a_mailbox_in_use(shell: Shell, controller: Daemon) -> None
 
 
 def test_doctor_names_missing_permissions_and_leaves_nothing(
-    shell: Shell, private_rabbitmq: RabbitMQNode, private_amqp_url: str, federation: str,
+    shell: Shell,
+    private_rabbitmq: RabbitMQNode,
+    private_amqp_url: str,
+    federation: str,
 ) -> None:
     vhost = private_amqp_url.rpartition("/")[2]
     private_rabbitmq.control("add_user", federation, "weak")
@@ -436,7 +447,7 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
     assert password not in shown + shell.stderr
 
     clean = {f"BROKER_FL_{name}": "" for name in ("BROKER", "STORE", "FEDERATION")}
-    shell.run("--config", str(settings), "submit", "job.toml", "--watch", **clean)
+    shell.run("--config", str(settings), "submit", "job.toml", "--watch", **clean)  # type: ignore[arg-type]
     assert shell.run("status").count("learner-") >= 3
     assert "run already" in shell.refusal("up", "--app", "app.py", code=2)
 

@@ -85,7 +85,7 @@ def test_a_factory_is_a_function_or_a_class(write: Write, factory: str) -> None:
 
 @pytest.mark.parametrize("parameter", ["context", "context=None", "anything", "anything, seed=3"])
 def test_the_context_is_given_to_a_factory_that_asks_for_it(write: Write, parameter: str) -> None:
-    name = parameter.split(",")[0].split("=")[0]
+    name = parameter.split(",", maxsplit=1)[0].split("=", maxsplit=1)[0]
     write(
         f"""
         class Adder:

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 BLOCKED_TIMEOUT_S = 300.0
 """An alarm of the broker that lasts so long may have been a lost "unblocked": connect again."""
 GOODBYE_TIMEOUT_S = 1.5
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 30.0
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 10.0
+"""Shorter than what makes a learner count as lost (four heartbeats of 5 s)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

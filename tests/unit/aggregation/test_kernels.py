@@ -30,7 +30,7 @@ def test_adding_is_the_same_below_and_above_the_size_at_which_numexpr_takes_over
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", SIZES)
 def test_dividing_is_numpys(dtype: type, size: int) -> None:
-    total = np.arange(size, dtype=dtype)
+    total: Array = np.arange(size, dtype=dtype)
     expected = total / dtype(3)
     kernels.divide(total, 3.0)
     np.testing.assert_array_equal(total, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,10 +88,11 @@ def test_whatever_goes_wrong_a_job_is_done_once_it_stops(seed: int, name: str, *
 @given(seed=st.integers(0, 2**32), wall_clock_s=st.sampled_from([5.0, 50.0, 500.0]))
 def test_the_wall_clock_ends_a_job_among_faults(seed: int, wall_clock_s: float) -> None:
     termination = Termination(wall_clock_s=wall_clock_s)
-    world = World(spec(termination=termination, max_retries=100), seed=seed, faults=ALL)
+    faults = replace(ALL, controller_crash=0.0)  # one that is down ends nothing until it is back
+    world = World(spec(termination=termination, max_retries=100), seed=seed, faults=faults)
     disk = world.run()
     assert disk.events[-1].state == "done"  # type: ignore[attr-defined]
-    assert world.now < wall_clock_s + ALL.down_s + 10.0
+    assert world.now <= wall_clock_s + 1.0
 
 
 def test_a_world_follows_from_its_seed() -> None:

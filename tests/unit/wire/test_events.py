@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from broker_fl.errors import FrameRefused
 from broker_fl.wire import events as e
-from broker_fl.wire.events import EVENT_KINDS, Event, decode_event, event_from_json
+from broker_fl.wire.events import EVENT_KINDS, Event, UnknownEvent, decode_event, event_from_json
 from broker_fl.wire.examples import examples
 from broker_fl.wire.fields import MAX_LISTED, MAX_METRICS, MAX_PARAMETERS, MAX_TEXT_CHARS
+from broker_fl.wire.frames import pack
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import Rejoin, parse
 from broker_fl.wire.pages import PAGE_BYTES
@@ -180,3 +181,10 @@ def test_damaged_events_are_read_or_refused_and_nothing_else(name: str, data: st
     except FrameRefused:
         return
     assert event_from_json(event.to_json()).KIND == event.KIND
+
+
+def test_an_event_of_a_newer_controller_keeps_its_number_and_time() -> None:
+    body = pack("learner_promoted", {"job": "j", "sequence": 7, "time_s": 1.5, "rank": "captain"})
+    event = decode_event(body)
+    assert isinstance(event, UnknownEvent)
+    assert (event.kind, event.job, event.sequence, event.time_s) == ("learner_promoted", "j", 7, 1.5)
