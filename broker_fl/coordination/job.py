@@ -535,7 +535,7 @@ class Job:
         ]
         if not results:
             return []
-        self.state.evaluation = weighted_mean((r.evaluation, r.evaluation_examples or 1) for r in results)
+        self.state.note_evaluation(weighted_mean((r.evaluation, r.evaluation_examples or 1) for r in results))
         evaluated = e.VersionEvaluated(
             job=self.state.job,
             round=self.state.round,

@@ -25,7 +25,6 @@ class VersionRecord:
     spec: ModelSpec
     digest: str
     committed_at: float
-    metrics: dict[str, float]
     memory_spec: ModelSpec | None = None
     """Of what the aggregation rule keeps for the next round, if it keeps anything."""
 
@@ -36,7 +35,6 @@ class VersionRecord:
             "spec": self.spec.to_wire(),
             "digest": self.digest,
             "committed_at": self.committed_at,
-            "metrics": self.metrics,
             "memory_spec": self.memory_spec.to_wire() if self.memory_spec else None,
         }
         packed: bytes = msgpack.packb(fields)
@@ -51,15 +49,15 @@ class VersionRecord:
         fields["memory_spec"] = ModelSpec.from_wire(memory) if memory else None
         return cls(**fields)
 
-    def summary(self) -> VersionSummary:
-        """The version's line in a list of versions."""
+    def summary(self, metrics: dict[str, float]) -> VersionSummary:
+        """The version's line in a list of versions; ``metrics`` are of its evaluation, empty before that."""
         return VersionSummary(
             version=self.version,
             num_bytes=self.spec.num_bytes,
             num_parameters=self.spec.num_elements,
             digest=self.digest,
             committed_at=self.committed_at,
-            metrics=self.metrics,
+            metrics=metrics,
         )
 
 

@@ -139,7 +139,7 @@ class Requests:
             update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(model.spec),
             submitted_at=now,
         )
-        record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now, metrics={})
+        record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now)
         keep = submit.spec.keep_versions
         initial, versions = Combined(model=model), services.versions(state.job)
         services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))
@@ -169,9 +169,10 @@ class Requests:
             self._reply(request, m.Jobs(request=request.request, jobs=jobs, last=last))
 
     def _list_versions(self, request: m.ListVersions) -> None:
-        self._state(request.job)
+        evaluations = self._state(request.job).evaluations
         records = self._services.versions(request.job).records()
-        for versions, last in pages([record.summary() for record in records], _num_bytes):
+        summaries = [record.summary(evaluations.get(record.version, {})) for record in records]
+        for versions, last in pages(summaries, _num_bytes):
             self._reply(request, m.Versions(request=request.request, versions=versions, last=last))
 
     def _list_learners(self, request: m.ListLearners) -> None:

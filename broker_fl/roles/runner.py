@@ -216,7 +216,6 @@ class JobRunner:
             spec=self._spec,
             digest=combined.model.digest,
             committed_at=self._now(),
-            metrics=state.evaluation,
             memory_spec=combined.memory.spec if combined.memory else None,
         )
         aggregated = time.perf_counter()
