@@ -1,4 +1,5 @@
-# `make help` says what there is. Needed: make and Python 3.11 to 3.13; everything else is installed into .venv.
+# `make help` says what there is. Needed: make and Python 3.11 to 3.13 (the demo takes newer ones too); everything else is
+# installed into .venv.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -15,15 +16,15 @@ ARGS ?=
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-# The first of these that is new enough, not too new for TensorFlow, and able to make a virtual environment.
-PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
+# The first of these that is new enough, not too new for what is installed, and able to make a virtual environment.
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 find_python = \
 	for python in $(PYTHONS); do \
-		"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue; \
+		"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, $(1)))' 2>/dev/null || continue; \
 		found="$$python"; break; \
 	done; \
 	if [ -z "$$found" ]; then \
-		echo "Python 3.11, 3.12 or 3.13 is needed; none among: $(PYTHONS)." >&2; \
+		echo "Python $(2) is needed; none among: $(PYTHONS)." >&2; \
 		echo "Install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv), or: make PYTHON=/path/to/python" >&2; \
 		exit 1; \
 	fi; \
@@ -60,13 +61,13 @@ env: $(VENV)/.made  ## Make .venv with every extra, in the versions of constrain
 
 demo-env: $(DEMO_VENV)/.made  ## Make .venv-demo with the core, the report and the examples
 
-servers:  ## Install RabbitMQ and Redis where neither URLs, Docker nor programs are there, and it may
+servers:  ## Install RabbitMQ and Redis if they are not installed, and it may
 	@tests/servers/provide.sh
 
 # The CPU build of torch is a tenth of the one with CUDA. Linux gets it from wherever pip is set up to look, or from
 # PyTorch's own index; if neither has it, the torch of the package index will do.
 $(VENV)/.made: pyproject.toml constraints.txt
-	@$(find_python); echo "Making $(VENV) with $$found: every extra, so some minutes"; "$$found" -m venv $(VENV)
+	@$(call find_python,14,3.11 to 3.13 (TensorFlow takes no newer one)); echo "Making $(VENV) with $$found: every extra, so some minutes"; "$$found" -m venv $(VENV)
 	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import torch; assert torch.__version__.startswith("$(TORCH)")' 2>/dev/null; then \
 		$(BIN)/python $(PIP_INSTALL) -c constraints.txt 'torch==$(TORCH)+cpu' 2>/dev/null \
 		|| $(BIN)/python $(PIP_INSTALL) --retries 0 --timeout 10 -c constraints.txt 'torch==$(TORCH)+cpu' \
@@ -77,7 +78,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@touch $@
 
 $(DEMO_VENV)/.made: pyproject.toml constraints.txt
-	@$(find_python); echo "Making $(DEMO_VENV) with $$found"; "$$found" -m venv $(DEMO_VENV)
+	@$(call find_python,1000,3.11 or newer); echo "Making $(DEMO_VENV) with $$found"; "$$found" -m venv $(DEMO_VENV)
 	@$(DEMO_VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[report,examples]'
 	@touch $@
 

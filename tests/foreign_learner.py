@@ -132,6 +132,9 @@ def check(payload: bytes, checksum: str) -> None:
 class Task:
     """A task that this learner holds, until the next one of the same job."""
 
+    num_trainings = 0
+    """Of all tasks."""
+
     def __init__(self, message: Fields) -> None:
         manifest = message["model"]
         self.message = message
@@ -175,9 +178,10 @@ class Task:
         evaluation = {"mean": mean} if self.message["evaluate"] else {}
         if self.message["train"]:
             self._recode(self.message["encoding"])
+            Task.num_trainings += 1
         self.result = {
             "num_examples": 10,
-            "metrics": {"loss": 1.0 / (1.0 + abs(mean))} if self.message["train"] else {},
+            "metrics": {"trainings": float(Task.num_trainings)} if self.message["train"] else {},
             "evaluation": evaluation,
             "evaluation_examples": 10,
             "update": self._manifest() if self.message["train"] else None,

@@ -12,6 +12,7 @@ from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.tables import print_table, when
 from broker_fl.cli.watching import watching
+from broker_fl.errors import BrokerUnavailable
 from broker_fl.model import Model
 from broker_fl.record.runfolder import RunFolder
 from broker_fl.record.text import one_line, seconds
@@ -98,7 +99,7 @@ def watch_job(job: Job, *, live: bool | None, as_json: bool, out: str | None) ->
             show(event)
             finished = event if isinstance(event, JobFinished) else finished
     if finished is None:
-        raise RuntimeError(f"job {job.id} ended without saying so")
+        raise BrokerUnavailable(f"job {job.id} ended without saying so")
     if folder is not None:
         _complete(folder, job.model())
     return finished

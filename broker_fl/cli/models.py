@@ -11,6 +11,7 @@ from broker_fl.cli import options
 from broker_fl.cli.access import driver_of, find_job
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.tables import print_table, when
+from broker_fl.errors import SettingError
 from broker_fl.record.text import count, number, one_line, size
 
 
@@ -54,9 +55,16 @@ def list_versions(job: str, as_json: bool, **access: Any) -> None:
 @click.option("--out", default="model.safetensors", show_default=True, metavar="FILE", help="Where to.")
 def export(job: str, version: int | None, out: str, **access: Any) -> None:
     """Write a model version of JOB to a safetensors file."""
+    _make_folder(Path(out).parent)
     with driver_of(access) as driver:
         found = find_job(driver, job)
         fetched, model = driver.download(found.id, version)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     model.save(out)
     click.echo(f"{out}: version {fetched} of {found.id}, {count(model.spec.num_elements)} parameters")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"the folder {path} cannot be made: {error.strerror or error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class ControllerSettings:
     """How long a standby waits after the last sign of life of a controller that died."""
     max_model_bytes: int = 8 << 30
     """A job with a larger model is refused."""
+    store_patience_s: float | None = None
+    """How long a store that fails is asked again before that ends the controller; None is for ever."""
 
 
 class Controller:
@@ -69,7 +72,8 @@ class Controller:
         self._store = store
         self._clock = Clock()
         self._stop = threading.Event()
-        self._active = threading.Event()
+        self._settled = threading.Event()  # it is active, or has ended before it was
+        self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
         self._ticked_at = 0.0
         self._owner = f"controller-{uuid.uuid4().hex[:12]}"
@@ -88,8 +92,11 @@ class Controller:
         self._main.start()
 
     def wait_active(self, timeout_s: float | None = None) -> bool:
-        """Wait until it holds the lease and hears learners and drivers."""
-        return self._active.wait(timeout_s)
+        """Wait until it holds the lease and hears learners and drivers; False if it ended before that, or if
+        that takes longer.
+        """
+        self._settled.wait(timeout_s)
+        return self._is_active
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the controller's end; False if that takes longer."""
@@ -108,12 +115,13 @@ class Controller:
 
     def _run(self) -> None:
         try:
-            if self._lease.acquire(self._stop):
+            if self._lease.acquire(self._stop, self.settings.store_patience_s):
                 self._work()
         except BaseException as error:  # noqa: BLE001 - kept for the owner, who decides
             self.error = error
             log.error("the controller ends: %s", error)
         finally:
+            self._settled.set()
             self._lease.release()
             self._bulk_sender.stop(5.0)
             self._sender.stop(5.0)
@@ -137,7 +145,8 @@ class Controller:
             self._consume(queue, handle, prefetch)
         self._loop.start()
         log.info("controller of federation %s is active, epoch %d", self.settings.federation, epoch)
-        self._active.set()
+        self._is_active = True
+        self._settled.set()
         self._loop.join()
         self.error = self.error or self._loop.error
         if self.error is None:
@@ -170,17 +179,25 @@ class Controller:
 
         Raises:
             Fenced: another controller has taken over.
-            StoreUnavailable: the controller was stopped while the store was away.
+            StoreUnavailable: the controller was stopped while the store was away, or its patience is over.
         """
-        pause_s = 0.05
+        began, pause_s = time.monotonic(), 0.05
         while True:
             try:
                 return operation()
             except StoreUnavailable as error:
+                if self._is_too_long(time.monotonic() - began):
+                    self.error = self.error or error
+                    self.stop()
+                    raise
                 log.warning("the store is away, trying again: %s", error)
                 if self._stop.wait(pause_s):
                     raise
                 pause_s = min(2 * pause_s, MAX_RETRY_PAUSE_S)
+
+    def _is_too_long(self, away_s: float) -> bool:
+        patience_s = self.settings.store_patience_s
+        return patience_s is not None and away_s >= patience_s
 
     # ------------------------------------------------------------ what comes in
 

@@ -13,31 +13,25 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, RequestRefused
+from broker_fl.errors import BrokerUnavailable, MessageRefused
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
 from broker_fl.record.history import History
+from broker_fl.roles.conversation import Answer, Answers, Download, Watch, request_id
 from broker_fl.roles.sender import publish_model
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
-from broker_fl.wire.chunks import Assembly
-from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import Event, JobFinished, decode_event
 from broker_fl.wire.job import JobSpec
 
 R = TypeVar("R", bound=m.Reply)
 P = TypeVar("P", m.Jobs, m.Learners, m.Versions)
 REPLY_PREFETCH = 64
-EVENTS_PREFETCH = 256
-MAX_MODEL_BYTES = 8 << 30
-_REPEAT_AFTER_S = 10.0
-_TRY_AGAIN_AFTER_S = 0.25
 
 
 class Driver:
@@ -52,8 +46,11 @@ class Driver:
         self.timeout_s = timeout_s
         self._transport = transport
         self._lock = threading.Lock()
-        self._waiting: dict[str, queue.SimpleQueue[m.Reply]] = {}
-        self._downloads: dict[tuple[str, int], list[_Download]] = {}
+        self._waiting: dict[str, queue.SimpleQueue[Answer]] = {}
+        self._downloads: dict[str, Download] = {}  # by request
+        self._watches: set[Watch] = set()
+        self._failure: Exception | None = None
+        transport.on_reconnect(self._on_reconnect)
         transport.declare([*self.topology.for_controller(), *self.topology.for_driver(self.id)])
         transport.consume(
             self.topology.driver_queue(self.id),
@@ -84,17 +81,16 @@ class Driver:
         """
         initial = model if isinstance(model, Model) else Model.of(model)
         job = f"{spec.name[:51]}-{uuid.uuid4().hex[:12]}"
-        manifest = m.ModelManifest(
+        manifest = m.ModelManifest.of(
+            initial.spec,
             version=0,
-            spec=initial.spec.to_wire(),
-            spec_digest=initial.spec.digest,
             digest=initial.digest,
-            num_bytes=initial.spec.num_bytes,
+            encoding="raw",
             chunk_bytes=spec.transfer.chunk_bytes,
         )
-        submit = m.Submit(driver=self.id, request=_request_id(), job=job, spec=spec, model=manifest)
+        submit = m.Submit(driver=self.id, request=request_id(), job=job, spec=spec, model=manifest)
         inbox = ""
-        with _Answers(self, submit) as answers:
+        with Answers(self, submit) as answers:
             while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
                 if answer.inbox != inbox:  # another controller has taken over, and has nothing of the model
                     inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
@@ -114,12 +110,12 @@ class Driver:
 
     def jobs(self) -> tuple[m.JobSummary, ...]:
         """All jobs of the federation, oldest first."""
-        pages = self.ask_for_pages(m.ListJobs(driver=self.id, request=_request_id()), m.Jobs)
+        pages = self.ask_for_pages(m.ListJobs(driver=self.id, request=request_id()), m.Jobs)
         return tuple({job.job: job for page in pages for job in page.jobs}.values())
 
     def learners(self) -> tuple[m.LearnerSummary, ...]:
         """The learners that are there."""
-        pages = self.ask_for_pages(m.ListLearners(driver=self.id, request=_request_id()), m.Learners)
+        pages = self.ask_for_pages(m.ListLearners(driver=self.id, request=request_id()), m.Learners)
         return tuple({one.learner: one for page in pages for one in page.learners}.values())
 
     # ------------------------------------------------------------ asking
@@ -131,7 +127,7 @@ class Driver:
             RequestRefused: with the controller's reason.
             BrokerUnavailable: no controller answered within ``timeout_s``.
         """
-        with _Answers(self, request) as answers:
+        with Answers(self, request) as answers:
             reply = answers.next(expected)
             assert isinstance(reply, expected)  # noqa: S101 - what ``next`` promises, for the type checker
             return reply
@@ -144,7 +140,7 @@ class Driver:
             BrokerUnavailable: no controller answered within ``timeout_s``.
         """
         pages: list[P] = []
-        with _Answers(self, request) as answers:
+        with Answers(self, request) as answers:
             while not pages or not pages[-1].last:
                 reply = answers.next(expected)
                 assert isinstance(reply, expected)  # noqa: S101 - what ``next`` promises, for the type checker
@@ -158,17 +154,15 @@ class Driver:
             RequestRefused: there is no such job or version.
             BrokerUnavailable: the model did not arrive; ``timeout_s`` counts from the last chunk.
         """
-        request = m.ReadModel(driver=self.id, request=_request_id(), job=job, version=version)
-        follows = self.ask(request, m.ModelFollows)
-        with self._lock:
-            downloads = self._downloads.setdefault((job, follows.model.version), [])
-            download = next(one for one in downloads if one.request == follows.request)
+        request = m.ReadModel(driver=self.id, request=request_id(), job=job, version=version)
         try:
-            model = download.wait(self.timeout_s)
+            follows = self.ask(request, m.ModelFollows)
+            with self._lock:
+                download = self._downloads[request.request]
+            return follows.model.version, download.wait(self.timeout_s)
         finally:
             with self._lock:
-                downloads.remove(download)
-        return follows.model.version, model
+                self._downloads.pop(request.request, None)
 
     # ------------------------------------------------------------ what comes in, on a thread of the transport
 
@@ -189,25 +183,46 @@ class Driver:
             waiting = self._waiting.get(reply.request)
             if waiting is None:
                 return
-            if isinstance(reply, m.ModelFollows):
-                key = (reply.job, reply.model.version)
-                if all(one.request != reply.request for one in self._downloads.get(key, ())):
-                    self._downloads.setdefault(key, []).append(_Download(reply))
+            if isinstance(reply, m.ModelFollows) and reply.request not in self._downloads:
+                self._downloads[reply.request] = Download(reply)
         waiting.put(reply)
 
     def _on_chunk(self, chunk: m.ModelChunk, payload: memoryview) -> None:
         with self._lock:
-            downloads = list(self._downloads.get((chunk.job, chunk.version), ()))
+            downloads = [one for one in self._downloads.values() if one.model == (chunk.job, chunk.version)]
         for download in downloads:
             download.add(chunk, payload)
 
+    def _on_reconnect(self) -> None:
+        with self._lock:
+            watches = list(self._watches)
+        for watch in watches:
+            watch.check()
+
     # ------------------------------------------------------------ for answers and events
 
-    def expect(self, request: str) -> queue.SimpleQueue[m.Reply]:
+    def fail(self, error: Exception) -> None:
+        """Raise ``error`` wherever an answer is waited for, now or later: who knows that no controller will
+        answer need not wait for a timeout.
+        """
+        with self._lock:
+            self._failure = error
+            waiting, downloads = list(self._waiting.values()), list(self._downloads.values())
+            watches = list(self._watches)
+        for answers in waiting:
+            answers.put(error)
+        for download in downloads:
+            download.fail(error)
+        for watch in watches:
+            watch.check()
+
+    def expect(self, request: str) -> queue.SimpleQueue[Answer]:
         """Collect the answers to a request, until ``forget``."""
-        answers: queue.SimpleQueue[m.Reply] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         with self._lock:
             self._waiting[request] = answers
+            if self._failure is not None:
+                answers.put(self._failure)
         return answers
 
     def forget(self, request: str) -> None:
@@ -223,6 +238,16 @@ class Driver:
             request.pack(),
             persistent=True,
         )
+
+    def add_watch(self, watch: Watch) -> None:
+        """Have the watch check for missed events when the connection was lost, until ``remove_watch``."""
+        with self._lock:
+            self._watches.add(watch)
+
+    def remove_watch(self, watch: Watch) -> None:
+        """The watch has ended."""
+        with self._lock:
+            self._watches.discard(watch)
 
     def let_go(self, queue: str) -> None:
         """Delete a queue of this driver; while the broker is away it is left to expire."""
@@ -255,7 +280,7 @@ class Job:
         if not follow:
             yield from self._stored(after=0)
             return
-        with _Watch(self._driver, self.id) as watch:
+        with Watch(self._driver, self.id) as watch:
             last = 0
             for event in self._stored(after=0):
                 last = event.sequence
@@ -292,12 +317,12 @@ class Job:
     def stop(self, reason: str = "") -> None:
         """End the job; what it has committed is kept."""
         driver = self._driver
-        driver.ask(m.StopJob(driver=driver.id, request=_request_id(), job=self.id, reason=reason), m.Done)
+        driver.ask(m.StopJob(driver=driver.id, request=request_id(), job=self.id, reason=reason), m.Done)
 
     def versions(self) -> tuple[m.VersionSummary, ...]:
         """The model versions that are kept, oldest first."""
         driver = self._driver
-        request = m.ListVersions(driver=driver.id, request=_request_id(), job=self.id)
+        request = m.ListVersions(driver=driver.id, request=request_id(), job=self.id)
         pages = driver.ask_for_pages(request, m.Versions)
         return tuple({one.version: one for page in pages for one in page.versions}.values())
 
@@ -312,7 +337,7 @@ class Job:
     def _stored(self, *, after: int) -> Iterator[Event]:
         driver = self._driver
         while True:
-            request = m.ReadEvents(driver=driver.id, request=_request_id(), job=self.id, after=after)
+            request = m.ReadEvents(driver=driver.id, request=request_id(), job=self.id, after=after)
             page = driver.ask(request, m.Events)
             for body in page.events:
                 event = decode_event(body)
@@ -320,125 +345,3 @@ class Job:
                 yield event
             if page.last:
                 return
-
-
-class _Answers:
-    """The answers to one request, which is sent again while none comes: requests are safe to repeat."""
-
-    def __init__(self, driver: Driver, request: m.Request) -> None:
-        self._driver = driver
-        self._request = request
-        self._answers = driver.expect(request.request)
-
-    def __enter__(self) -> Self:
-        self._driver.send(self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._driver.forget(self._request.request)
-
-    def next(self, *expected: type[m.Reply]) -> m.Reply:
-        """The next answer of an expected kind."""
-        give_up_at = time.monotonic() + self._driver.timeout_s
-        while (left_s := give_up_at - time.monotonic()) > 0:
-            try:
-                reply = self._answers.get(timeout=min(left_s, _REPEAT_AFTER_S))
-            except queue.Empty:
-                self._driver.send(self._request)
-                continue
-            if isinstance(reply, m.Refused):
-                raise RequestRefused(reply.reason)
-            if isinstance(reply, expected):
-                return reply
-        raise BrokerUnavailable(
-            f"no controller of federation {self._driver.topology.federation!r} answered within "
-            f"{self._driver.timeout_s:g} s; is one running (broker-fl controller)?"
-        )
-
-
-class _Download:
-    """A model on its way to the driver."""
-
-    def __init__(self, follows: m.ModelFollows) -> None:
-        self.request = follows.request
-        self._manifest = follows.model
-        self._spec = follows.model.model_spec(max_bytes=MAX_MODEL_BYTES)
-        self._assembly = Assembly(follows.model.num_bytes, follows.model.chunk_bytes)
-        self._progress = threading.Condition()
-
-    def add(self, chunk: m.ModelChunk, payload: memoryview) -> None:
-        with self._progress:
-            self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
-            self._progress.notify_all()
-
-    def wait(self, timeout_s: float) -> Model:
-        with self._progress:
-            while not self._assembly.complete:
-                missing = self._assembly.num_missing
-                if not self._progress.wait(timeout_s) and self._assembly.num_missing == missing:
-                    raise BrokerUnavailable(
-                        f"{missing} chunks of the model did not arrive within {timeout_s:g} s",
-                    )
-        model = encoding(self._manifest.encoding).decode(self._assembly.buffer, self._spec)
-        if self._manifest.encoding == "raw" and model.digest != self._manifest.digest:
-            raise FrameRefused("the model arrived with another digest than was announced")
-        return model
-
-
-class _Watch:
-    """Live events of one job, in a queue of its own."""
-
-    def __init__(self, driver: Driver, job: str) -> None:
-        self._driver = driver
-        self._watcher = f"{driver.id}-{uuid.uuid4().hex[:8]}"
-        self._job = job
-        self._batches: queue.SimpleQueue[tuple[bytes, ...] | None] = queue.SimpleQueue()
-
-    def __enter__(self) -> Self:
-        driver = self._driver
-        give_up_at = time.monotonic() + driver.timeout_s
-        while not self._is_consuming():
-            if time.monotonic() >= give_up_at:
-                raise BrokerUnavailable(f"the broker has not been there for {driver.timeout_s:g} s")
-            time.sleep(_TRY_AGAIN_AFTER_S)
-        driver.transport.on_reconnect(lambda: self._batches.put(None))
-        return self
-
-    def _is_consuming(self) -> bool:
-        """Begin; False while the broker is away."""
-        driver, name = self._driver, self._driver.topology.event_queue(self._watcher)
-        try:
-            driver.transport.declare(driver.topology.for_watcher(self._watcher, self._job))
-            driver.transport.consume(name, self._take, prefetch=EVENTS_PREFETCH, exclusive=True)
-        except BrokerUnavailable:
-            return False
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        self._driver.let_go(self._driver.topology.event_queue(self._watcher))
-
-    def _take(self, delivery: Delivery) -> None:
-        try:
-            message, _ = m.decode(delivery.body)
-            if isinstance(message, m.EventBatch):
-                self._batches.put(message.events)
-        except MessageRefused:
-            self._batches.put(None)  # something was missed: the stored events tell
-        finally:
-            delivery.ack()
-
-    def next(self, last: int) -> list[Event]:
-        """Events after ``last``; empty when some may have been missed, or none came for a while."""
-        while True:
-            try:
-                batch = self._batches.get(timeout=_REPEAT_AFTER_S)
-            except queue.Empty:
-                return []
-            if batch is None:
-                return []
-            if fresh := [event for event in map(decode_event, batch) if event.sequence > last]:
-                return fresh
-
-
-def _request_id() -> str:
-    return uuid.uuid4().hex

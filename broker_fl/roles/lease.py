@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from broker_fl.errors import Fenced, StoreUnavailable
@@ -35,15 +36,24 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.epoch = 0
 
-    def acquire(self, stop: threading.Event) -> bool:
-        """Wait until the lease is free, as a standby; False if ``stop`` was set first."""
+    def acquire(self, stop: threading.Event, store_patience_s: float | None = None) -> bool:
+        """Wait until the lease is free, as a standby; False if ``stop`` was set first.
+
+        Raises:
+            StoreUnavailable: the store has failed for ``store_patience_s``.
+        """
         announced = False
+        answered = time.monotonic()
         while not stop.is_set():
             try:
                 epoch = self._store.acquire_lease(self._owner, self._ttl_s)
             except StoreUnavailable as error:
+                if store_patience_s is not None and time.monotonic() - answered >= store_patience_s:
+                    raise
                 log.warning("waiting for the store: %s", error)
                 epoch = None
+            else:
+                answered = time.monotonic()
             if epoch is not None:
                 self.epoch = epoch
                 self._thread.start()

@@ -43,6 +43,10 @@ _BAD_FILE = {
 }
 
 
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_MAKE_ROOM = "; make room on its disk, raise the limit of file sizes (ulimit -f), or use another folder"
+
+
 class SQLiteStore:
     """The store of one federation in the file ``path`` (``":memory:"``: in none), made if it is not there.
 
@@ -321,4 +325,5 @@ class SQLiteStore:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code in _BAD_FILE:
                 raise SettingError(f"{self._path} cannot be used as a store: {error}") from error
-            raise StoreUnavailable(f"{self._path}: {error}") from error
+            hint = _MAKE_ROOM if code in _NO_ROOM else ""
+            raise StoreUnavailable(f"the store {self._path} fails: {error}{hint}") from error

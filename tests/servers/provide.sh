@@ -1,39 +1,30 @@
 #!/bin/sh
-# Make sure that the tests can have a RabbitMQ and a Redis. In this order, each server for itself:
-#   1. its URL is given (BROKER_FL_TEST_AMQP_URL, BROKER_FL_TEST_REDIS_URL): nothing to do;
-#   2. a Docker engine answers: testcontainers starts it;
-#   3. its program is installed: the tests start a private node of it;
-#   4. Debian or Ubuntu, as root or with sudo that asks for no password: install it, never start it;
-#   5. otherwise say what to install, and end with status 1.
+# Make sure that the tests can have a RabbitMQ and a Redis. In this order:
+#   1. both programs are installed: nothing to do;
+#   2. Debian or Ubuntu, as root or with sudo that asks for no password: install what is missing, never start it;
+#   3. the servers are elsewhere, by URL (BROKER_FL_TEST_AMQP_URL, BROKER_FL_TEST_REDIS_URL) or because a Docker engine
+#      answers: most tests can use these; say that those which kill and restart a server will be skipped;
+#   4. otherwise say what to install, and end with status 1.
 set -eu
 
 # Servers live in sbin, which is not on everybody's path; rabbitmq-server of Debian also in its own folder.
-PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:/opt/homebrew/sbin:/usr/lib/rabbitmq/bin"
+PATH="$PATH:${SERVER_FOLDERS-/usr/local/sbin:/usr/sbin:/sbin:/opt/homebrew/sbin:/usr/lib/rabbitmq/bin}"
 export PATH
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
 docker_answers() { has docker && docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
-missing=""
-[ -n "${BROKER_FL_TEST_AMQP_URL:-}" ] || has rabbitmq-server || missing="$missing rabbitmq-server"
-[ -n "${BROKER_FL_TEST_REDIS_URL:-}" ] || has redis-server || missing="$missing redis-server"
-[ -n "$missing" ] || exit 0
-if docker_answers; then exit 0; fi
+missing_programs() {
+    missing=""
+    has rabbitmq-server || missing="$missing rabbitmq-server"
+    has redis-server || missing="$missing redis-server"
+}
 
 as_root=""
 if [ "$(id -u)" != 0 ]; then as_root="sudo -n"; fi
 
 may_install() { has apt-get && { [ -z "$as_root" ] || { has sudo && sudo -n true 2>/dev/null; }; }; }
-
-if ! may_install; then
-    echo "The tests need a RabbitMQ and a Redis; not found here:$missing." >&2
-    echo "Give their URLs (BROKER_FL_TEST_AMQP_URL, BROKER_FL_TEST_REDIS_URL), or start Docker, or install them:" >&2
-    echo "  Debian, Ubuntu:  sudo apt-get install --no-install-recommends$missing" >&2
-    echo "  Fedora:          sudo dnf install$(echo "$missing" | sed 's/redis-server/redis/')" >&2
-    echo "  macOS:           brew install$(echo "$missing" | sed 's/-server//g')" >&2
-    exit 1
-fi
 
 # Debian starts a service as soon as its package is installed, on every interface and with a guest account.
 # policy-rc.d is its documented way to say no. One that is there already (as in containers) is kept as it is.
@@ -42,24 +33,50 @@ added_policy=""
 cleanup() { if [ -n "$added_policy" ]; then $as_root rm -f "$policy"; fi; }
 trap cleanup EXIT
 trap 'exit 1' HUP INT TERM
-if [ ! -e "$policy" ]; then
+
+forbid_starts() {
+    if [ -e "$policy" ]; then return 0; fi
     added_policy=yes
-    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
-    $as_root chmod 755 "$policy"
-fi
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null && $as_root chmod 755 "$policy"
+}
 
-echo "Installing$missing (they are not started: each test run has private nodes)."
-export DEBIAN_FRONTEND=noninteractive
-apt="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120"
-$apt update >/dev/null || echo "apt-get update failed: trying with the package lists that are here." >&2
+# Callers look at its status, so that `set -e` does not hold in here.
 # shellcheck disable=SC2086  # words on purpose
-$apt install -y --no-install-recommends $missing >/dev/null
+install_missing() {
+    echo "Installing$missing (they are not started: each test run has private nodes)."
+    forbid_starts || return 1
+    apt="$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120"
+    $apt update >/dev/null || echo "apt-get update failed: trying with the package lists that are here." >&2
+    $apt install -y --no-install-recommends $missing >/dev/null || return 1
+    # Nor shall they start at the next boot: only what this script installed is touched.
+    if has systemctl; then $as_root systemctl disable $missing >/dev/null 2>&1 || true; fi
+}
 
-# Nor shall they start at the next boot: only what this script installed is touched.
-if has systemctl; then
-    # shellcheck disable=SC2086
-    $as_root systemctl disable $missing >/dev/null 2>&1 || true
+missing_programs
+[ -n "$missing" ] || exit 0
+if may_install; then
+    install_missing || echo "Could not install$missing." >&2
+    missing_programs
+    [ -n "$missing" ] || exit 0
 fi
+
+nowhere=""
 for program in $missing; do
-    has "$program" || { echo "$program was installed, but is not found on $PATH" >&2; exit 1; }
+    case "$program" in
+        rabbitmq-server) url="${BROKER_FL_TEST_AMQP_URL:-}" ;;
+        *) url="${BROKER_FL_TEST_REDIS_URL:-}" ;;
+    esac
+    [ -n "$url" ] || nowhere="$nowhere $program"
 done
+if [ -z "$nowhere" ] || docker_answers; then
+    echo "Not installed here:$missing. Tests that kill, freeze or restart a server of their own, 'broker-fl up' and" >&2
+    echo "the benchmarks will be skipped (with CI=true, those that need their own server fail)." >&2
+    exit 0
+fi
+
+echo "The tests need a RabbitMQ and a Redis; not found here:$nowhere." >&2
+echo "Install them, or give their URLs (BROKER_FL_TEST_AMQP_URL, BROKER_FL_TEST_REDIS_URL), or start Docker:" >&2
+echo "  Debian, Ubuntu:  sudo apt-get install --no-install-recommends$nowhere" >&2
+echo "  Fedora:          sudo dnf install$(echo "$nowhere" | sed 's/redis-server/redis/')" >&2
+echo "  macOS:           brew install$(echo "$nowhere" | sed 's/-server//g')" >&2
+exit 1

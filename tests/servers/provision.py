@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 import pytest
 
+from broker_fl.errors import BrokerUnavailable
 from broker_fl.workers.servers import (
     ManagementApi,
     RabbitMQNode,
@@ -147,6 +149,20 @@ def docker_answers() -> bool:
         return False
 
 
+def wait_management(management: ManagementApi, *, deadline_s: float = 60.0) -> None:
+    """Wait until it answers: a container takes AMQP connections some time before it does."""
+    give_up_at = time.monotonic() + deadline_s
+    while True:
+        try:
+            management.request("GET", "/api/overview")
+        except BrokerUnavailable:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
 @contextlib.contextmanager
 def _rabbitmq_container() -> Iterator[Broker]:
     with warnings.catch_warnings():
@@ -159,10 +175,11 @@ def _rabbitmq_container() -> Iterator[Broker]:
         container.start()
     try:
         host = container.get_container_host_ip()
-        management = f"http://{host}:{container.get_exposed_port(15672)}"
+        address = f"http://{host}:{container.get_exposed_port(15672)}"
+        management = ManagementApi(address, user="tests", password="tests")
+        wait_management(management)
         yield Broker(
-            url=f"amqp://tests:tests@{host}:{container.get_exposed_port(5672)}/%2F",
-            management=ManagementApi(management, user="tests", password="tests"),
+            url=f"amqp://tests:tests@{host}:{container.get_exposed_port(5672)}/%2F", management=management
         )
     finally:
         container.stop()
@@ -184,7 +201,10 @@ def _redis_container() -> Iterator[Store]:
 
 
 def _missing(server: str, variable: str) -> NoReturn:
-    reason = f"no {server}: set {variable}, start Docker, or install it (tests/servers/provide.sh)"
+    if os.environ.get(variable) or docker_answers():
+        reason = f"needs a {server} of its own, and none is installed here (tests/servers/provide.sh)"
+    else:
+        reason = f"no {server}: set {variable}, start Docker, or install it (tests/servers/provide.sh)"
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

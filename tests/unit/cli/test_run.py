@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,33 @@ def test_ctrl_c_stops_the_job_and_keeps_what_was_committed(folder: Path) -> None
     assert "Traceback" not in out + err
     assert "stopped" in out
     assert Model.load(run_folder(folder) / "model.safetensors")["w"][0] >= 2
+
+
+def run_with_files_up_to(num_bytes: int, *args: str) -> subprocess.CompletedProcess[str]:
+    """What ``broker-fl`` does where no file can grow beyond that, as on a disk that is full."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes})); "
+        "from broker_fl.cli import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("num_bytes", [100_000, 3_000_000, 10_000_000])
+def test_a_full_disk_ends_the_run_and_is_named(folder: Path, num_bytes: int) -> None:
+    """At the store's beginning, at the initial model, and at a later version."""
+    (folder / "large.py").write_text(APP.replace("np.zeros(3, 'f4')", "np.zeros(1_000_000, 'f4')"), "utf-8")
+    began = time.monotonic()
+    done = run_with_files_up_to(
+        num_bytes, "run", "large.py", "--learners", "2", "--rounds", "9999", "--no-live"
+    )
+    assert done.returncode == 3, done.stderr
+    assert "state.sqlite" in done.stderr
+    assert "make room on its disk" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 25.0  # an answer of the controller is waited for for 30 s
 
 
 def test_the_demo_shows_that_a_federation_is_better_than_training_alone(folder: Path) -> None:

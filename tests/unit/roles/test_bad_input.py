@@ -170,12 +170,12 @@ def test_an_evaluation_that_always_fails_does_not_lose_the_model(stage: Stage) -
     same(job.model(), model_of(2.0))
 
 
-def test_a_sum_that_overflows_ends_the_job_with_the_last_good_version(stage: Stage) -> None:
+def test_values_that_would_overflow_the_sum_are_refused_and_the_last_good_version_stays(stage: Stage) -> None:
     huge = update({"w": np.full(3, 3e38, np.float32)}, num_examples=100)
     job = stage.run({"a": Does(huge, rounds=[1])}, rounds=5)
     finished = job.wait()
     assert (finished.state, finished.version) == ("failed", 1)
-    assert "overflows float32" in finished.reason
+    assert "float32 values with which the sum could overflow" in finished.reason
     same(job.model(), model_of(1.0))
 
 

@@ -1,0 +1,174 @@
+"""What a driver waits for: the answers to a request, a model on its way, the events of a job."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Self
+
+from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, RequestRefused
+from broker_fl.interfaces import Delivery
+from broker_fl.model import Model
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.events import Event, decode_event
+
+if TYPE_CHECKING:
+    from broker_fl.roles.driver import Driver
+
+Answer = m.Reply | Exception
+"""An exception stands for all answers that would have come."""
+EVENTS_PREFETCH = 256
+MAX_MODEL_BYTES = 8 << 30
+_REPEAT_AFTER_S = 10.0
+_TRY_AGAIN_AFTER_S = 0.25
+
+
+class Answers:
+    """The answers to one request, which is sent again while none comes: requests are safe to repeat."""
+
+    def __init__(self, driver: Driver, request: m.Request) -> None:
+        self._driver = driver
+        self._request = request
+        self._answers = driver.expect(request.request)
+
+    def __enter__(self) -> Self:
+        self._driver.send(self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._driver.forget(self._request.request)
+
+    def next(self, *expected: type[m.Reply]) -> m.Reply:
+        """The next answer of an expected kind."""
+        give_up_at = time.monotonic() + self._driver.timeout_s
+        while (left_s := give_up_at - time.monotonic()) > 0:
+            try:
+                reply = self._answers.get(timeout=min(left_s, _REPEAT_AFTER_S))
+            except queue.Empty:
+                self._driver.send(self._request)
+                continue
+            if isinstance(reply, Exception):
+                raise reply
+            if isinstance(reply, m.Refused):
+                raise RequestRefused(reply.reason)
+            if isinstance(reply, expected):
+                return reply
+        raise BrokerUnavailable(
+            f"no controller of federation {self._driver.topology.federation!r} answered within "
+            f"{self._driver.timeout_s:g} s; is one running (broker-fl controller)?"
+        )
+
+
+class Download:
+    """A model on its way to the driver."""
+
+    def __init__(self, follows: m.ModelFollows) -> None:
+        self.model = (follows.job, follows.model.version)
+        self._manifest = follows.model
+        self._spec = follows.model.model_spec(max_bytes=MAX_MODEL_BYTES)
+        self._assembly = Assembly(follows.model.num_bytes, follows.model.chunk_bytes)
+        self._progress = threading.Condition()
+        self._failure: Exception | None = None
+
+    def add(self, chunk: m.ModelChunk, payload: memoryview) -> None:
+        """Take a chunk that came in; one that is there already is ignored."""
+        with self._progress:
+            self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
+            self._progress.notify_all()
+
+    def fail(self, error: Exception) -> None:
+        """Raise ``error`` from ``wait``: nothing more comes."""
+        with self._progress:
+            self._failure = error
+            self._progress.notify_all()
+
+    def wait(self, timeout_s: float) -> Model:
+        """The model, once it is whole.
+
+        Raises:
+            BrokerUnavailable: no chunk came for ``timeout_s``.
+            FrameRefused: what came is not what was announced.
+        """
+        with self._progress:
+            while not self._assembly.complete:
+                if self._failure is not None:
+                    raise self._failure
+                missing = self._assembly.num_missing
+                moved = self._progress.wait(timeout_s)
+                if not moved and self._assembly.num_missing == missing:
+                    raise BrokerUnavailable(
+                        f"{missing} chunks of the model did not arrive within {timeout_s:g} s",
+                    )
+        model = encoding(self._manifest.encoding).decode(self._assembly.buffer, self._spec)
+        if self._manifest.encoding == "raw" and model.digest != self._manifest.digest:
+            raise FrameRefused("the model arrived with another digest than was announced")
+        return model
+
+
+class Watch:
+    """Live events of one job, in a queue of its own."""
+
+    def __init__(self, driver: Driver, job: str) -> None:
+        self._driver = driver
+        self._watcher = f"{driver.id}-{uuid.uuid4().hex[:8]}"
+        self._job = job
+        self._batches: queue.SimpleQueue[tuple[bytes, ...] | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        driver = self._driver
+        give_up_at = time.monotonic() + driver.timeout_s
+        while not self._is_consuming():
+            if time.monotonic() >= give_up_at:
+                raise BrokerUnavailable(f"the broker has not been there for {driver.timeout_s:g} s")
+            time.sleep(_TRY_AGAIN_AFTER_S)
+        driver.add_watch(self)
+        return self
+
+    def _is_consuming(self) -> bool:
+        """Begin; False while the broker is away."""
+        driver, name = self._driver, self._driver.topology.event_queue(self._watcher)
+        try:
+            driver.transport.declare(driver.topology.for_watcher(self._watcher, self._job))
+            driver.transport.consume(name, self._take, prefetch=EVENTS_PREFETCH, exclusive=True)
+        except BrokerUnavailable:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self._driver.remove_watch(self)
+        self._driver.let_go(self._driver.topology.event_queue(self._watcher))
+
+    def check(self) -> None:
+        """Something may have been missed: have ``next`` say so; from any thread."""
+        self._batches.put(None)
+
+    def _take(self, delivery: Delivery) -> None:
+        try:
+            message, _ = m.decode(delivery.body)
+            if isinstance(message, m.EventBatch):
+                self._batches.put(message.events)
+        except MessageRefused:
+            self.check()  # the stored events tell what was missed
+        finally:
+            delivery.ack()
+
+    def next(self, last: int) -> list[Event]:
+        """Events after ``last``; empty when some may have been missed, or none came for a while."""
+        while True:
+            try:
+                batch = self._batches.get(timeout=_REPEAT_AFTER_S)
+            except queue.Empty:
+                return []
+            if batch is None:
+                return []
+            if fresh := [event for event in map(decode_event, batch) if event.sequence > last]:
+                return fresh
+
+
+def request_id() -> str:
+    """A new one."""
+    return uuid.uuid4().hex
