@@ -128,8 +128,10 @@ class Job:
             state.waiting_since = now
             if state.phase is Phase.IDLE:
                 state.phase = Phase.WAITING
-            reason = f"{present} learners are there, {num_needed} are needed"
-            waiting = e.JobWaiting(job=state.job, reason=reason, num_learners=present, num_needed=num_needed)
+            state.reason = f"{present} learners are there, {num_needed} are needed"
+            waiting = e.JobWaiting(
+                job=state.job, reason=state.reason, num_learners=present, num_needed=num_needed
+            )
             return [s.Emit(waiting)]
         if max_wait_s is not None and now - state.waiting_since >= max_wait_s:
             return self._finish(

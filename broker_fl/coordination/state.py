@@ -53,6 +53,7 @@ class JobState:
     """What cohorts found out about the versions that are kept, by version."""
     end: JobEnd | None = None
     reason: str = ""
+    """Why it has ended, or what it last waited for."""
 
     def pack(self) -> bytes:
         """The state as bytes. What a crash loses anyway is left out: sums, and so who has delivered."""
@@ -112,7 +113,7 @@ class JobState:
             state=self.end or running,
             round=self.round,
             version=self.version,
-            reason=self.reason,
+            reason=self.reason if self.end or self.waiting_since is not None else "",
             submitted_at=self.submitted_at,
         )
 
