@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
@@ -70,8 +73,20 @@ def learners(broker: str, federation: str, first: int, count: int) -> Iterator[P
 
 
 def peak_memory_bytes() -> int:
-    """Of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Of this process so far; where there is no /proc, at least what its parent needed before it began."""
+    return peak_memory_bytes_of(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+
+
+def peak_memory_bytes_of(pid: int) -> int | None:
+    """Of any process of ours that runs; None where there is no /proc."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(peak[1]) * 1024 if peak else None
 
 
 def begin() -> None:

@@ -14,7 +14,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -36,6 +36,7 @@ QUICK_CELLS = ((2, 10_000),)
 TENSORS = 20
 """A model of so many equal tensors, as a small network has."""
 
+Node = RabbitMQNode | RedisNode
 
 PAGE = """# Benchmarks
 
@@ -48,7 +49,8 @@ RabbitMQ and Redis, each learner has a mailbox and connections of its own; contr
 processes), RabbitMQ and Redis share the machine. Embedded, all is in one process. Times are medians in
 seconds over {rounds} rounds, after one that is not counted; phases count from the round's start: all
 published, first update folded, last update folded; commit is from the last update to the version being
-stored. Each job's final model is checked.
+stored. Each job's final model is checked. Peak memory is that of each process, over the cell: the highest
+resident size that the kernel saw (VmHWM).
 
 {table}
 
@@ -114,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.append(alone(measure_embedded, num_learners, num_parameters, rounds))
             print_cell(results[-1])
         if options.transport in ("rabbitmq", "both"):
-            results.append(measure_rabbitmq(num_learners, num_parameters, rounds, options.learner_processes))
+            of_both = (num_learners, num_parameters, rounds, options.learner_processes)
+            results.append(alone(measure_rabbitmq, *of_both))
             print_cell(results[-1])
     print("\n" + table(results))
     if options.out:
@@ -171,7 +174,8 @@ def measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int, num_pr
     """
     cell = Cell("rabbitmq", num_learners, num_parameters)
     with ExitStack() as stack:
-        broker, store = stack.enter_context(servers())
+        nodes = stack.enter_context(servers())
+        broker, store = nodes["rabbitmq"].url, nodes["redis"].url
         running = [stack.enter_context(processes.controller(broker, store, "bench"))]
         share = -(-num_learners // num_processes)
         for first in range(0, num_learners, share):
@@ -179,19 +183,29 @@ def measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int, num_pr
             running.append(stack.enter_context(processes.learners(broker, "bench", first, count)))
         driver = stack.enter_context(connect(broker, "bench", timeout_s=120))
         cell.rounds = run_job(driver, cell, rounds)
-        cell.peak_memory_bytes = {process.name: process.stop() for process in reversed(running)}
+        cell.peak_memory_bytes = {
+            "driver": processes.peak_memory_bytes(),
+            **peak_memory_bytes_of(nodes),
+            **{process.name: process.stop() for process in reversed(running)},
+        }
     return cell
 
 
+def peak_memory_bytes_of(nodes: Mapping[str, Node]) -> dict[str, int]:
+    """Of each server, where the system tells."""
+    peaks = {name: processes.peak_memory_bytes_of(node.pid) for name, node in nodes.items() if node.pid}
+    return {name: peak for name, peak in peaks.items() if peak is not None}
+
+
 @contextmanager
-def servers() -> Iterator[tuple[str, str]]:
-    """URLs of a private RabbitMQ and a private Redis."""
+def servers() -> Iterator[dict[str, Node]]:
+    """A private RabbitMQ and a private Redis."""
     with (
         tempfile.TemporaryDirectory() as folder,
         RabbitMQNode(Path(folder) / "rabbitmq") as broker,
         RedisNode(Path(folder) / "redis") as store,
     ):
-        yield broker.url, store.url
+        yield {"rabbitmq": broker, "redis": store}
 
 
 def run_job(driver: Driver, cell: Cell, rounds: int) -> list[Round]:

@@ -50,6 +50,7 @@ min_learners = 3
 rounds = 5
 """
 DEADLINE_S = 60.0
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -439,7 +440,8 @@ def cluster(shell: Shell) -> Iterator[Path]:
 
 
 def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path) -> None:
-    shown = shell.run("up", "--learners", "3", "--app", "app.py")
+    """By the words that README.md and `up` itself give, on the example that is the default."""
+    shown = shell.run("up", "--learners", "3")
     settings = cluster / "broker-fl.toml"
     assert (settings.stat().st_mode & 0o777, cluster.stat().st_mode & 0o777) == (0o600, 0o700)
     password = settings.read_text("utf-8").partition("broker-fl:")[2].partition("@")[0]
@@ -447,9 +449,10 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
     assert password not in shown + shell.stderr
 
     clean = {f"BROKER_FL_{name}": "" for name in ("BROKER", "STORE", "FEDERATION")}
-    shell.run("--config", str(settings), "submit", "job.toml", "--watch", **clean)  # type: ignore[arg-type]
+    example = str(ROOT / "examples" / "job.toml")
+    shell.run("--config", str(settings), "submit", example, "--watch", **clean)  # type: ignore[arg-type]
     assert shell.run("status").count("learner-") >= 3
-    assert "run already" in shell.refusal("up", "--app", "app.py", code=2)
+    assert "run already" in shell.refusal("up", code=2)
 
     shell.run("down")
     assert shell.run("status") == "nothing runs in .cluster\n"
