@@ -340,6 +340,30 @@ class Contribution:
     model: Model
     num_examples: int
     num_steps: int = 0
+    metrics: Metrics = field(default_factory=dict)
+    """Of training."""
+    evaluation: Metrics = field(default_factory=dict)
+    """Of the version that the learner was given, on its data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a round begins from."""
+
+    spec: ModelSpec
+    model: Callable[[], Model]
+    """The version that the cohort was given; fetched when it is asked for, and not to be written to."""
+    memory: Model | None = None
+    """What the rule kept from the round before (momentum, control variates); None in the first round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combined:
+    """What came of a round."""
+
+    model: Model
+    memory: Model | None = None
+    """What the rule wants to have in the next round; stored together with the version."""
 
 
 class Accumulator(Protocol):
@@ -351,18 +375,20 @@ class Accumulator(Protocol):
         ...
 
     def fold(self, contribution: Contribution) -> float:
-        """Take one contribution in; its weight comes back. It is not kept: its buffer may be used again.
+        """Take one contribution in; its weight comes back.
+
+        A rule that streams keeps nothing of it; one that needs all updates at once says so in its docstring.
 
         Raises:
             UpdateRefused: spec, weight or values are not usable; nothing was changed.
         """
         ...
 
-    def result(self) -> Model:
+    def result(self) -> Combined:
         """The combined model; the accumulator is used up.
 
         Raises:
-            AggregationError: nothing was folded, or the result is not finite.
+            AggregationError: too little was folded, or the result is not finite.
         """
         ...
 
@@ -370,8 +396,8 @@ class Accumulator(Protocol):
 class Rule(Protocol):
     """How a round's updates become the next version."""
 
-    def accumulator(self, spec: ModelSpec) -> Accumulator:
-        """Begin a round for models that look like ``spec``."""
+    def begin(self, given: Given) -> Accumulator:
+        """Begin a round."""
         ...
 
 

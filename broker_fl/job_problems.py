@@ -22,6 +22,7 @@ _PLAIN = {
     "string_type": "a text",
     "dict_type": "a table",
     "model_type": "a table",
+    "model_attributes_type": "a table with a field 'name', which says what kind it is",
     "none_required": "nothing",
 }
 _LIMITS = {

@@ -8,11 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from broker_fl.aggregation import fedopt
+from broker_fl.aggregation.bulyan import Bulyan
+from broker_fl.aggregation.coordinate_wise import Median, TrimmedMean
 from broker_fl.aggregation.fedavg import FedAvg
+from broker_fl.aggregation.fednova import FedNova
+from broker_fl.aggregation.fedopt import FedOpt
+from broker_fl.aggregation.geometric_median import GeometricMedian
+from broker_fl.aggregation.krum import Krum
+from broker_fl.aggregation.norm_clipping import NormClipping
+from broker_fl.aggregation.qfedavg import QFedAvg
 from broker_fl.interfaces import Rule
 
 RULES: dict[str, Callable[[Any], Rule]] = {
-    "fedavg": lambda settings: FedAvg(),
+    "fedavg": lambda s: FedAvg(s.weighting),
+    "fedprox": lambda s: FedAvg(s.weighting),
+    "fedavgm": lambda s: FedOpt(fedopt.fedavgm(s.learning_rate, s.momentum), s.weighting),
+    "fedadagrad": lambda s: FedOpt(fedopt.fedadagrad(s.learning_rate, s.beta1, s.tau), s.weighting),
+    "fedadam": lambda s: FedOpt(fedopt.fedadam(s.learning_rate, s.beta1, s.beta2, s.tau), s.weighting),
+    "fedyogi": lambda s: FedOpt(fedopt.fedyogi(s.learning_rate, s.beta1, s.beta2, s.tau), s.weighting),
+    "fednova": lambda s: FedNova(s.momentum),
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "multi_krum": Krum,
+    "bulyan": Bulyan,
+    "geometric_median": GeometricMedian,
+    "norm_clipping": NormClipping,
+    "qfedavg": lambda s: QFedAvg(q=s.q, learning_rate=s.learning_rate, weighting=s.weighting),
 }
 """Name of a rule → how it is made from its settings in ``wire/job.py``."""
 

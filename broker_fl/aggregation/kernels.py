@@ -15,14 +15,14 @@ import numpy as np
 from broker_fl.model import Array
 
 _NUMPY_ONLY = frozenset({np.dtype(np.float16), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.uint8)})
-_SMALL_ELEMENTS = 32_768
+SMALL_ELEMENTS = 32_768
 """Below this many elements numexpr's fixed cost per call (about 20 µs) is more than numpy's whole work."""
 
 
 def add_scaled(total: Array, values: Array, weight: float) -> None:
     """``total += weight * values``, in the type of ``total`` (float32 or float64); both 1-d, equally long."""
     factor = total.dtype.type(weight)
-    if total.size < _SMALL_ELEMENTS or _needs_numpy(values):
+    if total.size < SMALL_ELEMENTS or _needs_numpy(values):
         with np.errstate(over="ignore", invalid="ignore"):  # the mean is looked at before it is used
             total += values.astype(total.dtype, copy=False) * factor
     else:
@@ -32,7 +32,7 @@ def add_scaled(total: Array, values: Array, weight: float) -> None:
 def divide(total: Array, divisor: float) -> None:
     """``total /= divisor`` in place: closer than times its inverse, and a tie stays one."""
     by = total.dtype.type(divisor)
-    if total.size < _SMALL_ELEMENTS:
+    if total.size < SMALL_ELEMENTS:
         with np.errstate(over="ignore", invalid="ignore"):
             total /= by
     else:

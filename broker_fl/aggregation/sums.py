@@ -10,6 +10,7 @@ boolean becomes the weighted majority, a tie False.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,11 @@ from broker_fl.aggregation import kernels
 from broker_fl.errors import AggregationError, UpdateRefused
 from broker_fl.model import DTYPES, Array, Model, ModelSpec, Run
 
-_SUM_DTYPE = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32}
+SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
+    "float16": np.float32,
+    "bfloat16": np.float32,
+    "float32": np.float32,
+}
 
 
 class WeightedSum:
@@ -40,9 +45,7 @@ class WeightedSum:
         magnitudes = check_addable(self.spec, model, weight)
         self._bounds = self._bounds_with(model, weight, magnitudes)
         if self._totals is None:
-            self._totals = [
-                np.zeros(_length(run), _SUM_DTYPE.get(run.dtype, np.float64)) for run in self.spec.runs
-            ]
+            self._totals = [np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs]
         for run, total in zip(self.spec.runs, self._totals, strict=True):
             kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
@@ -51,7 +54,7 @@ class WeightedSum:
         """One learner's huge values must not cost the others their round."""
         bounds = []
         for run, bound, magnitude in zip(self.spec.runs, self._bounds, magnitudes, strict=True):
-            limit = float(np.finfo(_SUM_DTYPE.get(run.dtype, np.float64)).max)
+            limit = float(np.finfo(sum_dtype(run)).max)
             grown = bound + weight * magnitude
             if grown > limit:
                 grown = bound + weight * kernels.largest(model.run(run))
@@ -72,7 +75,7 @@ class WeightedSum:
         result = Model.empty(self.spec)
         for run, total in zip(self.spec.runs, totals, strict=True):
             kernels.divide(total, self.total_weight)
-            _write(result.run(run), total)
+            write_mean(result.run(run), total)
             if not kernels.all_finite(result.run(run)):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
         return result
@@ -96,7 +99,8 @@ def check_addable(spec: ModelSpec, model: Model, weight: float) -> list[float]:
     return magnitudes
 
 
-def _write(target: Array, mean: Array) -> None:
+def write_mean(target: Array, mean: Array) -> None:
+    """Write a mean, in the type of the sum, into a run of a model; rounded as the head of this file says."""
     if target.dtype == np.bool_:
         target[...] = mean > 0.5
     elif target.dtype.kind in "iu":
@@ -109,5 +113,11 @@ def _write(target: Array, mean: Array) -> None:
             target[...] = mean
 
 
-def _length(run: Run) -> int:
+def sum_dtype(run: Run) -> type[np.floating[Any]]:
+    """The type in which elements of a run are summed."""
+    return SUM_DTYPE.get(run.dtype, np.float64)
+
+
+def length(run: Run) -> int:
+    """Elements of a run."""
     return (run.stop - run.start) // DTYPES[run.dtype].itemsize

@@ -44,7 +44,8 @@ def up(learners: int, app: str | None, federation: str, folder: str) -> None:
     with _ending_on_sigterm():
         cluster.up(target, learners, _tell)
     click.echo(f"\nRunning, with {learners} learners. Settings (with passwords): {folder}/broker-fl.toml\n")
-    for command in ("submit examples/job.toml --watch", "learners", "jobs"):
+    example = Path(target).parent / "job.toml" if app is None else None
+    for command in (f"submit {example or 'JOB.toml'} --watch", "learners", "jobs"):
         click.echo(f"  broker-fl --config {folder}/broker-fl.toml {command}")
     click.echo(f"  broker-fl down --folder {folder}")
 

@@ -12,7 +12,7 @@ from broker_fl.cli.access import driver_of, find_job
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.tables import print_table, when
 from broker_fl.errors import SettingError
-from broker_fl.record.text import count, number, one_line, size
+from broker_fl.record.text import count, number, one_line, plural, size
 
 
 @click.group()
@@ -60,7 +60,7 @@ def export(job: str, version: int | None, out: str, **access: Any) -> None:
         found = find_job(driver, job)
         fetched, model = driver.download(found.id, version)
     model.save(out)
-    click.echo(f"{out}: version {fetched} of {found.id}, {count(model.spec.num_elements)} parameters")
+    click.echo(f"{out}: version {fetched} of {found.id}, {plural(model.spec.num_elements, 'parameter')}")
 
 
 def _make_folder(path: Path) -> None:

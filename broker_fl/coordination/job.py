@@ -128,8 +128,10 @@ class Job:
             state.waiting_since = now
             if state.phase is Phase.IDLE:
                 state.phase = Phase.WAITING
-            reason = f"{present} learners are there, {num_needed} are needed"
-            waiting = e.JobWaiting(job=state.job, reason=reason, num_learners=present, num_needed=num_needed)
+            state.reason = f"{present} learners are there, {num_needed} are needed"
+            waiting = e.JobWaiting(
+                job=state.job, reason=state.reason, num_learners=present, num_needed=num_needed
+            )
             return [s.Emit(waiting)]
         if max_wait_s is not None and now - state.waiting_since >= max_wait_s:
             return self._finish(
@@ -535,7 +537,7 @@ class Job:
         ]
         if not results:
             return []
-        self.state.evaluation = weighted_mean((r.evaluation, r.evaluation_examples or 1) for r in results)
+        self.state.note_evaluation(weighted_mean((r.evaluation, r.evaluation_examples or 1) for r in results))
         evaluated = e.VersionEvaluated(
             job=self.state.job,
             round=self.state.round,

@@ -49,9 +49,11 @@ class JobState:
     round_started_at: float = 0.0
     deadline_at: float | None = None
     cohort: Cohort = field(default_factory=Cohort)
-    evaluation: dict[str, float] = field(default_factory=dict)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    """What cohorts found out about the versions that are kept, by version."""
     end: JobEnd | None = None
     reason: str = ""
+    """Why it has ended, or what it last waited for."""
 
     def pack(self) -> bytes:
         """The state as bytes. What a crash loses anyway is left out: sums, and so who has delivered."""
@@ -78,7 +80,7 @@ class JobState:
         Raises:
             FrameRefused: it was written by another version of this software.
         """
-        fields = msgpack.unpackb(data, use_list=False)
+        fields = msgpack.unpackb(data, use_list=False, strict_map_key=False)
         if (version := fields.pop("state", None)) != STATE_VERSION:
             raise FrameRefused(
                 f"a stored job state of version {version!r} is not readable here ({STATE_VERSION} is)",
@@ -91,6 +93,17 @@ class JobState:
         spec, phase = JobSpec.model_validate(fields.pop("spec")), Phase(fields.pop("phase"))
         return cls(**fields, spec=spec, phase=phase, cohort=Cohort(cohort))
 
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The newest evaluation; empty before the first."""
+        return self.evaluations[max(self.evaluations)] if self.evaluations else {}
+
+    def note_evaluation(self, metrics: dict[str, float]) -> None:
+        """Keep the evaluation of the newest version, and those of the versions that are kept beside it."""
+        self.evaluations[self.version] = metrics
+        oldest = self.version - self.spec.keep_versions
+        self.evaluations = {version: found for version, found in self.evaluations.items() if version > oldest}
+
     def summary(self) -> JobSummary:
         """The job's line in a list of jobs."""
         running: Literal["waiting", "running"] = "waiting" if self.phase is Phase.WAITING else "running"
@@ -100,7 +113,7 @@ class JobState:
             state=self.end or running,
             round=self.round,
             version=self.version,
-            reason=self.reason,
+            reason=self.reason if self.end or self.waiting_since is not None else "",
             submitted_at=self.submitted_at,
         )
 

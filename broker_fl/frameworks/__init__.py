@@ -5,5 +5,6 @@ Importing this package imports no framework: ``torch`` and ``keras`` are modules
 
 from broker_fl.frameworks.functions import FunctionLearner
 from broker_fl.frameworks.local import LocalTask, train_alone
+from broker_fl.frameworks.proximal import ProximalTerm
 
-__all__ = ["FunctionLearner", "LocalTask", "train_alone"]
+__all__ = ["FunctionLearner", "LocalTask", "ProximalTerm", "train_alone"]

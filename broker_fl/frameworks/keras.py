@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -102,8 +103,9 @@ def _as_array(weight: Any) -> Array:
 class KerasLearner:
     """Trains a compiled Keras model with ``fit``.
 
-    The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate`` and ``seed`` are read where
-    they are given. The optimizer begins each task as it was compiled: its state neither travels nor stays.
+    The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate``, ``seed`` and, for FedProx,
+    ``proximal_mu`` are read where they are given. The optimizer begins each task as it was compiled: its
+    state neither travels nor stays.
     """
 
     def __init__(self, model: keras.Model, train_data: Data, test_data: Data | None = None) -> None:
@@ -127,6 +129,7 @@ class KerasLearner:
         model.optimizer.build(model.trainable_variables)
         self._model = model
         self._fresh_optimizer = [np.array(_as_array(value)) for value in model.optimizer.variables]
+        self._proximal: _Proximal | None = None
         self._train_data = _not_empty("train_data", train_data)
         self._test_data = self._train_data if test_data is None else _not_empty("test_data", test_data)
 
@@ -144,7 +147,8 @@ class KerasLearner:
             self._reseed(work.seed)
         pace = _Pace(task, work)
         # An epoch has at least one step: with as many epochs as steps, the step limit is what ends it.
-        history = self._model.fit(**data, epochs=work.steps or work.epochs, callbacks=[pace], verbose=0)
+        with self._held_by(work.proximal_mu):
+            history = self._model.fit(**data, epochs=work.steps or work.epochs, callbacks=[pace], verbose=0)
         return Update(
             model=to_arrays(self._model, out=model),
             num_examples=pace.num_examples,
@@ -172,6 +176,14 @@ class KerasLearner:
         is_stream = hasattr(self._train_data, "element_spec")  # a tf.data.Dataset is shuffled by its owner
         return {"x": self._train_data, "shuffle": not is_stream}
 
+    def _held_by(self, mu: float) -> AbstractContextManager[None]:
+        """FedProx with this μ, until it is left."""
+        if not mu:
+            return nullcontext()
+        if self._proximal is None:
+            self._proximal = _Proximal(self._model)
+        return self._proximal.hold(mu)
+
     def _reset_optimizer(self, work: Workload) -> None:
         optimizer = self._model.optimizer
         for variable, value in zip(optimizer.variables, self._fresh_optimizer, strict=True):
@@ -190,6 +202,44 @@ class KerasLearner:
         states = [v for v in self._model.variables if v.path.endswith("seed_generator_state")]
         for number, state in enumerate(states):
             state.assign(np.array([seed, number], dtype=keras.backend.standardize_dtype(state.dtype)))
+
+
+class _Proximal:
+    """FedProx: ``μ/2 ‖w − w_t‖²`` as a regularizer of each trained weight, beside the one it may have.
+
+    As with every regularizer of Keras, the metric ``loss`` of training is with it; of evaluation it is
+    without, since μ is 0 there. What Keras compiled before knows nothing of it and is compiled anew, once.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._mu = keras.Variable(0.0, trainable=False, name="proximal_mu")
+        self._received = [
+            # Of an array: made of the weight itself, it would be the same variable.
+            (weight, keras.Variable(np.zeros(weight.shape), dtype=weight.dtype, trainable=False))
+            for weight in model.trainable_variables
+        ]
+        for weight, received in self._received:
+            weight.regularizer = self._regularizer(weight.regularizer, received)
+        model.train_function = model.test_function = None
+
+    @contextmanager
+    def hold(self, mu: float) -> Iterator[None]:
+        """Hold training at the weights of this moment."""
+        for weight, received in self._received:
+            received.assign(weight.value)
+        self._mu.assign(mu)
+        try:
+            yield
+        finally:
+            self._mu.assign(0.0)
+
+    def _regularizer(self, own: Callable[[Any], Any] | None, received: Any) -> Callable[[Any], Any]:
+        def penalty(weight: Any) -> Any:
+            change = keras.ops.cast(keras.ops.subtract(weight, received), "float32")
+            term = self._mu * 0.5 * keras.ops.sum(keras.ops.square(change))
+            return term if own is None else keras.ops.cast(own(weight), "float32") + term
+
+        return penalty
 
 
 class _Shuffled(keras.utils.PyDataset):  # type: ignore[misc]

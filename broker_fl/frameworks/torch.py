@@ -124,8 +124,9 @@ def _as_tensor(array: Array) -> Tensor:
 class TorchLearner:
     """Trains an ``nn.Module`` with plain mini-batch steps.
 
-    The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate`` and ``seed`` are read where
-    they are given. The optimizer is made anew for each task: its state neither travels nor stays.
+    The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate``, ``seed`` and, for FedProx,
+    ``proximal_mu`` are read where they are given. The optimizer is made anew for each task: its state neither
+    travels nor stays.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class TorchLearner:
         batches = self._training_batches(work)
         load_arrays(self._module, model)
         optimizer = self._make_optimizer(work)
+        proximal = _Proximal(self._module, work.proximal_mu)
         self._module.train()
         totals = _Totals()
         for epoch, batch in _schedule(batches, work, task):
@@ -179,6 +181,7 @@ class TorchLearner:
             outputs = self._module(inputs)
             loss = self._loss(outputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
+            proximal.add_gradients()
             optimizer.step()
             totals.add(epoch, outputs, targets, loss)
         return Update(
@@ -225,6 +228,24 @@ class TorchLearner:
             for group in optimizer.param_groups:
                 group["lr"] = work.learning_rate
         return optimizer
+
+
+class _Proximal:
+    """FedProx: the gradient of ``μ/2 ‖w − w_t‖²``, of the parameters that are trained; buffers have none.
+
+    The metric ``loss`` is without the term, so that it can be compared with that of other rules.
+    """
+
+    def __init__(self, module: nn.Module, mu: float) -> None:
+        self._mu = mu
+        trained = [p for p in module.parameters() if p.requires_grad] if mu else []
+        self._pairs = [(parameter, parameter.detach().clone()) for parameter in trained]
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        for parameter, received in self._pairs:
+            if parameter.grad is not None:  # without one the parameter stays where it is
+                parameter.grad.add_(parameter - received, alpha=self._mu)
 
 
 class _Totals:

@@ -10,6 +10,7 @@ import numpy as np
 
 from broker_fl.errors import SettingError
 from broker_fl.interfaces import Parameters, TaskContext
+from broker_fl.wire.job import PROXIMAL_MU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +24,14 @@ class Workload:
     """None: what the learner itself has."""
     learning_rate: float | None = None
     """None: what the learner's optimiser has."""
+    proximal_mu: float = 0.0
+    """FedProx's μ: how strongly training is held at the model that was received; 0 does not hold it."""
     seed: int | None = None
     """Of this learner in this round, below 2³¹: made of the job's ``seed``, the round, the learner's id."""
 
     @classmethod
     def of(cls, task: TaskContext) -> Workload:
-        """Read ``epochs``, ``steps``, ``batch_size``, ``learning_rate`` and ``seed``; None means not given.
+        """Read the parameters named as the fields; None means not given.
 
         Raises:
             SettingError: a value is not of its type or out of range.
@@ -40,6 +43,7 @@ class Workload:
             steps=_whole(given, "steps", 1),
             batch_size=_whole(given, "batch_size", 1),
             learning_rate=_positive(given, "learning_rate"),
+            proximal_mu=_proximal_mu(given),
             seed=None if seed is None else _mix(seed, task),
         )
 
@@ -59,6 +63,15 @@ def _positive(given: Parameters, name: str) -> float | None:
         return None
     if isinstance(value, bool | str) or not (math.isfinite(value) and value > 0):
         raise SettingError(f"parameter {name!r} is {value!r}; it must be a number above 0")
+    return float(value)
+
+
+def _proximal_mu(given: Parameters) -> float:
+    value = given.get(PROXIMAL_MU)
+    if value is None:
+        return 0.0
+    if isinstance(value, bool | str) or not (math.isfinite(value) and value >= 0):
+        raise SettingError(f"parameter {PROXIMAL_MU!r} is {value!r}; it must be a number of at least 0")
     return float(value)
 
 

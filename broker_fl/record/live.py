@@ -245,8 +245,8 @@ class _PlainLog:
         self._incidents(history)
         match event:
             case ev.JobSubmitted():
-                parameters = count(event.num_parameters)
-                self._line(f"job {event.job} ({event.spec.name}): submitted, {parameters} parameters")
+                parameters = plural(event.num_parameters, "parameter")
+                self._line(f"job {event.job} ({event.spec.name}): submitted, {parameters}")
             case ev.VersionCommitted():
                 self._committed(history, history.rounds[event.round])
             case ev.VersionEvaluated() if not history.rounds[event.round].train:

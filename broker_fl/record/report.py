@@ -213,7 +213,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "submitted", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(history.submitted_s))
     yield "duration", seconds(history.duration_s)
     yield "learners", count(len(history.learners))
-    yield "model", f"{count(history.num_parameters)} parameters, {size(history.model_bytes)}"
+    yield "model", f"{plural(history.num_parameters, 'parameter')}, {size(history.model_bytes)}"
     if spec := history.spec:
         yield "protocol", f"{spec.protocol.name}, {spec.rule.name}, selector “{spec.selector.name}”"
     if history.num_resumed:
@@ -237,7 +237,7 @@ def _figures(history: History) -> Iterator[Figure]:
     yield Figure(
         label="updates folded",
         value=count(counts["folded"]),
-        note=f"of {count(_sent(history))} tasks",
+        note=f"of {count(_asked(history))} asked for",
     )
     yield Figure(
         label="missed",
@@ -258,8 +258,9 @@ def _first_evaluation(history: History) -> Mapping[str, float]:
     return min(evaluated, key=lambda version: version.version).evaluation if evaluated else {}
 
 
-def _sent(history: History) -> int:
-    return sum(learner.tasks for learner in history.learners.values())
+def _asked(history: History) -> int:
+    """Updates; the evaluation after the last round asks for none."""
+    return sum(len(record.tasks) for record in history.rounds.values() if record.train)
 
 
 def _missed(history: History) -> int:

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 
 from broker_fl.errors import RequestRefused, StoreUnavailable
-from broker_fl.interfaces import Store, StoredVersion
+from broker_fl.interfaces import Combined, Store, StoredVersion
 from broker_fl.model import Model, ModelSpec
 from broker_fl.wire.chunks import num_chunks
 from broker_fl.wire.messages import VersionSummary
@@ -25,7 +25,8 @@ class VersionRecord:
     spec: ModelSpec
     digest: str
     committed_at: float
-    metrics: dict[str, float]
+    memory_spec: ModelSpec | None = None
+    """Of what the aggregation rule keeps for the next round, if it keeps anything."""
 
     def pack(self) -> bytes:
         """The record as the store's manifest."""
@@ -34,7 +35,7 @@ class VersionRecord:
             "spec": self.spec.to_wire(),
             "digest": self.digest,
             "committed_at": self.committed_at,
-            "metrics": self.metrics,
+            "memory_spec": self.memory_spec.to_wire() if self.memory_spec else None,
         }
         packed: bytes = msgpack.packb(fields)
         return packed
@@ -43,17 +44,20 @@ class VersionRecord:
     def unpack(cls, data: bytes) -> VersionRecord:
         """Read what ``pack`` wrote."""
         fields = msgpack.unpackb(data, use_list=False)
-        return cls(**{**fields, "spec": ModelSpec.from_wire(fields["spec"])})
+        memory = fields.get("memory_spec")
+        fields["spec"] = ModelSpec.from_wire(fields["spec"])
+        fields["memory_spec"] = ModelSpec.from_wire(memory) if memory else None
+        return cls(**fields)
 
-    def summary(self) -> VersionSummary:
-        """The version's line in a list of versions."""
+    def summary(self, metrics: dict[str, float]) -> VersionSummary:
+        """The version's line in a list of versions; ``metrics`` are of its evaluation, empty before that."""
         return VersionSummary(
             version=self.version,
             num_bytes=self.spec.num_bytes,
             num_parameters=self.spec.num_elements,
             digest=self.digest,
             committed_at=self.committed_at,
-            metrics=self.metrics,
+            metrics=metrics,
         )
 
 
@@ -65,19 +69,21 @@ class Versions:
         self._job = job
         self._epoch = epoch
 
-    def write(self, record: VersionRecord, model: Model, state: bytes, *, keep: int) -> None:
+    def write(self, record: VersionRecord, combined: Combined, state: bytes, *, keep: int) -> None:
         """Store a version and the job's state that goes with it; visible all at once, or not at all.
+
+        The rule's memory, where there is one, follows the model in chunks of its own.
 
         Raises:
             Fenced: another controller has taken over.
             StoreUnavailable: the store does not answer or cannot write; may be tried again.
         """
-        count = num_chunks(model.spec.num_bytes, STORE_CHUNK_BYTES)
-        view = memoryview(model.buffer.data)
-        for index in range(count):
-            piece = view[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES]
+        pieces = _pieces(combined.model)
+        if combined.memory is not None:
+            pieces += _pieces(combined.memory)
+        for index, piece in enumerate(pieces):
             self._store.write_chunk(self._job, record.version, index, piece, epoch=self._epoch)
-        stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=count)
+        stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=len(pieces))
         self._store.commit_version(self._job, stored, state, epoch=self._epoch, keep=keep)
 
     def records(self) -> list[VersionRecord]:
@@ -91,22 +97,40 @@ class Versions:
             RequestRefused: it is not kept; says which are.
             StoreUnavailable: the store does not answer, or what it has is not what was stored.
         """
+        stored = self._stored(version)
+        record = VersionRecord.unpack(stored.manifest)
+        model = self._assemble(stored, record.spec, first=0)
+        if model.digest != record.digest:
+            raise StoreUnavailable(f"{self._name(stored)} is corrupt in the store: its digest differs")
+        return record, model
+
+    def read_memory(self, version: int) -> Model | None:
+        """What the aggregation rule kept when it made this version.
+
+        Raises:
+            RequestRefused: the version is not kept.
+            StoreUnavailable: the store does not answer, or has only a part of it.
+        """
+        stored = self._stored(version)
+        record = VersionRecord.unpack(stored.manifest)
+        if record.memory_spec is None:
+            return None
+        first = num_chunks(record.spec.num_bytes, STORE_CHUNK_BYTES)
+        return self._assemble(stored, record.memory_spec, first=first)
+
+    def _stored(self, version: int | None) -> StoredVersion:
         stored = self._store.versions(self._job)
         found = next((one for one in reversed(stored) if version is None or one.version == version), None)
         if found is None:
             kept = ", ".join(str(one.version) for one in stored) or "none"
             raise RequestRefused(f"job {self._job!r} has no version {version}; kept are: {kept}")
-        record = VersionRecord.unpack(found.manifest)
-        model = self._assemble(found, record.spec)
-        if model.digest != record.digest:
-            raise StoreUnavailable(f"{self._name(found)} is corrupt in the store: its digest differs")
-        return record, model
+        return found
 
-    def _assemble(self, stored: StoredVersion, spec: ModelSpec) -> Model:
+    def _assemble(self, stored: StoredVersion, spec: ModelSpec, *, first: int) -> Model:
         buffer = np.empty(spec.num_bytes, np.uint8)
         try:
-            for index in range(stored.num_chunks):
-                data = self._store.read_chunk(self._job, stored.version, index)
+            for index in range(num_chunks(spec.num_bytes, STORE_CHUNK_BYTES)):
+                data = self._store.read_chunk(self._job, stored.version, first + index)
                 buffer[index * STORE_CHUNK_BYTES :][: len(data)] = np.frombuffer(data, np.uint8)
         except (KeyError, ValueError) as error:
             raise StoreUnavailable(f"{self._name(stored)} is not whole in the store: {error}") from error
@@ -114,3 +138,10 @@ class Versions:
 
     def _name(self, stored: StoredVersion) -> str:
         return f"version {stored.version} of job {self._job!r}"
+
+
+def _pieces(model: Model) -> list[memoryview]:
+    """What is stored of a model, in order; nothing is copied."""
+    view = memoryview(model.buffer.data)
+    count = num_chunks(model.spec.num_bytes, STORE_CHUNK_BYTES)
+    return [view[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES] for index in range(count)]

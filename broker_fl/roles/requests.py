@@ -12,7 +12,7 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.state import JobState
 from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
-from broker_fl.interfaces import Store
+from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.models import VersionRecord
@@ -139,9 +139,10 @@ class Requests:
             update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(model.spec),
             submitted_at=now,
         )
-        record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now, metrics={})
+        record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now)
         keep = submit.spec.keep_versions
-        services.persist(lambda: services.versions(state.job).write(record, model, state.pack(), keep=keep))
+        initial, versions = Combined(model=model), services.versions(state.job)
+        services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))
         runner = self._jobs.add(state, model)
         submitted = JobSubmitted(
             job=submit.job,
@@ -168,9 +169,10 @@ class Requests:
             self._reply(request, m.Jobs(request=request.request, jobs=jobs, last=last))
 
     def _list_versions(self, request: m.ListVersions) -> None:
-        self._state(request.job)
+        evaluations = self._state(request.job).evaluations
         records = self._services.versions(request.job).records()
-        for versions, last in pages([record.summary() for record in records], _num_bytes):
+        summaries = [record.summary(evaluations.get(record.version, {})) for record in records]
+        for versions, last in pages(summaries, _num_bytes):
             self._reply(request, m.Versions(request=request.request, versions=versions, last=last))
 
     def _list_learners(self, request: m.ListLearners) -> None:

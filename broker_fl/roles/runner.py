@@ -13,7 +13,7 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.state import Phase
 from broker_fl.errors import AggregationError, FrameRefused, MessageRefused, StoreUnavailable, UpdateRefused
-from broker_fl.interfaces import Accumulator, Contribution
+from broker_fl.interfaces import Accumulator, Contribution, Given
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
@@ -47,6 +47,7 @@ class JobRunner:
         self._receiver = UpdateReceiver(spec, job.state.spec.transfer)
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
+        self._memory: tuple[int, Model | None] | None = None
         self._signals: deque[s.Signal] = deque()
         self._working = False
         self._sending: Counter[str] = Counter()
@@ -138,7 +139,7 @@ class JobRunner:
         if not upload.complete or upload.result is None:
             return
         if self._accumulator is None:
-            self._accumulator = self._rule.accumulator(self._spec)
+            self._accumulator = self._begin_sum()
         result, began = upload.result, time.perf_counter()
         self._receiver.drop(learner)
         try:
@@ -147,6 +148,8 @@ class JobRunner:
                 model=self._receiver.model(upload),
                 num_examples=result.num_examples,
                 num_steps=result.num_steps,
+                metrics=result.metrics,
+                evaluation=result.evaluation,
             )
             weight = self._accumulator.fold(contribution)
         except MessageRefused as error:
@@ -179,7 +182,7 @@ class JobRunner:
 
     def _finish(self, _: s.Finish) -> None:
         self._save()
-        self._accumulator, self._model = None, None
+        self._accumulator, self._model, self._memory = None, None, None
         self._receiver.clear()
 
     def _request_upload(self, action: s.RequestUpload) -> None:
@@ -200,26 +203,27 @@ class JobRunner:
 
     def _commit(self, action: s.Commit) -> None:
         services, state, began = self._services, self.job.state, time.perf_counter()
-        accumulator = self._accumulator or self._rule.accumulator(self._spec)
+        accumulator = self._accumulator or self._begin_sum()
         self._accumulator = None
         self._receiver.clear()
         try:
-            model = accumulator.result()
+            combined = accumulator.result()
         except AggregationError as error:
             self.signal(s.CommitFailed(f"round {state.round}: {error}"))
             return
         record = VersionRecord(
             version=action.version,
             spec=self._spec,
-            digest=model.digest,
+            digest=combined.model.digest,
             committed_at=self._now(),
-            metrics=state.evaluation,
+            memory_spec=combined.memory.spec if combined.memory else None,
         )
         aggregated = time.perf_counter()
         after, keep = self.job.state_after_commit(), state.spec.keep_versions
         versions = services.versions(state.job)
-        services.persist(lambda: versions.write(record, model, after, keep=keep))
-        self._model = (action.version, model)
+        services.persist(lambda: versions.write(record, combined, after, keep=keep))
+        self._model = (action.version, combined.model)
+        self._memory = (action.version, combined.memory)
         stored = s.VersionWasStored(
             version=action.version,
             digest=record.digest,
@@ -244,6 +248,18 @@ class JobRunner:
 
     def _sent(self, learners: tuple[str, ...]) -> None:
         self._sending -= Counter(learners)
+
+    def _begin_sum(self) -> Accumulator:
+        version = self.job.state.version
+        given = Given(spec=self._spec, model=lambda: self._model_of(version), memory=self._memory_of(version))
+        return self._rule.begin(given)
+
+    def _memory_of(self, version: int) -> Model | None:
+        """What the rule kept when it made this version."""
+        if self._memory is None or self._memory[0] != version:
+            versions = self._services.versions(self.job.state.job)
+            self._memory = (version, self._services.persist(lambda: versions.read_memory(version)))
+        return self._memory[1]
 
     def _model_of(self, version: int) -> Model:
         if self._model is None or self._model[0] != version:
@@ -270,7 +286,7 @@ class JobRunner:
             model=manifest,
             train=action.train,
             evaluate=spec.evaluate,
-            parameters=spec.parameters,
+            parameters=spec.task_parameters,
             encoding=transfer.encoding,
             chunk_bytes=transfer.chunk_bytes,
             inbox=services.inbox,

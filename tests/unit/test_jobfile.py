@@ -98,7 +98,7 @@ def test_all_mistakes_are_told_at_once_with_field_value_and_what_is_allowed(tmp_
         ('selector.name = "rnd"', "selector.name = 'rnd' is not allowed: it must be one of 'all', 'random'"),
         ("selector.fraction = 0.5", "selector: the field 'name' is missing"),
         ('selector.name = "random"', "selector: give either 'fraction' or 'count'"),
-        ('rule = "fedavg"', "rule = 'fedavg' is not allowed: it must be a table with name, weighting"),
+        ('rule = "fedavg"', "rule = 'fedavg' is not allowed: it must be a table with a field 'name'"),
         ('protocol.name = "sync"', "protocol.name = 'sync' is not allowed: it must be 'synchronous'"),
         ('name = "a b"', "name: 'a b' must be 1 to 64 letters, digits, '-' or '_'"),
         ("parameters.a = { b = 1 }", "parameters.a: a dict is neither a text"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import typing
 from typing import Any
 
 import ml_dtypes
@@ -12,16 +13,31 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from broker_fl.aggregation import RULES, make_rule
-from broker_fl.aggregation.fedavg import FedAvg
+from broker_fl.aggregation.fedavg import FedAvg, FedAvgRound
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.errors import AggregationError, UpdateRefused
-from broker_fl.interfaces import Contribution
-from broker_fl.model import DTYPES, FLOATS, Array, Model
+from broker_fl.interfaces import Contribution, Given
+from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec
 from broker_fl.wire.job import FedAvg as Settings
+from broker_fl.wire.job import JobSpec
+from tests.unit.aggregation.cohorts import (
+    check_floats,
+    check_refusals,
+    check_whole,
+    cohorts,
+    play,
+    reals,
+    rule_of,
+)
 
 EPSILON = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-13}
 """Relative: half a step of the type, and what summing in float32 adds."""
 SHAPES = st.sampled_from([(), (0,), (1,), (7,), (3, 2), (2, 0, 3)])
+
+
+def begin(spec: ModelSpec) -> FedAvgRound:
+    """A first round; FedAvg does not look at the model that was given."""
+    return FedAvg().begin(Given(spec=spec, model=lambda: Model.empty(spec)))
 
 
 def values(draw: st.DrawFn, dtype: str, shape: tuple[int, ...]) -> Array:
@@ -50,10 +66,10 @@ def rounds(draw: st.DrawFn) -> list[Contribution]:
 
 
 def average(contributions: list[Contribution]) -> Model:
-    accumulator = FedAvg().accumulator(contributions[0].model.spec)
+    accumulator = begin(contributions[0].model.spec)
     for contribution in contributions:
         assert accumulator.fold(contribution) == contribution.num_examples
-    return accumulator.result()
+    return accumulator.result().model
 
 
 def reference(contributions: list[Contribution], name: str) -> Any:
@@ -118,7 +134,7 @@ def test_equal_updates_give_themselves_to_the_last_bit_but_one(contributions: li
 @given(rounds(), st.data())
 def test_a_refused_update_changes_nothing(contributions: list[Contribution], data: st.DataObject) -> None:
     spec = contributions[0].model.spec
-    undisturbed, disturbed = FedAvg().accumulator(spec), FedAvg().accumulator(spec)
+    undisturbed, disturbed = begin(spec), begin(spec)
     for contribution in contributions:
         undisturbed.fold(contribution)
         disturbed.fold(contribution)
@@ -126,7 +142,7 @@ def test_a_refused_update_changes_nothing(contributions: list[Contribution], dat
         with pytest.raises(UpdateRefused):
             disturbed.fold(bad)
     assert disturbed.total_weight == undisturbed.total_weight
-    assert disturbed.result().digest == undisturbed.result().digest
+    assert disturbed.result().model.digest == undisturbed.result().model.digest
 
 
 def bad_ones(good: Contribution) -> list[Contribution]:
@@ -146,14 +162,14 @@ def test_the_tensor_that_is_not_finite_is_named() -> None:
     good = Model.of({"a": np.ones(3, np.float32), "b": np.ones((2, 2), ml_dtypes.bfloat16)})
     good["b"][1, 1] = np.nan
     with pytest.raises(UpdateRefused, match="tensor 'b'"):
-        FedAvg().accumulator(good.spec).fold(Contribution(learner="x", model=good, num_examples=1))
+        begin(good.spec).fold(Contribution(learner="x", model=good, num_examples=1))
 
 
 def test_another_order_of_tensors_is_refused_and_said_to_be_that() -> None:
     one = Model.of({"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)})
     other = Model.of({"b": np.zeros(2, np.float32), "a": np.ones(2, np.float32)})
     with pytest.raises(UpdateRefused, match="another order"):
-        FedAvg().accumulator(one.spec).fold(Contribution(learner="x", model=other, num_examples=1))
+        begin(one.spec).fold(Contribution(learner="x", model=other, num_examples=1))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
@@ -174,27 +190,27 @@ def test_the_largest_weight_there_is_does_not_overflow_by_itself() -> None:
 @pytest.mark.parametrize("size", [1, 40_000])
 def test_an_update_with_which_the_sum_would_overflow_is_refused_and_the_sum_stays(size: int) -> None:
     model = Model.of({"a": np.full(size, 3e38, np.float32)})
-    accumulator = FedAvg().accumulator(model.spec)
+    accumulator = begin(model.spec)
     accumulator.fold(Contribution(learner="a", model=model, num_examples=1))
     for num_examples in (1, 10):
         with pytest.raises(UpdateRefused, match=r"float32.*overflow"):
             accumulator.fold(Contribution(learner="b", model=model, num_examples=num_examples))
-    np.testing.assert_array_equal(accumulator.result()["a"], model["a"])
+    np.testing.assert_array_equal(accumulator.result().model["a"], model["a"])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_mean_at_the_edge_of_a_narrow_type_is_itself(dtype: str) -> None:
     largest = float(ml_dtypes.finfo(DTYPES[dtype]).max)  # type: ignore[no-untyped-call]
     model = Model.of({"a": np.full(3, largest, DTYPES[dtype])})
-    accumulator = FedAvg().accumulator(model.spec)
+    accumulator = begin(model.spec)
     for name in "abc" if dtype == "float16" else "a":  # float16 is summed in a wider type
         accumulator.fold(Contribution(learner=name, model=model, num_examples=1))
-    np.testing.assert_array_equal(accumulator.result()["a"], model["a"])
+    np.testing.assert_array_equal(accumulator.result().model["a"], model["a"])
 
 
 def test_nothing_folded_is_an_error_and_so_is_a_sum_that_was_used_up() -> None:
     model = Model.of({"a": np.ones(2, np.float32)})
-    accumulator = FedAvg().accumulator(model.spec)
+    accumulator = begin(model.spec)
     with pytest.raises(AggregationError, match="no update"):
         accumulator.result()
     accumulator.fold(Contribution(learner="a", model=model, num_examples=1))
@@ -205,10 +221,10 @@ def test_nothing_folded_is_an_error_and_so_is_a_sum_that_was_used_up() -> None:
 
 def test_what_was_folded_is_not_kept() -> None:
     model = Model.of({"a": np.ones(50_000, np.float32)})
-    accumulator = FedAvg().accumulator(model.spec)
+    accumulator = begin(model.spec)
     accumulator.fold(Contribution(learner="a", model=model, num_examples=3))
     model["a"][...] = 99
-    np.testing.assert_array_equal(accumulator.result()["a"], 1)
+    np.testing.assert_array_equal(accumulator.result().model["a"], 1)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8"])
@@ -270,4 +286,38 @@ def test_the_order_does_not_matter_at_all_while_sums_are_exact() -> None:
 
 def test_the_settings_of_a_job_name_the_rule() -> None:
     assert isinstance(make_rule(Settings()), FedAvg)
-    assert set(RULES) == {"fedavg"}
+
+
+def test_every_rule_that_a_job_can_name_is_there() -> None:
+    choices = typing.get_args(JobSpec.model_fields["rule"].annotation)
+    assert {choice.model_fields["name"].default for choice in choices} == set(RULES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cohorts(), st.sampled_from(["fedavg", "fedprox"]), st.sampled_from(["examples", "steps", "equal"]))
+def test_updates_weigh_by_examples_steps_or_alike(
+    cohort: tuple[Model, list[list[Contribution]]], name: str, weighting: str
+) -> None:
+    start, [contributions] = cohort
+    rule = rule_of(name, weighting=weighting, **({"mu": 0.1} if name == "fedprox" else {}))
+    [combined] = play(rule, start, [contributions])
+    weights = {
+        "examples": [float(c.num_examples) for c in contributions],
+        "steps": [float(c.num_steps) for c in contributions],
+        "equal": [1.0 for _ in contributions],
+    }[weighting]
+    shares = np.array(weights) / sum(weights)
+    mean = {
+        t: np.tensordot(shares, np.stack([reals(c.model)[t] for c in contributions]), 1) for t in reals(start)
+    }
+    check_floats(combined.model, mean)
+    check_whole(combined.model, contributions, weights)
+    assert combined.memory is None
+    check_refusals(rule, start, contributions)
+
+
+def test_an_update_without_steps_has_no_weight_where_steps_are_counted() -> None:
+    model = Model.of({"a": np.ones(2, np.float32)})
+    accumulator = rule_of("fedavg", weighting="steps").begin(Given(spec=model.spec, model=lambda: model))
+    with pytest.raises(UpdateRefused, match="num_steps is 0"):
+        accumulator.fold(Contribution(learner="a", model=model, num_examples=3))

@@ -48,7 +48,9 @@ STATES = st.builds(
     retries=st.integers(0, 100),
     deadline_at=st.one_of(st.none(), st.floats(0, 1e10)),
     cohort=COHORTS.map(Cohort),
-    evaluation=st.dictionaries(st.text(max_size=4), st.floats(allow_nan=False)),
+    evaluations=st.dictionaries(
+        st.integers(0, 9), st.dictionaries(st.text(max_size=4), st.floats(allow_nan=False)), max_size=3
+    ),
     reason=st.text(max_size=50),
 )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from broker_fl.errors import SettingError
-from broker_fl.frameworks import FunctionLearner, LocalTask, train_alone
+from broker_fl.frameworks import FunctionLearner, LocalTask, ProximalTerm, train_alone
 from broker_fl.frameworks.workload import Workload
 from broker_fl.interfaces import Learner, Metrics, Parameters, TaskContext, Update
 from broker_fl.model import Arrays
@@ -82,6 +82,9 @@ def test_seeds_differ_between_learners_and_rounds_and_are_the_same_again() -> No
         {"learning_rate": "0.1"},
         {"learning_rate": True},
         {"seed": -1},
+        {"proximal_mu": -0.1},
+        {"proximal_mu": float("inf")},
+        {"proximal_mu": True},
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_value(parameters: Parameters) -> None:
@@ -99,3 +102,21 @@ def test_importing_the_library_imports_no_framework() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_function_of_ones_own_has_the_proximal_term_of_fedprox() -> None:
+    """The gradient is that of the loss, by differences; the received model is a copy, which stays."""
+    received = {"w": np.array([1.0, -2.0]), "b": np.array(0.5, np.float32)}
+    term = ProximalTerm(received, LocalTask(parameters={"proximal_mu": 0.3}))
+    received["w"][...] = 99
+    w, step = np.array([2.0, 1.0]), 1e-6
+    assert term.loss({"w": w}) == pytest.approx(0.3 / 2 * (1 + 9))
+    slopes = [(term.loss({"w": w + step * unit}) - term.loss({"w": w})) / step for unit in np.eye(2)]
+    np.testing.assert_allclose(term.gradient("w", w), slopes, rtol=1e-5)
+    assert term.gradient("b", np.array(1.0, np.float32)).dtype == np.float32
+
+
+def test_without_the_parameter_there_is_no_proximal_term() -> None:
+    term = ProximalTerm({"w": np.ones(2)}, LocalTask())
+    assert term.loss({"w": np.zeros(2)}) == 0
+    assert term.gradient("w", np.zeros(2)).tolist() == [0, 0]

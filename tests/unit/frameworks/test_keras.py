@@ -213,3 +213,41 @@ def test_wrong_settings_are_named() -> None:
     scheduled = KerasLearner(network(optimizer=keras.optimizers.SGD(schedule)), examples())
     with pytest.raises(SettingError, match=r"learning_rate 0\.5, but the model is compiled with a schedule"):
         scheduled.train(scheduled.initial_model(), LocalTask(parameters={"learning_rate": 0.5}))
+
+
+def linear() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    own = keras.regularizers.L2(0.01)
+    model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(1, kernel_regularizer=own)])
+    model.compile(optimizer=keras.optimizers.SGD(0.05), loss="mse")
+    return model
+
+
+def test_the_proximal_term_is_that_of_fedprox_against_the_model_that_was_received() -> None:
+    """Full batches, plain SGD, a linear model, beside its gradient by hand; a task without it between."""
+    inputs, classes = examples(64)
+    targets = classes.astype(np.float32)[:, None]
+    site = KerasLearner(linear(), (inputs, targets))
+    received = Model.of(site.initial_model())
+    received["sequential/dense/kernel"][...] += 1
+    for mu in (0.7, 0.0, 0.2):
+        parameters = {"steps": 5, "batch_size": 64, "proximal_mu": mu}
+        found = site.train(received.copy(), LocalTask(parameters=parameters))
+        w, b = (received[f"sequential/dense/{name}"].astype(np.float64) for name in ("kernel", "bias"))
+        w0, b0 = w, b
+        for _ in range(5):
+            error = inputs @ w + b - targets
+            w_gradient = 2 * inputs.T @ error / 64 + 0.02 * w + mu * (w - w0)
+            b_gradient = 2 * error.mean(0) + mu * (b - b0)
+            w, b = w - 0.05 * w_gradient, b - 0.05 * b_gradient
+        np.testing.assert_allclose(found.model["sequential/dense/kernel"], w, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.model["sequential/dense/bias"], b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_of_an_evaluation_is_without_the_proximal_term() -> None:
+    inputs, classes = examples(64)
+    data = (inputs, classes.astype(np.float32)[:, None])
+    plain, held = KerasLearner(linear(), data), KerasLearner(linear(), data)
+    model = Model.of(plain.initial_model())
+    held.train(model.copy(), LocalTask(parameters={"steps": 3, "proximal_mu": 5.0}))
+    assert held.evaluate(model, LocalTask()) == pytest.approx(plain.evaluate(model, LocalTask()), rel=1e-6)

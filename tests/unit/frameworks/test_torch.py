@@ -261,3 +261,39 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(SettingError, match="device 'nonsense' cannot be used"):
         learner(device="nonsense")
     learner(device="auto")
+
+
+def test_the_proximal_term_is_that_of_fedprox_against_the_model_that_was_received() -> None:
+    """Full batches and plain SGD, beside a loop whose loss has the term in it."""
+    data, mu = examples(64), 0.7
+    site = TorchLearner(network(dropout=0.0), data, optimizer=partial(torch.optim.SGD, lr=0.1))
+    received = Model.of(to_arrays(network(seed=3))).copy()
+    parameters = {"steps": 5, "batch_size": 64, "seed": 1, "proximal_mu": mu}
+    found = site.train(received.copy(), LocalTask(parameters=parameters))
+
+    module = network(dropout=0.0)
+    load_arrays(module, received)
+    start = [p.detach().clone() for p in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module.train()
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(data.tensors[0]), data.tensors[1])
+        away = sum(((p - w) ** 2).sum() for p, w in zip(module.parameters(), start, strict=True))
+        (loss + mu / 2 * away).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for name, array in to_arrays(module).items():
+        np.testing.assert_allclose(found.model[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_strong_proximal_term_holds_the_model_and_none_changes_no_bit() -> None:
+    received = Model.of(learner().initial_model())
+
+    def trained(**parameters: float) -> Model:
+        task = LocalTask(parameters={"epochs": 3, "seed": 0, **parameters})
+        return Model.of(learner().train(received.copy(), task).model)
+
+    plain, zero, held = trained(), trained(proximal_mu=0.0), trained(proximal_mu=3.0)
+    assert plain.digest == zero.digest
+    moved = [np.linalg.norm(model["0.weight"] - received["0.weight"]) for model in (plain, held)]
+    assert moved[1] < moved[0] / 2

@@ -1,0 +1,98 @@
+"""The sum of what learners changed, ``Σ sᵢ (xᵢ − x)``, for rules that move the model they gave out.
+
+Float tensors (trained ones, and buffers such as running means alike) have a change; the head of ``sums.py``
+says in which types it is summed. Integer and boolean tensors have none: they take the weighted mean of the
+updates, as in ``sums.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from broker_fl.aggregation import fused, kernels
+from broker_fl.aggregation.sums import check_addable, length, sum_dtype, write_mean
+from broker_fl.errors import AggregationError
+from broker_fl.interfaces import Given
+from broker_fl.model import FLOATS, Array, Model, ModelSpec, Run
+
+
+def float_runs(spec: ModelSpec) -> tuple[Run, ...]:
+    """The runs that have a change."""
+    return tuple(run for run in spec.runs if run.dtype in FLOATS)
+
+
+class ChangeSum:
+    """``Σ sᵢ (xᵢ − x)`` and ``Σ wᵢ``. Memory: the model that was given, and one in the type of the sum."""
+
+    def __init__(self, given: Given) -> None:
+        self.spec = given.spec
+        self.total_weight = 0.0
+        self._given = given
+        self._base: Model | None = None
+        self._totals: dict[Run, Array] | None = None
+
+    @property
+    def base(self) -> Model:
+        """``x``, the model that was given."""
+        if self._base is None:
+            self._base = self._given.model()
+        return self._base
+
+    def check(self, model: Model, weight: float) -> None:
+        """Whether the model can be added.
+
+        Raises:
+            UpdateRefused: another spec, a weight that is not positive and finite, or a value that is not
+                finite.
+        """
+        check_addable(self.spec, model, weight)
+
+    def add(self, model: Model, *, scale: float, weight: float) -> None:
+        """Take in a model that passed ``check``: its change times ``scale``, its integers by ``weight``."""
+        if self._totals is None:
+            self._totals = {run: np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs}
+        for run, total in self._totals.items():
+            if run.dtype in FLOATS:
+                fused.add_scaled_change(total, model.run(run), self.base.run(run), scale)
+            else:
+                kernels.add_scaled(total, model.run(run), weight)
+        self.total_weight += weight
+
+    def rescale(self, factor: float) -> None:
+        """Multiply ``Σ sᵢ (xᵢ − x)``."""
+        for run, total in (self._totals or {}).items():
+            if run.dtype in FLOATS:
+                fused.evaluate("total * factor", total, total=total, factor=factor)
+
+    def squared_change(self, model: Model) -> float:
+        """``|xᵢ − x|²`` over all float tensors."""
+        runs = float_runs(self.spec)
+        return sum(fused.squared_distance(model.run(run), self.base.run(run)) for run in runs)
+
+    def totals(self) -> list[Array]:
+        """``Σ sᵢ (xᵢ − x)`` of each of ``float_runs``; what is written to them changes what ``moved`` adds.
+
+        Raises:
+            AggregationError: nothing was added.
+        """
+        if self._totals is None:
+            raise AggregationError("no update was folded, so there is nothing to combine")
+        return [total for run, total in self._totals.items() if run.dtype in FLOATS]
+
+    def moved(self) -> Model:
+        """``x`` plus the totals as they are now, and the mean of the integers; the sum is used up.
+
+        Raises:
+            AggregationError: a value is not finite.
+        """
+        result, totals = Model.empty(self.spec), self._totals or {}
+        for run, total in totals.items():
+            if run.dtype in FLOATS:
+                np.add(total, self.base.run(run).astype(total.dtype, copy=False), out=total)
+            else:
+                kernels.divide(total, self.total_weight)
+            write_mean(result.run(run), total)
+            if not kernels.all_finite(result.run(run)):
+                raise AggregationError(f"the combination of the updates overflows {run.dtype}")
+        self._totals, self._base = None, None
+        return result
