@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -195,8 +194,15 @@ def run_with_files_up_to(num_bytes: int, *args: str) -> subprocess.CompletedProc
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes})); "
         "from broker_fl.cli import main; main()"
     )
+    # What a process measures of its coverage could not be written either.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -204,7 +210,6 @@ def run_with_files_up_to(num_bytes: int, *args: str) -> subprocess.CompletedProc
 def test_a_full_disk_ends_the_run_and_is_named(folder: Path, num_bytes: int) -> None:
     """At the store's beginning, at the initial model, and at a later version."""
     (folder / "large.py").write_text(APP.replace("np.zeros(3, 'f4')", "np.zeros(1_000_000, 'f4')"), "utf-8")
-    began = time.monotonic()
     done = run_with_files_up_to(
         num_bytes, "run", "large.py", "--learners", "2", "--rounds", "9999", "--no-live"
     )
@@ -212,7 +217,9 @@ def test_a_full_disk_ends_the_run_and_is_named(folder: Path, num_bytes: int) -> 
     assert "state.sqlite" in done.stderr
     assert "make room on its disk" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 25.0  # an answer of the controller is waited for for 30 s
+    assert (
+        "no controller" not in done.stderr
+    )  # which is what a driver says that has waited for an answer in vain
 
 
 def test_the_demo_shows_that_a_federation_is_better_than_training_alone(folder: Path) -> None:
