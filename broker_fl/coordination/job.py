@@ -499,35 +499,36 @@ class Job:
 
     def _send(self, learners: Iterable[str]) -> Actions:
         """One action for all that get the same attempt."""
-        by_attempt: dict[int, list[str]] = {}
-        for learner in learners:
-            part = self.state.cohort.get(learner)
-            by_attempt.setdefault(part.attempt if part else 0, []).append(learner)
         return [
             s.SendTasks(
-                task=self._ref(attempt),
+                task=task,
                 learners=tuple(members),
                 version=self.state.version,
                 train=self.state.phase is Phase.ROUND,
                 upload_on_request=self._uploads.on_request,
                 deadline_s=self.state.spec.protocol.deadline_s,
             )
-            for attempt, members in by_attempt.items()
+            for task, members in self._by_task(learners).items()
         ]
+
+    def _by_task(self, learners: Iterable[str]) -> dict[TaskRef, list[str]]:
+        """Members by the task that they have; it differs in the attempt."""
+        tasks: dict[TaskRef, list[str]] = {}
+        for learner in learners:
+            part = self.state.cohort.get(learner)
+            tasks.setdefault(self._ref(part.attempt if part else 0), []).append(learner)
+        return tasks
 
     def _dismiss(self, reason: str, now: float) -> Actions:
         """Close the books on members from whom nothing came, and tell them to stop."""
-        cohort = self.state.cohort
+        late = self.state.cohort.with_status(*OPEN)
         actions: Actions = []
-        by_attempt: dict[int, list[str]] = {}
-        for learner in cohort.with_status(*OPEN):
-            part = cohort.get(learner)
-            by_attempt.setdefault(part.attempt if part else 0, []).append(learner)
-            cohort.move(learner, Status.LATE, now)
-            late = e.TaskLate(job=self.state.job, round=self.state.round, learner=learner, reason=reason)
-            actions.append(s.Emit(late))
-        for attempt, members in by_attempt.items():
-            actions.append(s.CancelTasks(self._ref(attempt), tuple(members), reason))
+        for learner in late:
+            self.state.cohort.move(learner, Status.LATE, now)
+            event = e.TaskLate(job=self.state.job, round=self.state.round, learner=learner, reason=reason)
+            actions.append(s.Emit(event))
+        for task, members in self._by_task(late).items():
+            actions.append(s.CancelTasks(task, tuple(members), reason))
         return actions
 
     def _note_evaluation(self) -> Actions:
