@@ -74,7 +74,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 			--extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
 		|| echo "No CPU build of torch $(TORCH) found: taking the large one."; \
 	fi
-	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[torch,tensorflow,he,dev]'
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[torch,tensorflow,sklearn,jax,xgboost,he,dev]'
 	@touch $@
 
 $(DEMO_VENV)/.made: pyproject.toml constraints.txt
