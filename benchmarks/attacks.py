@@ -20,7 +20,8 @@ from broker_fl.interfaces import Learner, Metrics, TaskContext, Update
 from broker_fl.model import Array, Arrays
 from broker_fl.partition import dirichlet
 from broker_fl.simulation import Federation
-from broker_fl.wire.job import JobSpec, Robust
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.rules import Robust
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
 COMMAND = "python -m benchmarks.attacks --out docs/attacks.md"

@@ -28,7 +28,8 @@ from broker_fl import JobSpec, Model, connect
 from broker_fl.roles.driver import Driver
 from broker_fl.simulation import Federation
 from broker_fl.wire import events as e
-from broker_fl.wire.job import Synchronous, Termination
+from broker_fl.wire.job import Termination
+from broker_fl.wire.protocols import Synchronous
 from broker_fl.workers.servers import RabbitMQNode, RedisNode
 
 CELLS = ((10, 100_000), (10, 1_000_000), (10, 10_000_000))

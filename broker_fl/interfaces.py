@@ -36,6 +36,8 @@ class Update:
     """Examples trained on; the update's weight in FedAvg. At least 1."""
     num_steps: int = 0
     """Optimiser steps done; 0 where nothing counts them."""
+    num_epochs: float = 0.0
+    """Passes over the local data that were done, parts of one included; 0 where nothing counts them."""
     metrics: Metrics = field(default_factory=dict)
 
 
@@ -340,6 +342,8 @@ class Contribution:
     model: Model
     num_examples: int
     num_steps: int = 0
+    staleness: int = 0
+    """How many versions were committed since the one that it was trained from; in a round always 0."""
     metrics: Metrics = field(default_factory=dict)
     """Of training."""
     evaluation: Metrics = field(default_factory=dict)
@@ -409,9 +413,38 @@ class Member:
     attributes: Parameters = field(default_factory=dict)
 
 
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What a job has seen of one learner so far. Times are means over its tasks, in which older ones fade."""
+
+    num_tasks: int = 0
+    """That it was given."""
+    num_updates: int = 0
+    """That counted."""
+    num_failures: int = 0
+    """In a row, up to now: failed, refused, late or lost."""
+    last_round: int = -1
+    """In which it was last given a task; -1 before the first."""
+    num_examples: int = 0
+    """That it said it trained on, last."""
+    task_s: float = 0.0
+    """Seconds from sending a task to having its update; 0 before the first."""
+    step_s: float = 0.0
+    """Seconds for an optimiser step; 0 where it counts none."""
+    epoch_s: float = 0.0
+    """Seconds for a pass over its data; 0 where it counts none."""
+    evaluation: Metrics = field(default_factory=dict)
+    """Its last: of the version that it was then given, on its data."""
+    epochs: int = 0
+    """Local epochs that it is given at present by pacing; 0 where pacing does not count in epochs."""
+
+
 class Selector(Protocol):
     """Chooses a round's cohort."""
 
-    def select(self, members: Sequence[Member], round: int) -> list[str]:
-        """Ids of the chosen, sorted; so are ``members``. The same arguments give the same answer."""
+    def select(self, members: Sequence[Member], round: int, history: Mapping[str, Record]) -> list[str]:
+        """Ids of the chosen, sorted; so are ``members``. The same arguments give the same answer.
+
+        ``history`` has a record for each learner that was ever given a task of this job.
+        """
         ...

@@ -30,7 +30,8 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from broker_fl.errors import SettingError
 from broker_fl.job_problems import problems
-from broker_fl.wire.job import JobSpec, Setting
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.settings import Setting
 
 
 class ModelSource(Setting):

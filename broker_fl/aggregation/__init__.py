@@ -1,6 +1,6 @@
 """Aggregation: pure arithmetic, one rule per file, each citing its paper.
 
-To add a rule: its settings as a class in ``wire/job.py``, a file here, and its name in ``RULES``.
+To add a rule: its settings as a class in ``wire/rules.py``, a file here, and its name in ``RULES``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 from broker_fl.aggregation import fedopt
 from broker_fl.aggregation.bulyan import Bulyan
 from broker_fl.aggregation.coordinate_wise import Median, TrimmedMean
+from broker_fl.aggregation.fedasync import FedAsync
 from broker_fl.aggregation.fedavg import FedAvg
+from broker_fl.aggregation.fedbuff import FedBuff
 from broker_fl.aggregation.fednova import FedNova
 from broker_fl.aggregation.fedopt import FedOpt
 from broker_fl.aggregation.geometric_median import GeometricMedian
@@ -27,6 +29,8 @@ RULES: dict[str, Callable[[Any], Rule]] = {
     "fedadagrad": lambda s: FedOpt(fedopt.fedadagrad(s.learning_rate, s.beta1, s.tau), s.weighting),
     "fedadam": lambda s: FedOpt(fedopt.fedadam(s.learning_rate, s.beta1, s.beta2, s.tau), s.weighting),
     "fedyogi": lambda s: FedOpt(fedopt.fedyogi(s.learning_rate, s.beta1, s.beta2, s.tau), s.weighting),
+    "fedasync": FedAsync,
+    "fedbuff": FedBuff,
     "fednova": lambda s: FedNova(s.momentum),
     "median": Median,
     "trimmed_mean": TrimmedMean,
@@ -37,7 +41,7 @@ RULES: dict[str, Callable[[Any], Rule]] = {
     "norm_clipping": NormClipping,
     "qfedavg": lambda s: QFedAvg(q=s.q, learning_rate=s.learning_rate, weighting=s.weighting),
 }
-"""Name of a rule → how it is made from its settings in ``wire/job.py``."""
+"""Name of a rule → how it is made from its settings in ``wire/rules.py``."""
 
 
 def make_rule(settings: Any) -> Rule:

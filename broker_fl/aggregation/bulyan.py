@@ -25,13 +25,13 @@ from broker_fl.aggregation.krum import scores
 from broker_fl.aggregation.sorting import sort_columns
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import Array, Model
-from broker_fl.wire import job
+from broker_fl.wire import rules
 
 
 class Bulyan:
     """The mean about the median of what Krum selects."""
 
-    def __init__(self, settings: job.Bulyan) -> None:
+    def __init__(self, settings: rules.Bulyan) -> None:
         self._settings = settings
 
     def begin(self, given: Given) -> KeptUpdates:

@@ -49,14 +49,25 @@ class ChangeSum:
 
     def add(self, model: Model, *, scale: float, weight: float) -> None:
         """Take in a model that passed ``check``: its change times ``scale``, its integers by ``weight``."""
-        if self._totals is None:
-            self._totals = {run: np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs}
-        for run, total in self._totals.items():
+        for run, total in self._begun().items():
             if run.dtype in FLOATS:
                 fused.add_scaled_change(total, model.run(run), self.base.run(run), scale)
             else:
                 kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
+
+    def add_change(self, change: Model, weight: float) -> None:
+        """Take in a change that its learner computed and that passed ``check``; integers are the learner's
+        values.
+        """
+        for run, total in self._begun().items():
+            kernels.add_scaled(total, change.run(run), weight)
+        self.total_weight += weight
+
+    def _begun(self) -> dict[Run, Array]:
+        if self._totals is None:
+            self._totals = {run: np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs}
+        return self._totals
 
     def rescale(self, factor: float) -> None:
         """Multiply ``Σ sᵢ (xᵢ − x)``."""

@@ -23,13 +23,13 @@ from broker_fl.aggregation.kept import KeptUpdates
 from broker_fl.aggregation.sorting import sort_columns
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import Array, Model
-from broker_fl.wire import job
+from broker_fl.wire import rules
 
 
 class TrimmedMean:
     """The mean of each coordinate without its ``f`` smallest and ``f`` largest values."""
 
-    def __init__(self, settings: job.TrimmedMean) -> None:
+    def __init__(self, settings: rules.TrimmedMean) -> None:
         self._settings = settings
 
     def begin(self, given: Given) -> KeptUpdates:
@@ -45,7 +45,7 @@ class TrimmedMean:
 class Median:
     """The median of each coordinate."""
 
-    def __init__(self, settings: job.Median) -> None:
+    def __init__(self, settings: rules.Median) -> None:
         self._settings = settings
 
     def begin(self, given: Given) -> KeptUpdates:

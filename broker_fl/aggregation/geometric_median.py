@@ -25,13 +25,13 @@ from broker_fl.aggregation.distances import to_point
 from broker_fl.aggregation.kept import KeptUpdates
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import Array, Model, ModelSpec
-from broker_fl.wire import job
+from broker_fl.wire import rules
 
 
 class GeometricMedian:
     """The point nearest to all updates."""
 
-    def __init__(self, settings: job.GeometricMedian) -> None:
+    def __init__(self, settings: rules.GeometricMedian) -> None:
         self._settings = settings
 
     def begin(self, given: Given) -> KeptUpdates:

@@ -13,7 +13,7 @@ from broker_fl.aggregation.weighting import Weighting, weight_of
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Combined, Contribution, Given
 from broker_fl.model import Model
-from broker_fl.wire.job import Robust
+from broker_fl.wire.rules import Robust
 
 Combine = Callable[[Given, Sequence[Contribution]], Model]
 

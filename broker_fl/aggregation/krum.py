@@ -22,13 +22,13 @@ from broker_fl.aggregation.distances import pairwise
 from broker_fl.aggregation.kept import KeptUpdates
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import Array, Model
-from broker_fl.wire import job
+from broker_fl.wire import rules
 
 
 class Krum:
     """The update, or the mean of the updates, of the lowest scores."""
 
-    def __init__(self, settings: job.Krum | job.MultiKrum) -> None:
+    def __init__(self, settings: rules.Krum | rules.MultiKrum) -> None:
         self._settings = settings
 
     def begin(self, given: Given) -> KeptUpdates:
@@ -45,7 +45,7 @@ class Krum:
         return by_coordinate(given.spec, chosen, lambda rows: rows.mean(axis=0, dtype=np.float64))
 
     def _num_selected(self, num_updates: int) -> int:
-        if isinstance(self._settings, job.Krum):
+        if isinstance(self._settings, rules.Krum):
             return 1
         return self._settings.num_selected or num_updates - self._settings.max_attackers - 2
 

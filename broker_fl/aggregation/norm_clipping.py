@@ -19,13 +19,13 @@ from broker_fl.aggregation.kept import checked_weight
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Combined, Contribution, Given
-from broker_fl.wire import job
+from broker_fl.wire import rules
 
 
 class NormClipping:
     """The mean of the differences, each cut to ``max_norm``."""
 
-    def __init__(self, settings: job.NormClipping) -> None:
+    def __init__(self, settings: rules.NormClipping) -> None:
         self._settings = settings
 
     def begin(self, given: Given) -> NormClippingRound:
@@ -36,7 +36,7 @@ class NormClipping:
 class NormClippingRound:
     """One round's sum."""
 
-    def __init__(self, given: Given, settings: job.NormClipping) -> None:
+    def __init__(self, given: Given, settings: rules.NormClipping) -> None:
         self._given = given
         self._settings = settings
         self._sum = WeightedSum(given.spec)

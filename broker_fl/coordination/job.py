@@ -102,7 +102,7 @@ class Job:
         state.waiting_since = None
         state.retries = 0
         state.cohort = Cohort()
-        for learner in self._selector.select(self._members.members(), state.round):
+        for learner in self._selector.select(self._members.members(), state.round, {}):
             state.cohort.assign(learner, now)
         return self._open_round(now)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from broker_fl.interfaces import Member, Selector
-from broker_fl.wire.job import SelectAll, SelectRandom
+from broker_fl.interfaces import Member, Record, Selector
+from broker_fl.wire.selectors import SelectAll, SelectRandom
 
 
 class All:
     """Everybody who is there."""
 
-    def select(self, members: Sequence[Member], round: int) -> list[str]:
+    def select(self, members: Sequence[Member], round: int, history: Mapping[str, Record]) -> list[str]:
         """All ids."""
         return [member.learner for member in members]
 
@@ -24,7 +24,7 @@ class Random:
     def __init__(self, settings: SelectRandom) -> None:
         self._settings = settings
 
-    def select(self, members: Sequence[Member], round: int) -> list[str]:
+    def select(self, members: Sequence[Member], round: int, history: Mapping[str, Record]) -> list[str]:
         """``count`` ids, or the share ``fraction`` of them, rounded up; fewer where fewer are there."""
         settings = self._settings
         count = settings.count

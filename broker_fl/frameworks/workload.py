@@ -10,7 +10,7 @@ import numpy as np
 
 from broker_fl.errors import SettingError
 from broker_fl.interfaces import Parameters, TaskContext
-from broker_fl.wire.job import PROXIMAL_MU
+from broker_fl.wire.rules import PROXIMAL_MU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,9 @@ from typing import Any
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import checksum
-from broker_fl.wire.job import JobSpec, SelectRandom, Synchronous, Termination, Transfer
+from broker_fl.wire.job import JobSpec, Termination, Transfer
+from broker_fl.wire.protocols import Synchronous
+from broker_fl.wire.selectors import SelectRandom
 
 PAYLOAD = b"forty-two bytes of a model, or of an update"
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from broker_fl.wire import events, job, messages
+from broker_fl.wire import events, job, messages, pacing, protocols, rules, selectors
 from broker_fl.wire.frames import PROTOCOL_VERSION
 
 Schema = dict[str, Any]
 _CLASSES: dict[str, type[BaseModel]] = {
     name: cls
-    for module in (job, messages, events)
+    for module in (job, pacing, protocols, rules, selectors, messages, events)
     for name, cls in inspect.getmembers(module, inspect.isclass)
     if issubclass(cls, BaseModel) and cls is not BaseModel
 }

@@ -16,7 +16,8 @@ from broker_fl.interfaces import LearnerContext
 from broker_fl.jobfile import read_job
 from broker_fl.model import Model
 from broker_fl.simulation import Federation
-from broker_fl.wire.job import JobSpec, Synchronous, Termination
+from broker_fl.wire.job import JobSpec, Termination
+from broker_fl.wire.protocols import Synchronous
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

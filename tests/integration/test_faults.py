@@ -21,7 +21,8 @@ from broker_fl import connect
 from broker_fl.model import Model
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.wire import events as e
-from broker_fl.wire.job import JobSpec, Synchronous, Termination, Transfer
+from broker_fl.wire.job import JobSpec, Termination, Transfer
+from broker_fl.wire.protocols import Synchronous
 from broker_fl.workers.servers import RabbitMQNode, RedisNode
 
 pytestmark = pytest.mark.timeout(300)

@@ -8,7 +8,8 @@ import pytest
 
 from broker_fl.errors import SettingError
 from broker_fl.jobfile import make_spec, read_job
-from broker_fl.wire.job import JobSpec, SelectRandom
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.selectors import SelectRandom
 
 
 def write(folder: Path, text: str) -> Path:
@@ -99,7 +100,7 @@ def test_all_mistakes_are_told_at_once_with_field_value_and_what_is_allowed(tmp_
         ("selector.fraction = 0.5", "selector: the field 'name' is missing"),
         ('selector.name = "random"', "selector: give either 'fraction' or 'count'"),
         ('rule = "fedavg"', "rule = 'fedavg' is not allowed: it must be a table with a field 'name'"),
-        ('protocol.name = "sync"', "protocol.name = 'sync' is not allowed: it must be 'synchronous'"),
+        ('protocol.name = "sync"', "protocol.name = 'sync' is not allowed: it must be one of 'synchronous',"),
         ('name = "a b"', "name: 'a b' must be 1 to 64 letters, digits, '-' or '_'"),
         ("parameters.a = { b = 1 }", "parameters.a: a dict is neither a text"),
         ("parameters.a = nan", "parameters.a: nan is not a finite number"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from pydantic import Field, TypeAdapter
 
 from broker_fl.aggregation import make_rule
 from broker_fl.errors import UpdateRefused
 from broker_fl.interfaces import Combined, Contribution, Given
 from broker_fl.model import DTYPES, FLOATS, Array, Model
-from broker_fl.wire.job import JobSpec
+from broker_fl.wire.rules import AnyRule
 
+_RULE: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRule, Field(discriminator="name")])
 Reals = dict[str, Array]
 """The float tensors of a model, in float64: what the plain references compute with."""
 TOLERANCE = {"float16": 4e-3, "bfloat16": 4e-2, "float32": 4e-5, "float64": 1e-10}
@@ -22,7 +24,7 @@ TOLERANCE = {"float16": 4e-3, "bfloat16": 4e-2, "float32": 4e-5, "float64": 1e-1
 
 def rule_of(name: str, **settings: Any) -> Any:
     """The rule as a job makes it."""
-    return make_rule(JobSpec.model_validate({"rule": {"name": name, **settings}}).rule)
+    return make_rule(_RULE.validate_python({"name": name, **settings}))
 
 
 def random_model(rng: np.random.Generator, kinds: Sequence[tuple[str, int]], scale: float = 1.0) -> Model:

@@ -18,8 +18,8 @@ from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.errors import AggregationError, UpdateRefused
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec
-from broker_fl.wire.job import FedAvg as Settings
 from broker_fl.wire.job import JobSpec
+from broker_fl.wire.rules import FedAvg as Settings
 from tests.unit.aggregation.cohorts import (
     check_floats,
     check_refusals,

@@ -10,8 +10,9 @@ from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.interfaces import Member
 from broker_fl.wire.events import Event
-from broker_fl.wire.job import JobSpec, Synchronous, Termination
+from broker_fl.wire.job import JobSpec, Termination
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus, UpdateManifest
+from broker_fl.wire.protocols import Synchronous
 
 E = TypeVar("E", bound=Event)
 A = TypeVar("A")

@@ -6,8 +6,9 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import Status
 from broker_fl.coordination.state import Phase
 from broker_fl.wire import events as e
-from broker_fl.wire.job import MetricTarget, SelectRandom, Termination, Transfer
+from broker_fl.wire.job import MetricTarget, Termination, Transfer
 from broker_fl.wire.messages import TaskRef, TaskStatus
+from broker_fl.wire.selectors import SelectRandom
 from tests.unit.coordination.bench import Bench, spec
 
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from broker_fl.coordination.cohort import Assignment, Cohort, Status
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import FrameRefused
-from broker_fl.wire.job import JobSpec, MetricTarget, SelectRandom, Synchronous, Termination, Transfer
+from broker_fl.wire.job import JobSpec, MetricTarget, Termination, Transfer
+from broker_fl.wire.protocols import Synchronous
+from broker_fl.wire.selectors import SelectRandom
 
 SPECS = st.builds(
     JobSpec,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_fl.wire import events as e
-from broker_fl.wire.job import SelectRandom, Termination, Transfer
+from broker_fl.wire.job import Termination, Transfer
+from broker_fl.wire.selectors import SelectRandom
 from tests.unit.coordination.bench import spec
 from tests.unit.coordination.world import Disk, Faults, World
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker_fl.wire import events as ev
-from broker_fl.wire.job import JobSpec, Synchronous, Termination
+from broker_fl.wire.job import JobSpec, Termination
 from broker_fl.wire.messages import Timings
+from broker_fl.wire.protocols import Synchronous
 
 START_S = 1_790_000_000.0
 MODEL_BYTES = 407_080

@@ -11,7 +11,8 @@ import pytest
 from broker_fl.errors import BrokerUnavailable, RequestRefused
 from broker_fl.model import DTYPES, Array, Model
 from broker_fl.wire import events as e
-from broker_fl.wire.job import MetricTarget, SelectRandom, Termination, Transfer
+from broker_fl.wire.job import MetricTarget, Termination, Transfer
+from broker_fl.wire.selectors import SelectRandom
 from tests.unit.roles.stage import Adds, Stage, done, eventually, kinds, model_of, same, spec
 
 

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from broker_fl.wire.fields import MAX_INT, MAX_PARAMETERS
-from broker_fl.wire.job import JobSpec, SelectAll, SelectRandom
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.selectors import SelectAll, SelectRandom
 
 
 def test_a_job_of_defaults_is_a_job() -> None:
@@ -57,14 +58,14 @@ def test_a_quorum_is_a_count_as_an_integer_and_a_share_as_a_float() -> None:
         ({"termination": {"round": 5}}, "termination.round", "Extra inputs are not permitted"),
         ({"name": "my job"}, "name", "'my job' must be 1 to 64 letters, digits, '-' or '_'"),
         ({"name": "x" * 1000}, "name", "must be 1 to 64 letters"),
-        ({"protocol": {"name": "magic"}}, "protocol.name", "'synchronous'"),
-        ({"protocol": {"quorum": 0.0}}, "protocol.quorum", "greater than 0"),
-        ({"protocol": {"quorum": 1.5}}, "protocol.quorum", "less than or equal to 1"),
-        ({"protocol": {"quorum": 0}}, "protocol.quorum", "greater than"),
-        ({"protocol": {"deadline_s": 0.0}}, "protocol.deadline_s", "greater than 0"),
-        ({"protocol": {"deadline_s": float("inf")}}, "protocol.deadline_s", "finite number"),
-        ({"protocol": {"min_learners": "2"}}, "protocol.min_learners", "valid integer"),
-        ({"protocol": {"min_learners": True}}, "protocol.min_learners", "valid integer"),
+        ({"protocol": {"name": "magic"}}, "protocol", "'synchronous'"),
+        ({"protocol": {"quorum": 0.0}}, "protocol", "greater than 0"),
+        ({"protocol": {"quorum": 1.5}}, "protocol", "less than or equal to 1"),
+        ({"protocol": {"quorum": 0}}, "protocol", "greater than"),
+        ({"protocol": {"deadline_s": 0.0}}, "protocol.synchronous.deadline_s", "greater than 0"),
+        ({"protocol": {"deadline_s": float("inf")}}, "protocol.synchronous.deadline_s", "finite number"),
+        ({"protocol": {"min_learners": "2"}}, "protocol.synchronous.min_learners", "valid integer"),
+        ({"protocol": {"min_learners": True}}, "protocol.synchronous.min_learners", "valid integer"),
         ({"selector": {"name": "best"}}, "selector", "'all', 'random'"),
         ({"selector": {"name": "random"}}, "selector.random", "give either 'fraction' or 'count'"),
         ({"selector": {"name": "random", "fraction": 0.5, "count": 2}}, "selector.random", "give either"),

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from broker_fl.errors import SettingError
 from broker_fl.jobfile import make_spec, read_job
-from broker_fl.wire.job import Bulyan, JobSpec
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.rules import Bulyan
 
 KRUM = {"name": "krum", "max_attackers": 2}
 """It needs 7 updates."""

@@ -1,0 +1,164 @@
+"""Settings of a job that are right each for itself and wrong together; each says field, value and reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from broker_fl.wire.fields import MAX_PARAMETERS
+from broker_fl.wire.pacing import Aimd
+from broker_fl.wire.protocols import Asynchronous, Rounds, SemiSynchronous
+from broker_fl.wire.rules import PROXIMAL_MU, FedBuff, FedProx, PerUpdate, QFedAvg, Robust
+from broker_fl.wire.selectors import SelectAll, SelectRandom
+
+if TYPE_CHECKING:
+    from broker_fl.wire.job import JobSpec
+
+
+def first_contradiction(spec: JobSpec) -> str | None:
+    """The first one in words; None if there is none."""
+    return next((text for check in _CHECKS if (text := check(spec)) is not None), None)
+
+
+def _nothing_measures_the_target(spec: JobSpec) -> str | None:
+    if spec.termination.target is not None and not spec.evaluate:
+        return "'termination.target' needs 'evaluate' to be true: nothing measures the metric otherwise"
+    return None
+
+
+def _nothing_measures_the_loss(spec: JobSpec) -> str | None:
+    if isinstance(spec.rule, QFedAvg) and not spec.evaluate:
+        return "the rule 'qfedavg' needs 'evaluate' to be true: it weighs learners by their loss"
+    return None
+
+
+def _two_proximal_terms(spec: JobSpec) -> str | None:
+    if isinstance(spec.rule, FedProx) and PROXIMAL_MU in spec.parameters:
+        return f"'rule.mu' and 'parameters.{PROXIMAL_MU}' are the same: give one of them"
+    return None
+
+
+def _too_many_parameters(spec: JobSpec) -> str | None:
+    if len(spec.task_parameters) > MAX_PARAMETERS:
+        return f"'rule.mu' is one parameter more, and there are {MAX_PARAMETERS} already"
+    return None
+
+
+def _rule_of_the_other_protocol(spec: JobSpec) -> str | None:
+    rule, protocol = spec.rule.name, spec.protocol.name
+    if isinstance(spec.rule, PerUpdate) and isinstance(spec.protocol, Rounds):
+        return f"the rule {rule!r} needs 'protocol.name' = 'asynchronous', not {protocol!r}: it has no rounds"
+    if not isinstance(spec.rule, PerUpdate) and isinstance(spec.protocol, Asynchronous):
+        return (
+            f"the rule {rule!r} combines the updates of one round, and the protocol 'asynchronous' has none: "
+            "its rules are 'fedasync' and 'fedbuff'"
+        )
+    return None
+
+
+def _rounds_without_rounds(spec: JobSpec) -> str | None:
+    if isinstance(spec.protocol, Asynchronous) and spec.termination.rounds is not None:
+        return (
+            f"'termination.rounds' = {spec.termination.rounds}: the protocol 'asynchronous' has no rounds; "
+            "give 'termination.versions' or 'termination.updates'"
+        )
+    return None
+
+
+def _choosing_without_rounds(spec: JobSpec) -> str | None:
+    if isinstance(spec.protocol, Asynchronous) and not isinstance(spec.selector, SelectAll):
+        return (
+            f"'selector.name' = {spec.selector.name!r} chooses the cohort of a round, and the protocol "
+            "'asynchronous' has none: give 'protocol.max_concurrent'"
+        )
+    return None
+
+
+def _buffer_that_never_fills(spec: JobSpec) -> str | None:
+    rule, protocol = spec.rule, spec.protocol
+    if not (isinstance(rule, FedBuff) and isinstance(protocol, Asynchronous)):
+        return None
+    if rule.buffer_size > protocol.min_learners:
+        return (
+            f"'rule.buffer_size' = {rule.buffer_size} is above 'protocol.min_learners' = "
+            f"{protocol.min_learners}: each learner is in a buffer once, so that it might never be full"
+        )
+    return None
+
+
+def _work_that_is_set_twice(spec: JobSpec) -> str | None:
+    if not isinstance(spec.pacing, Aimd):
+        return None
+    if isinstance(spec.protocol, SemiSynchronous):
+        return "'pacing.name' = 'aimd' and the protocol 'semi_synchronous' both set the learners' work"
+    if "steps" in spec.parameters:
+        return "'parameters.steps' and 'pacing.name' = 'aimd' both set the learners' work: give one of them"
+    if spec.pacing.target_s is None and spec.protocol.deadline_s is None:
+        return "'pacing.name' = 'aimd' needs 'pacing.target_s' or 'protocol.deadline_s': else nobody is late"
+    return None
+
+
+def _nobody_else_to_ask(spec: JobSpec) -> str | None:
+    if (
+        isinstance(spec.protocol, Rounds)
+        and spec.protocol.over_selection
+        and isinstance(spec.selector, SelectAll)
+    ):
+        return (
+            f"'protocol.over_selection' = {spec.protocol.over_selection} needs a selector that leaves "
+            "learners over: 'selector.name' = 'all' chooses everybody"
+        )
+    return None
+
+
+def _too_few_for_a_robust_rule(spec: JobSpec) -> str | None:
+    rule = spec.rule
+    if not isinstance(rule, Robust) or not isinstance(spec.protocol, Rounds):
+        return None
+    for field, value, num_updates in _fewest_updates(spec.protocol, spec):
+        if num_updates < rule.updates_needed():
+            return (
+                f"'{field}' = {value:g} is too small: a round could end with too few updates "
+                f"({num_updates}); the rule {rule.name!r} with 'rule.max_attackers' f = "
+                f"{rule.max_attackers} needs {rule.updates_needed()} ({rule.formula})"
+            )
+    return None
+
+
+def _fewest_updates(protocol: Rounds, spec: JobSpec) -> Iterator[tuple[str, float, int]]:
+    """Field, value, and with how few updates it lets a round end."""
+    quorum, cohort, selector = protocol.quorum, protocol.min_learners, spec.selector
+    if isinstance(quorum, int):
+        cohort = max(cohort, quorum)
+        yield "protocol.quorum", quorum, quorum
+    else:
+        yield "protocol.min_learners", cohort, cohort
+    if isinstance(selector, SelectRandom):
+        if selector.count is not None:
+            cohort = min(cohort, selector.count)
+            yield "selector.count", selector.count, selector.count
+        elif selector.fraction is not None and isinstance(quorum, float):
+            cohort = _share(selector.fraction, cohort)
+            yield "selector.fraction", selector.fraction, cohort
+    if isinstance(quorum, float):
+        yield "protocol.quorum", quorum, _share(quorum, cohort)
+
+
+def _share(share: float, count: int) -> int:
+    return max(1, math.ceil(share * count - 1e-9))
+
+
+_CHECKS: tuple[Callable[[JobSpec], str | None], ...] = (
+    _nothing_measures_the_target,
+    _nothing_measures_the_loss,
+    _two_proximal_terms,
+    _too_many_parameters,
+    _rule_of_the_other_protocol,
+    _rounds_without_rounds,
+    _choosing_without_rounds,
+    _buffer_that_never_fills,
+    _work_that_is_set_twice,
+    _nobody_else_to_ask,
+    _too_few_for_a_robust_rule,
+)
