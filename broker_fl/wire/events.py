@@ -15,7 +15,7 @@ from broker_fl.errors import FrameRefused
 from broker_fl.wire.fields import Count, Digest, Identifier, Listed, Metrics, Name, Parameters, Seconds, Text
 from broker_fl.wire.frames import unpack
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import Message, Timings, concrete, first_problem, parse
+from broker_fl.wire.messages import Message, Timings, VersionRef, concrete, first_problem, parse
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 JobEnd = Literal["done", "stopped", "failed"]
@@ -53,6 +53,23 @@ class JobSubmitted(Event):
     spec: JobSpec
     num_parameters: Count
     model_bytes: Count
+    parent: VersionRef | None = None
+    """The version of another job that version 0 is a copy of."""
+
+
+class JobPaused(Event):
+    """A driver wants no new round to begin; what is under way is finished."""
+
+    KIND: ClassVar[str] = "job_paused"
+    reason: Text = ""
+
+
+class JobUnpaused(Event):
+    """A driver lets the job go on."""
+
+    KIND: ClassVar[str] = "job_unpaused"
+    versions: Count | None = None
+    """After so many new ones it pauses again; None: it does not."""
 
 
 class JobWaiting(Event):
@@ -84,6 +101,8 @@ class RoundStarted(Event):
     num_learners: Count = 0
     """Of the cohort; ``cohort`` names at most ``MAX_LISTED`` of them."""
     train: bool = True
+    num_wanted: Count = 0
+    """Deliveries with which the round closes before the others have delivered; 0: it waits for all."""
     deadline_s: Seconds | None = None
 
     @model_validator(mode="before")
@@ -108,7 +127,11 @@ class TaskSent(Event):
     KIND: ClassVar[str] = "task_sent"
     round: Count
     attempt: Count = 0
+    version: Count = 0
+    """That the learners are given."""
     learners: Listed
+    workload: Parameters = Field(default={})
+    """The task parameters that pacing has set for these learners."""
     num_bytes: Count
     """Published for all of them together; the broker keeps one copy for up to 100."""
     num_messages: Count
@@ -132,9 +155,12 @@ class TaskFinished(Event):
     learner: Identifier
     num_examples: Count = 0
     num_steps: Count = 0
+    num_epochs: Seconds = 0.0
     metrics: Metrics = Field(default={})
     evaluation: Metrics = Field(default={})
     timings: Timings = Timings()
+    peak_memory_bytes: Count = 0
+    """Most that the learner's process has had in memory so far; 0 where that is not known."""
 
 
 class UpdateFolded(Event):
@@ -144,6 +170,8 @@ class UpdateFolded(Event):
     round: Count
     learner: Identifier
     weight: Weight
+    staleness: Count = 0
+    """Versions that were committed since the one that it was trained from; in a round always 0."""
     num_bytes: Count
     num_messages: Count
     upload_s: Seconds = 0.0
@@ -192,11 +220,16 @@ class VersionEvaluated(Event):
 
 
 class VersionCommitted(Event):
-    """A round's sum became the next model version, and is stored."""
+    """A round's updates (asynchronous: those that have arrived) became the next model version, and are
+    stored.
+    """
 
     KIND: ClassVar[str] = "version_committed"
     round: Count
     version: Count
+    parent: Count = 0
+    """The version that it was made from."""
+    rule: Name = "fedavg"
     digest: Digest
     contributors: Listed
     num_learners: Count = 0
@@ -207,6 +240,8 @@ class VersionCommitted(Event):
     round_s: Seconds
     aggregate_s: Seconds
     store_s: Seconds
+    memory_bytes: Count = 0
+    """That the controller's process has in memory at this moment; 0 where that is not known."""
 
     @model_validator(mode="before")
     @classmethod

@@ -58,10 +58,12 @@ def _learner_examples() -> dict[str, m.Message]:
         task=TASK,
         num_examples=120,
         num_steps=15,
+        num_epochs=1.5,
         metrics=_METRICS,
         evaluation={"accuracy": 0.75},
         evaluation_examples=40,
         timings=_TIMINGS,
+        peak_memory_bytes=300_000_000,
         update=m.UpdateManifest(
             spec_digest=_MANIFEST.spec_digest, encoding="float16", num_bytes=32, chunk_bytes=1 << 20
         ),
@@ -105,6 +107,9 @@ def _task_examples() -> dict[str, m.Message]:
             deadline_s=60.0,
         ),
         "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
+        "task that asks for changes": m.Task(
+            task=TASK, model=_MANIFEST, form="changes", inbox="controller-7"
+        ),
         "model_chunk": m.ModelChunk(
             job="digits-1f",
             version=3,
@@ -123,6 +128,14 @@ def _driver_examples() -> dict[str, m.Message]:
     return {
         "submit": m.Submit(**who, job="digits-1f", spec=_SPEC_OF_JOB, model=_MANIFEST),
         "stop_job": m.StopJob(**who, job="digits-1f", reason="enough"),
+        "submit, from a stored version": m.Submit(
+            **who,
+            job="digits-2f",
+            spec=_SPEC_OF_JOB,
+            parent=m.VersionRef(job="digits-1f", version=3),
+        ),
+        "pause_job": m.PauseJob(**who, job="digits-1f", reason="maintenance"),
+        "resume_job": m.ResumeJob(**who, job="digits-1f", versions=1),
         "list_jobs": m.ListJobs(**who),
         "list_versions": m.ListVersions(**who, job="digits-1f"),
         "list_learners": m.ListLearners(**who),
@@ -179,9 +192,11 @@ def _event_examples() -> dict[str, m.Message]:
     two = ("site-1", "site-2")
     found: tuple[e.Event, ...] = (
         e.JobSubmitted(**at, driver="driver-9", spec=_SPEC_OF_JOB, num_parameters=10, model_bytes=48),
+        e.JobPaused(**at, reason="maintenance"),
+        e.JobUnpaused(**at, versions=1),
         e.JobWaiting(**at, reason="1 learner is there, 2 are needed", num_learners=1, num_needed=2),
         e.JobResumed(**at, round=3, version=3, epoch=8),
-        e.RoundStarted(**at, round=3, version=3, cohort=two, deadline_s=60.0),
+        e.RoundStarted(**at, round=3, version=3, cohort=two, num_wanted=1, deadline_s=60.0),
         e.RoundRetried(**at, round=3, attempt=1, reason="1 of 2 delivered", replacements=("site-3",)),
         e.TaskSent(**at, round=3, attempt=1, learners=two, num_bytes=1000, num_messages=4, send_s=0.01),
         e.TaskAccepted(**one, receive_s=0.125),

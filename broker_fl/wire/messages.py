@@ -33,6 +33,11 @@ from broker_fl.wire.fields import (
 from broker_fl.wire.frames import brief, pack, unpack
 from broker_fl.wire.job import JobSpec
 
+Form = Literal["values", "changes"]
+"""What an update holds of float tensors: their values, or what training changed in them. Integer and boolean
+tensors are values in both.
+"""
+
 
 class Message(BaseModel):
     """Base of all kinds; a subclass names its kind once, as the class variable ``KIND``."""
@@ -60,6 +65,13 @@ class TaskRef(Part):
 
     def __str__(self) -> str:
         return f"{self.job}/{self.round}/{self.attempt}"
+
+
+class VersionRef(Part):
+    """A stored model version; None is the job's newest."""
+
+    job: Identifier
+    version: Count | None = None
 
 
 class ModelManifest(Part):
@@ -119,16 +131,22 @@ class UpdateManifest(Part):
 
     spec_digest: Digest = ""
     """As in the task's manifest."""
+    form: Form = "values"
     encoding: EncodingName = "raw"
     num_bytes: Count
     """Bytes on the wire, of the encoded buffer."""
     chunk_bytes: ChunkBytes
 
     @classmethod
-    def of(cls, spec: ModelSpec, *, encoding: str, chunk_bytes: int) -> Self:
+    def of(cls, spec: ModelSpec, *, encoding: str, chunk_bytes: int, form: Form = "values") -> Self:
         """Announce an update that looks like ``spec``."""
-        num_bytes = encoding_named(encoding).num_bytes(spec)
-        return cls(spec_digest=spec.digest, encoding=encoding, num_bytes=num_bytes, chunk_bytes=chunk_bytes)
+        return cls(
+            spec_digest=spec.digest,
+            form=form,
+            encoding=encoding,
+            num_bytes=encoding_named(encoding).num_bytes(spec),
+            chunk_bytes=chunk_bytes,
+        )
 
     def check(self, spec: ModelSpec) -> None:
         """Hold the manifest against the spec of the version that the learner was given.
@@ -231,12 +249,16 @@ class Result(Message):
     task: TaskRef
     num_examples: Count = 0
     num_steps: Count = 0
+    num_epochs: Seconds = 0.0
+    """Passes over the learner's data that were done, parts of one included; 0 where nothing counts them."""
     metrics: Metrics = {}
     """Of training."""
     evaluation: Metrics = {}
     """Of the version that the task brought, before training."""
     evaluation_examples: Count = 0
     timings: Timings = Timings()
+    peak_memory_bytes: Count = 0
+    """Most that the learner's process has had in memory so far; 0 where that is not known."""
     update: UpdateManifest | None = None
 
 
@@ -281,6 +303,8 @@ class Task(Message):
     parameters: Parameters = {}
     encoding: EncodingName = "raw"
     """Of the update that is asked for."""
+    form: Form = "values"
+    """Of the update that is asked for; a learner that cannot do it must refuse the task."""
     chunk_bytes: ChunkBytes = 1 << 20
     inbox: Identifier
     """Where result and update go: routing key ``<learner>.<inbox>``."""
@@ -336,7 +360,10 @@ class Submit(Request):
     job: Identifier
     """Drawn by the driver; submitting the same id again is answered, not run again."""
     spec: JobSpec
-    model: ModelManifest
+    model: ModelManifest | None = None
+    """Announces the initial model; None where the job goes on from ``parent``."""
+    parent: VersionRef | None = None
+    """A stored version to go on from; nothing is sent then, and ``done`` is the first answer."""
 
 
 class StopJob(Request):
@@ -345,6 +372,25 @@ class StopJob(Request):
     KIND: ClassVar[str] = "stop_job"
     job: Identifier
     reason: Text = ""
+
+
+class PauseJob(Request):
+    """Begin no new round (asynchronous: give no new task) until ``resume_job``; what is under way is
+    finished.
+    """
+
+    KIND: ClassVar[str] = "pause_job"
+    job: Identifier
+    reason: Text = ""
+
+
+class ResumeJob(Request):
+    """Go on with a job that was paused."""
+
+    KIND: ClassVar[str] = "resume_job"
+    job: Identifier
+    versions: Positive | None = None
+    """Pause again after so many new versions; None goes on to the end."""
 
 
 class ListJobs(Request):
@@ -418,7 +464,7 @@ class JobSummary(Part):
 
     job: Identifier
     name: Identifier
-    state: Literal["submitted", "waiting", "running", "done", "stopped", "failed"]
+    state: Literal["submitted", "waiting", "running", "paused", "done", "stopped", "failed"]
     round: Count = 0
     version: Count = 0
     reason: Text = ""

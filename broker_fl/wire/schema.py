@@ -85,7 +85,8 @@ def _describe_fields(schema: Schema, cls: type[BaseModel]) -> None:
         schema["description"] = " ".join(schema["description"].replace("``", "`").split())
     for base in reversed(cls.__mro__):
         for field, words in _words_below_fields(base).items():
-            schema["properties"][field]["description"] = words
+            if field in cls.model_fields:  # others are class variables
+                schema["properties"][field]["description"] = words
 
 
 def _drop_titles(schema: Any) -> None:
