@@ -21,6 +21,7 @@ from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.transports.memory import MemoryBroker
 from broker_fl.wire.job import JobSpec
+from broker_fl.wire.messages import VersionRef
 
 STORE_PATIENCE_S = 3.0
 """A disk that is full for so long ends the federation: nobody stands by to mend it, as with a daemon."""
@@ -106,6 +107,6 @@ class Federation:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def submit(self, spec: JobSpec, model: Model | Mapping[str, Array]) -> Job:
+    def submit(self, spec: JobSpec, model: Model | Mapping[str, Array] | VersionRef) -> Job:
         """Start a job; it waits until ``spec.protocol.min_learners`` are there."""
         return self.driver.submit(spec, model)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from broker_fl.wire.messages import Result
+
+Workload = dict[str, int]
+"""Task parameters that say how much to train: ``steps`` or ``epochs``."""
 
 
 class Status(StrEnum):
@@ -39,6 +42,10 @@ class Assignment:
     status: Status
     changed_at: float
     attempt: int = 0
+    round: int = 0
+    sent_at: float = 0.0
+    workload: Workload = field(default_factory=dict)
+    """Task parameters that pacing has set for this member."""
     reminders: int = 0
     received: float = 0.0
     """How much of the model it had, 0 to 1, when it was last heard to be receiving."""
@@ -70,12 +77,22 @@ class Cohort:
         """Members and their parts."""
         return self._assignments.items()
 
-    def assign(self, learner: str, now: float, *, attempt: int = 0) -> None:
+    def assign(
+        self, learner: str, now: float, *, round: int, attempt: int = 0, workload: Workload | None = None
+    ) -> Assignment:
         """Give a learner the task, for the first time or again."""
-        if learner in self._assignments:
-            self._counts[self._assignments[learner].status] -= 1
-        self._assignments[learner] = Assignment(Status.SENT, now, attempt)
+        self.remove(learner)
+        part = Assignment(Status.SENT, now, attempt, round, sent_at=now, workload=workload or {})
+        self._assignments[learner] = part
         self._counts[Status.SENT] += 1
+        return part
+
+    def remove(self, learner: str) -> Assignment | None:
+        """Forget a member; what was its part comes back."""
+        part = self._assignments.pop(learner, None)
+        if part is not None:
+            self._counts[part.status] -= 1
+        return part
 
     def move(self, learner: str, status: Status, now: float, reason: str = "") -> None:
         """Note a member's new status."""
@@ -97,19 +114,20 @@ class Cohort:
         """Members from whom something may still come."""
         return sum(self._counts[status] for status in OPEN)
 
-    def num_required(self, quorum: float) -> int:
+    def num_required(self, quorum: float, num_wanted: int = 0) -> int:
         """How many deliveries are a quorum: a count (int), or a share (float) of the live members.
 
-        Lost and replaced members are not in the denominator: a round must not wait for the dead.
+        Lost and replaced members are not in the denominator: a round must not wait for the dead. Nor are
+        those that were asked beyond ``num_wanted``, if that is not 0.
         """
         if isinstance(quorum, int):
             return quorum
         live = len(self) - sum(self._counts[status] for status in _NOT_COUNTED)
-        return max(1, math.ceil(quorum * live - 1e-9))
+        return max(1, math.ceil(quorum * min(live, num_wanted or live) - 1e-9))
 
-    def has_quorum(self, quorum: float) -> bool:
+    def has_quorum(self, quorum: float, num_wanted: int = 0) -> bool:
         """Whether enough members have delivered."""
-        return self.count(Status.DELIVERED) >= self.num_required(quorum)
+        return self.count(Status.DELIVERED) >= self.num_required(quorum, num_wanted)
 
     def summary(self) -> str:
         """Counts in words, and the first reasons of those that failed."""

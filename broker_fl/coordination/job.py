@@ -1,24 +1,25 @@
-"""The state machine of one job under the synchronous protocol: signals in, actions out.
+"""What all protocols share: one job's life, and what each of its learners holds. Signals in, actions out.
 
-::
-
-    IDLE ──► ROUND ──► COMMITTING ──► IDLE … ──► EVALUATING ──► ENDED
-      └► WAITING ┘  (too few learners)          (after the last round)
+A protocol is a subclass (``rounds.py``, ``asynchronous.py``; ``protocols.py`` makes the one that is named).
+It says in ``_proceed`` what follows when something may begin, in ``_settle`` what follows when something may
+have become complete, and in ``_is_over`` what becomes of a learner whose task came to nothing.
 
 Signals that are late, foreign or repeated change nothing.
 """
 
 from __future__ import annotations
 
-import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.averaging import weighted_mean
-from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
+from broker_fl.coordination.checking import problem_of
+from broker_fl.coordination.cohort import OPEN, Assignment, Status, Workload
 from broker_fl.coordination.membership import Membership
-from broker_fl.coordination.selection import make_selector
+from broker_fl.coordination.pacing import make_pacer
+from broker_fl.coordination.records import SMOOTHING, Records
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
 from broker_fl.wire import events as e
@@ -30,14 +31,15 @@ Actions = list[s.Action]
 MAX_REMINDER_DOUBLINGS = 5
 
 
-class Job:
+class Job(ABC):
     """One job: its state, and what follows from each signal. ``members`` is read, never changed."""
 
     def __init__(self, state: JobState, members: Membership) -> None:
         self.state = state
         self._members = members
-        self._selector = make_selector(state.spec.selector)
         self._uploads = Uploads(state.update_bytes, state.spec.transfer.upload_budget_bytes)
+        self._records = Records(state.records, getattr(state.spec.protocol, "smoothing", SMOOTHING))
+        self._pacer = make_pacer(state.spec, self._records)
         self._handlers: dict[type, Callable[[Any, float], Actions]] = {
             s.LearnerUp: self._learner_up,
             s.LearnerDown: self._learner_down,
@@ -50,6 +52,8 @@ class Job:
             s.VersionWasStored: self._version_stored,
             s.CommitFailed: self._commit_failed,
             s.StopWanted: lambda signal, now: self._finish("stopped", signal.reason, now),
+            s.PauseWanted: self._pause,
+            s.ResumeWanted: self._unpause,
             s.ControllerRestarted: self._controller_restarted,
             s.TimePassed: lambda _, now: self._settle(now),
         }
@@ -59,24 +63,21 @@ class Job:
         if self.state.phase is Phase.ENDED:
             return []
         actions = self._handlers[type(signal)](signal, now)
-        wall_clock_s = self.state.spec.termination.wall_clock_s
+        due = self._wall_clock_due()
         committing = self.state.phase in (Phase.COMMITTING, Phase.ENDED)
-        if wall_clock_s is not None and not committing and now - self.state.submitted_at >= wall_clock_s:
+        if due is not None and not committing and now >= due:
+            wall_clock_s = self.state.spec.termination.wall_clock_s
             actions += self._finish("done", f"{wall_clock_s:g} s have passed", now)
         return actions
 
     def start(self, now: float) -> Actions:
         """Begin, once the initial model is stored as version 0."""
-        return self._next_round(now)
+        return self._proceed(now)
 
     def next_timer(self) -> float | None:
         """When ``TimePassed`` is due at the latest, if no other signal comes."""
         state = self.state
-        # With nobody open there is nothing that a deadline could end: the round waits for somebody to come.
-        is_open = state.phase in (Phase.ROUND, Phase.EVALUATING) and state.cohort.num_open > 0
-        due = [state.deadline_at] if is_open else []
-        if state.spec.termination.wall_clock_s is not None:
-            due.append(state.submitted_at + state.spec.termination.wall_clock_s)
+        due = [self._wall_clock_due(), self._next_deadline()]
         if state.waiting_since is not None and state.spec.protocol.max_wait_s is not None:
             due.append(state.waiting_since + state.spec.protocol.max_wait_s)
         return min((time for time in due if time is not None), default=None)
@@ -86,206 +87,116 @@ class Job:
         part = self._part(learner, task)
         return part is not None and part.status not in (Status.DELIVERED, Status.REFUSED)
 
-    # ------------------------------------------------------------ rounds
+    def is_open(self, learner: str) -> bool:
+        """Whether something may still come from the learner."""
+        part = self.state.cohort.get(learner)
+        return part is not None and part.status in OPEN
 
-    def _next_round(self, now: float) -> Actions:
-        state, protocol = self.state, self.state.spec.protocol
-        rounds = state.spec.termination.rounds
-        finished = rounds is not None and state.round >= rounds
-        if finished and not state.spec.evaluate:
-            return self._finish("done", f"{rounds} rounds", now)
-        quorum = protocol.quorum if isinstance(protocol.quorum, int) else 1
-        num_needed = 1 if finished else max(protocol.min_learners, quorum)
-        if len(self._members) < num_needed:
-            return self._wait(num_needed, now)
-        state.phase = Phase.EVALUATING if finished else Phase.ROUND
-        state.waiting_since = None
-        state.retries = 0
-        state.cohort = Cohort()
-        for learner in self._selector.select(self._members.members(), state.round, {}):
-            state.cohort.assign(learner, now)
-        return self._open_round(now)
+    def refusal(self, task: TaskRef) -> str | None:
+        """Why an update that is whole and usable does not count all the same; None if it does."""
+        return None
 
-    def _open_round(self, now: float) -> Actions:
-        state = self.state
-        state.round_started_at = now
-        self._set_deadline(now)
-        self._open_uploads()
-        started = e.RoundStarted(
-            job=state.job,
-            round=state.round,
-            version=state.version,
-            cohort=tuple(state.cohort),
-            train=state.phase is Phase.ROUND,
-            deadline_s=state.spec.protocol.deadline_s,
-        )
-        return [s.StartSum(state.round), s.Save(), s.Emit(started), *self._send(state.cohort)]
-
-    def _wait(self, num_needed: int, now: float) -> Actions:
-        state, max_wait_s = self.state, self.state.spec.protocol.max_wait_s
-        present = len(self._members)
-        if state.waiting_since is None:
-            state.waiting_since = now
-            if state.phase is Phase.IDLE:
-                state.phase = Phase.WAITING
-            state.reason = f"{present} learners are there, {num_needed} are needed"
-            waiting = e.JobWaiting(
-                job=state.job, reason=state.reason, num_learners=present, num_needed=num_needed
-            )
-            return [s.Emit(waiting)]
-        if max_wait_s is not None and now - state.waiting_since >= max_wait_s:
-            return self._finish(
-                "failed",
-                f"{present} learners of {num_needed} were there for {max_wait_s:g} s",
-                now,
-            )
-        return []
-
-    def _settle(self, now: float) -> Actions:
-        """Close the round if nothing more is to be waited for."""
-        state, cohort = self.state, self.state.cohort
-        if state.phase in (Phase.IDLE, Phase.WAITING):
-            return self._next_round(now)
-        if state.phase is Phase.COMMITTING:
-            return []
-        overdue = state.deadline_at is not None and now >= state.deadline_at
-        if cohort.num_open and not overdue:
-            return []
-        enough = cohort.has_quorum(state.spec.protocol.quorum)
-        if state.phase is Phase.EVALUATING:
-            enough = enough or cohort.count(Status.DELIVERED) > 0
-        return self._close_round(now) if enough else self._retry(now)
-
-    def _close_round(self, now: float) -> Actions:
-        state = self.state
-        actions = self._dismiss("the round closed without it", now)
-        actions += self._note_evaluation()
-        state.deadline_at = state.waiting_since = None
-        target = state.spec.termination.target
-        if target is not None and (value := state.evaluation.get(target.metric)) is not None:
-            reached = value >= target.value if target.mode == "max" else value <= target.value
-            if reached and any(
-                isinstance(a, s.Emit) and isinstance(a.event, e.VersionEvaluated) for a in actions
-            ):
-                return actions + self._finish("done", f"{target.metric} reached {value:.6g}", now)
-        if state.phase is Phase.EVALUATING:
-            return actions + self._finish("done", f"{state.round} rounds", now)
-        state.phase = Phase.COMMITTING
-        return [*actions, s.Commit(state.version + 1)]
+    def staleness(self, task: TaskRef) -> int:
+        """How many versions were committed since the one that the task gave out."""
+        return self.state.round - task.round
 
     def state_after_commit(self) -> bytes:
         """The state that is to be stored together with the version that ``Commit`` asks for."""
         state = self.state
-        after = JobState.unpack(state.pack(), state.round_started_at)
-        after.phase, after.cohort, after.retries = Phase.IDLE, Cohort(), 0
-        after.version, after.round = state.version + 1, state.round + 1
-        return after.pack()
-
-    def _version_stored(self, signal: s.VersionWasStored, now: float) -> Actions:
-        state = self.state
-        if state.phase is not Phase.COMMITTING or signal.version != state.version + 1:
-            return []
-        contributors = state.cohort.with_status(Status.DELIVERED)
-        results = [result for name in contributors if (result := self._result_of(name)) is not None]
-        committed = e.VersionCommitted(
-            job=state.job,
-            round=state.round,
-            version=signal.version,
-            digest=signal.digest,
-            contributors=tuple(contributors),
-            total_weight=signal.total_weight,
-            metrics=weighted_mean((result.metrics, result.num_examples) for result in results),
-            round_s=max(0.0, now - state.round_started_at),
-            aggregate_s=signal.aggregate_s,
-            store_s=signal.store_s,
+        return state.pack(
+            version=state.version + 1,
+            round=state.round + 1,
+            retries=0,
+            num_updates=state.num_updates + state.cohort.count(Status.DELIVERED),
+            **self._changes_of_commit(),
         )
-        state.version, state.round = signal.version, state.round + 1
-        state.phase = Phase.IDLE
-        return [s.Emit(committed), *self._next_round(now)]
 
-    def _commit_failed(self, signal: s.CommitFailed, now: float) -> Actions:
-        return self._finish("failed", signal.reason, now) if self.state.phase is Phase.COMMITTING else []
+    # ------------------------------------------------------------ what a protocol says
 
-    def _retry(self, now: float) -> Actions:
-        state, cohort = self.state, self.state.cohort
-        outsiders = [m.learner for m in self._members.members() if m.learner not in cohort]
-        failed = [
-            learner
-            for learner in cohort.with_status(Status.FAILED, Status.REFUSED)
-            if learner in self._members
-        ]
-        if not (outsiders or failed or cohort.num_open):
-            return self._wait(len(self._members) + 1, now)
-        reason = (
-            f"{cohort.count(Status.DELIVERED)} of {cohort.num_required(state.spec.protocol.quorum)} delivered"
-        )
-        reason = f"{reason}; {cohort.summary()}"
-        if state.retries >= state.spec.protocol.max_retries:
-            if state.phase is Phase.EVALUATING:
-                return self._finish(
-                    "done",
-                    f"{state.round} rounds; the last version is not evaluated: {reason}",
-                    now,
-                )
-            tries = state.retries + 1
-            return self._finish(
-                "failed",
-                f"round {state.round} missed its quorum {tries} times: {reason}",
-                now,
+    @abstractmethod
+    def _proceed(self, now: float) -> Actions:
+        """Begin what may begin: after the start, a version, a pause."""
+
+    @abstractmethod
+    def _settle(self, now: float) -> Actions:
+        """Complete what may be complete, and begin what may begin then."""
+
+    @abstractmethod
+    def _is_over(self, learner: str, now: float) -> Actions:
+        """Nothing came of a learner's task; its part says why."""
+
+    @abstractmethod
+    def _send_again(self, learner: str, part: Assignment, now: float) -> Actions:
+        """A learner has nothing of its task."""
+
+    @abstractmethod
+    def _next_deadline(self) -> float | None:
+        """When the next task or round is overdue."""
+
+    @abstractmethod
+    def _changes_of_commit(self) -> dict[str, Any]:
+        """What else is different in the state after a commit."""
+
+    @abstractmethod
+    def _learner_up(self, signal: s.LearnerUp, now: float) -> Actions: ...
+
+    @abstractmethod
+    def _learner_down(self, signal: s.LearnerDown, now: float) -> Actions: ...
+
+    @abstractmethod
+    def _version_stored(self, signal: s.VersionWasStored, now: float) -> Actions: ...
+
+    @abstractmethod
+    def _controller_restarted(self, signal: s.ControllerRestarted, now: float) -> Actions: ...
+
+    # ------------------------------------------------------------ life
+
+    def _wait(self, reason: str, num_needed: int, now: float) -> Actions:
+        """Wait for learners, ``max_wait_s`` at most."""
+        state, max_wait_s = self.state, self.state.spec.protocol.max_wait_s
+        if state.waiting_since is None:
+            state.waiting_since = now
+            if state.phase is Phase.IDLE:
+                state.phase = Phase.WAITING
+            state.reason = reason
+            waiting = e.JobWaiting(
+                job=state.job, reason=reason, num_learners=len(self._members), num_needed=num_needed
             )
-        state.retries += 1
-        state.waiting_since = None
-        replacements = self._replace(outsiders, now)
-        for learner in failed:
-            part = cohort.get(learner)
-            if part is not None and part.status is not Status.REPLACED:
-                cohort.assign(learner, now, attempt=part.attempt + 1)
-        again = [learner for learner in failed if cohort.get(learner).status is Status.SENT]  # type: ignore[union-attr]
-        self._set_deadline(now)
-        retried = e.RoundRetried(
-            job=state.job,
-            round=state.round,
-            attempt=state.retries,
-            reason=text(reason),
-            replacements=tuple(replacements),
-        )
-        return [s.Save(), s.Emit(retried), *self._send([*replacements, *again])]
+            return [s.Emit(waiting)]
+        if max_wait_s is not None and now - state.waiting_since >= max_wait_s:
+            return self._finish("failed", f"for {max_wait_s:g} s: {reason}", now)
+        return []
 
-    def _replace(self, outsiders: list[str], now: float) -> list[str]:
-        """Ask outsiders in the place of members that did not deliver: the lost first, the silent last.
+    def _wait_for(self, num_needed: int, now: float) -> Actions:
+        present = len(self._members)
+        return self._wait(f"{present} learners are there, {num_needed} are needed", num_needed, now)
 
-        More of them are asked where the quorum is a count that the cohort as it is cannot reach.
-        """
-        state, cohort = self.state, self.state.cohort
-        vacant = [
-            learner
-            for status in (
-                Status.LOST,
-                Status.FAILED,
-                Status.REFUSED,
-                Status.SENT,
-                Status.ACCEPTED,
-                Status.FINISHED,
-            )
-            for learner in cohort.with_status(status)
-        ]
-        draw = random.Random(f"{state.job}/{state.round}/{state.retries}")  # noqa: S311 - reproducible, not a secret
-        missing = cohort.num_required(state.spec.protocol.quorum) - cohort.count(Status.DELIVERED)
-        chosen = sorted(draw.sample(outsiders, min(len(outsiders), max(len(vacant), missing))))
-        for learner in vacant[: len(chosen)]:
-            cohort.move(learner, Status.REPLACED, now)
-            self._release_upload(learner)
-        for learner in chosen:
-            cohort.assign(learner, now)
-        return chosen
+    def _enough(self) -> str | None:
+        """Why training is over; None if it is not."""
+        state, wanted = self.state, self.state.spec.termination
+        for name, done in (
+            ("rounds", state.round),
+            ("versions", state.version),
+            ("updates", state.num_updates),
+        ):
+            limit = getattr(wanted, name)
+            if limit is not None and done >= limit:
+                return f"{done} {name}"
+        return None
+
+    def _target_reached(self) -> str | None:
+        """How the newest evaluation reached the target; None if it did not, or there is none."""
+        target = self.state.spec.termination.target
+        if target is None or (value := self.state.evaluation.get(target.metric)) is None:
+            return None
+        reached = value >= target.value if target.mode == "max" else value <= target.value
+        return f"{target.metric} reached {value:.6g}" if reached else None
 
     def _finish(self, end: JobEnd, reason: str, now: float) -> Actions:
         state = self.state
-        actions = (
-            self._dismiss("the job has ended", now) if state.phase in (Phase.ROUND, Phase.EVALUATING) else []
-        )
-        if len(state.cohort):
-            actions.append(s.CancelTasks(self._ref(0), tuple(state.cohort), "the job has ended"))
+        is_open = state.phase in (Phase.TRAINING, Phase.EVALUATING)
+        actions = self._dismiss("the job has ended", now) if is_open else []
+        actions += self._cancel(state.cohort, "the job has ended")
         state.phase, state.end, state.reason = Phase.ENDED, end, text(reason)
         return [*actions, s.Emit(self.finished(now)), s.Finish()]
 
@@ -302,42 +213,41 @@ class Job:
             metrics=state.evaluation,
         )
 
-    def _controller_restarted(self, signal: s.ControllerRestarted, now: float) -> Actions:
+    def _commit_failed(self, signal: s.CommitFailed, now: float) -> Actions:
+        return self._finish("failed", signal.reason, now) if self.state.phase is Phase.COMMITTING else []
+
+    def _pause(self, signal: s.PauseWanted, now: float) -> Actions:
         state = self.state
-        resumed = e.JobResumed(job=state.job, round=state.round, version=state.version, epoch=signal.epoch)
-        actions: Actions = [s.Emit(resumed)]
-        if state.phase is Phase.COMMITTING:
-            state.phase = Phase.ROUND
-        if state.phase in (Phase.ROUND, Phase.EVALUATING):
-            self._open_uploads()
-            self._set_deadline(
-                now,
-            )  # anew: what was delivered has to come once more, however long nobody was there
-            return [*actions, s.StartSum(state.round)]
-        state.phase, state.waiting_since = Phase.IDLE, None
-        return actions + self._next_round(now)
-
-    # ------------------------------------------------------------ learners
-
-    def _learner_up(self, signal: s.LearnerUp, now: float) -> Actions:
-        part = self.state.cohort.get(signal.learner)
-        if self.state.phase not in (Phase.ROUND, Phase.EVALUATING) or part is None:
-            return self._settle(now)
-        if part.status is Status.LOST:
-            self.state.cohort.move(signal.learner, Status.SENT, now)
-            if self.state.waiting_since is not None:
-                self.state.waiting_since = None
-                self._set_deadline(now)
-        if part.status not in OPEN:
-            return self._settle(now)
-        return self._remind(signal.learner, part, signal.tasks, now)
-
-    def _learner_down(self, signal: s.LearnerDown, now: float) -> Actions:
-        part = self.state.cohort.get(signal.learner)
-        if part is None or part.status not in OPEN:
+        if state.is_paused:
             return []
-        self.state.cohort.move(signal.learner, Status.LOST, now, signal.reason)
-        return [*self._release_upload(signal.learner), *self._settle(now)]
+        state.paused_at, state.pause_after, state.waiting_since = now, None, None
+        return [s.Save(), s.Emit(e.JobPaused(job=state.job, reason=text(signal.reason)))]
+
+    def _pause_if_due(self, now: float) -> Actions:
+        """After a commit: whether that was the last version for which the job was let go on."""
+        after = self.state.pause_after
+        if after is None or self.state.version < after:
+            return []
+        return self._pause(s.PauseWanted(f"version {self.state.version} is there"), now)
+
+    def _unpause(self, signal: s.ResumeWanted, now: float) -> Actions:
+        state = self.state
+        state.pause_after = None if signal.versions is None else state.version + signal.versions
+        if state.paused_at is None:
+            return [s.Save()]
+        state.paused_s += max(0.0, now - state.paused_at)
+        state.paused_at = None
+        event = e.JobUnpaused(job=state.job, versions=signal.versions)
+        return [s.Save(), s.Emit(event), *self._settle(now)]
+
+    def _wall_clock_due(self) -> float | None:
+        """When the job has run for as long as it may; the clock stands while it is paused."""
+        state, wall_clock_s = self.state, self.state.spec.termination.wall_clock_s
+        if wall_clock_s is None or state.is_paused:
+            return None
+        return state.submitted_at + wall_clock_s + state.paused_s
+
+    # ------------------------------------------------------------ what learners hold
 
     def _learner_reported(self, signal: s.LearnerReported, now: float) -> Actions:
         """Compare what a learner holds with what it should hold; remind it, ever less often, of what is
@@ -355,26 +265,20 @@ class Job:
         return self._remind(signal.learner, part, signal.tasks, now)
 
     def _remind(self, learner: str, part: Assignment, tasks: Iterable[TaskStatus], now: float) -> Actions:
-        task = self._ref(part.attempt)
+        task = self._ref(part)
         held = next((status for status in tasks if status.task == task), None)
         if held is None or held.phase == "receiving":
-            return self._send_again(learner, part, held, now)
+            if held is not None and held.progress > part.received:
+                part.changed_at, part.received = now, held.progress
+                return []
+            part.changed_at, part.reminders = now, part.reminders + 1
+            return [*self._release_upload(learner), *self._send_again(learner, part, now)]
         if held.phase != "finished":
             return []
         part.changed_at, part.reminders = now, part.reminders + 1
         if self._uploads.on_request:
             return self._grant(self._uploads.release(learner)) + self._grant(self._uploads.add(learner))
         return [s.RequestUpload(learner, task)]
-
-    def _send_again(self, learner: str, part: Assignment, held: TaskStatus | None, now: float) -> Actions:
-        """Send the task to a learner that has nothing of it, or that gets no more of the model."""
-        if held is not None and held.progress > part.received:
-            part.changed_at, part.received = now, held.progress
-            return []
-        part.changed_at, part.reminders = now, part.reminders + 1
-        if part.status is not Status.SENT:  # it was started anew: what it had is gone
-            self.state.cohort.move(learner, Status.SENT, now)
-        return [*self._release_upload(learner), *self._send([learner])]
 
     def _task_accepted(self, signal: s.TaskWasAccepted, now: float) -> Actions:
         part = self._part(signal.learner, signal.task)
@@ -383,7 +287,7 @@ class Job:
         self.state.cohort.move(signal.learner, Status.ACCEPTED, now)
         accepted = e.TaskAccepted(
             job=self.state.job,
-            round=self.state.round,
+            round=signal.task.round,
             learner=signal.learner,
             receive_s=signal.receive_s,
         )
@@ -395,32 +299,35 @@ class Job:
             return []
         self.state.cohort.move(signal.learner, Status.FAILED, now, signal.reason)
         failed = e.TaskFailed(
-            job=self.state.job,
-            round=self.state.round,
-            learner=signal.learner,
-            reason=signal.reason,
+            job=self.state.job, round=signal.task.round, learner=signal.learner, reason=signal.reason
         )
-        return [s.Emit(failed), *self._release_upload(signal.learner), *self._settle(now)]
+        return [s.Emit(failed), *self._came_to_nothing(signal.learner, now)]
 
     def _result_arrived(self, signal: s.ResultArrived, now: float) -> Actions:
         result, state = signal.result, self.state
         part = self._part(result.learner, result.task)
-        if part is None and result.task.round < state.round:
-            return self._late(result)
         if part is None:
-            return []
+            return self._late(result)
         if part.status in (Status.DELIVERED, Status.REFUSED, Status.FINISHED):
             return []
+        if (problem := self._problem(part, result)) is not None:
+            return self._refused(result.learner, result.task, problem, now)
         part.result = result
+        if self._remembers:
+            self._records.finished(result, now - part.sent_at)
+        if state.phase is Phase.TRAINING:
+            self._pacer.delivered(result.learner, now - part.sent_at)
         finished = e.TaskFinished(
             job=state.job,
-            round=state.round,
+            round=result.task.round,
             learner=result.learner,
             num_examples=result.num_examples,
             num_steps=result.num_steps,
+            num_epochs=result.num_epochs,
             metrics=result.metrics,
             evaluation=result.evaluation,
             timings=result.timings,
+            peak_memory_bytes=result.peak_memory_bytes,
         )
         if state.phase is Phase.EVALUATING:
             state.cohort.move(result.learner, Status.DELIVERED, now)
@@ -428,27 +335,34 @@ class Job:
         state.cohort.move(result.learner, Status.FINISHED, now)
         return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
 
+    def _problem(self, part: Assignment, result: Result) -> str | None:
+        """Why the result cannot be right; None if it can."""
+        if self.state.phase is not Phase.TRAINING:
+            return None
+        return problem_of(result, part.workload.get("steps", self.state.spec.parameters.get("steps")))
+
     def _late(self, result: Result) -> Actions:
-        if result.task.job != self.state.job:
+        """Say so, if it is of this job and of a task that was given up."""
+        task, state = result.task, self.state
+        part = state.cohort.get(result.learner)
+        is_known = part is not None and self._ref(part) == task
+        if task.job != state.job or task.round >= state.round or is_known:
             return []
-        reason = f"delivered while round {self.state.round} was open"
-        return [
-            s.Emit(
-                e.TaskLate(
-                    job=self.state.job, round=result.task.round, learner=result.learner, reason=reason
-                ),
-            ),
-        ]
+        reason = f"delivered while round {state.round} was open"
+        return [s.Emit(e.TaskLate(job=state.job, round=task.round, learner=result.learner, reason=reason))]
 
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
         if not self.expects(signal.learner, signal.task):
             return []
         self.state.cohort.move(signal.learner, Status.DELIVERED, now)
+        if self._remembers:
+            self._records.counted(signal.learner)
         folded = e.UpdateFolded(
             job=self.state.job,
-            round=self.state.round,
+            round=signal.task.round,
             learner=signal.learner,
             weight=signal.weight,
+            staleness=self.staleness(signal.task),
             num_bytes=signal.num_bytes,
             num_messages=signal.num_messages,
             upload_s=signal.upload_s,
@@ -459,77 +373,100 @@ class Job:
     def _update_refused(self, signal: s.UpdateWasRefused, now: float) -> Actions:
         if not self.expects(signal.learner, signal.task):
             return []
-        self.state.cohort.move(signal.learner, Status.REFUSED, now, signal.reason)
-        refused = e.UpdateRefused(
-            job=self.state.job,
-            round=self.state.round,
-            learner=signal.learner,
-            reason=signal.reason,
-        )
-        return [s.Emit(refused), *self._release_upload(signal.learner), *self._settle(now)]
+        return self._refused(signal.learner, signal.task, signal.reason, now)
+
+    def _refused(self, learner: str, task: TaskRef, reason: str, now: float) -> Actions:
+        self.state.cohort.move(learner, Status.REFUSED, now, reason)
+        refused = e.UpdateRefused(job=self.state.job, round=task.round, learner=learner, reason=text(reason))
+        return [s.Emit(refused), *self._came_to_nothing(learner, now)]
+
+    def _came_to_nothing(self, learner: str, now: float) -> Actions:
+        if self._remembers:
+            self._records.failed(learner)
+        if self.state.phase is Phase.TRAINING:
+            self._pacer.missed(learner)
+        return [*self._release_upload(learner), *self._is_over(learner, now)]
 
     # ------------------------------------------------------------ parts
 
-    def _part(self, learner: str, task: TaskRef) -> Assignment | None:
-        """The learner's part in the open round, if ``task`` is of it.
+    @property
+    def _remembers(self) -> bool:
+        """Whether anybody goes by the records; 100,000 of them are not kept for nothing."""
+        return self.state.spec.uses_records
 
-        An earlier attempt is no longer of it: that one has failed or was refused, and the learner was asked
-        once more.
+    def _part(self, learner: str, task: TaskRef) -> Assignment | None:
+        """The learner's part, if it is this very task.
+
+        An earlier attempt no longer is: that one has failed or was refused, and the learner was asked once
+        more.
         """
         state = self.state
-        if (
-            task.job != state.job
-            or task.round != state.round
-            or state.phase not in (Phase.ROUND, Phase.EVALUATING)
-        ):
+        if task.job != state.job or state.phase not in (Phase.TRAINING, Phase.EVALUATING):
             return None
         part = state.cohort.get(learner)
-        return part if part is not None and part.attempt == task.attempt else None
+        return part if part and (part.round, part.attempt) == (task.round, task.attempt) else None
 
-    def _result_of(self, learner: str) -> Result | None:
-        part = self.state.cohort.get(learner)
-        return part.result if part is not None else None
+    def _ref(self, part: Assignment) -> TaskRef:
+        return TaskRef(job=self.state.job, round=part.round, attempt=part.attempt)
 
-    def _ref(self, attempt: int) -> TaskRef:
-        return TaskRef(job=self.state.job, round=self.state.round, attempt=attempt)
-
-    def _set_deadline(self, now: float) -> None:
-        deadline_s = self.state.spec.protocol.deadline_s
-        self.state.deadline_at = None if deadline_s is None else now + deadline_s
+    def _assign(self, learners: Iterable[str], now: float, *, attempt: Callable[[str], int]) -> list[str]:
+        """Give the open round's task, or the newest version, to learners; nothing is sent yet."""
+        state, chosen = self.state, list(learners)
+        train = state.phase is Phase.TRAINING
+        workloads = self._pacer.workloads(chosen) if train else {}
+        for learner in chosen:
+            state.cohort.assign(
+                learner,
+                now,
+                round=state.round,
+                attempt=attempt(learner),
+                workload=workloads.get(learner),
+            )
+            if self._remembers and train:
+                self._records.given(learner, state.round)
+        return chosen
 
     def _send(self, learners: Iterable[str]) -> Actions:
-        """One action for all that get the same attempt."""
+        """One action for all whose tasks are equal."""
         return [
             s.SendTasks(
                 task=task,
                 learners=tuple(members),
                 version=self.state.version,
-                train=self.state.phase is Phase.ROUND,
+                train=self.state.phase is Phase.TRAINING,
                 upload_on_request=self._uploads.on_request,
                 deadline_s=self.state.spec.protocol.deadline_s,
+                workload=workload,
             )
-            for task, members in self._by_task(learners).items()
+            for task, workload, members in self._by_task(learners)
         ]
 
-    def _by_task(self, learners: Iterable[str]) -> dict[TaskRef, list[str]]:
-        """Members by the task that they have; it differs in the attempt."""
-        tasks: dict[TaskRef, list[str]] = {}
+    def _by_task(self, learners: Iterable[str]) -> list[tuple[TaskRef, Workload, list[str]]]:
+        """Tasks, the work that pacing has set in each, and the members that have it."""
+        tasks: dict[tuple[Any, ...], tuple[TaskRef, Workload, list[str]]] = {}
         for learner in learners:
-            part = self.state.cohort.get(learner)
-            tasks.setdefault(self._ref(part.attempt if part else 0), []).append(learner)
-        return tasks
+            if (part := self.state.cohort.get(learner)) is not None:
+                key = part.round, part.attempt, *part.workload.items()
+                if key not in tasks:
+                    tasks[key] = self._ref(part), part.workload, []
+                tasks[key][2].append(learner)
+        return list(tasks.values())
+
+    def _cancel(self, learners: Iterable[str], reason: str) -> Actions:
+        """Have members stop."""
+        return [s.CancelTasks(task, tuple(members), reason) for task, _, members in self._by_task(learners)]
 
     def _dismiss(self, reason: str, now: float) -> Actions:
         """Close the books on members from whom nothing came, and tell them to stop."""
         late = self.state.cohort.with_status(*OPEN)
         actions: Actions = []
         for learner in late:
+            part = self.state.cohort.get(learner)
             self.state.cohort.move(learner, Status.LATE, now)
-            event = e.TaskLate(job=self.state.job, round=self.state.round, learner=learner, reason=reason)
+            round = part.round if part else self.state.round
+            event = e.TaskLate(job=self.state.job, round=round, learner=learner, reason=reason)
             actions.append(s.Emit(event))
-        for task, members in self._by_task(late).items():
-            actions.append(s.CancelTasks(task, tuple(members), reason))
-        return actions
+        return [*actions, *self._cancel(late, reason)]
 
     def _note_evaluation(self) -> Actions:
         """Average what the cohort found out about the version it was given."""
@@ -549,17 +486,34 @@ class Job:
         )
         return [s.Emit(evaluated)]
 
-    def _open_uploads(self) -> None:
-        """Nobody waits for a turn; an evaluation brings nothing to upload, so there nobody will."""
-        self._uploads.open(len(self.state.cohort) if self.state.phase is Phase.ROUND else 0)
+    def _committed(
+        self, signal: s.VersionWasStored, parts: dict[str, Assignment], now: float
+    ) -> e.VersionCommitted:
+        """The event of a new version, made of the updates of these members; the state goes on to it."""
+        state, results = self.state, [part.result for part in parts.values() if part.result is not None]
+        committed = e.VersionCommitted(
+            job=state.job,
+            round=state.round,
+            version=signal.version,
+            parent=state.version,
+            rule=state.spec.rule.name,
+            digest=signal.digest,
+            contributors=tuple(sorted(parts)),
+            total_weight=signal.total_weight,
+            metrics=weighted_mean((result.metrics, result.num_examples) for result in results),
+            round_s=max(0.0, now - state.round_started_at),
+            aggregate_s=signal.aggregate_s,
+            store_s=signal.store_s,
+            memory_bytes=signal.memory_bytes,
+        )
+        state.version, state.round = signal.version, state.round + 1
+        state.num_updates += len(parts)
+        return committed
 
     def _release_upload(self, learner: str) -> Actions:
         return self._grant(self._uploads.release(learner))
 
     def _grant(self, learners: Iterable[str]) -> Actions:
         """Ask these learners for the updates that they hold."""
-        actions: Actions = []
-        for learner in learners:
-            part = self.state.cohort.get(learner)
-            actions.append(s.RequestUpload(learner, self._ref(part.attempt if part else 0)))
-        return actions
+        parts = ((learner, self.state.cohort.get(learner)) for learner in learners)
+        return [s.RequestUpload(learner, self._ref(part)) for learner, part in parts if part is not None]

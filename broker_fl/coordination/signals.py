@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from broker_fl.coordination.cohort import Workload
 from broker_fl.wire.events import Event
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus
 
@@ -93,6 +94,7 @@ class VersionWasStored:
     total_weight: float
     aggregate_s: float = 0.0
     store_s: float = 0.0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,20 @@ class StopWanted:
     """A driver wants the job to end."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseWanted:
+    """A driver wants no new round to begin."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeWanted:
+    """A driver lets the job go on: to its end, or for so many versions."""
+
+    versions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,8 @@ Signal = (
     | VersionWasStored
     | CommitFailed
     | StopWanted
+    | PauseWanted
+    | ResumeWanted
     | ControllerRestarted
     | TimePassed
 )
@@ -154,7 +172,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendTasks:
-    """Send task and model version to these learners."""
+    """Send task and model version to these learners; ``workload`` adds to the job's task parameters."""
 
     task: TaskRef
     learners: tuple[str, ...]
@@ -162,6 +180,7 @@ class SendTasks:
     train: bool
     upload_on_request: bool
     deadline_s: float | None
+    workload: Workload = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ import msgpack
 
 from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
 from broker_fl.errors import FrameRefused
+from broker_fl.interfaces import Record
 from broker_fl.wire.events import JobEnd
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import JobSummary
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class Phase(StrEnum):
@@ -24,10 +25,11 @@ class Phase(StrEnum):
     """Between rounds."""
     WAITING = "waiting"
     """For learners."""
-    ROUND = "round"
+    TRAINING = "training"
+    """A round is open; asynchronous: tasks are given and updates taken."""
     COMMITTING = "committing"
     EVALUATING = "evaluating"
-    """The last version, after the last round."""
+    """The last version, after all training."""
     ENDED = "ended"
 
 
@@ -45,30 +47,50 @@ class JobState:
     waiting_since: float | None = None
     round: int = 0
     version: int = 0
+    num_updates: int = 0
+    """That are in a version."""
     retries: int = 0
+    num_wanted: int = 0
+    """Deliveries with which the open round closes before the others have delivered; 0: it waits for all."""
     round_started_at: float = 0.0
     deadline_at: float | None = None
     cohort: Cohort = field(default_factory=Cohort)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     """What cohorts found out about the versions that are kept, by version."""
+    records: dict[str, Record] = field(default_factory=dict)
+    """What was seen of learners; kept where selector, pacing or protocol go by it."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """Asynchronous: the round of each learner's last task whose update is in a version."""
+    paused_at: float | None = None
+    """Since when a driver has it paused; None: it is not."""
+    paused_s: float = 0.0
+    """How long it was paused before."""
+    pause_after: int | None = None
+    """The version after which it pauses."""
+    ending: str = ""
+    """Why training is over, while the last version is evaluated."""
     end: JobEnd | None = None
     reason: str = ""
     """Why it has ended, or what it last waited for."""
 
-    def pack(self) -> bytes:
-        """The state as bytes. What a crash loses anyway is left out: sums, and so who has delivered."""
-        members = [
-            (learner, part.attempt, str(_after_a_crash(part)), part.reason)
-            for learner, part in self.cohort.items()
-        ]
-        fields: dict[str, Any] = {
-            name: getattr(self, name) for name in self.__slots__ if name not in ("spec", "cohort", "phase")
-        }
+    def pack(self, **changes: Any) -> bytes:
+        """The state as bytes, with ``changes`` in the place of what it is now.
+
+        What a crash loses anyway is left out: sums, and so who has delivered.
+        """
+        fields: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__} | changes
         fields |= {
             "state": STATE_VERSION,
             "spec": self.spec.model_dump(),
-            "phase": str(self.phase),
-            "cohort": members,
+            "phase": str(fields["phase"]),
+            "cohort": [
+                (learner, part.round, part.attempt, str(_after_a_crash(part)), part.reason)
+                for learner, part in fields["cohort"].items()
+            ],
+            "records": {
+                learner: [getattr(record, name) for name in Record.__slots__]
+                for learner, record in fields["records"].items()
+            },
         }
         packed: bytes = msgpack.packb(fields)
         return packed
@@ -87,16 +109,25 @@ class JobState:
             )
         members = fields.pop("cohort")
         cohort = {
-            learner: Assignment(Status(status), now, attempt, reason=reason)
-            for learner, attempt, status, reason in members
+            learner: Assignment(Status(status), now, attempt, round, sent_at=now, reason=reason)
+            for learner, round, attempt, status, reason in members
+        }
+        records = {
+            learner: Record(**dict(zip(Record.__slots__, values, strict=True)))
+            for learner, values in fields.pop("records").items()
         }
         spec, phase = JobSpec.model_validate(fields.pop("spec")), Phase(fields.pop("phase"))
-        return cls(**fields, spec=spec, phase=phase, cohort=Cohort(cohort))
+        return cls(**fields, spec=spec, phase=phase, cohort=Cohort(cohort), records=records)
 
     @property
     def evaluation(self) -> dict[str, float]:
         """The newest evaluation; empty before the first."""
         return self.evaluations[max(self.evaluations)] if self.evaluations else {}
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a driver wants no new round to begin."""
+        return self.paused_at is not None
 
     def note_evaluation(self, metrics: dict[str, float]) -> None:
         """Keep the evaluation of the newest version, and those of the versions that are kept beside it."""
@@ -106,7 +137,9 @@ class JobState:
 
     def summary(self) -> JobSummary:
         """The job's line in a list of jobs."""
-        running: Literal["waiting", "running"] = "waiting" if self.phase is Phase.WAITING else "running"
+        running: Literal["paused", "waiting", "running"] = (
+            "paused" if self.is_paused else "waiting" if self.phase is Phase.WAITING else "running"
+        )
         return JobSummary(
             job=self.job,
             name=self.spec.name,

@@ -23,6 +23,10 @@ class Uploads:
         self._waiting.clear()
         self._uploading.clear()
 
+    def make_room_for(self, num_learners: int) -> None:
+        """So many may come to upload at the same time, without a round that begins."""
+        self.on_request = self.on_request or self._update_bytes * num_learners > self._budget_bytes
+
     def add(self, learner: str) -> list[str]:
         """A learner has something to upload; who shall begin now comes back."""
         if not self.on_request:

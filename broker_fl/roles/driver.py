@@ -72,15 +72,24 @@ class Driver:
 
     # ------------------------------------------------------------ jobs
 
-    def submit(self, spec: JobSpec, model: Model | Mapping[str, Array]) -> Job:
-        """Have a job run from an initial model; returns when the controller has stored both.
+    def submit(self, spec: JobSpec, model: Model | Mapping[str, Array] | m.VersionRef) -> Job:
+        """Have a job run from an initial model, or go on from a stored version of another job; returns when
+        the controller has stored both.
 
         Raises:
             RequestRefused: the controller does not take the job; says why.
             BrokerUnavailable: no controller answered within ``timeout_s``.
         """
-        initial = model if isinstance(model, Model) else Model.of(model)
         job = f"{spec.name[:51]}-{uuid.uuid4().hex[:12]}"
+        if isinstance(model, m.VersionRef):
+            submit = m.Submit(driver=self.id, request=request_id(), job=job, spec=spec, parent=model)
+            self.ask(submit, m.Done)
+        else:
+            self._submit(job, spec, model)
+        return Job(self, job)
+
+    def _submit(self, job: str, spec: JobSpec, model: Model | Mapping[str, Array]) -> None:
+        initial = model if isinstance(model, Model) else Model.of(model)
         manifest = m.ModelManifest.of(
             initial.spec,
             version=0,
@@ -102,7 +111,6 @@ class Driver:
                         manifest,
                         initial.buffer,
                     )
-        return Job(self, job)
 
     def job(self, job: str) -> Job:
         """A job that was submitted before, by whomever. Nothing is sent."""
@@ -318,6 +326,33 @@ class Job:
         """End the job; what it has committed is kept."""
         driver = self._driver
         driver.ask(m.StopJob(driver=driver.id, request=request_id(), job=self.id, reason=reason), m.Done)
+
+    def pause(self, reason: str = "") -> None:
+        """Begin no new round (asynchronous: give no new task); what is under way is finished.
+
+        Raises:
+            RequestRefused: the job has ended.
+        """
+        driver = self._driver
+        driver.ask(m.PauseJob(driver=driver.id, request=request_id(), job=self.id, reason=reason), m.Done)
+
+    def resume(self, *, versions: int | None = None) -> None:
+        """Go on after ``pause``; with ``versions``, pause again after so many new ones.
+
+        Raises:
+            RequestRefused: the job has ended.
+        """
+        driver = self._driver
+        request = m.ResumeJob(driver=driver.id, request=request_id(), job=self.id, versions=versions)
+        driver.ask(request, m.Done)
+
+    def step(self) -> None:
+        """Go on for one version; returns at once."""
+        self.resume(versions=1)
+
+    def version(self, version: int | None = None) -> m.VersionRef:
+        """A version of this job for ``Driver.submit`` to go on from; None is the newest there is then."""
+        return m.VersionRef(job=self.id, version=version)
 
     def versions(self) -> tuple[m.VersionSummary, ...]:
         """The model versions that are kept, oldest first."""

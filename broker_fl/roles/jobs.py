@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.job import Job
 from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.protocols import make_job
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import FrameRefused, StoreUnavailable
 from broker_fl.interfaces import Member
@@ -51,7 +51,7 @@ class Jobs:
         last = store.read_events(state.job, after=store.num_events(state.job) - 1, limit=1)
         if last and not isinstance(decode_event(last[0]), JobFinished):
             events = self._events(state.job)
-            events.add(Job(state, self.members).finished(self._services.clock.now()))
+            events.add(make_job(state, self.members).finished(self._services.clock.now()))
             events.flush()
 
     def _resume(self, state: JobState, now: float) -> None:
@@ -69,7 +69,7 @@ class Jobs:
 
     def _add(self, state: JobState, spec: ModelSpec, model: Model | None) -> JobRunner:
         events = self._services.persist(lambda: self._events(state.job))
-        runner = JobRunner(Job(state, self.members), spec, self._services, events, model)
+        runner = JobRunner(make_job(state, self.members), spec, self._services, events, model)
         self._runners[state.job] = runner
         return runner
 

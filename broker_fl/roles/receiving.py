@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker_fl.errors import FrameRefused, UpdateRefused
@@ -9,7 +10,7 @@ from broker_fl.model import Model, ModelSpec
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.job import Transfer
-from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
+from broker_fl.wire.messages import Form, Result, TaskRef, UpdateChunk
 
 
 @dataclass(slots=True)
@@ -34,9 +35,10 @@ class UpdateReceiver:
     sent.
     """
 
-    def __init__(self, spec: ModelSpec, transfer: Transfer) -> None:
+    def __init__(self, spec: ModelSpec, transfer: Transfer, form: Form = "values") -> None:
         self._spec = spec
         self._transfer = transfer
+        self._form = form
         self._encoding = encoding(transfer.encoding)
         self.update_bytes = self._encoding.num_bytes(spec)
         self._uploads: dict[str, Upload] = {}
@@ -54,6 +56,8 @@ class UpdateReceiver:
             raise UpdateRefused(
                 "the update has other tensors than the model that was given (the digest of its spec differs)",
             )
+        if manifest.form != self._form:
+            raise UpdateRefused(f"the update is sent as {manifest.form}; the task asked for {self._form}")
         announced = f"{manifest.encoding} in {manifest.num_bytes} bytes by {manifest.chunk_bytes}"
         wanted = f"{self._transfer.encoding} in {self.update_bytes} bytes by {self._transfer.chunk_bytes}"
         if announced != wanted:
@@ -89,6 +93,10 @@ class UpdateReceiver:
     def drop(self, learner: str) -> None:
         """Forget a learner's upload."""
         self._uploads.pop(learner, None)
+
+    def keep(self, wanted: Callable[[str], bool]) -> None:
+        """Forget the uploads of all other learners."""
+        self._uploads = {learner: upload for learner, upload in self._uploads.items() if wanted(learner)}
 
     def clear(self) -> None:
         """Forget all."""

@@ -16,6 +16,7 @@ from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.models import VersionRecord
+from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
 from broker_fl.wire import messages as m
@@ -37,6 +38,7 @@ class _Pending:
     """A job that was submitted and whose initial model is on its way."""
 
     submit: m.Submit
+    manifest: m.ModelManifest
     spec: ModelSpec
     assembly: Assembly
     last_at: float
@@ -53,6 +55,8 @@ class Requests:
         self._answers: dict[type, Callable[[Any], None]] = {
             m.Submit: self._submit,
             m.StopJob: self._stop_job,
+            m.PauseJob: self._pause_job,
+            m.ResumeJob: self._resume_job,
             m.ListJobs: self._list_jobs,
             m.ListLearners: self._list_learners,
             m.ListVersions: self._list_versions,
@@ -79,6 +83,25 @@ class Requests:
         if submit.job in self._jobs.states():
             self._reply(submit, m.Done(request=submit.request))
             return
+        if (submit.model is None) == (submit.parent is None):
+            raise RequestRefused(
+                "a job begins from an initial model or from a stored version: give one of them"
+            )
+        if submit.parent is not None:
+            self._begin_from(submit, submit.parent)
+        elif submit.model is not None:
+            self._await_model(submit, submit.model)
+
+    def _begin_from(self, submit: m.Submit, parent: m.VersionRef) -> None:
+        """Begin with a copy of a stored version; a rule of the same settings goes on with its memory."""
+        before = self._state(parent.job)
+        versions = self._services.versions(parent.job)
+        record, model = versions.read(parent.version)
+        memory = versions.read_memory(record.version) if before.spec.rule == submit.spec.rule else None
+        origin = m.VersionRef(job=parent.job, version=record.version)
+        self._begin(submit, Combined(model=model, memory=memory), origin)
+
+    def _await_model(self, submit: m.Submit, manifest: m.ModelManifest) -> None:
         pending = self._pending.get(submit.job)
         if pending is None:
             self._forget_abandoned()
@@ -86,12 +109,13 @@ class Requests:
                 raise RequestRefused(
                     f"{MAX_PENDING} jobs wait for their initial model already; try again later",
                 )
-            spec = submit.model.model_spec(max_bytes=self._max_model_bytes)
+            spec = manifest.model_spec(max_bytes=self._max_model_bytes)
             if spec.num_bytes == 0:
                 raise RequestRefused("the initial model has no elements: there is nothing to train")
-            assembly = Assembly(submit.model.num_bytes, submit.model.chunk_bytes)
-            self._pending[submit.job] = _Pending(submit, spec, assembly, self._services.clock.now())
-        elif pending.submit.model != submit.model:
+            assembly = Assembly(manifest.num_bytes, manifest.chunk_bytes)
+            now = self._services.clock.now()
+            self._pending[submit.job] = _Pending(submit, manifest, spec, assembly, now)
+        elif pending.manifest != manifest:
             raise RequestRefused(f"job {submit.job!r} was submitted before, with another initial model")
         else:
             pending.submit = submit
@@ -120,18 +144,23 @@ class Requests:
             return
         del self._pending[chunk.job]
         try:
-            model = encoding(pending.submit.model.encoding).decode(pending.assembly.buffer, pending.spec)
-            self._begin(pending.submit, model)
+            self._begin(pending.submit, Combined(model=self._arrived(pending)))
         except (RequestRefused, FrameRefused) as error:
             self._reply(pending.submit, m.Refused(request=pending.submit.request, reason=str(error)[:2000]))
 
-    def _begin(self, submit: m.Submit, model: Model) -> None:
-        announced = submit.model.digest if submit.model.encoding == "raw" else ""
+    def _arrived(self, pending: _Pending) -> Model:
+        """The initial model, whole and usable."""
+        manifest = pending.manifest
+        model = encoding(manifest.encoding).decode(pending.assembly.buffer, pending.spec)
+        announced = manifest.digest if manifest.encoding == "raw" else ""
         if announced and model.digest != announced:
             raise RequestRefused("the initial model arrived with another digest than was announced")
         if not all(all_finite(model.run(run)) for run in model.spec.runs):
             raise RequestRefused("the initial model has values that are NaN or infinite")
-        services, now = self._services, self._services.clock.now()
+        return model
+
+    def _begin(self, submit: m.Submit, initial: Combined, parent: m.VersionRef | None = None) -> None:
+        model, services, now = initial.model, self._services, self._services.clock.now()
         state = JobState(
             job=submit.job,
             spec=submit.spec,
@@ -139,9 +168,15 @@ class Requests:
             update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(model.spec),
             submitted_at=now,
         )
-        record = VersionRecord(version=0, spec=model.spec, digest=model.digest, committed_at=now)
+        record = VersionRecord(
+            version=0,
+            spec=model.spec,
+            digest=model.digest,
+            committed_at=now,
+            memory_spec=initial.memory.spec if initial.memory else None,
+        )
         keep = submit.spec.keep_versions
-        initial, versions = Combined(model=model), services.versions(state.job)
+        versions = services.versions(state.job)
         services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))
         runner = self._jobs.add(state, model)
         submitted = JobSubmitted(
@@ -150,6 +185,7 @@ class Requests:
             spec=submit.spec,
             num_parameters=model.spec.num_elements,
             model_bytes=model.spec.num_bytes,
+            parent=parent,
         )
         runner.emit(submitted)
         self._reply(submit, m.Done(request=submit.request))
@@ -162,6 +198,20 @@ class Requests:
         if (runner := self._jobs.runner(request.job)) is not None:
             runner.signal(s.StopWanted(request.reason or f"stopped by {request.driver}"))
         self._reply(request, m.Done(request=request.request))
+
+    def _pause_job(self, request: m.PauseJob) -> None:
+        self._running(request.job).signal(s.PauseWanted(request.reason or f"paused by {request.driver}"))
+        self._reply(request, m.Done(request=request.request))
+
+    def _resume_job(self, request: m.ResumeJob) -> None:
+        self._running(request.job).signal(s.ResumeWanted(request.versions))
+        self._reply(request, m.Done(request=request.request))
+
+    def _running(self, job: str) -> JobRunner:
+        state = self._state(job)
+        if (runner := self._jobs.runner(job)) is None:
+            raise RequestRefused(f"job {job!r} has ended: {state.end}, {state.reason}")
+        return runner
 
     def _list_jobs(self, request: m.ListJobs) -> None:
         states = sorted(self._jobs.states().values(), key=lambda state: state.submitted_at)

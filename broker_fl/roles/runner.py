@@ -20,10 +20,21 @@ from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.receiving import UpdateReceiver, Upload
 from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
+from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.chunks import num_chunks
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import Event, TaskSent
-from broker_fl.wire.messages import Cancel, ModelManifest, Result, Task, TaskRef, UpdateChunk, UploadRequest
+from broker_fl.wire.messages import (
+    Cancel,
+    Form,
+    ModelManifest,
+    Result,
+    Task,
+    TaskRef,
+    UpdateChunk,
+    UploadRequest,
+)
+from broker_fl.wire.rules import PerUpdate
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +54,10 @@ class JobRunner:
         self._spec = spec
         self._services = services
         self._events = events
-        self._rule = make_rule(job.state.spec.rule)
-        self._receiver = UpdateReceiver(spec, job.state.spec.transfer)
+        rule = job.state.spec.rule
+        self._rule = make_rule(rule)
+        self._form: Form = "changes" if isinstance(rule, PerUpdate) and rule.updates_are_changes else "values"
+        self._receiver = UpdateReceiver(spec, job.state.spec.transfer, self._form)
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
         self._memory: tuple[int, Model | None] | None = None
@@ -133,7 +146,7 @@ class JobRunner:
     # ------------------------------------------------------------ updates
 
     def _wants_update(self, learner: str, task: TaskRef) -> bool:
-        return self.job.state.phase is Phase.ROUND and self.job.expects(learner, task)
+        return self.job.state.phase is Phase.TRAINING and self.job.expects(learner, task)
 
     def _fold_if_complete(self, learner: str, upload: Upload) -> None:
         if not upload.complete or upload.result is None:
@@ -142,12 +155,16 @@ class JobRunner:
             self._accumulator = self._begin_sum()
         result, began = upload.result, time.perf_counter()
         self._receiver.drop(learner)
+        if (reason := self.job.refusal(upload.task)) is not None:
+            self.signal(s.UpdateWasRefused(learner, upload.task, reason))
+            return
         try:
             contribution = Contribution(
                 learner=learner,
                 model=self._receiver.model(upload),
                 num_examples=result.num_examples,
                 num_steps=result.num_steps,
+                staleness=self.job.staleness(upload.task),
                 metrics=result.metrics,
                 evaluation=result.evaluation,
             )
@@ -205,7 +222,7 @@ class JobRunner:
         services, state, began = self._services, self.job.state, time.perf_counter()
         accumulator = self._accumulator or self._begin_sum()
         self._accumulator = None
-        self._receiver.clear()
+        self._receiver.keep(self.job.is_open)
         try:
             combined = accumulator.result()
         except AggregationError as error:
@@ -230,6 +247,7 @@ class JobRunner:
             total_weight=accumulator.total_weight,
             aggregate_s=aggregated - began,
             store_s=time.perf_counter() - aggregated,
+            memory_bytes=resident_bytes(),
         )
         self.signal(stored)
 
@@ -286,8 +304,9 @@ class JobRunner:
             model=manifest,
             train=action.train,
             evaluate=spec.evaluate,
-            parameters=spec.task_parameters,
+            parameters={**spec.task_parameters, **action.workload},
             encoding=transfer.encoding,
+            form=self._form,
             chunk_bytes=transfer.chunk_bytes,
             inbox=services.inbox,
             upload="on_request" if action.upload_on_request else "at_once",
@@ -303,7 +322,9 @@ class JobRunner:
             job=action.task.job,
             round=action.task.round,
             attempt=action.task.attempt,
+            version=action.version,
             learners=action.learners,
+            workload=dict(action.workload),
             num_bytes=(len(body) + buffer.nbytes) * len(action.learners),
             num_messages=num_messages * len(action.learners),
             send_s=time.perf_counter() - began,

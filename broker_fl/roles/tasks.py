@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
+
 from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
-from broker_fl.model import Array, Model, ModelSpec
+from broker_fl.model import FLOATS, Array, Model, ModelSpec
+from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.fields import text
@@ -104,8 +108,9 @@ class HeldTask:
         update: Update | None = None
         if self.task.train:
             self.phase = "training"
+            given = model.copy() if self.task.form == "changes" else None  # learners may write to theirs
             update = learner.train(dict(model), context)
-            self.update = self._encode(update)
+            self.update = self._encode(update, given)
         timings = Timings(
             receive_s=self.receive_s,
             queue_s=started - self._whole_at,
@@ -117,27 +122,28 @@ class HeldTask:
             task=self.task.task,
             num_examples=int(update.num_examples) if update else 0,
             num_steps=int(update.num_steps) if update else 0,
+            num_epochs=float(update.num_epochs) if update else 0.0,
             metrics=_checked_metrics(update.metrics, "train") if update else {},
             evaluation_examples=max(0, int(evaluation.pop(_NUM_EXAMPLES, 0))),
             evaluation=evaluation,
             timings=timings,
+            peak_memory_bytes=peak_bytes(),
             update=self._manifest() if update else None,
         )
         self.progress = 1.0
         self.phase = "finished"
 
-    def _encode(self, update: Update) -> Array:
-        if not isinstance(update, Update):
-            raise TypeError(f"train must return broker_fl.Update, not {type(update).__name__}")
-        if update.num_examples < 1:
-            raise ValueError(f"num_examples of an update is at least 1, not {update.num_examples}")
-        return encoding(self.task.encoding).encode(Model.of(update.model, self.spec))
+    def _encode(self, update: Update, given: Model | None) -> Array:
+        """The update as it is sent: the trained model, or what changed since the ``given`` one."""
+        _check(update)
+        model = Model.of(update.model, self.spec)
+        return encoding(self.task.encoding).encode(model if given is None else _changes(model, given))
 
     def _manifest(self) -> UpdateManifest:
-        return UpdateManifest(
-            spec_digest=self.spec.digest,
+        return UpdateManifest.of(
+            self.spec,
+            form=self.task.form,
             encoding=self.task.encoding,
-            num_bytes=encoding(self.task.encoding).num_bytes(self.spec),
             chunk_bytes=self.task.chunk_bytes,
         )
 
@@ -161,6 +167,28 @@ class Context:
         self._held.progress = min(1.0, max(0.0, float(fraction)))
         if self._held.cancelled:
             raise TaskCancelled(f"task {self._held.task.task} was cancelled")
+
+
+def _check(update: object) -> None:
+    """Hold what ``train`` returned against what it should return."""
+    if not isinstance(update, Update):
+        raise TypeError(f"train must return broker_fl.Update, not {type(update).__name__}")
+    if update.num_examples < 1:
+        raise ValueError(f"num_examples of an update is at least 1, not {update.num_examples}")
+    for name in ("num_steps", "num_epochs"):
+        if not 0 <= (value := getattr(update, name)) < math.inf:
+            raise ValueError(f"{name} of an update is at least 0, not {value}")
+
+
+def _changes(trained: Model, given: Model) -> Model:
+    """``trained - given`` of float tensors, in their type; of the others the trained values."""
+    changes = Model.empty(trained.spec)
+    for run in trained.spec.runs:
+        if run.dtype in FLOATS:
+            np.subtract(trained.run(run), given.run(run), out=changes.run(run))
+        else:
+            changes.run(run)[...] = trained.run(run)
+    return changes
 
 
 def _checked_metrics(metrics: object, method: str) -> dict[str, float]:

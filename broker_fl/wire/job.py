@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from broker_fl.wire.contradictions import first_contradiction
 from broker_fl.wire.fields import ChunkBytes, Identifier, Name, Parameters, Positive
 from broker_fl.wire.pacing import AnyPacing, Fixed
-from broker_fl.wire.protocols import AnyProtocol, Synchronous
+from broker_fl.wire.protocols import AnyProtocol, Asynchronous, SemiSynchronous, Synchronous
 from broker_fl.wire.rules import PROXIMAL_MU, AnyRule, FedAvg, FedProx
 from broker_fl.wire.selectors import AnySelector, SelectAll
 from broker_fl.wire.settings import Setting
@@ -98,3 +98,13 @@ class JobSpec(Setting):
         if isinstance(self.rule, FedProx):
             return {**self.parameters, PROXIMAL_MU: self.rule.mu}
         return dict(self.parameters)
+
+    @property
+    def uses_records(self) -> bool:
+        """Whether the job goes by what it has seen of each learner (``interfaces.Record``)."""
+        return (
+            isinstance(self.protocol, SemiSynchronous | Asynchronous)
+            or self.pacing.name != "fixed"
+            or self.selector.name not in ("all", "random")
+            or getattr(self.selector, "exclude_after", None) is not None
+        )

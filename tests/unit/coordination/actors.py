@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.job import Job
 from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.protocols import make_job
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.interfaces import Member
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import Event, JobFinished
+from broker_fl.wire.protocols import Asynchronous
 
 if TYPE_CHECKING:
     from tests.unit.coordination.world import Disk, World
@@ -72,7 +73,7 @@ class SimController:
             assert state.version == disk.version, "the stored state is of another version than the store has"
             for learner in state.cohort:
                 self._members.join(Member(learner=learner), session="unknown", software="", now=world.now)
-        self._job = Job(state, self._members)
+        self._job = make_job(state, self._members)
         self._sum: dict[str, int] = {}
         self._uploads: dict[str, _Upload] = {}
         self._signals: list[s.Signal] = []
@@ -147,7 +148,7 @@ class SimController:
                     self._fold(message.learner)
 
     def _wants(self, learner: str, task: m.TaskRef) -> bool:
-        return self._job.state.phase is Phase.ROUND and self._job.expects(learner, task)
+        return self._job.state.phase is Phase.TRAINING and self._job.expects(learner, task)
 
     def _upload(self, learner: str, task: m.TaskRef) -> _Upload:
         upload = self._uploads.get(learner)
@@ -164,8 +165,14 @@ class SimController:
         if not update.usable:
             self._signal(s.UpdateWasRefused(learner, upload.task, "not usable"))
             return
+        if (reason := self._job.refusal(upload.task)) is not None:
+            self._signal(s.UpdateWasRefused(learner, upload.task, reason))
+            return
         assert learner not in self._sum, f"{learner} is counted twice"
-        assert update.version == self._job.state.version, "an update of another version is counted"
+        state = self._job.state
+        if not isinstance(state.spec.protocol, Asynchronous):
+            assert update.version == state.version, "an update of another version is counted"
+        assert self._job.staleness(upload.task) == state.version - update.version, "its age is another"
         self._sum[learner] = update.training
         self._signal(s.UpdateWasFolded(learner=learner, task=upload.task, weight=1.0))
 
@@ -236,7 +243,8 @@ class SimController:
         assert self._sum, "a version of nothing"
         self._disk.state, self._disk.version = self._job.state_after_commit(), version
         self._disk.contributions[version] = self._sum
-        total, self._sum, self._uploads = float(len(self._sum)), {}, {}
+        total, self._sum = float(len(self._sum)), {}
+        self._uploads = {name: one for name, one in self._uploads.items() if self._job.is_open(name)}
         self._signal(s.VersionWasStored(version=version, digest="", total_weight=total))
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TypeVar
 
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.job import Job
 from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.protocols import make_job
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.interfaces import Member
 from broker_fl.wire.events import Event
 from broker_fl.wire.job import JobSpec, Termination
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus, UpdateManifest
-from broker_fl.wire.protocols import Synchronous
+from broker_fl.wire.protocols import Asynchronous, Synchronous
+from broker_fl.wire.rules import FedAsync
 
 E = TypeVar("E", bound=Event)
 A = TypeVar("A")
@@ -25,6 +26,18 @@ def spec(*, rounds: int | None = 3, **fields: object) -> JobSpec:
     return JobSpec(**settings)  # type: ignore[arg-type]
 
 
+def asynchronous(*, versions: int | None = 20, **fields: object) -> JobSpec:
+    """Settings of an asynchronous job; what ``Asynchronous`` takes may be given as it is."""
+    protocol = {name: fields.pop(name) for name in list(fields) if name in Asynchronous.model_fields}
+    settings = {
+        "protocol": Asynchronous(**protocol),  # type: ignore[arg-type]
+        "rule": FedAsync(),
+        "termination": Termination(versions=versions),
+        **fields,
+    }
+    return JobSpec(**settings)  # type: ignore[arg-type]
+
+
 class Bench:
     """A job and its learners; time stands still unless it is moved."""
 
@@ -34,7 +47,7 @@ class Bench:
         for learner in learners:
             self._join(learner)
         state = JobState(job="job", spec=settings, driver="d", update_bytes=100, submitted_at=self.now)
-        self.job = Job(state, self.members)
+        self.job = make_job(state, self.members)
         self.events: list[Event] = []
         self.actions: list[s.Action] = []
         self._note(self.job.start(self.now))
@@ -81,7 +94,7 @@ class Bench:
         for learner in learners:
             task = self.ref(learner)
             self.result(learner, task, **fields)
-            if self.job.expects(learner, task) and self.job.state.phase is Phase.ROUND:
+            if self.job.expects(learner, task) and self.job.state.phase is Phase.TRAINING:
                 self.fold(learner, task)
         return self.actions
 
@@ -123,7 +136,7 @@ class Bench:
         packed, twin = self.job.state.pack(), object.__new__(Bench)
         twin.now, twin.events = self.now, []
         twin.members = Membership(self.members.heartbeat_s, self.now)
-        twin.job = Job(JobState.unpack(packed, self.now), twin.members)
+        twin.job = make_job(JobState.unpack(packed, self.now), twin.members)
         for learner in twin.job.state.cohort:
             twin._join(learner)
         twin.step(s.ControllerRestarted(2))

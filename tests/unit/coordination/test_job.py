@@ -82,7 +82,7 @@ def test_a_job_that_waits_too_long_fails_and_says_for_what() -> None:
     bench.wait(0.2)
     (finished,) = bench.all(e.JobFinished)
     assert finished.state == "failed"
-    assert "1 learners of 3 were there for 60 s" in finished.reason
+    assert "for 60 s: 1 learners are there, 3 are needed" in finished.reason
 
 
 def test_a_quorum_that_is_a_count_is_waited_for_before_a_round_begins() -> None:
@@ -142,7 +142,7 @@ def test_a_share_is_of_the_live_cohort_and_a_count_is_a_count(
     for learner in learners[:lost]:
         bench.down(learner)
     bench.deliver(*learners[lost : lost + delivered])
-    if bench.phase == Phase.ROUND:
+    if bench.phase == Phase.TRAINING:
         bench.wait(60.0)
     assert (bench.phase == Phase.COMMITTING) is commits
 
@@ -150,7 +150,7 @@ def test_a_share_is_of_the_live_cohort_and_a_count_is_a_count(
 def test_a_round_waits_for_everybody_who_is_there_until_its_deadline() -> None:
     bench = Bench(spec(quorum=0.5, deadline_s=60.0), "a", "b")
     bench.deliver("a")
-    assert bench.phase == Phase.ROUND
+    assert bench.phase == Phase.TRAINING
     assert bench.job.next_timer() == bench.now + 60.0
     bench.wait(60.0)
     assert bench.phase == Phase.COMMITTING
@@ -180,7 +180,7 @@ def test_a_count_that_the_cohort_cannot_reach_any_more_takes_in_whoever_comes() 
     bench = Bench(spec(quorum=3), "a", "b", "c")
     bench.down("c")
     bench.deliver("a", "b")
-    assert bench.phase == Phase.ROUND
+    assert bench.phase == Phase.TRAINING
     bench.up("d")
     assert bench.asked() == {"d"}
     bench.deliver("d")
@@ -239,7 +239,7 @@ def test_a_round_with_everybody_lost_waits_without_a_timer_and_goes_on_when_one_
     bench.wait(100.0)
     assert bench.job.next_timer() is None, "a timer in the past would keep the loop spinning"
     bench.up("a")
-    assert bench.phase == Phase.ROUND
+    assert bench.phase == Phase.TRAINING
     assert bench.asked() == {"a"}
     assert bench.job.next_timer() == bench.now + 60.0
     bench.deliver("a")
@@ -254,7 +254,7 @@ def test_waiting_within_a_round_begins_anew_each_time_everybody_is_lost() -> Non
     bench.wait(50.0)
     bench.down("a")
     bench.wait(50.0)
-    assert bench.phase == Phase.ROUND
+    assert bench.phase == Phase.TRAINING
     bench.wait(11.0)
     assert [event.state for event in bench.all(e.JobFinished)] == ["failed"]
 
@@ -317,7 +317,7 @@ def test_the_wall_clock_does_not_cut_a_commit_short() -> None:
     assert [event.version for event in bench.all(e.JobFinished)] == [1]
 
 
-@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.ROUND, Phase.COMMITTING, Phase.EVALUATING])
+@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.TRAINING, Phase.COMMITTING, Phase.EVALUATING])
 def test_a_job_can_be_stopped_at_any_time(phase: Phase) -> None:
     bench = Bench(spec(rounds=1, min_learners=2), "a")
     if phase is not Phase.WAITING:
@@ -487,7 +487,7 @@ def test_another_controller_goes_on_with_the_round_under_the_same_ids() -> None:
     bench.play("a", "b")
     bench.deliver("a")
     heir = bench.restarted()
-    assert (heir.job.state.round, heir.job.state.version, heir.phase) == (1, 1, "round")
+    assert (heir.job.state.round, heir.job.state.version, heir.phase) == (1, 1, "training")
     heir.up("a", holds(heir, "a", "finished"))
     assert [action.learner for action in heir.of(s.RequestUpload)] == ["a"]
     heir.up("b", holds(heir, "b", "training"))
@@ -501,7 +501,7 @@ def test_a_controller_that_was_away_past_the_deadline_gives_the_round_its_time_a
     bench.now += 1_000.0
     heir = bench.restarted()
     heir.wait(1.0)
-    assert heir.phase == Phase.ROUND
+    assert heir.phase == Phase.TRAINING
     heir.up("a", holds(heir, "a", "finished"))
     heir.deliver("a")
     assert heir.phase == Phase.COMMITTING

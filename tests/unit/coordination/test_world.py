@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_fl.wire import events as e
-from broker_fl.wire.job import Termination, Transfer
+from broker_fl.wire.job import JobSpec, Termination, Transfer
+from broker_fl.wire.pacing import Aimd
+from broker_fl.wire.rules import FedBuff
 from broker_fl.wire.selectors import SelectRandom
-from tests.unit.coordination.bench import spec
+from tests.unit.coordination.bench import asynchronous, spec
 from tests.unit.coordination.world import Disk, Faults, World
 
 ALL = Faults(
@@ -37,6 +39,18 @@ JOBS: dict[str, dict[str, Any]] = {
     "uploads one by one": {"transfer": Transfer(upload_budget_bytes=1), "deadline_s": 100.0},
     "random two": {"selector": SelectRandom(count=2, seed=1)},
     "random share": {"selector": SelectRandom(fraction=0.5, seed=2), "deadline_s": 60.0},
+}
+
+
+ASYNCHRONOUS: dict[str, JobSpec] = {
+    "each update": asynchronous(),
+    "a buffer": asynchronous(rule=FedBuff(buffer_size=3), min_learners=3),
+    "everybody in the buffer": asynchronous(rule=FedBuff(buffer_size=5), min_learners=5, deadline_s=60.0),
+    "two at a time": asynchronous(max_concurrent=2, deadline_s=30.0),
+    "nothing old": asynchronous(max_staleness=2),
+    "nobody ahead": asynchronous(max_lead=1, max_failures=100),
+    "uploads one by one": asynchronous(transfer=Transfer(upload_budget_bytes=1)),
+    "paced": asynchronous(pacing=Aimd(target_s=2.0)),
 }
 
 
@@ -94,6 +108,40 @@ def test_the_wall_clock_ends_a_job_among_faults(seed: int, wall_clock_s: float) 
     disk = world.run()
     assert disk.events[-1].state == "done"  # type: ignore[attr-defined]
     assert world.now <= wall_clock_s + 1.0
+
+
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_an_asynchronous_job_gets_through_a_world_of_faults(name: str) -> None:
+    for seed in range(12):
+        world = World(ASYNCHRONOUS[name], seed=seed, faults=ALL)
+        disk = world.run()
+        end = disk.events[-1]
+        if end.state == "failed":  # type: ignore[attr-defined]
+            assert "nobody is left to ask" in end.reason, f"seed {seed}"  # type: ignore[attr-defined]
+        else:
+            check(disk, 20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    lose=st.sampled_from([0.0, 0.02, 0.3]),
+    double=st.sampled_from([0.0, 0.5]),
+    delay_s=st.sampled_from([0.01, 3.0, 30.0]),
+    fail=st.sampled_from([0.0, 0.3]),
+    refuse=st.sampled_from([0.0, 0.3]),
+    learner_crash=st.sampled_from([0.0, 0.05]),
+    controller_crash=st.sampled_from([0.0, 0.05]),
+    down_s=st.sampled_from([1.0, 60.0]),
+    name=st.sampled_from(sorted(ASYNCHRONOUS)),
+)
+def test_whatever_goes_wrong_an_asynchronous_job_ends(seed: int, name: str, **faults: float) -> None:
+    disk = World(ASYNCHRONOUS[name], seed=seed, faults=Faults(**faults)).run()
+    end = disk.events[-1]
+    if end.state == "done":  # type: ignore[attr-defined]
+        check(disk, 20)
+    else:
+        assert "nobody is left to ask" in end.reason  # type: ignore[attr-defined]
 
 
 def test_a_world_follows_from_its_seed() -> None:

@@ -1,0 +1,399 @@
+"""The asynchronous protocol as a state machine: tasks go to whoever is free, updates count as they arrive.
+
+::
+
+    IDLE ──► TRAINING ⇄ COMMITTING … ──► EVALUATING ──► ENDED
+      └► WAITING ┘  (too few learners)
+
+A learner is *idle* (may be given a task), *open* (has one), *buffered* (its update is in the sum of the next
+version), or *benched* (failed too often). Each step is O(1) in the number of learners.
+
+Nothing of the cohort is stored. Each learner's rounds grow, and the state says which of them was its last in
+a version (``counted``): so a new controller knows of any task that a learner holds whether it still counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.averaging import LatestMean
+from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
+from broker_fl.coordination.job import Actions, Job
+from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.state import JobState, Phase
+from broker_fl.wire import events as e
+from broker_fl.wire.messages import Result, TaskRef, TaskStatus
+from broker_fl.wire.pacing import Aimd
+from broker_fl.wire.protocols import Asynchronous
+from broker_fl.wire.rules import PerUpdate
+
+_NEVER = (-1, -1)
+
+
+class AsynchronousJob(Job):
+    """Every learner trains from the newest version that there is when it is free."""
+
+    def __init__(self, state: JobState, members: Membership, protocol: Asynchronous) -> None:
+        super().__init__(state, members)
+        self._protocol = protocol
+        rule = state.spec.rule
+        self._updates_per_version = rule.updates_per_version() if isinstance(rule, PerUpdate) else 1
+        self._idle: dict[str, None] = {}
+        """In the order in which they became free."""
+        self._benched: dict[str, str] = {}
+        """And why."""
+        self._buffer: list[str] = []
+        self._last: dict[str, tuple[int, int]] = {}
+        """Round and attempt of each learner's newest task."""
+        self._due: deque[tuple[float, str, TaskRef]] = deque()
+        self._lap: dict[str, int] = {}
+        """How often each live learner has delivered, and below how many have so often."""
+        self._laps = Counter[int]()
+        self._evaluations = LatestMean()
+        self._evaluated_version = -1
+
+    # ------------------------------------------------------------ giving tasks
+
+    def _proceed(self, now: float) -> Actions:
+        state, num_needed = self.state, self._protocol.min_learners
+        if state.is_paused:
+            return []
+        if len(self._members) < num_needed:
+            return self._wait_for(num_needed, now)
+        state.phase, state.waiting_since = Phase.TRAINING, None
+        state.round_started_at = now
+        for member in self._members.members():
+            self._enter_lap(member.learner)
+            self._is_free(member.learner)
+        return [s.StartSum(state.round), s.Save(), *self._fill(now)]
+
+    def _fill(self, now: float) -> Actions:
+        """Give tasks to those who have been idle longest, as many as there is room for."""
+        state, limit = self.state, self._protocol.max_concurrent
+        if state.phase is not Phase.TRAINING or state.is_paused or not self._idle:
+            return []
+        room = len(self._idle) if limit is None else limit - state.cohort.num_open
+        chosen: list[str] = []
+        for learner in self._idle:
+            if len(chosen) >= room:
+                break
+            if not self._is_ahead(learner):
+                chosen.append(learner)
+        if not chosen and not state.cohort.num_open:  # the slowest wait for their updates to be in a version
+            chosen = list(self._idle)[:room]
+        return self._give(chosen, now)
+
+    def _give(self, learners: list[str], now: float) -> Actions:
+        if not learners:
+            return []
+        state = self.state
+        for learner in learners:
+            self._idle.pop(learner, None)
+        self._assign(learners, now, attempt=self._next_attempt)
+        for learner in learners:
+            part = state.cohort.get(learner)
+            if part is not None:
+                self._last[learner] = part.round, part.attempt
+                if self._protocol.deadline_s is not None:
+                    self._due.append((now + self._protocol.deadline_s, learner, self._ref(part)))
+        state.waiting_since = None
+        self._uploads.make_room_for(state.cohort.num_open)
+        return self._send(learners)
+
+    def _next_attempt(self, learner: str) -> int:
+        """No two tasks of a learner have the same name."""
+        round, attempt = self._last.get(learner, _NEVER)
+        return attempt + 1 if round == self.state.round else 0
+
+    def _is_ahead(self, learner: str) -> bool:
+        """Whether it has delivered so much more than the slowest that it has to wait."""
+        lead = self._protocol.max_lead
+        return lead is not None and self._lap.get(learner, 0) - min(self._laps, default=0) >= lead
+
+    def _is_free(self, learner: str) -> None:
+        if learner in self._members and learner not in self.state.cohort and learner not in self._benched:
+            self._idle.setdefault(learner, None)
+
+    # ------------------------------------------------------------ what comes in
+
+    def _result_arrived(self, signal: s.ResultArrived, now: float) -> Actions:
+        result = signal.result
+        part = self._part(result.learner, result.task)
+        if part is None or part.status not in OPEN:
+            return super()._result_arrived(signal, now)
+        if result.evaluation:
+            self._evaluations.add(result.learner, result.evaluation, result.evaluation_examples or 1)
+            self._evaluated_version = max(self._evaluated_version, result.task.round)
+        if self.state.phase is Phase.TRAINING and (reason := self.refusal(result.task)) is not None:
+            return self._too_old(result.learner, result.task, reason, now)
+        return super()._result_arrived(signal, now)
+
+    def _update_refused(self, signal: s.UpdateWasRefused, now: float) -> Actions:
+        too_old = self.refusal(signal.task)
+        if too_old is None or not self.expects(signal.learner, signal.task):
+            return super()._update_refused(signal, now)
+        return self._too_old(signal.learner, signal.task, too_old, now)
+
+    def refusal(self, task: TaskRef) -> str | None:
+        limit, staleness = self._protocol.max_staleness, self.staleness(task)
+        if limit is None or staleness <= limit:
+            return None
+        return f"its version is {staleness} versions old; at most {limit} are allowed"
+
+    def _too_old(self, learner: str, task: TaskRef, reason: str, now: float) -> Actions:
+        """No fault of the learner's: it gets another task, whatever else it has failed at."""
+        refused = e.UpdateRefused(job=self.state.job, round=task.round, learner=learner, reason=reason)
+        self._pacer.missed(learner)
+        self.state.cohort.remove(learner)
+        self._is_free(learner)
+        return [s.Emit(refused), *self._release_upload(learner), *self._settle(now)]
+
+    def _late(self, result: Result) -> Actions:
+        if self.state.counted.get(result.learner, -1) >= result.task.round:
+            return []  # it is in a version already
+        return super()._late(result)
+
+    def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
+        if self.expects(signal.learner, signal.task):
+            self._buffer.append(signal.learner)
+            self._next_lap(signal.learner)
+        return super()._update_folded(signal, now)
+
+    def _settle(self, now: float) -> Actions:
+        state = self.state
+        if state.phase in (Phase.IDLE, Phase.WAITING):
+            return self._proceed(now)
+        if state.phase is Phase.COMMITTING:
+            return []
+        actions = self._take_back_overdue(now)
+        if state.phase is Phase.EVALUATING:
+            overdue = state.deadline_at is not None and now >= state.deadline_at
+            return actions if state.cohort.num_open and not overdue else actions + self._evaluated(now)
+        if len(self._buffer) >= self._updates_per_version:
+            state.phase = Phase.COMMITTING
+            return [*actions, s.Commit(state.version + 1)]
+        actions += self._fill(now)
+        if state.cohort.num_open or state.is_paused:
+            return actions
+        return actions + self._nobody_works(now)
+
+    def _nobody_works(self, now: float) -> Actions:
+        if self._benched and len(self._benched) + len(self._buffer) >= len(self._members):
+            learner, reason = next(reversed(self._benched.items()))
+            reason = (
+                f"nobody is left to ask: {len(self._buffer)} of {self._updates_per_version} updates of a "
+                f"version are there; {len(self._benched)} learners failed {self._protocol.max_failures} "
+                f"times in a row, at last {learner}: {reason}"
+            )
+            return self._finish("failed", reason, now)
+        return self._wait_for(len(self._members) + 1, now)
+
+    def _take_back_overdue(self, now: float) -> Actions:
+        actions: Actions = []
+        while self._due and self._due[0][0] <= now:
+            _, learner, task = self._due.popleft()
+            part = self._part(learner, task)
+            if self.state.phase is Phase.TRAINING and part is not None and part.status in OPEN:
+                reason = f"nothing came within {self._protocol.deadline_s:g} s"
+                late = e.TaskLate(job=self.state.job, round=task.round, learner=learner, reason=reason)
+                actions += [s.Emit(late), s.CancelTasks(task, (learner,), reason)]
+                self.state.cohort.move(learner, Status.LATE, now, reason)
+                actions += self._came_to_nothing(learner, now)
+        return actions
+
+    def _is_over(self, learner: str, now: float) -> Actions:
+        if self.state.phase is not Phase.TRAINING:
+            return self._settle(now)
+        part = self.state.cohort.remove(learner)
+        if self._records.of(learner).num_failures >= self._protocol.max_failures:
+            self._benched[learner] = part.reason if part is not None else ""
+            self._leave_lap(learner)
+        self._is_free(learner)
+        return self._settle(now)
+
+    def _send_again(self, learner: str, part: Assignment, now: float) -> Actions:
+        """It gets the newest version, under a new name."""
+        if self.state.phase is Phase.EVALUATING:
+            return self._send([learner])
+        self.state.cohort.remove(learner)
+        return self._give([learner], now)
+
+    # ------------------------------------------------------------ versions
+
+    def _changes_of_commit(self) -> dict[str, Any]:
+        rounds = {name: part.round for name in self._buffer if (part := self.state.cohort.get(name))}
+        changes = {"phase": Phase.TRAINING, "cohort": Cohort(), "counted": self.state.counted | rounds}
+        # Written with each version: what only counts failures is left to be counted anew.
+        return changes if isinstance(self.state.spec.pacing, Aimd) else {**changes, "records": {}}
+
+    def _version_stored(self, signal: s.VersionWasStored, now: float) -> Actions:
+        state = self.state
+        if state.phase is not Phase.COMMITTING or signal.version != state.version + 1:
+            return []
+        contributors, self._buffer = sorted(self._buffer), []
+        parts = {name: part for name in contributors if (part := state.cohort.remove(name))}
+        state.counted |= {name: part.round for name, part in parts.items()}
+        committed = self._committed(signal, parts, now)
+        state.round_started_at = now
+        state.phase = Phase.TRAINING
+        for learner in contributors:
+            self._is_free(learner)
+        actions = [s.Emit(committed), *self._note_running_evaluation(), *self._pause_if_due(now)]
+        if (over := self._enough() or self._target_of_all()) is not None:
+            return actions + self._end_training(over, now)
+        return actions + self._settle(now)
+
+    def _note_running_evaluation(self) -> Actions:
+        """The mean over each learner's newest evaluation, of whichever version that was."""
+        state, metrics = self.state, self._evaluations.mean()
+        if not metrics:
+            return []
+        state.note_evaluation(metrics)
+        evaluated = e.VersionEvaluated(
+            job=state.job,
+            round=state.round,
+            version=min(self._evaluated_version, state.version),
+            metrics=metrics,
+            num_learners=len(self._evaluations),
+            num_examples=int(self._evaluations.total_weight),
+        )
+        return [s.Emit(evaluated)]
+
+    def _target_of_all(self) -> str | None:
+        """A target counts once every live learner has evaluated: the first few may be the lucky ones."""
+        return self._target_reached() if len(self._evaluations) >= len(self._members) else None
+
+    # ------------------------------------------------------------ the end
+
+    def _end_training(self, reason: str, now: float) -> Actions:
+        """Have the last version evaluated by all that are there."""
+        state = self.state
+        actions = self._dismiss("the job has enough updates", now)
+        if not state.spec.evaluate or not len(self._members):
+            return actions + self._finish("done", reason, now)
+        state.phase, state.ending, state.cohort = Phase.EVALUATING, reason, Cohort()
+        self._buffer, self._due = [], deque()
+        self._uploads.open(0)
+        self._assign((member.learner for member in self._members.members()), now, attempt=self._next_attempt)
+        deadline_s = self._protocol.deadline_s
+        state.deadline_at = None if deadline_s is None else now + deadline_s
+        started = e.RoundStarted(
+            job=state.job,
+            round=state.round,
+            version=state.version,
+            cohort=tuple(state.cohort),
+            train=False,
+            deadline_s=deadline_s,
+        )
+        return [*actions, s.Save(), s.Emit(started), *self._send(state.cohort)]
+
+    def _evaluated(self, now: float) -> Actions:
+        actions = self._dismiss("the evaluation closed without it", now)
+        noted = self._note_evaluation()
+        missing = "" if noted else f"; the last version is not evaluated: {self.state.cohort.summary()}"
+        return [*actions, *noted, *self._finish("done", self.state.ending + missing, now)]
+
+    # ------------------------------------------------------------ who is there
+
+    def _learner_up(self, signal: s.LearnerUp, now: float) -> Actions:
+        learner, state = signal.learner, self.state
+        part = state.cohort.get(learner)
+        if state.phase is Phase.EVALUATING:
+            if part is not None and part.status is Status.LOST:
+                state.cohort.move(learner, Status.SENT, now)
+            is_open = part is not None and part.status in OPEN
+            return self._remind(learner, part, signal.tasks, now) if part and is_open else self._settle(now)
+        if state.phase not in (Phase.TRAINING, Phase.COMMITTING):
+            return self._settle(now)
+        if part is not None:
+            return self._remind(learner, part, signal.tasks, now) if part.status in OPEN else []
+        self._benched.pop(learner, None)
+        self._records.of(learner).num_failures = 0
+        self._enter_lap(learner)
+        if (held := self._still_counts(learner, signal.tasks)) is not None:
+            return self._adopt(learner, held, now)
+        self._is_free(learner)
+        return self._settle(now)
+
+    def _still_counts(self, learner: str, tasks: tuple[TaskStatus, ...]) -> TaskStatus | None:
+        """The learner's task of this job that is not in a version yet; names of others are not used again."""
+        state = self.state
+        for held in tasks:
+            task = held.task
+            if task.job != state.job:
+                continue
+            self._last[learner] = max(self._last.get(learner, _NEVER), (task.round, task.attempt))
+            fresh = state.counted.get(learner, -1) < task.round <= state.round
+            limit = self._protocol.max_staleness
+            if fresh and held.phase != "receiving" and (limit is None or self.staleness(task) <= limit):
+                return held
+        return None
+
+    def _adopt(self, learner: str, held: TaskStatus, now: float) -> Actions:
+        """Take over a task that another controller gave, or that this one had given up."""
+        self._idle.pop(learner, None)
+        part = self.state.cohort.assign(learner, now, round=held.task.round, attempt=held.task.attempt)
+        self.state.cohort.move(learner, Status.ACCEPTED, now)
+        self._uploads.make_room_for(self.state.cohort.num_open)
+        return self._remind(learner, part, (held,), now)
+
+    def _learner_down(self, signal: s.LearnerDown, now: float) -> Actions:
+        learner, state = signal.learner, self.state
+        self._idle.pop(learner, None)
+        self._evaluations.remove(learner)
+        self._leave_lap(learner)
+        part = state.cohort.get(learner)
+        if part is None or part.status not in OPEN:
+            return self._settle(now)
+        if state.phase is Phase.EVALUATING:
+            state.cohort.move(learner, Status.LOST, now, signal.reason)
+        else:
+            state.cohort.remove(learner)
+        return [*self._release_upload(learner), *self._settle(now)]
+
+    def _controller_restarted(self, signal: s.ControllerRestarted, now: float) -> Actions:
+        """Sums are lost; learners are about to join, and say what they hold."""
+        state = self.state
+        resumed = e.JobResumed(job=state.job, round=state.round, version=state.version, epoch=signal.epoch)
+        actions: Actions = [s.Emit(resumed), s.StartSum(state.round)]
+        state.round_started_at = now
+        if state.phase is Phase.EVALUATING:
+            deadline_s = self._protocol.deadline_s
+            state.deadline_at = None if deadline_s is None else now + deadline_s
+            return actions
+        state.waiting_since, state.cohort = None, Cohort()
+        if state.phase in (Phase.TRAINING, Phase.COMMITTING):
+            state.phase = Phase.TRAINING
+            if (over := self._enough()) is not None:
+                return actions + self._end_training(over, now)
+            return actions
+        state.phase = Phase.IDLE
+        return actions + self._proceed(now)
+
+    def _next_deadline(self) -> float | None:
+        if self.state.phase is Phase.EVALUATING:
+            return self.state.deadline_at if self.state.cohort.num_open else None
+        return self._due[0][0] if self._due and self.state.phase is Phase.TRAINING else None
+
+    # ------------------------------------------------------------ laps: who has delivered how often
+
+    def _enter_lap(self, learner: str) -> None:
+        """Who comes later begins with the slowest: nobody has to wait for it to catch up."""
+        if learner not in self._lap:
+            self._lap[learner] = min(self._laps, default=0)
+            self._laps[self._lap[learner]] += 1
+
+    def _leave_lap(self, learner: str) -> None:
+        lap = self._lap.pop(learner, None)
+        if lap is not None:
+            self._laps[lap] -= 1
+            if not self._laps[lap]:
+                del self._laps[lap]
+
+    def _next_lap(self, learner: str) -> None:
+        if (lap := self._lap.get(learner)) is not None:
+            self._leave_lap(learner)
+            self._lap[learner] = lap + 1
+            self._laps[lap + 1] += 1

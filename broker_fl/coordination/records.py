@@ -1,0 +1,56 @@
+"""What a job sees of its learners over time: selectors, pacing and protocols go by it."""
+
+from __future__ import annotations
+
+from broker_fl.interfaces import Record
+from broker_fl.wire.messages import Result
+
+SMOOTHING = 0.5
+"""Of an earlier mean that is kept when a new time comes."""
+
+
+class Records:
+    """Writes the records of one job; a learner gets one with its first task."""
+
+    def __init__(self, records: dict[str, Record], smoothing: float = SMOOTHING) -> None:
+        self._records = records
+        self._smoothing = smoothing
+
+    def of(self, learner: str) -> Record:
+        """The learner's record, made if there is none."""
+        record = self._records.get(learner)
+        if record is None:
+            record = self._records[learner] = Record()
+        return record
+
+    def given(self, learner: str, round: int) -> None:
+        """It is sent a task."""
+        record = self.of(learner)
+        record.num_tasks += 1
+        record.last_round = round
+
+    def finished(self, result: Result, task_s: float) -> None:
+        """Its result is there, ``task_s`` after the task was sent."""
+        record, train_s = self.of(result.learner), result.timings.train_s
+        record.task_s = self._mean(record.task_s, task_s)
+        if result.num_examples:
+            record.num_examples = result.num_examples
+        if result.num_steps and train_s:
+            record.step_s = self._mean(record.step_s, train_s / result.num_steps)
+        if result.num_epochs and train_s:
+            record.epoch_s = self._mean(record.epoch_s, train_s / result.num_epochs)
+        if result.evaluation:
+            record.evaluation = result.evaluation
+
+    def counted(self, learner: str) -> None:
+        """Its update is taken."""
+        record = self.of(learner)
+        record.num_updates += 1
+        record.num_failures = 0
+
+    def failed(self, learner: str) -> None:
+        """Nothing came of its task, or nothing usable."""
+        self.of(learner).num_failures += 1
+
+    def _mean(self, before: float, new: float) -> float:
+        return self._smoothing * before + (1.0 - self._smoothing) * new if before else new
