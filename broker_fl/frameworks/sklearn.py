@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
     raise SettingError("scikit-learn is not installed: pip install 'broker-fl[sklearn]'") from error
 
 Data = tuple[Any, Any]
-"""Inputs ``(n, features)``, dense or a sparse matrix, and targets ``(n,)``; of an ``MLPRegressor`` they may be
+"""Inputs ``(n, features)``, dense or a sparse matrix, and targets ``(n,)``; for ``MLPRegressor`` they may be
 ``(n, outputs)``.
 """
 
