@@ -133,6 +133,19 @@ class LearnerHost:
         self._transport.flush(5.0)
         self._stopped.set()
 
+    def abandon(self) -> None:
+        """End as a process that was killed: its transport is closed already, so nothing is said or handed
+        back.
+        """
+        self._loop.post(self._drain)
+        self._loop.post(self._cancel_all)
+        self._loop.stop()
+        self._loop.join(10.0)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        for sender in (self._updates, self._reports):
+            sender.stop(5.0)
+        self._stopped.set()
+
     def _drain(self) -> None:
         self._draining = True
         if not self._num_working:
