@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -76,8 +76,8 @@ class Choices(Setting):
     """One of these values for each learner, at random."""
 
     name: Literal["choices"] = "choices"
-    values: Annotated[tuple[AtLeast0, ...], Field(min_length=1, strict=False)]
-    weights: Annotated[tuple[Above0, ...], Field(strict=False)] | None = None
+    values: Annotated[Sequence[AtLeast0], Field(min_length=1)]
+    weights: Sequence[Above0] | None = None
     """How likely each value is, relative to the others; None is all alike."""
 
     @model_validator(mode="after")
@@ -100,7 +100,7 @@ class Each(Setting):
     """A value for each learner by its id, or in the order of ids. A plain list stands for the latter."""
 
     name: Literal["each"] = "each"
-    values: dict[Identifier, AtLeast0] | Annotated[tuple[AtLeast0, ...], Field(strict=False)]
+    values: dict[Identifier, AtLeast0] | Sequence[AtLeast0]
     others: AtLeast0 | None = None
     """Of learners whose ids are not in ``values``; None refuses such learners."""
 
@@ -122,7 +122,7 @@ class Each(Setting):
         Raises:
             SettingError: an id is not known, or a learner has no value.
         """
-        if isinstance(self.values, tuple):
+        if not isinstance(self.values, dict):
             if len(self.values) != len(ids):
                 raise SettingError(f"{len(self.values)} values were given for {len(ids)} learners")
             return list(self.values)
@@ -142,19 +142,25 @@ def _short(value: Any) -> Any:
     return {"name": "each", "values": value} if isinstance(value, list | tuple) else value
 
 
-Draw = Annotated[
-    Same | LogUniform | Spread | Choices | Each, Field(discriminator="name"), BeforeValidator(_short)
-]
-"""A number for each learner."""
-
-
 def _above_0(draw: Any) -> Any:
     if draw is not None and draw.least_and_most()[0] <= 0:
         raise ValueError("every value must be above 0")
     return draw
 
 
-DrawAbove0 = Annotated[Draw, AfterValidator(_above_0)]
+Distribution = Same | LogUniform | Spread | Choices | Each
+
+if TYPE_CHECKING:  # what may be given; what a setting holds is a distribution
+    Draw = float | Sequence[float] | Distribution
+    DrawAbove0 = Draw
+else:
+    Draw = Annotated[Distribution, Field(discriminator="name"), BeforeValidator(_short)]
+    DrawAbove0 = Annotated[Draw, AfterValidator(_above_0)]
+
+
+def distribution(draw: Draw) -> Distribution:
+    """What a setting holds once it is checked."""
+    return cast("Distribution", draw)
 
 
 def check_known(names: Sequence[str] | Mapping[str, Any], ids: Ids, where: str = "") -> None:

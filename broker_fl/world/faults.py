@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -14,7 +15,7 @@ from broker_fl.world.draws import AtLeast0
 class _Hits(Setting):
     """Whom a fault hits: named ones, a share of all, or so many; drawn from the world's seed."""
 
-    learners: Annotated[tuple[Identifier, ...], Field(min_length=1, strict=False)] | None = None
+    learners: Annotated[Sequence[Identifier], Field(min_length=1)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Of all learners, rounded to the nearest whole number."""
     count: Positive | None = None

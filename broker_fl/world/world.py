@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from broker_fl.errors import SettingError
 from broker_fl.wire.fields import Count
 from broker_fl.wire.settings import Above0, Setting
-from broker_fl.world.draws import AtLeast0, Draw, DrawAbove0, Ids, Same, check_known
+from broker_fl.world.draws import AtLeast0, Draw, DrawAbove0, Ids, Same, check_known, distribution
 from broker_fl.world.faults import Fail, Fault, Kill
 
 
@@ -75,13 +75,13 @@ class World(Setting):
     evaluate_s: AtLeast0 | None = None
     """How long an evaluation takes at speed 1; None: as long as it takes on this machine."""
     links: Links = Links()
-    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    faults: Sequence[Fault] = ()
     heartbeat_s: Above0 = 1.0
     """How often learners are heard of; four missed in a row, and one is lost."""
 
     @model_validator(mode="after")
     def _can_be_as_fast(self) -> World:
-        most = self.speeds.least_and_most()[1]
+        most = distribution(self.speeds).least_and_most()[1]
         if most > 1 and self.step_s is None:
             raise ValueError(
                 f"'speeds' go up to {most:g}, but real time cannot be shortened: give 'step_s', or speeds of "
@@ -92,7 +92,7 @@ class World(Setting):
     @property
     def paces(self) -> bool:
         """Whether some computing takes longer than it does on this machine."""
-        slowest = self.speeds.least_and_most()[0]
+        slowest = distribution(self.speeds).least_and_most()[0]
         return slowest < 1 or self.step_s is not None or self.evaluate_s is not None
 
     def profiles(self, learners: Ids) -> dict[str, Profile]:
@@ -131,7 +131,7 @@ class World(Setting):
 
     def _drawn(self, what: str, draw: Draw | None, ids: Ids) -> list[float]:
         try:
-            return [] if draw is None else draw.draw(ids, self.rng(what))
+            return [] if draw is None else distribution(draw).draw(ids, self.rng(what))
         except SettingError as error:
             raise SettingError(f"simulation.{what}: {error}") from None
 

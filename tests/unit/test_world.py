@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from broker_fl.errors import SettingError
 from broker_fl.job_problems import problems
 from broker_fl.world import Choices, Each, Fail, Kill, Links, LogUniform, Profile, Spread, World
+from broker_fl.world.draws import distribution
 
 RATES = st.floats(1e-3, 1e9)
 DRAWS = st.one_of(
@@ -34,7 +35,7 @@ def test_a_world_gives_each_learner_a_value_in_range_and_the_same_from_the_same_
     world = World(speeds=draw, step_s=0.1, links=Links(up_bytes_s=draw), seed=seed)
     profiles = world.profiles(ids(num))
     assert profiles == World.model_validate(world.model_dump()).profiles(ids(num)[::-1])
-    least, most = world.speeds.least_and_most()
+    least, most = distribution(world.speeds).least_and_most()
     assert all(least <= profile.speed <= most for profile in profiles.values())
     assert [profile.down_bytes_s for profile in profiles.values()] == [None] * num
     assert all(profile.up_bytes_s for profile in profiles.values())

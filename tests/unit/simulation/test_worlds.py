@@ -169,7 +169,7 @@ def test_the_seed_decides_which_trainings_fail() -> None:
     def failures(seed: int) -> list[tuple[int | None, str | None]]:
         world = World(faults=[Fail(probability=0.4)], seed=seed)
         history = ran(team(4), world, rounds=6, quorum=1, max_retries=100)
-        return sorted((i.round, i.learner) for i in history.incidents if i.kind == "failed")  # type: ignore[type-var]
+        return sorted((i.round, i.learner) for i in history.incidents if i.kind == "failed")
 
     assert failures(1) == failures(1)
     assert failures(1) != failures(2)
@@ -193,7 +193,7 @@ def test_a_link_makes_receiving_and_uploading_grow_with_the_bytes() -> None:
 
 
 def test_a_slow_link_holds_up_no_other_learner() -> None:
-    world = World(links={"down_bytes_s": Each(values={"l0": 5_000.0}, others=1e8)}, heartbeat_s=0.2)
+    world = World(links=Links(down_bytes_s=Each(values={"l0": 5_000.0}, others=1e8)), heartbeat_s=0.2)
     history = ran(team(3), world, size=50_000, quorum=0.5, deadline_s=2.0, evaluate=False)
     assert history.rounds[0].contributors == ("l1", "l2")
 
