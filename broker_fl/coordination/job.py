@@ -21,6 +21,7 @@ from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
+from broker_fl.interfaces import Extensions
 from broker_fl.wire import events as e
 from broker_fl.wire.events import JobEnd
 from broker_fl.wire.fields import text
@@ -33,10 +34,10 @@ MAX_REMINDER_DOUBLINGS = 5
 class Job:
     """One job: its state, and what follows from each signal. ``members`` is read, never changed."""
 
-    def __init__(self, state: JobState, members: Membership) -> None:
+    def __init__(self, state: JobState, members: Membership, extensions: Extensions | None = None) -> None:
         self.state = state
         self._members = members
-        self._selector = make_selector(state.spec.selector)
+        self._selector = make_selector(state.spec.selector, extensions)
         self._uploads = Uploads(state.update_bytes, state.spec.transfer.upload_budget_bytes)
         self._handlers: dict[type, Callable[[Any, float], Actions]] = {
             s.LearnerUp: self._learner_up,
@@ -49,6 +50,7 @@ class Job:
             s.UpdateWasRefused: self._update_refused,
             s.VersionWasStored: self._version_stored,
             s.CommitFailed: self._commit_failed,
+            s.CannotGoOn: lambda signal, now: self._finish("failed", signal.reason, now),
             s.StopWanted: lambda signal, now: self._finish("stopped", signal.reason, now),
             s.ControllerRestarted: self._controller_restarted,
             s.TimePassed: lambda _, now: self._settle(now),

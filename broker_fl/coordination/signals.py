@@ -103,6 +103,13 @@ class CommitFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CannotGoOn:
+    """The job's own code (its rule, its selector) failed; it would fail again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopWanted:
     """A driver wants the job to end."""
 
@@ -132,6 +139,7 @@ Signal = (
     | UpdateWasRefused
     | VersionWasStored
     | CommitFailed
+    | CannotGoOn
     | StopWanted
     | ControllerRestarted
     | TimePassed

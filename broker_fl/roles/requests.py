@@ -11,7 +11,8 @@ from broker_fl.aggregation.kernels import all_finite
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.state import JobState
-from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.errors import AppError, FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.extensions import try_own_code
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.jobs import Jobs
@@ -22,6 +23,7 @@ from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import JobSubmitted
+from broker_fl.wire.job import JobSpec
 from broker_fl.wire.pages import pages
 
 log = logging.getLogger(__name__)
@@ -131,6 +133,7 @@ class Requests:
             raise RequestRefused("the initial model arrived with another digest than was announced")
         if not all(all_finite(model.run(run)) for run in model.spec.runs):
             raise RequestRefused("the initial model has values that are NaN or infinite")
+        self._try_own_code(submit.spec, model)
         services, now = self._services, self._services.clock.now()
         state = JobState(
             job=submit.job,
@@ -154,6 +157,12 @@ class Requests:
         runner.emit(submitted)
         self._reply(submit, m.Done(request=submit.request))
         runner.start()
+
+    def _try_own_code(self, spec: JobSpec, model: Model) -> None:
+        try:
+            try_own_code(spec, model, self._jobs.members.members(), self._services.own)
+        except AppError as error:
+            raise RequestRefused(str(error)) from error
 
     # ------------------------------------------------------------ stopping and reading
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from broker_fl.errors import BrokerFLError
+from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Learner
 from broker_fl.model import Array, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
@@ -60,11 +61,14 @@ class Federation:
         folder: str | Path | None = None,
         num_workers: int = 2,
         name: str = "simulation",
+        own: Iterable[type] | OwnClasses = (),
     ) -> None:
         """Keep state in ``folder`` (a temporary one if None); ``num_workers`` learners compute at a time.
+        ``own`` are rules and selectors that jobs may name by their classes.
 
         Raises:
-            SettingError: the world names learners that there are not, or hits more than there are.
+            SettingError: the world names learners that there are not, or hits more than there are; or one of
+                ``own`` is neither a rule nor a selector.
         """
         self.profiles: Mapping[str, Profile] = world.profiles(list(learners)) if world else {}
         """What was drawn for each learner; empty without a world."""
@@ -80,7 +84,8 @@ class Federation:
             heartbeat_s=world.heartbeat_s if world else DEFAULT_HEARTBEAT_S,
             store_patience_s=STORE_PATIENCE_S,
         )
-        self.controller = Controller(self._transports[0], self._store, controller_settings)
+        classes = own if isinstance(own, OwnClasses) else OwnClasses.of(own)
+        self.controller = Controller(self._transports[0], self._store, controller_settings, classes)
         machines, others = self._machines_of(learners, world, num_workers)
         self._machines = Machines(machines, self.profiles, Topology(name))
         # Those that only pause do not wait for one another: only computing takes a worker's time.
