@@ -89,12 +89,21 @@ def load_app(target: str) -> App:
     Raises:
         AppError: there is no such file, module or factory, or loading it fails.
     """
+    module, code = load_module(target)
+    factory_name, factory = _factory(module, code, target.partition(":")[2])
+    return App(target=target, module=module, factory_name=factory_name, factory=factory, code=code)
+
+
+def load_module(target: str) -> tuple[ModuleType, UserCode]:
+    """Load an app as ``load_app`` does, whether or not it makes learners.
+
+    Raises:
+        AppError: there is no such file or module, or loading it fails.
+    """
     place, _, name = target.partition(":")
     if not place or ":" in name or (":" in target and not name.isidentifier()):
         raise AppError(f"{target!r} is not an app: {_HOW}")
-    module, code = _load_file(place) if place.endswith(".py") or "/" in place else _import_module(place)
-    factory_name, factory = _factory(module, code, name)
-    return App(target=target, module=module, factory_name=factory_name, factory=factory, code=code)
+    return _load_file(place) if place.endswith(".py") or "/" in place else _import_module(place)
 
 
 # ---------------------------------------------------------------- loading

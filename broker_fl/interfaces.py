@@ -7,7 +7,7 @@ interface      implementations                               to add one
 ``Transport``  ``transports/rabbitmq``, ``memory``           a package there; it passes ``tests/contract``
 ``Store``      ``stores/redis.py``, ``stores/sqlite.py``     a file there; it passes ``tests/contract``
 ``Rule``       ``aggregation/``, one file per rule           a file there, its name in ``RULES``
-``Selector``   ``coordination/selection.py``                 a class there, its name in ``wire/job.py``
+``Selector``   ``coordination/selection/``                   a class there, its settings in ``wire/``
 =============  ============================================  ============================================
 """
 
@@ -77,7 +77,8 @@ class TaskContext(Protocol):
 class Learner(Protocol):
     """One owner of data. No base class is needed.
 
-    An optional third method, ``initial_model() -> Arrays``, gives the model that a job starts from.
+    An optional third method, ``initial_model() -> Arrays``, gives the model that a job starts from. Optional
+    ``attributes``, a dict, are told to the controller, which may select by them: ``num_examples``, for one.
     """
 
     def train(self, model: Arrays, task: TaskContext) -> Update:
@@ -411,6 +412,8 @@ class Member:
 
     learner: str
     attributes: Parameters = field(default_factory=dict)
+    software: str = ""
+    """What it runs, with the version: ``broker_fl 0.1.0``."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -447,4 +450,16 @@ class Selector(Protocol):
 
         ``history`` has a record for each learner that was ever given a task of this job.
         """
+        ...
+
+
+class Extensions(Protocol):
+    """Rules and selectors of the user's own; jobs name them by their classes."""
+
+    def rule(self, name: str, settings: Parameters) -> Rule:
+        """The rule of that class. That there is none is said by ``begin``, as an ``AppError``."""
+        ...
+
+    def selector(self, name: str, settings: Parameters) -> Selector:
+        """The selector of that class. That there is none is said by ``select``, as an ``AppError``."""
         ...

@@ -93,7 +93,8 @@ def _wanted(place: _Place, one: Mapping[str, Any]) -> str:
 def _nearest(root: type[BaseModel], place: _Place) -> str:
     """The field that was meant: one of that name in another table, or the nearest in the same."""
     key = place.path[-1]
-    elsewhere = [name for name in _all_names(root) if name.rpartition(".")[2] == key]
+    named = (name for name in _all_names(root) if name.rpartition(".")[2] == key)
+    elsewhere = [name for name in dict.fromkeys(named) if name != ".".join(place.path)]
     if elsewhere:
         return f"did you mean {' or '.join(map(repr, elsewhere))}?"
     return expected_one_of(key, place.table.model_fields if place.table else ())

@@ -15,6 +15,9 @@
     [termination]
     rounds = 20
 
+    [simulation]                      # only for broker-fl run: see world
+    speeds = { name = "spread", low = 0.1, high = 1.0 }
+
 Paths in it are relative to it.
 """
 
@@ -32,6 +35,7 @@ from broker_fl.errors import SettingError
 from broker_fl.job_problems import problems
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.settings import Setting
+from broker_fl.world import World
 
 
 class ModelSource(Setting):
@@ -52,6 +56,7 @@ class _JobFile(JobSpec):
 
     model_config = ConfigDict(title="job file")
     model: ModelSource | None = None
+    simulation: World | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class JobFile:
     """Dotted names of the fields that stand in the file."""
     app: str | None = None
     model_file: Path | None = None
+    simulation: World | None = None
+    """What the learners of a federation in one process are like."""
 
 
 def read_job(path: str | Path) -> JobFile:
@@ -104,6 +111,7 @@ def _parse(fields: Mapping[str, Any], path: Path) -> JobFile:
         given=frozenset(_dotted(fields)),
         app=_app_beside(folder, source.app) if source and source.app else None,
         model_file=folder / source.file if source and source.file else None,
+        simulation=read.simulation,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from broker_fl.apps import App
 from broker_fl.errors import BrokerFLError
+from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import LearnerContext
 from broker_fl.model import Model
 from broker_fl.record.history import History
@@ -19,6 +20,7 @@ from broker_fl.roles.driver import Job
 from broker_fl.simulation import Federation
 from broker_fl.wire.events import Event, JobFinished
 from broker_fl.wire.job import JobSpec
+from broker_fl.world import Profile, World
 
 FEDERATION = "simulation"
 Watcher = Callable[[Event], None]
@@ -35,6 +37,34 @@ class Run:
     """The newest version."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """The learners of a run."""
+
+    num_learners: int
+    num_workers: int | None = None
+    """How many compute at a time; None is one for each CPU."""
+    world: World | None = None
+    """What they are like; None: all alike, and as fast as this machine."""
+
+    def ids(self) -> list[str]:
+        """``learner-07``: names sort as numbers do."""
+        digits = len(str(self.num_learners - 1))
+        return [f"learner-{index:0{digits}d}" for index in range(self.num_learners)]
+
+    def profiles(self) -> Mapping[str, Profile]:
+        """What the world makes of each; empty without a world.
+
+        Raises:
+            SettingError: the world does not fit these learners.
+        """
+        return self.world.profiles(self.ids()) if self.world else {}
+
+    def num_lasting(self) -> int:
+        """How many learners are never killed."""
+        return self.num_learners - sum(bool(profile.kills) for profile in self.profiles().values())
+
+
 class AppRun:
     """One job of an app; ``stop`` may be called from another thread, or from a signal handler's."""
 
@@ -43,8 +73,7 @@ class AppRun:
         app: App,
         spec: JobSpec,
         *,
-        num_learners: int,
-        num_workers: int | None = None,
+        team: Team,
         out: str | Path = "runs",
         initial: Model | None = None,
     ) -> None:
@@ -52,17 +81,18 @@ class AppRun:
 
         Raises:
             AppError: the app cannot make its initial model or a learner.
-            SettingError: the run folder cannot be made.
+            SettingError: the run folder cannot be made, or the world does not fit the learners.
         """
         self.app = app
         self.spec = spec
+        self._team = team
+        self._profiles = team.profiles()
         self._initial = initial or app.initial_model()
-        ids = [learner_id(index, num_learners) for index in range(num_learners)]
         self._learners = {
-            name: app.make(LearnerContext(learner=name, index=index, count=num_learners))
-            for index, name in enumerate(ids)
+            name: app.make(LearnerContext(learner=name, index=index, count=team.num_learners))
+            for index, name in enumerate(team.ids())
         }
-        self._num_workers = num_workers or max(1, min(num_learners, os.cpu_count() or 1))
+        self._num_workers = team.num_workers or max(1, min(team.num_learners, os.cpu_count() or 1))
         self.folder = RunFolder.create(out, spec.name)
         self._job: Job | None = None
         self._stop_reason: str | None = None
@@ -77,6 +107,9 @@ class AppRun:
             StoreUnavailable: the disk is full.
         """
         history = History()
+        if (world := self._team.world) is not None:
+            options["simulation"] = world.model_dump(mode="json")
+            options["learners"] = [profile.to_json() for profile in self._profiles.values()]
         self.folder.write_settings(
             self.spec,
             app=self.app.target,
@@ -107,7 +140,12 @@ class AppRun:
 
     def _federation(self) -> Federation:
         return Federation(
-            self._learners, folder=self.folder.path, num_workers=self._num_workers, name=FEDERATION
+            self._learners,
+            world=self._team.world,
+            folder=self.folder.path,
+            num_workers=self._num_workers,
+            name=FEDERATION,
+            own=OwnClasses.of_module(self.app.module, self.app.code),
         )
 
     def _begin(self, federation: Federation) -> Job:
@@ -117,8 +155,3 @@ class AppRun:
         if reason is not None:
             job.stop(reason)
         return job
-
-
-def learner_id(index: int, count: int) -> str:
-    """``learner-07``: names sort as numbers do."""
-    return f"learner-{index:0{len(str(count - 1))}d}"

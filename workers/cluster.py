@@ -58,8 +58,10 @@ class Cluster:
 
     # ------------------------------------------------------------ up
 
-    def up(self, app: str, num_learners: int, tell: Tell) -> None:
+    def up(self, app: str, num_learners: int, tell: Tell, *, has_own_rules: bool = False) -> None:
         """Start everything, and return when all learners have joined; whatever fails, nothing stays behind.
+
+        The controller loads the app too if it ``has_own_rules``, or selectors, that jobs may name.
 
         Raises:
             SettingError: it runs already, a server is not installed, or a daemon did not like its settings.
@@ -71,7 +73,7 @@ class Cluster:
             self._start_servers(tell)
             self._write_settings()
             tell("starting controller and learners")
-            self._start(_CONTROLLER, ["controller"])
+            self._start(_CONTROLLER, ["controller", *(["--app", app] if has_own_rules else [])])
             for index in range(num_learners):
                 name = f"{_LEARNER}{index}"
                 self._start(name, ["learner", app, "--id", name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from broker_fl.extensions import OwnClasses
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.workers.connecting import BrokerAccess, connect_broker, open_store
 from broker_fl.workers.memory import keep_freed_blocks
@@ -22,6 +23,8 @@ class ControllerOptions:
     broker: BrokerAccess
     store: str
     settings: ControllerSettings = field(default_factory=ControllerSettings)
+    own: OwnClasses = field(default_factory=OwnClasses)
+    """Rules and selectors that jobs may name besides those of the library."""
 
 
 def run_controller(options: ControllerOptions) -> None:
@@ -45,7 +48,7 @@ def _run(options: ControllerOptions, signals: Signals) -> None:
     store = open_store(options.store, federation, wait_s, signals)
     try:
         transport = connect_broker(options.broker, f"controller of {federation}", signals)
-        controller = Controller(transport, store, options.settings)
+        controller = Controller(transport, store, options.settings, options.own)
         controller.start()
         try:
             _wait(controller, signals)

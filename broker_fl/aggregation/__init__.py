@@ -20,7 +20,9 @@ from broker_fl.aggregation.geometric_median import GeometricMedian
 from broker_fl.aggregation.krum import Krum
 from broker_fl.aggregation.norm_clipping import NormClipping
 from broker_fl.aggregation.qfedavg import QFedAvg
-from broker_fl.interfaces import Rule
+from broker_fl.errors import AppError
+from broker_fl.interfaces import Extensions, Rule
+from broker_fl.wire.rules import OwnRule
 
 RULES: dict[str, Callable[[Any], Rule]] = {
     "fedavg": lambda s: FedAvg(s.weighting),
@@ -44,6 +46,14 @@ RULES: dict[str, Callable[[Any], Rule]] = {
 """Name of a rule → how it is made from its settings in ``wire/rules.py``."""
 
 
-def make_rule(settings: Any) -> Rule:
-    """The rule that a job's ``rule`` settings name."""
-    return RULES[settings.name](settings)
+def make_rule(settings: Any, extensions: Extensions | None = None) -> Rule:
+    """The rule that a job's ``rule`` settings name; the user's own are among the ``extensions``.
+
+    Raises:
+        AppError: it is the user's own, and there are no extensions.
+    """
+    if not isinstance(settings, OwnRule):
+        return RULES[settings.name](settings)
+    if extensions is None:
+        raise AppError(f"there is no rule {settings.rule!r}: no app file with own rules was given")
+    return extensions.rule(settings.rule, settings.settings)

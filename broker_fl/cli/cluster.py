@@ -15,6 +15,7 @@ from broker_fl.cli import options
 from broker_fl.cli.command import Command
 from broker_fl.cli.demo import find_example
 from broker_fl.cli.tables import print_table
+from broker_fl.extensions import OwnClasses
 from broker_fl.workers.cluster import Cluster
 
 folder_option = click.option(
@@ -39,10 +40,11 @@ def up(learners: int, app: str | None, federation: str, folder: str) -> None:
     It needs rabbitmq-server and redis-server installed, and no rights. `broker-fl down` ends what it started.
     """
     target = absolute_app(app or str(find_example()))
-    load_app(target)
+    loaded = load_app(target)
+    has_own_rules = bool(OwnClasses.of_module(loaded.module, loaded.code).classes)
     cluster = Cluster(folder, federation=federation)
     with _ending_on_sigterm():
-        cluster.up(target, learners, _tell)
+        cluster.up(target, learners, _tell, has_own_rules=has_own_rules)
     click.echo(f"\nRunning, with {learners} learners. Settings (with passwords): {folder}/broker-fl.toml\n")
     example = Path(target).parent / "job.toml" if app is None else None
     for command in (f"submit {example or 'JOB.toml'} --watch", "learners", "jobs"):

@@ -17,6 +17,9 @@ from broker_fl.cli.command import Daemon
 @options.store
 @options.connect_timeout
 @click.option(
+    "--app", metavar="APP", help="Jobs may name the rules and selectors of this app by their classes."
+)
+@click.option(
     "--heartbeat",
     "heartbeat_s",
     type=click.FloatRange(0.1),
@@ -34,19 +37,22 @@ from broker_fl.cli.command import Daemon
     metavar="SECONDS",
     help="How long a standby waits after the last sign of life of a controller.",
 )
-def controller(store: str, heartbeat_s: float, lease_s: float, **access: Any) -> None:
+def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
 
     Several may run: one works, the others stand by. Jobs are in the store and go on with the
-    next controller.
+    next controller. APP is FILE.py or package.module; each of them should be given the same.
     """
+    from broker_fl.apps import load_module
+    from broker_fl.extensions import OwnClasses
     from broker_fl.roles.controller import ControllerSettings
     from broker_fl.workers.controller import ControllerOptions, run_controller
 
     settings = ControllerSettings(
         federation=access["federation"], heartbeat_s=heartbeat_s, lease_ttl_s=lease_s
     )
-    run_controller(ControllerOptions(broker=_broker_access(access), store=store, settings=settings))
+    own = OwnClasses.of_module(*load_module(app)) if app else OwnClasses()
+    run_controller(ControllerOptions(broker=_broker_access(access), store=store, settings=settings, own=own))
 
 
 @click.command(cls=Daemon)

@@ -18,8 +18,9 @@ from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.watching import stopping_on_signal, watching
 from broker_fl.jobfile import JobFile, make_spec, read_job
 from broker_fl.model import Model
-from broker_fl.simulation_run import AppRun, Run
+from broker_fl.simulation_run import AppRun, Run, Team
 from broker_fl.wire.job import JobSpec
+from broker_fl.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,9 @@ class RunOptions:
 @click.option("--job", metavar="FILE", help="Job file (TOML) with protocol, rule, termination, ….")
 @options.parameters("parameter", "-p", "Told to the learners with each task; may be given several times.")
 @click.option(
-    "--seed", type=click.IntRange(0), help="Seeds numpy, random, the selection, and the parameter `seed`."
+    "--seed",
+    type=click.IntRange(0),
+    help="Seeds numpy, random, selection, simulation, and the parameter `seed`.",
 )
 @options.workers
 @options.out
@@ -55,7 +58,8 @@ class RunOptions:
 def run(app: str, **given: Any) -> None:
     """Run APP as a federation in this process: no server is needed.
 
-    APP is FILE.py:FACTORY, package.module:FACTORY, or FILE.py.
+    APP is FILE.py:FACTORY, package.module:FACTORY, or FILE.py. With a table [simulation] in the job file,
+    learners differ in speed and link, and fail.
     """
     chosen = RunOptions(**given)
     seed_generators(chosen.seed)
@@ -65,11 +69,10 @@ def run(app: str, **given: Any) -> None:
 def run_app(app: App, chosen: RunOptions) -> Run:
     """Run the app and write everything into the run folder."""
     job_file = read_job(chosen.job) if chosen.job else None
-    spec = _spec(app, chosen, job_file)
+    team = Team(num_learners=chosen.learners, num_workers=chosen.workers, world=_world(chosen, job_file))
+    spec = _spec(app, chosen, job_file, team)
     initial = Model.load(job_file.model_file) if job_file and job_file.model_file else None
-    one = AppRun(
-        app, spec, num_learners=chosen.learners, num_workers=chosen.workers, out=chosen.out, initial=initial
-    )
+    one = AppRun(app, spec, team=team, out=chosen.out, initial=initial)
     with stopping_on_signal(one.stop), watching(live=chosen.live) as watch:
         ran = one.run(watch, seed=chosen.seed)
     add_report(ran.folder)
@@ -89,18 +92,27 @@ def seed_generators(seed: int | None) -> None:
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the app may use the old interface
 
 
-def _spec(app: App, chosen: RunOptions, job_file: JobFile | None) -> JobSpec:
+def _world(chosen: RunOptions, job_file: JobFile | None) -> World | None:
+    """What the job file says; a seed on the command line is the world's too, unless the file gives one."""
+    world = job_file.simulation if job_file else None
+    if world is None or job_file is None or chosen.seed is None or "simulation.seed" in job_file.given:
+        return world
+    return world.model_copy(update={"seed": chosen.seed})
+
+
+def _spec(app: App, chosen: RunOptions, job_file: JobFile | None, team: Team) -> JobSpec:
     """The job file's settings, with what the command line says put over them."""
     fields: dict[str, Any] = job_file.spec.model_dump() if job_file else {"name": app_name(app)}
     given = job_file.given if job_file else frozenset()
     if "protocol.min_learners" not in given:
-        fields["protocol"] = {**fields.get("protocol", {}), "min_learners": chosen.learners}
+        # All are there when the first round begins; those that are killed later must not be waited for.
+        fields["protocol"] = {**fields.get("protocol", {}), "min_learners": max(1, team.num_lasting())}
     if chosen.rounds is not None:
         fields["termination"] = {**fields.get("termination", {}), "rounds": chosen.rounds}
     fields["parameters"] = {**fields.get("parameters", {}), **chosen.parameters}
     if chosen.seed is not None:
         fields["parameters"].setdefault("seed", chosen.seed)
-        if fields.get("selector", {}).get("name") == "random" and "selector.seed" not in given:
+        if "seed" in fields.get("selector", {}) and "selector.seed" not in given:
             fields["selector"]["seed"] = chosen.seed
     return make_spec(fields, "the job's settings")
 

@@ -29,6 +29,11 @@ from broker_fl.model import Model
 def submit(job_file: str, app: str | None, model: str | None, watch: bool, **given: Any) -> None:
     """Submit the job that JOB.toml describes; its id is printed."""
     job = read_job(job_file)
+    if job.simulation is not None:
+        raise SettingError(
+            f"{job_file} has a table [simulation], which only broker-fl run follows: real learners are as "
+            f"fast as they are. Take it out, or use broker-fl run --job {job_file}"
+        )
     initial = initial_model(job, job_file, app=app, file=model)
     with driver_of(given) as driver:
         submitted = driver.submit(job.spec, initial)

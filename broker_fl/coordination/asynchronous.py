@@ -199,19 +199,26 @@ class AsynchronousJob(Job):
                 reason = f"nothing came within {self._protocol.deadline_s:g} s"
                 late = e.TaskLate(job=self.state.job, round=task.round, learner=learner, reason=reason)
                 actions += [s.Emit(late), s.CancelTasks(task, (learner,), reason)]
-                self.state.cohort.move(learner, Status.LATE, now, reason)
-                actions += self._came_to_nothing(learner, now)
+                self._records.failed(learner)
+                self._pacer.missed(learner)
+                self._let_go(learner, reason)
+                actions += self._release_upload(learner)
         return actions
 
     def _is_over(self, learner: str, now: float) -> Actions:
         if self.state.phase is not Phase.TRAINING:
             return self._settle(now)
-        part = self.state.cohort.remove(learner)
+        part = self.state.cohort.get(learner)
+        self._let_go(learner, part.reason if part is not None else "")
+        return self._settle(now)
+
+    def _let_go(self, learner: str, reason: str) -> None:
+        """Its task came to nothing: it may have another, unless that happens too often."""
+        self.state.cohort.remove(learner)
         if self._records.of(learner).num_failures >= self._protocol.max_failures:
-            self._benched[learner] = part.reason if part is not None else ""
+            self._benched[learner] = reason
             self._leave_lap(learner)
         self._is_free(learner)
-        return self._settle(now)
 
     def _send_again(self, learner: str, part: Assignment, now: float) -> Actions:
         """It gets the newest version, under a new name."""

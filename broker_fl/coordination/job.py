@@ -51,6 +51,7 @@ class Job(ABC):
             s.UpdateWasRefused: self._update_refused,
             s.VersionWasStored: self._version_stored,
             s.CommitFailed: self._commit_failed,
+            s.CannotGoOn: lambda signal, now: self._finish("failed", signal.reason, now),
             s.StopWanted: lambda signal, now: self._finish("stopped", signal.reason, now),
             s.PauseWanted: self._pause,
             s.ResumeWanted: self._unpause,

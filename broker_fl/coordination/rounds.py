@@ -19,7 +19,7 @@ from broker_fl.coordination.job import Actions, Job
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState, Phase
-from broker_fl.interfaces import Member
+from broker_fl.interfaces import Extensions, Member
 from broker_fl.wire import events as e
 from broker_fl.wire.fields import text
 from broker_fl.wire.protocols import Rounds
@@ -28,10 +28,12 @@ from broker_fl.wire.protocols import Rounds
 class RoundsJob(Job):
     """A cohort trains from one version, and its updates make the next."""
 
-    def __init__(self, state: JobState, members: Membership, protocol: Rounds) -> None:
+    def __init__(
+        self, state: JobState, members: Membership, protocol: Rounds, extensions: Extensions | None = None
+    ) -> None:
         super().__init__(state, members)
         self._protocol = protocol
-        self._selector = make_selector(state.spec.selector)
+        self._selector = make_selector(state.spec.selector, extensions)
 
     # ------------------------------------------------------------ rounds
 

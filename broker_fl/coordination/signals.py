@@ -105,6 +105,13 @@ class CommitFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CannotGoOn:
+    """The job's own code (its rule, its selector) failed; it would fail again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopWanted:
     """A driver wants the job to end."""
 
@@ -148,6 +155,7 @@ Signal = (
     | UpdateWasRefused
     | VersionWasStored
     | CommitFailed
+    | CannotGoOn
     | StopWanted
     | PauseWanted
     | ResumeWanted

@@ -152,6 +152,7 @@ class KerasLearner:
         return Update(
             model=to_arrays(self._model, out=model),
             num_examples=pace.num_examples,
+            num_epochs=self._num_epochs(pace, work),
             num_steps=int(self._model.optimizer.iterations),
             metrics={name: float(values[-1]) for name, values in history.history.items()},
         )
@@ -175,6 +176,17 @@ class KerasLearner:
             return {"x": _Shuffled(self._train_data, work), "shuffle": False}
         is_stream = hasattr(self._train_data, "element_spec")  # a tf.data.Dataset is shuffled by its owner
         return {"x": self._train_data, "shuffle": not is_stream}
+
+    def _num_epochs(self, pace: _Pace, work: Workload) -> float:
+        """Passes over the data; one that the step limit ended counts by its examples."""
+        if not work.steps:
+            return float(len(pace.examples))
+        *whole, last = pace.examples
+        if whole:
+            return len(whole) + min(1.0, last / whole[0])
+        if isinstance(self._train_data, tuple | list):
+            return last / len(self._train_data[1])
+        return pace.part_of_epoch()
 
     def _held_by(self, mu: float) -> AbstractContextManager[None]:
         """FedProx with this μ, until it is left."""
@@ -269,7 +281,8 @@ class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, task: TaskContext, work: Workload) -> None:
         super().__init__()
-        self.num_examples = 0
+        self.examples: list[int] = []
+        """Of each epoch, the last one maybe not whole."""
         self._task = task
         self._work = work
         self._steps_before = 0
@@ -283,14 +296,24 @@ class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._steps_before = self._steps
-        self.num_examples = max(self.num_examples, self._count())
+        self.examples.append(self._count())
 
     def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._steps = batch + 1
         self._tell()
 
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self.num_examples = self._count()
+        self.examples.append(self._count())
+
+    @property
+    def num_examples(self) -> int:
+        """Different examples, as far as one can tell: those of the longest epoch."""
+        return max(self.examples)
+
+    def part_of_epoch(self) -> float:
+        """How much of the first epoch is done; 0 of a stream, of which nobody knows how long it is."""
+        per_epoch = self.params.get("steps")
+        return min(1.0, self._steps / per_epoch) if per_epoch else 0.0
 
     def _tell(self) -> None:
         per_epoch = self.params.get("steps")  # None for a stream of unknown length

@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
     raise SettingError("scikit-learn is not installed: pip install 'broker-fl[sklearn]'") from error
 
 Data = tuple[Any, Any]
-"""Inputs ``(n, features)``, dense or a sparse matrix, and targets ``(n,)``; of an ``MLPRegressor`` they may be
+"""Inputs ``(n, features)``, dense or a sparse matrix, and targets ``(n,)``; for ``MLPRegressor`` they may be
 ``(n, outputs)``.
 """
 
@@ -86,6 +86,7 @@ def build(
     if isinstance(built, MLPClassifier | MLPRegressor):
         built.set_params(learning_rate_init=estimator.learning_rate_init, batch_size=estimator.batch_size)
         built.t_ = 0
+        _forget_optimizer(built)
     elif hasattr(built, "coef_") and hasattr(built, "t_"):
         built.coef_, built.intercept_ = np.zeros_like(built.coef_), np.zeros_like(built.intercept_)
         built.t_ = 1.0
@@ -172,6 +173,12 @@ def _check(estimator: Any, classes: Sequence[Any] | Array | None) -> None:
             f"{name} has learning_rate={schedule!r}, which its optimizer follows from task to task, and that "
             f"does not travel: take learning_rate='constant'"
         )
+
+
+def _forget_optimizer(network: Any) -> None:
+    """The next ``partial_fit`` makes one; scikit-learn has no public way to say so."""
+    vars(network).pop("_optimizer", None)
+    network.loss_curve_ = []
 
 
 def _name(estimator: Any) -> str:
@@ -275,8 +282,7 @@ class SklearnLearner:
         if self._own_rate is not None:
             setattr(self._estimator, self._rate_name, work.learning_rate or self._own_rate)
         if self._is_network:
-            vars(self._estimator).pop("_optimizer", None)
-            self._estimator.loss_curve_ = []
+            _forget_optimizer(self._estimator)
 
     def _has_rate(self) -> bool:
         """Whether the rate can be set; the schedule 'optimal' and passive-aggressive steps have none."""

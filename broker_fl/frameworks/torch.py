@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -188,6 +188,7 @@ class TorchLearner:
             model=to_arrays(self._module, out=model),
             num_examples=max(totals.examples.values()),
             num_steps=totals.batches,
+            num_epochs=_num_epochs(totals, batches, work),
             metrics=totals.metrics(),
         )
 
@@ -290,6 +291,27 @@ def _schedule(batches: DataLoader[Any], work: Workload, task: TaskContext) -> It
                 return
         if step == 0:
             raise SettingError("the data gave no batch")
+
+
+def _num_epochs(totals: _Totals, batches: DataLoader[Any], work: Workload) -> float:
+    """Passes over the data; one that the step limit ended counts by its examples."""
+    if not work.steps:
+        return float(len(totals.examples))
+    *whole, last = totals.examples.values()
+    if whole:
+        return len(whole) + min(1.0, last / whole[0])
+    return _part_of_first_pass(totals, batches)
+
+
+def _part_of_first_pass(totals: _Totals, batches: DataLoader[Any]) -> float:
+    """0 of a stream, of which nobody knows how long it is."""
+    try:
+        num_batches = len(batches)
+    except TypeError:
+        return 0.0
+    if batches.batch_size is None or not isinstance(batches.sampler, Sized):
+        return totals.batches / num_batches
+    return totals.examples[0] / min(len(batches.sampler), num_batches * batches.batch_size)
 
 
 def _are_classes(outputs: Any, targets: Any) -> bool:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from broker_fl.record.drawing import COLOUR, NARROW, Canvas, boxes, legend, whole_numbers
 from broker_fl.record.history import History
-from broker_fl.record.records import RoundRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import one_line
 from broker_fl.record.timeline import ROUND_PHASES, breakdown
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from broker_fl.record.drawing import COLOUR, SERIES, Canvas, legend, whole_numbers
 from broker_fl.record.history import History
-from broker_fl.record.records import RoundRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.tasks import Column, Spread
 from broker_fl.record.timeline import task_seconds
 
@@ -41,16 +41,12 @@ def evaluation_line(history: History, name: str, index: int = 0) -> Line:
     versions = [
         history.versions[key] for key in sorted(history.versions) if name in history.versions[key].evaluation
     ]
-    rounds = [
-        history.rounds.get(-1 if version.evaluated_in is None else version.evaluated_in)
-        for version in versions
-    ]
     return Line(
         label="evaluation",
         colour=SERIES[index % len(SERIES)],
         x=[version.version for version in versions],
         y=[version.evaluation[name] for version in versions],
-        spreads=[record.evaluation_spread(name) if record else None for record in rounds],
+        spreads=[history.evaluation_spread(version, name) for version in versions],
         dashed=index >= len(SERIES),
     )
 
@@ -60,13 +56,12 @@ def training_line(history: History, name: str) -> Line:
     versions = [
         history.versions[key] for key in sorted(history.versions) if name in history.versions[key].metrics
     ]
-    rounds = [history.rounds.get(-1 if version.round is None else version.round) for version in versions]
     return Line(
         label="training",
         colour=SERIES[1],
         x=[version.version for version in versions],
         y=[version.metrics[name] for version in versions],
-        spreads=[record.metric_spread(name) if record else None for record in rounds],
+        spreads=[history.training_spread(version, name) for version in versions],
         dashed=True,
     )
 

@@ -7,10 +7,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from broker_fl.errors import SettingError
-from broker_fl.record.tasks import TaskTable
+from broker_fl.record.tasks import TaskRecord, TaskTable
 
 if TYPE_CHECKING:
     from broker_fl.record.history import History
@@ -37,8 +38,13 @@ def rows(history: History, table: Table) -> Iterator[dict[str, Any]]:
 
 def _task_rows(history: History) -> Iterator[dict[str, Any]]:
     for number in sorted(history.rounds):
-        for task in history.rounds[number].tasks:
-            yield {"round": number} | _flat(task)
+        tasks = history.rounds[number].tasks
+        for task in chain(tasks.earlier, tasks):
+            yield _task_row(number, task)
+
+
+def _task_row(number: int, task: TaskRecord) -> dict[str, Any]:
+    return {"round": number} | _flat(task) | {name: getattr(task, name) for name in task.DERIVED}
 
 
 def frame(history: History, table: Table) -> Any:
@@ -50,10 +56,13 @@ def frame(history: History, table: Table) -> Any:
     if table != "tasks":
         return pandas.DataFrame(list(rows(history, table)))
     # By columns: a dict for each of a million rows would take gigabytes.
-    tables = ((number, history.rounds[number].tasks) for number in sorted(history.rounds))
-    frames = [
-        pandas.DataFrame({"round": number, **tasks.columns()}) for number, tasks in tables if len(tasks)
-    ]
+    frames = []
+    for number in sorted(history.rounds):
+        tasks = history.rounds[number].tasks
+        if tasks.earlier:
+            frames.append(pandas.DataFrame([_task_row(number, task) for task in tasks.earlier]))
+        if len(tasks):
+            frames.append(pandas.DataFrame({"round": number, **tasks.columns()}))
     return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
 
 
@@ -65,6 +74,7 @@ def as_json(history: History, *, tasks: bool) -> str:
         name: getattr(history, name)
         for name in ("submitted_s", "finished_s", "duration_s", "metrics", "counts")
     }
+    whole["parent"] = history.parent.model_dump() if history.parent else None
     whole["spec"] = history.spec.model_dump(mode="json") if history.spec else None
     whole |= {table: list(rows(history, table)) for table in TABLES if tasks or table != "tasks"}
     return json.dumps(_finite(whole), allow_nan=False, separators=(",", ":"))
@@ -75,7 +85,8 @@ def _flat(record: Any) -> dict[str, Any]:
     for entry in fields(record):
         value = getattr(record, entry.name)
         if isinstance(value, Mapping):
-            row |= {f"{entry.name}.{name}": item for name, item in value.items()}
+            if entry.name != "spreads":  # what they are the spread of is in the table of tasks
+                row |= {f"{entry.name}.{name}": item for name, item in value.items()}
         elif not isinstance(value, TaskTable):
             row[entry.name] = value
     return row

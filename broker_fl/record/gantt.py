@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from broker_fl.record.drawing import COLOUR, NARROW, Canvas, boxes, legend
-from broker_fl.record.records import RoundRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import one_line, seconds
 from broker_fl.record.timeline import LANE_PHASES, Lane
 

@@ -5,23 +5,26 @@ Each event is folded once, in constant time per learner that it names; asking co
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from broker_fl.record import export
 from broker_fl.record.export import Table
+from broker_fl.record.lineage import lineage, note_contributions
 from broker_fl.record.records import (
     Incident,
     IncidentKind,
     JobState,
     LearnerRecord,
-    RoundRecord,
+    Presence,
     VersionRecord,
 )
+from broker_fl.record.rounds import Missed, RoundRecord
+from broker_fl.record.tasks import Spread
 from broker_fl.wire import events as ev
 from broker_fl.wire.job import JobSpec
+from broker_fl.wire.messages import VersionRef
 
 MAX_GAP = 100_000
 """Event numbers that may be awaited after a gap; those of a greater gap are taken for lost."""
@@ -41,6 +44,8 @@ class History:
         self.driver: str | None = None
         self.num_parameters = 0
         self.model_bytes = 0
+        self.parent: VersionRef | None = None
+        """The version of another job that version 0 is a copy of."""
         self.num_resumed = 0
         self.submitted_s: float | None = None
         self.finished_s: float | None = None
@@ -51,6 +56,9 @@ class History:
         self.incidents: list[Incident] = []
         self.counts: Counter[str] = Counter(folded=0, failed=0, late=0, refused=0)
         """Updates ``folded`` and tasks ``failed``, ``late``, ``refused`` in all rounds."""
+        self.open: dict[str, int] = {}
+        """Learners that have a task now, and its round."""
+        self._uncommitted: dict[str, RoundRecord] = {}
         self._last_sequence = 0
         self._missing: set[int] = set()
         self._newest_round = self._newest_evaluated = -1
@@ -109,6 +117,11 @@ class History:
         ]
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether the job has no rounds: what is kept by round is by version then (see ``RoundRecord``)."""
+        return self.spec is not None and self.spec.protocol.name == "asynchronous"
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         """The newest evaluation of the model over a cohort; empty if there was none."""
         return self._metrics
@@ -128,6 +141,21 @@ class History:
     def bytes_up(self) -> int:
         """Received as updates in all rounds."""
         return sum(record.bytes_up for record in self.rounds.values())
+
+    def training_spread(self, version: VersionRecord, metric: str) -> Spread | None:
+        """How a metric of the training that made a version lies over its contributors."""
+        if self.asynchronous or version.round is None:
+            return version.spreads.get(metric)
+        return self.rounds[version.round].metric_spread(metric)
+
+    def evaluation_spread(self, version: VersionRecord, metric: str) -> Spread | None:
+        """How an evaluation metric of a version lies over the learners that evaluated it."""
+        record = None if version.evaluated_in is None else self.rounds.get(version.evaluated_in)
+        return None if record is None else record.evaluation_spread(metric)
+
+    def lineage(self, version: int | None = None) -> list[VersionRecord]:
+        """A version, by default the newest, the one that it was made from, and so on to the first known."""
+        return lineage(self.versions, max(self.versions, default=0) if version is None else version)
 
     def to_rows(self, table: Table = "rounds") -> Iterator[dict[str, Any]]:
         """A table's rows as flat dicts, in order; metrics are keys like ``evaluation.accuracy``.
@@ -181,7 +209,7 @@ class History:
 
     def _job_submitted(self, event: ev.JobSubmitted) -> None:
         self.state = "submitted" if self.state == "unknown" else self.state
-        self.spec, self.driver = event.spec, event.driver
+        self.spec, self.driver, self.parent = event.spec, event.driver, event.parent
         self.num_parameters, self.model_bytes = event.num_parameters, event.model_bytes
         self.submitted_s = event.time_s
         self._version(0).committed_s = event.time_s
@@ -192,6 +220,15 @@ class History:
             self.incidents.pop()
         self._note(event, "waiting", event.reason)
 
+    def _job_paused(self, event: ev.JobPaused) -> None:
+        self.state, self.reason = "paused", event.reason
+        self._note(event, "paused", event.reason)
+
+    def _job_unpaused(self, event: ev.JobUnpaused) -> None:
+        self.state, self.reason = "running", ""
+        limit = "" if event.versions is None else f"for {event.versions} more version(s)"
+        self._note(event, "unpaused", limit)
+
     def _job_resumed(self, event: ev.JobResumed) -> None:
         self.num_resumed += 1
         self._note(event, "resumed", f"controller epoch {event.epoch} goes on at version {event.version}")
@@ -199,131 +236,76 @@ class History:
     def _job_finished(self, event: ev.JobFinished) -> None:
         self.state, self.reason, self.finished_s = event.state, event.reason, event.time_s
         self._metrics = event.metrics or self._metrics
+        self.open.clear()
+        for record in self.rounds.values():
+            record.unfinished = record.committed_s is None
 
     def _round_started(self, event: ev.RoundStarted) -> None:
         self.state, self.reason = "running", ""
-        record = self._round(event.round)
-        record.version, record.train, record.deadline_s = event.version, event.train, event.deadline_s
-        record.started_s = event.time_s if record.started_s is None else record.started_s
-        record.cohort = self._names(event.cohort)
-        record.num_learners = max(event.num_learners, len(record.cohort))
-        record.tasks.extend(record.cohort)
+        self._round(event.round).begin(event, self._names(event.cohort))
+        self.open.clear()
 
     def _round_retried(self, event: ev.RoundRetried) -> None:
-        record = self._round(event.round)
-        record.attempt = max(record.attempt, event.attempt)
-        record.counts["retried"] += 1
-        replacements = self._names(event.replacements)
-        record.cohort = tuple(dict.fromkeys((*record.cohort, *replacements)))
-        record.num_learners = max(record.num_learners, len(record.cohort))
-        record.tasks.extend(replacements)
+        self._round(event.round).retry(event, self._names(event.replacements))
         self._note(event, "retried", event.reason)
 
     def _task_sent(self, event: ev.TaskSent) -> None:
+        if self.state in ("unknown", "submitted", "waiting"):
+            self.state, self.reason = "running", ""
         record = self._round(event.round)
-        record.bytes_down += event.num_bytes
-        record.messages_down += event.num_messages
-        record.send_s += event.send_s
-        began_s = event.time_s - event.send_s
-        for name in event.learners:
+        for name in record.send(event, self._names(event.learners)):
             learner = self._learner(name)
-            row = record.tasks.row(learner.learner)
-            if self._begins_anew(record, row, event.attempt):
-                record.tasks.set(row, "sent_s", began_s)
-                record.tasks.set(row, "attempt", event.attempt)
-                record.counts["sent"] += 1
-                learner.tasks += 1
-
-    @staticmethod
-    def _begins_anew(record: RoundRecord, row: int, attempt: int) -> bool:
-        """Whether a task that is sent is new; a resumed controller sends open tasks again, as they were."""
-        tasks = record.tasks
-        if math.isnan(tasks.get(row, "sent_s")):
-            return True
-        if tasks.outcome(row) == "folded" or attempt <= tasks.get(row, "attempt"):
-            return False
-        for name in ("sent", "accepted", "finished"):
-            record.counts[name] -= not math.isnan(tasks.get(row, f"{name}_s"))
-        tasks.clear(row)
-        return True
-
-    def _task_row(self, event: Any, reached: str) -> tuple[RoundRecord, int, bool]:
-        """Round and row of a task that has come to ``reached``, and whether that is news."""
-        record = self._round(event.round)
-        row = record.tasks.row(self._learner(event.learner).learner)
-        news = math.isnan(record.tasks.get(row, f"{reached}_s"))
-        if news:
-            record.counts[reached] += 1
-            record.tasks.set(row, f"{reached}_s", event.time_s)
-        return record, row, news
+            learner.tasks += 1
+            learner.bytes_down += event.num_bytes // len(event.learners)
+            self.open[name] = event.round
 
     def _task_accepted(self, event: ev.TaskAccepted) -> None:
-        record, row, news = self._task_row(event, "accepted")
-        if news:
-            record.tasks.set(row, "receive_s", event.receive_s)
+        self._round(event.round).accept(event, self._learner(event.learner).learner)
 
     def _task_finished(self, event: ev.TaskFinished) -> None:
-        record, row, news = self._task_row(event, "finished")
-        if not news:
+        record, learner = self._round(event.round), self._learner(event.learner)
+        if not record.finish(event, learner.learner):
             return
-        tasks = record.tasks
-        for name in ("queue_s", "evaluate_s", "train_s"):
-            tasks.set(row, name, getattr(event.timings, name))
-        if math.isnan(tasks.get(row, "receive_s")):
-            tasks.set(row, "receive_s", event.timings.receive_s)
-        tasks.set(row, "num_examples", event.num_examples)
-        tasks.set(row, "num_steps", event.num_steps)
-        tasks.set_metrics(tasks.metrics, row, event.metrics)
-        tasks.set_metrics(tasks.evaluation, row, event.evaluation)
-        if tasks.outcome(row) == "open":
-            tasks.set_outcome(row, "finished")
-        learner = self._learner(event.learner)
         learner.num_steps += event.num_steps
-        if event.num_examples:
-            learner.num_examples = event.num_examples
+        learner.num_epochs += event.num_epochs
+        learner.num_examples = event.num_examples or learner.num_examples
+        learner.peak_memory_bytes = max(learner.peak_memory_bytes, event.peak_memory_bytes)
         if event.timings.train_s > 0:
             learner.trained += 1
             learner.train_s += event.timings.train_s
+        if not record.train:
+            self.open.pop(event.learner, None)
 
     def _update_folded(self, event: ev.UpdateFolded) -> None:
-        record, row, news = self._task_row(event, "folded")
-        record.bytes_up += event.num_bytes
-        record.messages_up += event.num_messages
-        if not news:
+        record, learner = self._round(event.round), self._learner(event.learner)
+        if not record.fold(event, learner.learner):
             return
-        for name in ("weight", "num_bytes", "num_messages", "upload_s", "fold_s"):
-            record.tasks.set(row, name, getattr(event, name))
-        record.tasks.set_outcome(row, "folded")
-        record.fold_s += event.fold_s
         self.counts["folded"] += 1
-        learner = self._learner(event.learner)
         learner.folded += 1
         learner.weight += event.weight
+        learner.staleness += event.staleness
         learner.bytes_up += event.num_bytes
+        self.open.pop(learner.learner, None)
+        self._uncommitted[learner.learner] = record
 
     def _task_failed(self, event: ev.TaskFailed) -> None:
-        self._missed(event, "failed")
-        self._learner(event.learner).failed += 1
+        self._learner(event.learner).failed += self._missed(event, "failed")
 
     def _update_refused(self, event: ev.UpdateRefused) -> None:
-        self._missed(event, "refused")
-        self._learner(event.learner).refused += 1
+        self._learner(event.learner).refused += self._missed(event, "refused")
 
     def _task_late(self, event: ev.TaskLate) -> None:
-        tasks = self._round(event.round).tasks
-        if tasks.outcome(tasks.row(self._learner(event.learner).learner)) == "late":
-            return  # said when the round closed, and again when the update came after all
-        self._missed(event, "late")
-        self._learner(event.learner).late += 1
+        self._learner(event.learner).late += self._missed(event, "late")
 
-    def _missed(self, event: Any, outcome: Literal["failed", "late", "refused"]) -> None:
-        record = self._round(event.round)
-        row = record.tasks.row(self._learner(event.learner).learner)
-        record.counts[outcome] += 1
+    def _missed(self, event: Any, outcome: Missed) -> bool:
+        learner = self._learner(event.learner).learner
+        if self.open.get(learner) == event.round:
+            del self.open[learner]
+        if not self._round(event.round).miss(learner, outcome, event.reason):
+            return False
         self.counts[outcome] += 1
-        if record.tasks.outcome(row) != "folded":
-            record.tasks.set_outcome(row, outcome, event.reason)
         self._note(event, outcome, event.reason)
+        return True
 
     def _version_evaluated(self, event: ev.VersionEvaluated) -> None:
         record = self._round(event.round)
@@ -338,34 +320,42 @@ class History:
             self._newest_evaluated, self._metrics = event.version, event.metrics
 
     def _version_committed(self, event: ev.VersionCommitted) -> None:
-        record = self._round(event.round)
-        record.committed_s, record.round_s = event.time_s, event.round_s
-        record.aggregate_s, record.store_s = event.aggregate_s, event.store_s
-        record.metrics, record.total_weight = event.metrics, event.total_weight
-        record.contributors = self._names(event.contributors)
-        record.num_contributors = max(event.num_learners, len(record.contributors))
+        contributors = self._names(event.contributors)
+        self._round(event.round).commit(event, contributors)
         version = self._version(event.version)
-        version.round, version.committed_s, version.digest = event.round, event.time_s, event.digest
+        version.parent, version.rule, version.round = event.parent, event.rule, event.round
+        version.committed_s, version.digest = event.time_s, event.digest
         version.metrics, version.total_weight = event.metrics, event.total_weight
-        version.contributors = record.contributors
+        version.contributors = contributors
+        version.num_contributors = max(event.num_learners, len(contributors))
+        # Where the list of contributors was cut, whoever was folded since the last version is in this one.
+        inside = contributors if version.num_contributors == len(contributors) else tuple(self._uncommitted)
+        contributions = [(name, self._uncommitted.pop(name, None)) for name in inside]
+        note_contributions(version, contributions, with_spreads=self.asynchronous)
 
     def _learner_joined(self, event: ev.LearnerJoined) -> None:
         learner = self._learner(event.learner)
         learner.presence, learner.attributes = "present", event.attributes
 
     def _learner_left(self, event: ev.LearnerLeft) -> None:
-        self._learner(event.learner).presence = "left"
+        self._gone(event.learner, "left")
         self._note(event, "left", event.reason)
 
     def _learner_lost(self, event: ev.LearnerLost) -> None:
-        learner = self._learner(event.learner)
-        learner.presence = "lost"
-        learner.lost += 1
+        self._gone(event.learner, "lost").lost += 1
         self._note(event, "lost", f"silent for {event.silent_s:.3g} s")
+
+    def _gone(self, name: str, presence: Presence) -> LearnerRecord:
+        learner = self._learner(name)
+        learner.presence = presence
+        self.open.pop(learner.learner, None)
+        return learner
 
     _FOLDS: ClassVar[dict[type[ev.Event], Callable[[History, Any], None]]] = {
         ev.JobSubmitted: _job_submitted,
         ev.JobWaiting: _job_waiting,
+        ev.JobPaused: _job_paused,
+        ev.JobUnpaused: _job_unpaused,
         ev.JobResumed: _job_resumed,
         ev.JobFinished: _job_finished,
         ev.RoundStarted: _round_started,

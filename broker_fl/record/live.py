@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from broker_fl.record.history import History
-from broker_fl.record.records import Incident, RoundRecord
+from broker_fl.record.records import Incident
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import count, number, one_line, plural, seconds, size
 from broker_fl.wire import events as ev
 

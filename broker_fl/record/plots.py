@@ -20,7 +20,7 @@ from broker_fl.record.curves import (
 from broker_fl.record.drawing import FULL, HALF, NARROW, svg
 from broker_fl.record.gantt import draw_timeline
 from broker_fl.record.history import History
-from broker_fl.record.records import RoundRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import one_line
 from broker_fl.record.timeline import lanes
 

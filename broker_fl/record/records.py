@@ -1,23 +1,19 @@
-"""What a history is made of: rounds, versions, learners and incidents. ``History`` writes, others read."""
+"""What a history has besides rounds: versions, learners, incidents. ``History`` writes, others read."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from broker_fl.record.tasks import Spread, TaskTable
+from broker_fl.record.tasks import Spread
 from broker_fl.wire.fields import Parameter
 
-JobState = Literal["unknown", "submitted", "waiting", "running", "done", "stopped", "failed"]
+JobState = Literal["unknown", "submitted", "waiting", "running", "paused", "done", "stopped", "failed"]
 Presence = Literal["unknown", "present", "left", "lost"]
-IncidentKind = Literal["failed", "late", "refused", "retried", "lost", "left", "waiting", "resumed"]
-COUNTS = ("sent", "accepted", "finished", "folded", "failed", "late", "refused", "retried")
-
-
-def _counts() -> Counter[str]:
-    return Counter(dict.fromkeys(COUNTS, 0))
+IncidentKind = Literal[
+    "failed", "late", "refused", "retried", "lost", "left", "waiting", "paused", "unpaused", "resumed"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,71 +28,29 @@ class Incident:
 
 
 @dataclass(slots=True, kw_only=True)
-class RoundRecord:
-    """One round, or the evaluation after the last one (``train`` is False)."""
-
-    round: int
-    version: int = 0
-    """The version that the cohort was given."""
-    train: bool = True
-    started_s: float | None = None
-    committed_s: float | None = None
-    """When the new version was stored; of an evaluation, when its result was there."""
-    deadline_s: float | None = None
-    attempt: int = 0
-    cohort: tuple[str, ...] = ()
-    num_learners: int = 0
-    """Of the cohort; events name the first ``MAX_LISTED`` of them."""
-    contributors: tuple[str, ...] = ()
-    num_contributors: int = 0
-    tasks: TaskTable = field(default_factory=TaskTable)
-    counts: Counter[str] = field(default_factory=_counts)
-    """Learners by how far they came in the newest attempt, and by what went wrong in all attempts."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of training, averaged by weight."""
-    evaluation: Mapping[str, float] = field(default_factory=dict)
-    """Of the version that the cohort was given, averaged by examples."""
-    total_weight: float = 0.0
-    bytes_down: int = 0
-    """Published for learners; the broker copies each message to up to 100 of them."""
-    bytes_up: int = 0
-    messages_down: int = 0
-    messages_up: int = 0
-    send_s: float = 0.0
-    fold_s: float = 0.0
-    aggregate_s: float = 0.0
-    store_s: float = 0.0
-    round_s: float | None = None
-
-    @property
-    def state(self) -> Literal["running", "committed", "evaluated"]:
-        """``committed`` where it made a version."""
-        if self.committed_s is None:
-            return "running"
-        return "committed" if self.train else "evaluated"
-
-    def metric_spread(self, name: str) -> Spread | None:
-        """How a training metric lies over the learners; None where none reported it."""
-        return Spread.of(self.tasks.metric(self.tasks.metrics, name))
-
-    def evaluation_spread(self, name: str) -> Spread | None:
-        """How an evaluation metric of the given version lies over learners; None where none reported it."""
-        return Spread.of(self.tasks.metric(self.tasks.evaluation, name))
-
-
-@dataclass(slots=True, kw_only=True)
 class VersionRecord:
     """One model version; version 0 is the initial model."""
 
     version: int
+    parent: int | None = None
+    """The version that it was made from; of version 0 there is none in this job."""
+    rule: str = ""
+    """That made it."""
     round: int | None = None
     """The round that made it."""
     committed_s: float | None = None
     digest: str = ""
     contributors: tuple[str, ...] = ()
+    num_contributors: int = 0
+    """Updates in it; ``contributors`` names at most ``MAX_LISTED`` of their learners."""
     total_weight: float = 0.0
+    mean_staleness: float | None = None
+    """Of its updates."""
+    max_staleness: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the training that made it."""
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    """Of those metrics over its contributors, where they are not those of one round."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Of the version itself, over the cohort of ``evaluated_in``."""
     evaluated_in: int | None = None
@@ -122,12 +76,19 @@ class LearnerRecord:
     """Results that came with a time of training."""
     train_s: float = 0.0
     """Summed over ``trained``."""
+    staleness: int = 0
+    """Summed over ``folded``."""
     num_examples: int = 0
     """In its newest result."""
     num_steps: int = 0
+    """In all its results."""
+    num_epochs: float = 0.0
     weight: float = 0.0
     """Of all its updates that were folded."""
+    bytes_down: int = 0
     bytes_up: int = 0
+    peak_memory_bytes: int = 0
+    """Most that its process had in memory; 0 where that is not known."""
 
     @property
     def mean_train_s(self) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker_fl.errors import SettingError
 from broker_fl.record.history import History
-from broker_fl.record.records import RoundRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.runfolder import RunFolder, write_whole
 from broker_fl.record.text import count, number, one_line, plural, seconds, size
 from broker_fl.record.timeline import typical

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,13 @@ OUTCOMES: tuple[Outcome, ...] = ("open", "finished", "folded", "failed", "late",
 MAX_METRICS = 64
 """Metrics that a round keeps by learner, of training and of evaluation each: learners choose their names."""
 
-TIMES = ("sent_s", "accepted_s", "finished_s", "folded_s")
+TIMES = ("sent_s", "accepted_s", "started_s", "finished_s", "received_s", "folded_s", "committed_s")
 DURATIONS = ("receive_s", "queue_s", "evaluate_s", "train_s", "upload_s", "fold_s")
-COUNTS = ("attempt", "num_examples", "num_steps", "num_bytes", "num_messages")
-COLUMNS = (*TIMES, *DURATIONS, "weight", *COUNTS)
+COUNTS = (
+    "attempt", "version", "committed_version", "staleness", "num_examples", "num_steps",
+    "bytes_down", "messages_down", "bytes_up", "messages_up", "peak_memory_bytes",
+)  # fmt: skip
+COLUMNS = (*TIMES, *DURATIONS, "weight", "num_epochs", *COUNTS)
 
 _NAN = math.nan
 
@@ -30,7 +33,11 @@ class Spread:
     """How a value lies over learners; only finite values count."""
 
     min: float
+    lower: float
+    """The lower quartile."""
     mean: float
+    upper: float
+    """The upper quartile."""
     max: float
     num_learners: int
 
@@ -40,9 +47,13 @@ class Spread:
         finite = values[np.isfinite(values)]
         if not len(finite):
             return None
+        # Divided first: the sum of the largest floats is not finite.
+        lower, upper = np.quantile(finite / 2, (0.25, 0.75)) * 2
         return cls(
             min=float(finite.min()),
-            mean=float(finite.mean()),
+            lower=float(lower),
+            mean=float((finite / len(finite)).sum()),
+            upper=float(upper),
             max=float(finite.max()),
             num_learners=len(finite),
         )
@@ -52,7 +63,8 @@ class Spread:
 class TaskRecord:
     """What became of one learner's task.
 
-    Times are Unix time by the controller's clock; None where it never came to that.
+    Times are Unix time by the controller's clock; durations were measured where they passed. None where it
+    never came to that, or where it is not known.
     """
 
     learner: str
@@ -60,44 +72,95 @@ class TaskRecord:
     reason: str
     """Why it failed, was late or was refused."""
     attempt: int
+    version: int | None
+    """That the learner was given."""
     sent_s: float | None
     """When sending began."""
     accepted_s: float | None
+    """When the learner had task and model, whole, and said so."""
+    started_s: float | None
+    """When it began to compute, reckoned back from its result."""
     finished_s: float | None
+    """When its result was here."""
+    received_s: float | None
+    """When its update was here, whole."""
     folded_s: float | None
+    committed_s: float | None
+    """When the version that holds its update was stored."""
+    committed_version: int | None
+    """That version."""
     receive_s: float | None
+    """From the task's arrival at the learner to the last byte of the model."""
     queue_s: float | None
     evaluate_s: float | None
     train_s: float | None
     upload_s: float | None
     fold_s: float | None
     weight: float | None
+    staleness: int | None
+    """Versions that were committed between the one it was given and the fold of its update."""
     num_examples: int | None
     num_steps: int | None
-    num_bytes: int | None
+    num_epochs: float | None
+    bytes_down: int | None
+    messages_down: int | None
+    bytes_up: int | None
     """Of the update, as received."""
-    num_messages: int | None
+    messages_up: int | None
+    peak_memory_bytes: int | None
+    """Most that the learner's process had had in memory by then."""
+    workload: Mapping[str, float]
+    """The task parameters that pacing set, as far as they are numbers."""
     metrics: Mapping[str, float]
     evaluation: Mapping[str, float]
+
+    DERIVED: ClassVar = ("ms_per_step", "ms_per_epoch", "round_trip_s")
 
     @property
     def ended_s(self) -> float | None:
         """When its update was folded, or else its result arrived."""
         return self.folded_s if self.folded_s is not None else self.finished_s
 
+    @property
+    def round_trip_s(self) -> float | None:
+        """From sending to the folded update, or else to the result."""
+        ended_s = self.ended_s
+        return None if ended_s is None or self.sent_s is None else ended_s - self.sent_s
+
+    @property
+    def ms_per_step(self) -> float | None:
+        """Milliseconds of training for each optimiser step."""
+        return _ms_per(self.train_s, self.num_steps)
+
+    @property
+    def ms_per_epoch(self) -> float | None:
+        """Milliseconds of training for each pass over the learner's examples."""
+        return _ms_per(self.train_s, self.num_epochs)
+
+
+def _ms_per(train_s: float | None, number: float | None) -> float | None:
+    return train_s * 1000 / number if train_s and number else None
+
 
 class TaskTable:
     """Rows by learner, in the order in which they were selected. Written by ``History``."""
 
-    __slots__ = ("_columns", "_outcomes", "_rows", "evaluation", "learners", "metrics", "reasons")
+    __slots__ = (
+        "_columns", "_outcomes", "_rows",
+        "earlier", "evaluation", "learners", "metrics", "reasons", "workload",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.learners: list[str] = []
+        self.workload: dict[str, array[float]] = {}
         self.metrics: dict[str, array[float]] = {}
         self.evaluation: dict[str, array[float]] = {}
+        self.earlier: list[TaskRecord] = []
+        """Tasks of attempts that were given up: the learner has a newer one in this round."""
         self.reasons: dict[int, str] = {}
         self._rows: dict[str, int] = {}
         self._outcomes = bytearray()
+        # A column is as long as the last row in which it has a value.
         self._columns: dict[str, array[float]] = {name: array("d") for name in COLUMNS}
 
     def __len__(self) -> int:
@@ -118,9 +181,6 @@ class TaskTable:
         self._rows.update(zip(new, range(len(self), len(self) + len(new)), strict=True))
         self.learners.extend(new)
         self._outcomes.extend(bytes(len(new)))
-        blank = array("d", [_NAN]) * len(new)
-        for column in self._columns.values():
-            column.extend(blank)
 
     def row(self, learner: str) -> int:
         """The learner's row; a new one for a learner that was not selected as far as we know."""
@@ -129,33 +189,36 @@ class TaskTable:
             row = len(self) - 1
         return row
 
-    def clear(self, row: int) -> None:
-        """Forget what is known of a row: its task begins anew."""
+    def begin_anew(self, row: int) -> None:
+        """Keep what is known of a row in ``earlier``, and blank it: its task begins anew."""
+        self.earlier.append(self.record(row))
         self._outcomes[row] = 0
         self.reasons.pop(row, None)
-        for columns in (self._columns, self.metrics, self.evaluation):
+        for columns in (self._columns, self.workload, self.metrics, self.evaluation):
             for column in columns.values():
                 if row < len(column):
                     column[row] = _NAN
 
     def set(self, row: int, name: str, value: float) -> None:
         """Set one value."""
-        self._columns[name][row] = value
+        self._put(self._columns[name], row, value)
 
     def get(self, row: int, name: str) -> float:
         """One value; NaN where there is none."""
-        return self._columns[name][row]
+        column = self._columns[name]
+        return column[row] if row < len(column) else _NAN
 
-    def set_metrics(self, columns: dict[str, array[float]], row: int, metrics: Mapping[str, float]) -> None:
-        """Set the metrics of one row in ``self.metrics`` or ``self.evaluation``."""
-        for name, value in metrics.items():
-            if (column := columns.get(name)) is None:
-                if len(columns) >= MAX_METRICS:
-                    continue
-                column = columns[name] = array("d")
-            if row >= len(column):
-                column.extend(array("d", [_NAN]) * (len(self) - len(column)))
-            column[row] = value
+    def set_named(self, columns: dict[str, array[float]], row: int, values: Mapping[str, Any]) -> None:
+        """Set the numbers of one row in ``self.workload``, ``self.metrics`` or ``self.evaluation``."""
+        for name, value in values.items():
+            if not isinstance(value, int | float) or (name not in columns and len(columns) >= MAX_METRICS):
+                continue
+            self._put(columns.setdefault(name, array("d")), row, value)
+
+    def _put(self, column: array[float], row: int, value: float) -> None:
+        if row >= len(column):
+            column.extend(array("d", [_NAN]) * (len(self) - len(column)))
+        column[row] = value
 
     def outcome(self, row: int) -> Outcome:
         """What became of the task."""
@@ -169,41 +232,60 @@ class TaskTable:
 
     def column(self, name: str) -> Column:
         """A copy of one column of ``COLUMNS``; NaN where there is no value."""
-        return np.array(self._columns[name])
+        return self._padded(self._columns[name])
 
     def outcomes(self) -> npt.NDArray[np.uint8]:
         """A copy of the outcomes, as places in ``OUTCOMES``."""
         return np.array(self._outcomes, dtype=np.uint8)
 
-    def metric(self, columns: Mapping[str, array[float]], name: str) -> Column:
-        """A copy of one metric, from ``self.metrics`` or ``self.evaluation``; NaN where there is no value."""
+    def named(self, columns: Mapping[str, array[float]], name: str) -> Column:
+        """A copy of a column of ``self.workload``, ``self.metrics`` or ``self.evaluation``; NaN where there
+        is no value.
+        """
+        return self._padded(columns.get(name, ()))
+
+    def _padded(self, column: Sequence[float]) -> Column:
         values = np.full(len(self), _NAN)
-        if (column := columns.get(name)) is not None:
-            values[: len(column)] = column
+        values[: len(column)] = column
         return values
 
     def columns(self) -> dict[str, Any]:
-        """Every column, ready for a data frame."""
+        """Every column of the newest attempts, ready for a data frame."""
         table: dict[str, Any] = {
             "learner": list(self.learners),
             "outcome": [OUTCOMES[code] for code in self._outcomes],
             "reason": [self.reasons.get(row, "") for row in range(len(self))],
         }
         table |= {name: self.column(name) for name in COLUMNS}
-        table |= {f"metrics.{name}": self.metric(self.metrics, name) for name in self.metrics}
-        return table | {f"evaluation.{name}": self.metric(self.evaluation, name) for name in self.evaluation}
+        for group, columns in self._groups().items():
+            table |= {f"{group}.{name}": self.named(columns, name) for name in columns}
+        return table | self._derived(table)
+
+    @staticmethod
+    def _derived(table: Mapping[str, Any]) -> dict[str, Column]:
+        """``TaskRecord.DERIVED``."""
+        train_ms = np.where(table["train_s"] > 0, table["train_s"] * 1000, _NAN)
+        steps, epochs = (np.where(table[name] > 0, table[name], _NAN) for name in ("num_steps", "num_epochs"))
+        ended = np.where(np.isnan(table["folded_s"]), table["finished_s"], table["folded_s"])
+        return {
+            "ms_per_step": train_ms / steps,
+            "ms_per_epoch": train_ms / epochs,
+            "round_trip_s": ended - table["sent_s"],
+        }
+
+    def _groups(self) -> dict[str, dict[str, array[float]]]:
+        return {"workload": self.workload, "metrics": self.metrics, "evaluation": self.evaluation}
 
     def record(self, row: int) -> TaskRecord:
         """One row as a value."""
-        values: dict[str, Any] = {name: _some(column[row]) for name, column in self._columns.items()}
+        values: dict[str, Any] = {name: _some(self.get(row, name)) for name in COLUMNS}
         values |= {name: int(values[name]) for name in COUNTS if values[name] is not None}
         values["attempt"] = values["attempt"] or 0
+        values |= {group: _row_of(columns, row) for group, columns in self._groups().items()}
         return TaskRecord(
             learner=self.learners[row],
             outcome=OUTCOMES[self._outcomes[row]],
             reason=self.reasons.get(row, ""),
-            metrics=_row_of(self.metrics, row),
-            evaluation=_row_of(self.evaluation, row),
             **values,
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker_fl.record.records import RoundRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.tasks import Column, Outcome, TaskRecord
 
 LANE_PHASES = ("download", "queue", "evaluate", "train", "upload")

@@ -17,6 +17,7 @@ from typing import TypeVar
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Lost, Membership
 from broker_fl.errors import Fenced, FrameRefused, MessageRefused, StoreUnavailable, TransportClosed
+from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Member, Store, Transport
 from broker_fl.roles.clock import Clock
 from broker_fl.roles.jobs import Jobs
@@ -65,7 +66,10 @@ class Controller:
         transport: Transport,
         store: Store,
         settings: ControllerSettings | None = None,
+        own: OwnClasses | None = None,
     ) -> None:
+        """``own``: the rules and selectors that jobs may name besides those of the library."""
+        self._own = own or OwnClasses()
         self.settings = settings or ControllerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
@@ -168,6 +172,7 @@ class Controller:
             heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
+            own=self._own,
         )
 
     def _fenced(self, error: Fenced) -> None:
@@ -275,7 +280,7 @@ class Controller:
                 raise FrameRefused(f"a {message.KIND!r} message is not a report")
 
     def _on_join(self, join: m.Join) -> None:
-        member = Member(learner=join.learner, attributes=join.attributes)
+        member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
         new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
         welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)

@@ -51,7 +51,8 @@ class Jobs:
         last = store.read_events(state.job, after=store.num_events(state.job) - 1, limit=1)
         if last and not isinstance(decode_event(last[0]), JobFinished):
             events = self._events(state.job)
-            events.add(make_job(state, self.members).finished(self._services.clock.now()))
+            job = make_job(state, self.members, self._services.own)
+            events.add(job.finished(self._services.clock.now()))
             events.flush()
 
     def _resume(self, state: JobState, now: float) -> None:
@@ -69,7 +70,8 @@ class Jobs:
 
     def _add(self, state: JobState, spec: ModelSpec, model: Model | None) -> JobRunner:
         events = self._services.persist(lambda: self._events(state.job))
-        runner = JobRunner(make_job(state, self.members), spec, self._services, events, model)
+        job = make_job(state, self.members, self._services.own)
+        runner = JobRunner(job, spec, self._services, events, model)
         self._runners[state.job] = runner
         return runner
 

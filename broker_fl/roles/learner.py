@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
+from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.clock import Clock
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.sender import Sender, publish_update
@@ -38,7 +39,8 @@ class LearnerSettings:
 
     federation: str = "default"
     attributes: Parameters = field(default_factory=dict)
-    """Told to the controller at joining; selectors may go by them."""
+    """Told to the controller at joining, besides those that a learner tells itself; selectors may go by them.
+    """
     num_workers: int = 1
     """Tasks of this host's learners that are worked on at the same time."""
     max_model_bytes: int = 8 << 30
@@ -51,6 +53,7 @@ class _Seat:
 
     id: str
     learner: Learner
+    attributes: Parameters
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     held: dict[str, HeldTask] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
@@ -68,11 +71,21 @@ class LearnerHost:
         learners: Mapping[str, Learner],
         settings: LearnerSettings | None = None,
     ) -> None:
+        """Nothing is connected yet.
+
+        Raises:
+            AppError: a learner has ``attributes`` that are none.
+        """
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
         self._clock = Clock()
-        self._seats = {learner_id: _Seat(learner_id, learner) for learner_id, learner in learners.items()}
+        self._seats = {
+            learner_id: _Seat(
+                learner_id, learner, attributes_of(learner_id, learner, self.settings.attributes)
+            )
+            for learner_id, learner in learners.items()
+        }
         self._heartbeat_s = DEFAULT_HEARTBEAT_S
         self._beat_at = 0.0
         self._beat_waits = False
@@ -131,6 +144,19 @@ class LearnerHost:
         self._loop.join(10.0)
         self._reports.stop(5.0)
         self._transport.flush(5.0)
+        self._stopped.set()
+
+    def abandon(self) -> None:
+        """End as a process that was killed: its transport is closed already, so nothing is said or handed
+        back.
+        """
+        self._loop.post(self._drain)
+        self._loop.post(self._cancel_all)
+        self._loop.stop()
+        self._loop.join(10.0)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        for sender in (self._updates, self._reports):
+            sender.stop(5.0)
         self._stopped.set()
 
     def _drain(self) -> None:
@@ -274,7 +300,7 @@ class LearnerHost:
         join = m.Join(
             learner=seat.id,
             session=seat.session,
-            attributes=dict(self.settings.attributes),
+            attributes=dict(seat.attributes),
             software=f"broker_fl {broker_fl.__version__}",
             tasks=seat.statuses(),
         )

@@ -11,7 +11,8 @@ from broker_fl.aggregation.kernels import all_finite
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.state import JobState
-from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.errors import AppError, FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.extensions import try_own_code
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.jobs import Jobs
@@ -23,6 +24,7 @@ from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import JobSubmitted
+from broker_fl.wire.job import JobSpec
 from broker_fl.wire.pages import pages
 
 log = logging.getLogger(__name__)
@@ -161,6 +163,7 @@ class Requests:
 
     def _begin(self, submit: m.Submit, initial: Combined, parent: m.VersionRef | None = None) -> None:
         model, services, now = initial.model, self._services, self._services.clock.now()
+        self._try_own_code(submit.spec, model)
         state = JobState(
             job=submit.job,
             spec=submit.spec,
@@ -190,6 +193,12 @@ class Requests:
         runner.emit(submitted)
         self._reply(submit, m.Done(request=submit.request))
         runner.start()
+
+    def _try_own_code(self, spec: JobSpec, model: Model) -> None:
+        try:
+            try_own_code(spec, model, self._jobs.members.members(), self._services.own)
+        except AppError as error:
+            raise RequestRefused(str(error)) from error
 
     # ------------------------------------------------------------ stopping and reading
 

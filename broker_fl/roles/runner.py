@@ -6,13 +6,21 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from broker_fl.aggregation import make_rule
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.state import Phase
-from broker_fl.errors import AggregationError, FrameRefused, MessageRefused, StoreUnavailable, UpdateRefused
+from broker_fl.errors import (
+    AggregationError,
+    AppError,
+    FrameRefused,
+    MessageRefused,
+    StoreUnavailable,
+    UpdateRefused,
+)
 from broker_fl.interfaces import Accumulator, Contribution, Given
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
@@ -55,7 +63,7 @@ class JobRunner:
         self._services = services
         self._events = events
         rule = job.state.spec.rule
-        self._rule = make_rule(rule)
+        self._rule = make_rule(rule, services.own)
         self._form: Form = "changes" if isinstance(rule, PerUpdate) and rule.updates_are_changes else "values"
         self._receiver = UpdateReceiver(spec, job.state.spec.transfer, self._form)
         self._accumulator: Accumulator | None = None
@@ -82,7 +90,7 @@ class JobRunner:
 
     def start(self) -> None:
         """Begin with the first round."""
-        self._perform_all(self.job.start(self._now()))
+        self._decide(lambda: self.job.start(self._now()))
 
     def signal(self, signal: s.Signal) -> None:
         """Take a signal in, and do all that follows from it."""
@@ -92,9 +100,18 @@ class JobRunner:
         self._working = True
         try:
             while self._signals:
-                self._perform_all(self.job.step(self._signals.popleft(), self._now()))
+                signal = self._signals.popleft()
+                self._decide(partial(self.job.step, signal, self._now()))
         finally:
             self._working = False
+
+    def _decide(self, decision: Callable[[], list[s.Action]]) -> None:
+        """Do what the job decides; a job whose own selector fails ends there."""
+        try:
+            actions = decision()
+        except AppError as error:
+            actions = self.job.step(s.CannotGoOn(f"round {self.job.state.round}: {error}"), self._now())
+        self._perform_all(actions)
 
     def emit(self, event: Event) -> None:
         """Add an event to the job's log; none follows after the job has ended."""
@@ -151,8 +168,6 @@ class JobRunner:
     def _fold_if_complete(self, learner: str, upload: Upload) -> None:
         if not upload.complete or upload.result is None:
             return
-        if self._accumulator is None:
-            self._accumulator = self._begin_sum()
         result, began = upload.result, time.perf_counter()
         self._receiver.drop(learner)
         if (reason := self.job.refusal(upload.task)) is not None:
@@ -168,10 +183,13 @@ class JobRunner:
                 metrics=result.metrics,
                 evaluation=result.evaluation,
             )
-            weight = self._accumulator.fold(contribution)
+            weight = self._sum().fold(contribution)
         except MessageRefused as error:
             self._refuse(learner, upload.task, error)
             raise
+        except AppError as error:
+            self.signal(s.CannotGoOn(f"round {self.job.state.round}: {error}"))
+            return
         folded = s.UpdateWasFolded(
             learner=learner,
             task=upload.task,
@@ -220,12 +238,12 @@ class JobRunner:
 
     def _commit(self, action: s.Commit) -> None:
         services, state, began = self._services, self.job.state, time.perf_counter()
-        accumulator = self._accumulator or self._begin_sum()
-        self._accumulator = None
-        self._receiver.keep(self.job.is_open)
         try:
+            accumulator = self._sum()
+            self._accumulator = None
+            self._receiver.keep(self.job.is_open)
             combined = accumulator.result()
-        except AggregationError as error:
+        except (AggregationError, AppError) as error:
             self.signal(s.CommitFailed(f"round {state.round}: {error}"))
             return
         record = VersionRecord(
@@ -267,10 +285,15 @@ class JobRunner:
     def _sent(self, learners: tuple[str, ...]) -> None:
         self._sending -= Counter(learners)
 
-    def _begin_sum(self) -> Accumulator:
-        version = self.job.state.version
-        given = Given(spec=self._spec, model=lambda: self._model_of(version), memory=self._memory_of(version))
-        return self._rule.begin(given)
+    def _sum(self) -> Accumulator:
+        """The open round's."""
+        if self._accumulator is None:
+            version = self.job.state.version
+            given = Given(
+                spec=self._spec, model=lambda: self._model_of(version), memory=self._memory_of(version)
+            )
+            self._accumulator = self._rule.begin(given)
+        return self._accumulator
 
     def _memory_of(self, version: int) -> Model | None:
         """What the rule kept when it made this version."""

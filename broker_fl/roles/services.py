@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Store, Transport
 from broker_fl.roles.clock import Clock
 from broker_fl.roles.models import Versions
@@ -41,6 +42,8 @@ class Services:
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist
+    own: OwnClasses = field(default_factory=OwnClasses)
+    """Rules and selectors of the app file that the controller was started with."""
 
     def versions(self, job: str) -> Versions:
         """The model versions of a job."""

@@ -10,7 +10,7 @@ from broker_fl.wire.fields import MAX_PARAMETERS
 from broker_fl.wire.pacing import Aimd
 from broker_fl.wire.protocols import Asynchronous, Rounds, SemiSynchronous
 from broker_fl.wire.rules import PROXIMAL_MU, FedBuff, FedProx, PerUpdate, QFedAvg, Robust
-from broker_fl.wire.selectors import SelectAll, SelectRandom
+from broker_fl.wire.selectors import OwnSelector, SelectAll, Selecting, SelectPowerOfChoice, Sized
 
 if TYPE_CHECKING:
     from broker_fl.wire.job import JobSpec
@@ -30,6 +30,8 @@ def _nothing_measures_the_target(spec: JobSpec) -> str | None:
 def _nothing_measures_the_loss(spec: JobSpec) -> str | None:
     if isinstance(spec.rule, QFedAvg) and not spec.evaluate:
         return "the rule 'qfedavg' needs 'evaluate' to be true: it weighs learners by their loss"
+    if isinstance(spec.selector, SelectPowerOfChoice) and not spec.evaluate:
+        return "the selector 'power_of_choice' needs 'evaluate' to be true: it goes by the learners' loss"
     return None
 
 
@@ -72,6 +74,11 @@ def _choosing_without_rounds(spec: JobSpec) -> str | None:
             f"'selector.name' = {spec.selector.name!r} chooses the cohort of a round, and the protocol "
             "'asynchronous' has none: give 'protocol.max_concurrent'"
         )
+    if isinstance(spec.protocol, Asynchronous) and spec.selector.exclude_after is not None:
+        return (
+            f"'selector.exclude_after' = {spec.selector.exclude_after} leaves learners out for some rounds, "
+            "and the protocol 'asynchronous' has none: give 'protocol.max_failures'"
+        )
     return None
 
 
@@ -112,6 +119,30 @@ def _nobody_else_to_ask(spec: JobSpec) -> str | None:
     return None
 
 
+def _robust_rule_with_a_cohort_of_any_size(spec: JobSpec) -> str | None:
+    if not (isinstance(spec.rule, Robust) and isinstance(spec.protocol, Rounds)):
+        return None
+    if isinstance(spec.protocol.quorum, int):
+        return None
+    cause = _any_size(spec.selector)
+    if cause is None:
+        return None
+    return (
+        f"{cause}: the rule {spec.rule.name!r} with 'rule.max_attackers' f = {spec.rule.max_attackers} needs "
+        f"{spec.rule.updates_needed()} updates ({spec.rule.formula}), so give 'protocol.quorum' as a "
+        "count of at least so many"
+    )
+
+
+def _any_size(selector: Selecting) -> str | None:
+    """Why a cohort may be as small as one learner, however many are there; None if it may not."""
+    if selector.exclude_after is not None:
+        return f"'selector.exclude_after' = {selector.exclude_after} may leave very few learners"
+    if isinstance(selector, OwnSelector):
+        return "'selector.name' = 'own' may choose very few learners"
+    return None
+
+
 def _too_few_for_a_robust_rule(spec: JobSpec) -> str | None:
     rule = spec.rule
     if not isinstance(rule, Robust) or not isinstance(spec.protocol, Rounds):
@@ -126,6 +157,13 @@ def _too_few_for_a_robust_rule(spec: JobSpec) -> str | None:
     return None
 
 
+def fewest_updates(spec: JobSpec) -> int:
+    """With how few updates the job lets a round end; 1 where there are no rounds."""
+    if not isinstance(spec.protocol, Rounds):
+        return 1
+    return min(count for _, _, count in _fewest_updates(spec.protocol, spec))
+
+
 def _fewest_updates(protocol: Rounds, spec: JobSpec) -> Iterator[tuple[str, float, int]]:
     """Field, value, and with how few updates it lets a round end."""
     quorum, cohort, selector = protocol.quorum, protocol.min_learners, spec.selector
@@ -134,13 +172,14 @@ def _fewest_updates(protocol: Rounds, spec: JobSpec) -> Iterator[tuple[str, floa
         yield "protocol.quorum", quorum, quorum
     else:
         yield "protocol.min_learners", cohort, cohort
-    if isinstance(selector, SelectRandom):
-        if selector.count is not None:
-            cohort = min(cohort, selector.count)
-            yield "selector.count", selector.count, selector.count
-        elif selector.fraction is not None and isinstance(quorum, float):
-            cohort = _share(selector.fraction, cohort)
-            yield "selector.fraction", selector.fraction, cohort
+    if isinstance(selector, Sized) and selector.count is not None:
+        cohort = min(cohort, selector.count)
+        yield "selector.count", selector.count, selector.count
+    elif isinstance(quorum, float) and (smallest := selector.smallest_cohort(cohort)) < cohort:
+        fraction = selector.fraction if isinstance(selector, Sized) else None
+        field = "protocol.min_learners" if fraction is None else "selector.fraction"
+        yield field, fraction or cohort, smallest
+        cohort = smallest
     if isinstance(quorum, float):
         yield "protocol.quorum", quorum, _share(quorum, cohort)
 
@@ -160,5 +199,6 @@ _CHECKS: tuple[Callable[[JobSpec], str | None], ...] = (
     _buffer_that_never_fills,
     _work_that_is_set_twice,
     _nobody_else_to_ask,
+    _robust_rule_with_a_cohort_of_any_size,
     _too_few_for_a_robust_rule,
 )

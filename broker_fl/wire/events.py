@@ -133,7 +133,7 @@ class TaskSent(Event):
     workload: Parameters = Field(default={})
     """The task parameters that pacing has set for these learners."""
     num_bytes: Count
-    """Published for all of them together; the broker keeps one copy for up to 100."""
+    """For all of them together, a copy each; over the link to the broker one copy goes for up to 100."""
     num_messages: Count
     send_s: Seconds
 

@@ -32,8 +32,12 @@ def _identifier(value: str) -> str:
     return value
 
 
-def _parameter(value: Any) -> Any:
-    """Instead of pydantic's check of the union, whose errors name each member that the value is not."""
+def parameter(value: Any) -> Any:
+    """Check one, instead of pydantic's check of the union, whose errors name each member that it is not.
+
+    Raises:
+        ValueError: no text, number, boolean or None, or out of its limits.
+    """
     if isinstance(value, str):
         if len(value) > MAX_TEXT_CHARS:
             raise ValueError(f"a text has {len(value)} characters; at most {MAX_TEXT_CHARS} are allowed")
@@ -81,7 +85,7 @@ _PARAMETER_SCHEMA = {
     ]
 }
 Parameter = Annotated[
-    str | int | float | bool | None, PlainValidator(_parameter), WithJsonSchema(_PARAMETER_SCHEMA)
+    str | int | float | bool | None, PlainValidator(parameter), WithJsonSchema(_PARAMETER_SCHEMA)
 ]
 """A task parameter or a learner's attribute; numbers are finite."""
 Parameters = Annotated[dict[Name, Parameter], Field(max_length=MAX_PARAMETERS)]

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from broker_fl.wire.fields import Count, Positive
+from broker_fl.wire.fields import Count, Name, Parameters, Positive
 from broker_fl.wire.settings import Above0, Setting, Share
 
 PROXIMAL_MU = "proximal_mu"
@@ -246,7 +246,17 @@ class FedBuff(PerUpdate):
         return self.buffer_size
 
 
+class OwnRule(Setting):
+    """A rule of the user's own: a class in the app file that the controller was started with."""
+
+    name: Literal["own"] = "own"
+    rule: Name
+    """Name of the class."""
+    settings: Parameters = Field(default={})
+    """What it is made with: ``Class(**settings)``."""
+
+
 AsynchronousRule = FedAsync | FedBuff
 MeanRule = FedAvg | FedProx | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedNova | QFedAvg
 RobustRule = Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | NormClipping
-AnyRule = MeanRule | RobustRule | AsynchronousRule
+AnyRule = MeanRule | RobustRule | AsynchronousRule | OwnRule

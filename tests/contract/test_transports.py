@@ -13,6 +13,7 @@ import pytest
 
 from broker_fl.errors import AccessDenied, SettingError, TransportClosed
 from broker_fl.interfaces import Delivery, Transport
+from broker_fl.simulation.link import LinkedTransport
 from broker_fl.topology import Binding, Entity, Exchange, Queue, Topology
 from broker_fl.transports.memory import MemoryBroker
 from broker_fl.transports.rabbitmq import RabbitMQTransport
@@ -73,13 +74,17 @@ def in_thread(work: Callable[[], None]) -> Iterator[threading.Thread]:
     assert not thread.is_alive()
 
 
-@pytest.fixture(params=["memory", "rabbitmq"])
+@pytest.fixture(params=["memory", "linked", "rabbitmq"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes transports to one empty broker, and closes them."""
     opened: list[Transport] = []
+    broker = MemoryBroker()
     if request.param == "memory":
-        broker = MemoryBroker()
         make: Connect = broker.connect
+    elif request.param == "linked":
+
+        def make() -> Transport:
+            return LinkedTransport(broker.connect(), down_bytes_s=1e8, up_bytes_s=1e8, latency_s=0.001)
     else:
         url = request.getfixturevalue("amqp_url")
 

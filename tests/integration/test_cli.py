@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,21 @@ rounds = 5
 """
 DEADLINE_S = 60.0
 ROOT = Path(__file__).parents[2]
+RULES_PAGE = (ROOT / "docs" / "rules.md").read_text("utf-8")
+OWN_LEARNER = """
+import numpy as np
+from broker_fl import Update
+
+def train(model, task):
+    first = task.learner.endswith("0")
+    return Update(model={"w": model["w"] + int(first)}, num_examples=1000 if first else 10)
+
+def evaluate(model, task):
+    return {}
+
+def initial_model():
+    return {"w": np.zeros(3, "f8")}
+"""
 
 
 @dataclass
@@ -195,6 +211,31 @@ def test_a_whole_job_with_three_learner_processes(shell: Shell, controller: Daem
         learner.terminate()
     controller.terminate()
     assert "left: its process was asked to end" in controller.said
+
+
+def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell: Shell) -> None:
+    """Of 1000 examples 40 count, of 10 all: a round adds (40 * 1 + 10 * 0) / 50 = 0.8."""
+    source, job = (
+        re.search(rf"## A rule of your own.*?```{language}\n(.*?)```", RULES_PAGE, re.DOTALL)[1]  # type: ignore[index]
+        for language in ("python", "toml")
+    )
+    (shell.folder / "app.py").write_text(f"{OWN_LEARNER}\n{source}", "utf-8")
+    rest = '[model]\napp = "app.py"\n[protocol]\nmin_learners = 2\n[termination]\nrounds = 3\n'
+    (shell.folder / "job.toml").write_text(job + rest, "utf-8")
+    shell.run("run", "app.py", "--job", "job.toml", "--learners", "2", "--no-live")
+    (run,) = (shell.folder / "runs").iterdir()
+    assert Model.load(run / "model.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
+
+    shell.start("controller", "--app", "app.py").wait_said("is active")
+    for learner in ("learner-0", "learner-1"):
+        shell.start("learner", "app.py", "--id", learner).wait_said("takes tasks")
+    job_id = shell.run("submit", "job.toml", "--watch").split()[0]
+    shell.run("models", "export", job_id, "--out", "final.safetensors")
+    assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
+    (shell.folder / "job.toml").write_text(job.replace("Capped", "Caped") + rest, "utf-8")
+    told = shell.refusal("submit", "job.toml", code=1)
+    assert "app.py has no rule 'Caped'" in told
+    assert "did you mean 'Capped'? allowed are Capped" in told
 
 
 def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, controller: Daemon) -> None:

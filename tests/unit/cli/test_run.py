@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from broker_fl.cli import commands
 from broker_fl.model import Model
+from broker_fl.record.runfolder import RunFolder
 
 APP = """
 import numpy as np
@@ -230,3 +231,61 @@ def test_the_demo_shows_that_a_federation_is_better_than_training_alone(folder: 
     federation, alone = accuracy["the federation"], accuracy["one learner alone, mean of 4"]
     assert federation > alone
     assert (run_folder(folder) / "report.html").is_file()
+
+
+SIMULATION = """
+protocol.quorum = 0.5
+[simulation]
+step_s = 0.01
+heartbeat_s = 0.1
+speeds = { name = "spread", low = 0.1, high = 1.0 }
+links = { down_bytes_s = 1e6, latency_s = 0.001 }
+faults = [{ name = "kill", learners = ["learner-1"], at_round = 1 }]
+"""
+
+
+def simulate(folder: Path, *args: str, text: str = SIMULATION) -> Result:
+    (folder / "counts.py").write_text(APP.replace("num_examples=1", "num_examples=1, num_steps=3"), "utf-8")
+    (folder / "job.toml").write_text(text, "utf-8")
+    return call("run", "counts.py", "--job", "job.toml", "--learners", "3", "--no-live", *args)
+
+
+def test_a_run_is_in_the_world_that_the_job_file_describes_and_its_folder_says_which(folder: Path) -> None:
+    result = simulate(folder, "--rounds", "3", "--seed", "5")
+    assert result.exit_code == 0, result.output
+    path = run_folder(folder)
+    settings = json.loads((path / "settings.json").read_text("utf-8"))
+    assert (settings["simulation"]["seed"], settings["simulation"]["step_s"]) == (5, 0.01)
+    assert [one["kills"] for one in settings["learners"]] == [[], [{"at_round": 1}], []]
+    assert settings["job"]["protocol"]["min_learners"] == 2  # the round after the death need not wait
+    history = RunFolder.open(path).history()
+    contributors = [record.contributors for record in history.committed]
+    assert contributors == [("learner-0", "learner-1", "learner-2"), *[("learner-0", "learner-2")] * 2]
+    for one in settings["learners"]:
+        task = history.rounds[0].tasks[one["learner"]]
+        assert task.train_s is not None
+        assert task.train_s >= 3 * 0.01 / one["speed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("simulation.sped = 1", "job.toml: unknown field 'simulation.sped': did you mean 'speeds'?"),
+        ("simulation.speeds = [0.1]", "simulation.speeds: 1 values were given for 3 learners"),
+        (
+            SIMULATION.replace("learner-1", "learner-7"),
+            "simulation.faults, number 1: there is no learner 'learner-7'",
+        ),
+    ],
+)
+def test_a_world_that_cannot_be_is_told_before_anything_is_made(folder: Path, text: str, told: str) -> None:
+    result = simulate(folder, text=text)
+    assert (result.exit_code, told in result.stderr) == (2, True), result.stderr
+    assert not (folder / "runs").exists()
+
+
+def test_real_learners_have_no_simulated_world(folder: Path) -> None:
+    (folder / "job.toml").write_text(SIMULATION, "utf-8")
+    result = call("submit", "job.toml")
+    assert result.exit_code == 2
+    assert "has a table [simulation], which only broker-fl run follows" in result.stderr

@@ -15,7 +15,7 @@ from broker_fl.model import Arrays
 
 def train(model: Arrays, task: TaskContext) -> Update:
     task.progress(0.5)
-    return Update(model={"x": model["x"] + task.round}, num_examples=2)
+    return Update(model={"x": model["x"] + task.round}, num_examples=2, num_steps=3, num_epochs=1.5)
 
 
 def evaluate(model: Arrays, task: TaskContext) -> Metrics:
@@ -25,7 +25,9 @@ def evaluate(model: Arrays, task: TaskContext) -> Metrics:
 def test_two_functions_are_a_learner() -> None:
     learner: Learner = FunctionLearner(train, evaluate)
     task = LocalTask(round=3)
-    assert learner.train({"x": np.ones(2)}, task).model["x"].tolist() == [4, 4]
+    update = learner.train({"x": np.ones(2)}, task)
+    assert update.model["x"].tolist() == [4, 4]
+    assert (update.num_examples, update.num_steps, update.num_epochs) == (2, 3, 1.5)
     assert learner.evaluate({"x": np.ones(2)}, task) == {"sum": 2.0}
     assert task.fraction == 0.5
     assert not hasattr(learner, "initial_model")
@@ -96,7 +98,8 @@ def test_a_wrong_parameter_is_named_with_its_value(parameters: Parameters) -> No
 def test_importing_the_library_imports_no_framework() -> None:
     program = (
         "import sys, broker_fl, broker_fl.frameworks, broker_fl.apps, broker_fl.partition;"
-        "print(sorted({'torch', 'tensorflow', 'keras', 'sklearn', 'pika', 'redis'} & set(sys.modules)))"
+        "drivers = {'torch', 'tensorflow', 'keras', 'sklearn', 'jax', 'xgboost', 'pika', 'redis'};"
+        "print(sorted(drivers & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60

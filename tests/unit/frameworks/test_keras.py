@@ -104,7 +104,7 @@ def test_training_learns_and_evaluation_says_so(site: KerasLearner, start: Model
     assert before["num_examples"] == NUM
     assert before["accuracy"] < 0.6 < 0.85 < after["accuracy"]
     assert set(update.metrics) == {"loss", "accuracy"}
-    assert (update.num_examples, update.num_steps) == (NUM, 30 * 5)
+    assert (update.num_examples, update.num_steps, update.num_epochs) == (NUM, 30 * 5, 30)
 
 
 def test_the_result_is_in_the_arrays_that_came(site: KerasLearner, start: Model) -> None:
@@ -135,9 +135,11 @@ def test_steps_end_training_in_the_middle_of_an_epoch_and_beyond_one(
     site: KerasLearner, start: Model
 ) -> None:
     update = site.train(start.copy(), LocalTask(parameters={"steps": 3, "batch_size": 10, "epochs": 9}))
-    assert (update.num_steps, update.num_examples) == (3, 30)
+    assert (update.num_steps, update.num_examples, update.num_epochs) == (3, 30, 3 / 13)
     update = site.train(start.copy(), LocalTask(parameters={"steps": 20, "batch_size": 10}))
-    assert (update.num_steps, update.num_examples) == (20, NUM)
+    assert (update.num_steps, update.num_examples, update.num_epochs) == (20, NUM, 1 + 7 / 13)
+    update = site.train(start.copy(), LocalTask(parameters={"steps": 6, "batch_size": 32}))
+    assert (update.num_steps, update.num_epochs) == (6, 1 + 32 / NUM)  # the fifth batch has 2 examples
 
 
 def test_optimizer_state_and_learning_rate_are_not_kept_from_task_to_task(
@@ -189,7 +191,11 @@ def test_a_tensorflow_dataset_is_used_as_it_is() -> None:
     data = tf.data.Dataset.from_tensor_slices(examples(60)).batch(20)
     site = KerasLearner(network(), data)
     update = site.train(site.initial_model(), LocalTask(parameters={"epochs": 2}))
-    assert (update.num_examples, update.num_steps) == (60, 6)
+    assert (update.num_examples, update.num_steps, update.num_epochs) == (60, 6, 2)
+    update = site.train(site.initial_model(), LocalTask(parameters={"steps": 4}))
+    assert (update.num_examples, update.num_steps, update.num_epochs) == (60, 4, 1 + 1 / 3)
+    update = site.train(site.initial_model(), LocalTask(parameters={"steps": 2}))
+    assert (update.num_examples, update.num_epochs) == (40, 2 / 3)
     assert site.evaluate(update.model, LocalTask())["num_examples"] == 60
     with pytest.raises(
         SettingError, match="asks for batch_size 7, but train_data comes in batches of its own"

@@ -128,7 +128,7 @@ def test_training_learns_and_evaluation_says_so() -> None:
     assert before["accuracy"] < 0.6 < 0.9 < after["accuracy"]
     assert after["loss"] < before["loss"]
     assert set(update.metrics) == {"loss", "accuracy"}
-    assert (update.num_examples, update.num_steps) == (NUM - 1, 12 * 4)
+    assert (update.num_examples, update.num_steps, update.num_epochs) == (NUM - 1, 12 * 4, 12)
 
 
 def test_evaluation_changes_neither_the_model_nor_the_running_statistics() -> None:
@@ -172,9 +172,11 @@ def test_steps_end_training_in_the_middle_of_an_epoch_and_beyond_one() -> None:
     site = learner()
     parameters = {"steps": 3, "batch_size": 10, "epochs": 9}
     update = site.train(site.initial_model(), LocalTask(parameters=parameters))
-    assert (update.num_steps, update.num_examples) == (3, 30)
+    assert (update.num_steps, update.num_examples, update.num_epochs) == (3, 30, 30 / NUM)
     update = site.train(site.initial_model(), LocalTask(parameters={**parameters, "steps": 20}))
-    assert (update.num_steps, update.num_examples) == (20, NUM)
+    assert (update.num_steps, update.num_examples, update.num_epochs) == (20, NUM, 1 + 70 / NUM)
+    update = site.train(site.initial_model(), LocalTask(parameters={**parameters, "steps": 26}))
+    assert (update.num_steps, update.num_epochs) == (26, 2)
 
 
 def test_the_learning_rate_is_the_jobs() -> None:
@@ -231,6 +233,7 @@ def test_a_task_is_cancelled_between_two_steps_and_the_learner_works_on() -> Non
 def test_a_data_loader_is_used_as_it_is() -> None:
     site = TorchLearner(network(), DataLoader(examples(60), batch_size=20), examples(10))
     assert site.train(site.initial_model(), LocalTask(parameters={"batch_size": 20})).num_steps == 3
+    assert site.train(site.initial_model(), LocalTask(parameters={"steps": 2})).num_epochs == 2 / 3
     assert site.evaluate(site.initial_model(), LocalTask())["num_examples"] == 10
     with pytest.raises(SettingError, match="asks for batch_size 7, but train_data is a DataLoader with 20"):
         site.train(site.initial_model(), LocalTask(parameters={"batch_size": 7}))
@@ -244,8 +247,22 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 def test_a_stream_of_examples_can_be_trained_on() -> None:
     site, task = TorchLearner(network(), Stream()), Recording(parameters={"epochs": 2, "batch_size": 10})
     update = site.train(site.initial_model(), task)
-    assert (update.num_examples, update.num_steps) == (40, 8)
+    assert (update.num_examples, update.num_steps, update.num_epochs) == (40, 8, 2)
     assert task.told == sorted(task.told)
+
+
+def test_passes_are_counted_as_far_as_anybody_knows_how_long_one_is() -> None:
+    def num_epochs(data: DataLoader[object] | Stream, steps: int) -> float:
+        site = TorchLearner(network(), data)
+        task = LocalTask(parameters={"steps": steps, "batch_size": None})
+        return site.train(site.initial_model(), task).num_epochs
+
+    assert num_epochs(Stream(), 1) == 0
+    assert num_epochs(Stream(), 3) == 1.8  # batches of 32 and 8, and again 32
+    uneven = [list(range(20)), list(range(20, 50)), list(range(50, 60))]
+    assert num_epochs(DataLoader(examples(60), batch_sampler=uneven), 2) == 2 / 3
+    assert num_epochs(DataLoader(examples(60), batch_sampler=uneven), 4) == 1 + 20 / 60
+    assert num_epochs(DataLoader(examples(50), batch_size=20, drop_last=True), 1) == 0.5
 
 
 def test_regression_has_a_loss_and_no_accuracy() -> None:

@@ -47,7 +47,7 @@ def test_a_task_has_its_times_sizes_and_metrics(history: History) -> None:
     assert task.outcome == "folded"
     times = [task.sent_s, task.accepted_s, task.finished_s, task.folded_s]
     assert times == sorted(time_s for time_s in times if time_s)
-    assert task.num_bytes == MODEL_BYTES
+    assert task.bytes_up == MODEL_BYTES
     assert task.weight == task.num_examples
     assert set(task.evaluation) == {"accuracy", "loss"}
     assert set(task.metrics) == {"loss"}
@@ -80,6 +80,9 @@ def test_a_retried_round_begins_anew_but_forgets_no_failure(history: History) ->
     assert record.attempt == 1
     assert record.counts["sent"] == 10
     assert {task.attempt for task in record.tasks} == {1}
+    assert {(task.attempt, task.learner) for task in record.tasks.earlier} == {
+        (0, f"site-{index:02d}") for index in range(10)
+    }
     assert record.messages_down == 4
     assert history.learners["site-01"].tasks == 22
 
@@ -179,7 +182,7 @@ def test_json_has_null_for_what_is_not_finite() -> None:
 
 def test_json_holds_every_table(history: History) -> None:
     whole = json.loads(history.to_json())
-    assert len(whole["tasks"]) == 210
+    assert len(whole["tasks"]) == 210 + 10, "the round that was retried has two attempts"
     assert len(whole["rounds"]) == 21
     assert len(whole["versions"]) == 21
     assert len(whole["learners"]) == 10

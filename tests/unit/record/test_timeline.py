@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker_fl.record.history import History
-from broker_fl.record.records import RoundRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.timeline import ROUND_PHASES, breakdown, lanes, typical
 from broker_fl.wire import events as ev
 from broker_fl.wire.messages import Timings

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from broker_fl.errors import StoreUnavailable
+from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
@@ -170,11 +171,11 @@ class Stage:
         self._closing.append(driver.close)
         return driver
 
-    def controller(self, *, wait: bool = True) -> Controller:
-        """Start one; ``wait`` until it has the lease."""
+    def controller(self, *, wait: bool = True, own: OwnClasses | None = None) -> Controller:
+        """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease."""
         store, transport = SQLiteStore(self._path, federation=FEDERATION), self.broker.connect("controller")
         cord = Cord(store)
-        controller = Controller(transport, cord, self._settings)
+        controller = Controller(transport, cord, self._settings, own)
         self.cords[controller] = cord, transport
         self._closing += [store.close, transport.close, lambda: controller.wait(10.0), controller.stop]
         controller.start()

@@ -97,7 +97,7 @@ def test_a_controller_whose_store_fails_for_too_long_ends_before_it_is_active(tm
 def test_events_that_the_store_does_not_take_for_too_long_end_the_federation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_fl.simulation.STORE_PATIENCE_S", 0.1)
+    monkeypatch.setattr("broker_fl.simulation.federation.STORE_PATIENCE_S", 0.1)
 
     def append_events(*_: object, **__: object) -> None:
         raise StoreUnavailable("no room for events")
@@ -114,7 +114,7 @@ def test_events_that_the_store_does_not_take_for_too_long_end_the_federation(
 def test_a_federation_whose_controller_cannot_begin_raises_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_fl.simulation.STORE_PATIENCE_S", 0.0)
+    monkeypatch.setattr("broker_fl.simulation.federation.STORE_PATIENCE_S", 0.0)
     federation = Federation({"a": Adds(1.0)}, folder=tmp_path)
 
     def jobs() -> dict[str, bytes]:

@@ -1,17 +1,18 @@
-"""Split one data set over many learners, as the literature simulates owners of data; seeded, repeatable."""
+"""Split with label skew: each class is dealt out in shares from a Dirichlet distribution.
+
+M. Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, ICML 2019, section 4: for
+each class k, shares p_k ~ Dir_J(alpha) of its examples go to the J learners.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from broker_fl.errors import SettingError
-
-Indices = npt.NDArray[np.int64]
+from broker_fl.partition.parts import Indices, check, check_above_0, one_dimensional, parts_of
 
 
 def dirichlet(
@@ -41,8 +42,9 @@ def dirichlet(
     Raises:
         SettingError: an argument is out of range, or there are not ``num_parts * min_examples`` examples.
     """
-    classes = np.asarray(labels)
-    _check(classes, num_parts, alpha, min_examples)
+    classes = one_dimensional(labels, "labels")
+    check_above_0(alpha, "alpha")
+    check(len(classes), num_parts, min_examples)
     rng = np.random.default_rng(seed)
     owner = np.empty(len(classes), np.int64)
     for label in np.unique(classes):
@@ -50,24 +52,7 @@ def dirichlet(
         cuts = np.cumsum(rng.dirichlet(np.full(num_parts, alpha)))[:-1] * len(members)
         owner[members] = np.searchsorted(cuts, np.arange(len(members)), side="right")
     _fill_up(owner, num_parts, min_examples, rng)
-    sizes = np.bincount(owner, minlength=num_parts)
-    return np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
-
-
-def _check(classes: npt.NDArray[Any], num_parts: int, alpha: float, min_examples: int) -> None:
-    if classes.ndim != 1:
-        raise SettingError(f"labels must be one-dimensional, not of shape {classes.shape}")
-    if num_parts < 1:
-        raise SettingError(f"num_parts must be at least 1, not {num_parts}")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise SettingError(f"alpha must be a number above 0, not {alpha}")
-    if min_examples < 0:
-        raise SettingError(f"min_examples must be at least 0, not {min_examples}")
-    if num_parts * min_examples > len(classes):
-        raise SettingError(
-            f"{len(classes)} examples are too few for {num_parts} parts of at least {min_examples}: "
-            f"ask for fewer parts or a smaller min_examples"
-        )
+    return parts_of(owner, num_parts)
 
 
 def _fill_up(owner: Indices, num_parts: int, min_examples: int, rng: np.random.Generator) -> None:

@@ -1,0 +1,33 @@
+"""What a learner tells of itself when it joins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import TypeAdapter, ValidationError
+
+from broker_fl.errors import AppError
+from broker_fl.interfaces import Learner, Parameters
+from broker_fl.wire import fields
+
+_HOW = "it is a dict of texts, numbers and booleans by name"
+
+
+def attributes_of(learner_id: str, learner: Learner, given: Parameters) -> Parameters:
+    """Its optional ``attributes``, read once; ``given`` are those of whoever runs it, who has the last word.
+
+    Raises:
+        AppError: they are no dict, or one of them cannot travel.
+    """
+    own = getattr(learner, "attributes", None)
+    where = f"the attributes of learner {learner_id} ({type(learner).__name__}.attributes)"
+    if own is None:
+        return given
+    if not isinstance(own, Mapping):
+        raise AppError(f"{where} are a {type(own).__name__}; {_HOW}")
+    try:
+        return TypeAdapter(fields.Parameters).validate_python({**own, **given}, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = f"{first['loc'][0]}: " if first["loc"] else ""
+        raise AppError(f"{where} cannot be told: {name}{first['msg']}; {_HOW}") from None

@@ -1,0 +1,181 @@
+"""Controller, learners and a driver on threads of one process."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from broker_fl.errors import BrokerFLError
+from broker_fl.extensions import OwnClasses
+from broker_fl.interfaces import Learner
+from broker_fl.model import Array, Model
+from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.driver import Driver, Job
+from broker_fl.roles.learner import DEFAULT_HEARTBEAT_S, LearnerHost, LearnerSettings
+from broker_fl.simulation.machines import Machine, Machines
+from broker_fl.simulation.pace import SimulatedLearner
+from broker_fl.stores.sqlite import SQLiteStore
+from broker_fl.topology import Topology
+from broker_fl.transports.memory import MemoryBroker
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.messages import VersionRef
+from broker_fl.world import Profile, World
+
+STORE_PATIENCE_S = 3.0
+"""A disk that is full for so long ends the federation: nobody stands by to mend it, as with a daemon."""
+JOIN_TIMEOUT_S = 60.0
+"""How long learners may take to be there."""
+
+
+class Federation:
+    """Controller, learners and a driver on threads of this process; a context manager.
+
+    What ends the controller before its time is raised at once from whatever waits for it, and by the context
+    manager: ``StoreUnavailable`` if the disk is full.
+
+    ::
+
+        with Federation({"a": learner_a, "b": learner_b}) as federation:
+            job = federation.submit(JobSpec(termination={"rounds": 10}), initial_model)
+            job.wait()
+            final = job.model()
+
+    In a ``world``, learners are as fast as it says, and fail as it says; all of them are there when the block
+    begins::
+
+        world = World(speeds=Spread(low=0.1, high=1.0), faults=[Kill(fraction=0.3, at_round=5)], seed=1)
+        with Federation(learners, world=world) as federation: ...
+    """
+
+    def __init__(
+        self,
+        learners: Mapping[str, Learner],
+        *,
+        world: World | None = None,
+        folder: str | Path | None = None,
+        num_workers: int = 2,
+        name: str = "simulation",
+        own: Iterable[type] | OwnClasses = (),
+    ) -> None:
+        """Keep state in ``folder`` (a temporary one if None); ``num_workers`` learners compute at a time.
+        ``own`` are rules and selectors that jobs may name by their classes.
+
+        Raises:
+            SettingError: the world names learners that there are not, or hits more than there are; or one of
+                ``own`` is neither a rule nor a selector.
+        """
+        self.profiles: Mapping[str, Profile] = world.profiles(list(learners)) if world else {}
+        """What was drawn for each learner; empty without a world."""
+        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
+        self.folder = Path(self._temporary.name if self._temporary else folder or ".")
+        self.broker = MemoryBroker()
+        self._name = name
+        self._num_learners = len(learners)
+        self._store = SQLiteStore(self.folder / "state.sqlite", federation=name)
+        self._transports = [self.broker.connect(role) for role in ("controller", "learners")]
+        controller_settings = ControllerSettings(
+            federation=name,
+            heartbeat_s=world.heartbeat_s if world else DEFAULT_HEARTBEAT_S,
+            store_patience_s=STORE_PATIENCE_S,
+        )
+        classes = own if isinstance(own, OwnClasses) else OwnClasses.of(own)
+        self.controller = Controller(self._transports[0], self._store, controller_settings, classes)
+        machines, others = self._machines_of(learners, world, num_workers)
+        self._machines = Machines(machines, self.profiles, Topology(name))
+        # Those that only pause do not wait for one another: only computing takes a worker's time.
+        num_threads = max(1, len(others)) if world and world.paces else num_workers
+        host_settings = LearnerSettings(federation=name, num_workers=num_threads)
+        self.learners = LearnerHost(self._transports[1], others, host_settings)
+        self._closing = ExitStack()
+        self._guard = threading.Thread(target=self._watch_controller, name="simulation-guard", daemon=True)
+        self.driver: Driver
+
+    def _machines_of(
+        self, learners: Mapping[str, Learner], world: World | None, num_workers: int
+    ) -> tuple[dict[str, Machine], Mapping[str, Learner]]:
+        """Those that have a link or an end of their own, and the others, whom one host can carry."""
+        if world is None:
+            return {}, learners
+        slots = threading.Semaphore(num_workers)
+        machines: dict[str, Machine] = {}
+        others: dict[str, Learner] = {}
+        settings = LearnerSettings(federation=self._name, num_workers=1)
+        for name, learner in learners.items():
+            profile = self.profiles[name]
+            simulated = others[name] = SimulatedLearner(learner, profile, world, slots)
+            if profile.has_link or profile.kills:
+                machines[name] = Machine(self.broker, others.pop(name), profile, settings)
+                simulated.on_task = partial(self._task_begins, name)
+        return machines, others
+
+    def _task_begins(self, learner: str, round: int) -> None:
+        self._machines.task_begins(learner, round)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as closing:
+            closing.callback(self._close_files)
+            self.controller.start()
+            closing.callback(self._stop_controller)
+            if not self.controller.wait_active():
+                raise self.controller.error or BrokerFLError("the controller ended before it was active")
+            self.learners.start()
+            closing.callback(self.learners.stop, drain_s=0.0, reason="the simulation is over")
+            closing.callback(self._machines.stop)
+            self._machines.start()
+            self.driver = Driver(self.broker.connect("driver"), self._name)
+            closing.callback(self.driver.close)
+            self._guard.start()
+            if self.profiles:
+                self._wait_for_learners()
+                self._machines.begin_faults(self.broker)
+            self._closing = closing.pop_all()
+        return self
+
+    def _wait_for_learners(self) -> None:
+        give_up_at = time.monotonic() + JOIN_TIMEOUT_S
+        while (num := len(self.driver.learners())) < self._num_learners:
+            if time.monotonic() >= give_up_at:
+                raise BrokerFLError(
+                    f"{num} of {self._num_learners} learners joined within {JOIN_TIMEOUT_S:g} s: are their "
+                    f"links too slow?"
+                )
+            time.sleep(0.01)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        cause = self.controller.error  # before the end: what happens meanwhile is of no interest
+        self._closing.close()
+        self._guard.join()
+        if cause is not None and cause is not error and isinstance(error, BrokerFLError | None):
+            raise cause from error
+
+    def _watch_controller(self) -> None:
+        self.controller.wait()
+        if isinstance(error := self.controller.error, Exception):
+            self.driver.fail(error)
+
+    def _stop_controller(self) -> None:
+        self.controller.stop()
+        self.controller.wait(10.0)
+
+    def _close_files(self) -> None:
+        for transport in self._transports:
+            transport.close()
+        self._store.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def submit(self, spec: JobSpec, model: Model | Mapping[str, Array] | VersionRef) -> Job:
+        """Start a job; it waits until ``spec.protocol.min_learners`` are there."""
+        return self.driver.submit(spec, model)
