@@ -115,7 +115,7 @@ class HeldTask:
             receive_s=self.receive_s,
             queue_s=started - self._whole_at,
             evaluate_s=evaluated - started,
-            train_s=time.perf_counter() - evaluated,
+            train_s=time.perf_counter() - evaluated if self.task.train else 0.0,
         )
         self.result = Result(
             learner=self.learner,

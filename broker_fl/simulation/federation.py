@@ -112,11 +112,11 @@ class Federation:
             simulated = others[name] = SimulatedLearner(learner, profile, world, slots)
             if profile.has_link or profile.kills:
                 machines[name] = Machine(self.broker, others.pop(name), profile, settings)
-                simulated.on_task = partial(self._task_begins, name)
+                simulated.is_killed = partial(self._task_begins, name)
         return machines, others
 
-    def _task_begins(self, learner: str, round: int) -> None:
-        self._machines.task_begins(learner, round)
+    def _task_begins(self, learner: str, round: int) -> bool:
+        return self._machines.task_begins(learner, round)
 
     def __enter__(self) -> Self:
         with ExitStack() as closing:

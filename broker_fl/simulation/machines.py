@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from broker_fl.errors import MessageRefused, TaskCancelled
+from broker_fl.errors import MessageRefused
 from broker_fl.interfaces import Delivery, Learner
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.roles.loop import Loop
@@ -119,18 +119,14 @@ class Machines:
         for machine in self._machines.values():
             machine.switch_off()
 
-    def task_begins(self, learner: str, round: int) -> None:
-        """On the learner's thread: it dies here if it is to die in this round or in one before.
-
-        Raises:
-            TaskCancelled: it is dead; nothing that it does counts.
-        """
+    def task_begins(self, learner: str, round: int) -> bool:
+        """On the learner's thread: whether it is to die in this round or one before; it is cut off then."""
         due = [kill for name, kill in self._due(round) if name == learner]
         if due:
             self._machines[learner].cut()
             for kill in due:
                 self._loop.post(partial(self._kill, learner, kill))
-            raise TaskCancelled(f"{learner} is killed in round {round}")
+        return bool(due)
 
     # ------------------------------------------------------------ on the thread of the loop
 

@@ -44,8 +44,8 @@ class SimulatedLearner:
         self._slots = slots
         self._alone = threading.Lock()  # one that came back may find that its former life still computes
         self._chance = world.rng(f"failures of {profile.learner}")
-        self.on_task: Callable[[int], None] = lambda _: None
-        """Told the round of each task as work on it begins; may raise."""
+        self.is_killed: Callable[[int], bool] = lambda _: False
+        """Asked with the round of each task as work on it begins."""
 
     def train(self, model: Arrays, task: TaskContext) -> Update:
         """Train, then pause for what a training of so many steps takes on the simulated machine.
@@ -72,7 +72,10 @@ class SimulatedLearner:
 
     def _begin(self, task: TaskContext) -> None:
         task.progress(0.0)  # a former life has nothing more to do
-        self.on_task(task.round)
+        is_killed = self.is_killed(task.round)
+        while is_killed:
+            time.sleep(SLICE_S)
+            task.progress(0.0)  # raises as soon as its host is gone
 
     def _train_s(self, update: Update) -> float | None:
         """How long training takes at speed 1; None where that is what it took here."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
@@ -38,6 +39,7 @@ _VERSION = re.compile(
 )
 
 
+@lru_cache(maxsize=256)  # a hundred thousand learners run few versions
 def version(text: str) -> Version | None:
     """The first word that is a version; None if there is none.
 
@@ -61,14 +63,13 @@ class Range(Setting):
 
     def contains(self, value: Scalar) -> bool:
         """Whether it is of the same kind, and within."""
-        lowest, highest = (None if bound is None else _place(bound) for bound in (self.min, self.max))
         if isinstance(self.min if self.min is not None else self.max, str) != isinstance(value, str):
             return False
         place = _place(value)
         return (
             place is not None
-            and (lowest is None or lowest <= place)
-            and (highest is None or place <= highest)
+            and (self.min is None or _place(self.min) <= place)
+            and (self.max is None or place <= _place(self.max))
         )
 
 
