@@ -3,8 +3,9 @@
 Importing this package imports no framework: ``torch`` and ``keras`` are modules of their own.
 """
 
+from broker_fl.frameworks.control import ControlVariate
 from broker_fl.frameworks.functions import FunctionLearner
 from broker_fl.frameworks.local import LocalTask, train_alone
 from broker_fl.frameworks.proximal import ProximalTerm
 
-__all__ = ["FunctionLearner", "LocalTask", "ProximalTerm", "train_alone"]
+__all__ = ["ControlVariate", "FunctionLearner", "LocalTask", "ProximalTerm", "train_alone"]
