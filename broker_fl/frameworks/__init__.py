@@ -1,6 +1,7 @@
-"""Adapters that make a ``Learner`` of what the user has: two functions, a PyTorch module, a Keras model.
+"""Adapters that make a ``Learner`` of what the user has.
 
-Importing this package imports no framework: ``torch`` and ``keras`` are modules of their own.
+Two functions; a PyTorch module, a Keras model, a scikit-learn estimator, a JAX pytree, XGBoost's trees.
+Importing this package imports no framework: each has a module of its own.
 """
 
 from broker_fl.frameworks.control import ControlVariate

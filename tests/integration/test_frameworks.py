@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,13 +25,14 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from broker_fl import opaque
+from broker_fl.apps import load_app
 from broker_fl.frameworks import LocalTask, train_alone
 from broker_fl.frameworks.jax import JaxLearner, Variables, sgd
 from broker_fl.frameworks.keras import KerasLearner
 from broker_fl.frameworks.sklearn import SklearnLearner
 from broker_fl.frameworks.torch import TorchLearner
 from broker_fl.frameworks.xgboost import XGBoostLearner, to_booster
-from broker_fl.interfaces import Learner, Parameters
+from broker_fl.interfaces import Learner, LearnerContext, Parameters
 from broker_fl.model import Arrays, Model
 from broker_fl.partition import dirichlet
 from broker_fl.simulation import Federation
@@ -203,3 +207,31 @@ def test_a_boosted_model_of_a_federation_is_an_ordinary_booster() -> None:
     found = again.predict(xgboost.DMatrix(inputs))
     assert np.array_equal(found, booster.predict(xgboost.DMatrix(inputs)))
     assert ((found > 0.5) == targets).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["torch", "keras", "sklearn", "jax", "xgboost"])
+def test_the_example_in_the_documentation_is_an_app_that_learns(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    page = (Path(__file__).parents[2] / "docs" / "writing-a-learner.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [example] = [block for block in blocks if f"from broker_fl.frameworks.{name} import" in block]
+    file = tmp_path / f"{name}_app.py"
+    file.write_text(example, encoding="utf-8")
+    app = load_app(f"{file}:make_learner")
+    sites = {f"l{i}": app.make(LearnerContext(learner=f"l{i}", index=i, count=3)) for i in range(3)}
+    spec = JobSpec(
+        protocol=Synchronous(min_learners=3),
+        rule=TreeBagging() if name == "xgboost" else FedAvg(),
+        termination=Termination(rounds=3),
+        parameters={"seed": 0, "epochs": 3},
+        evaluate=False,
+    )
+    start = app.initial_model()
+    with Federation(sites) as federation:
+        job = federation.submit(spec, start)
+        job.wait()
+        model = job.model()
+    before, after = (sites["l0"].evaluate(arrays, LocalTask()) for arrays in (start, model))
+    assert after["accuracy"] > max(0.8, before["accuracy"])
