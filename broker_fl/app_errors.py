@@ -16,10 +16,12 @@ from broker_fl.errors import AppError, BrokerFLError
 
 _LIBRARY = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
 _INSTALL = {
+    "jax": "broker-fl[jax]",
     "keras": "broker-fl[tensorflow]",
     "sklearn": "scikit-learn",
     "tensorflow": "broker-fl[tensorflow]",
     "torch": "broker-fl[torch]",
+    "xgboost": "broker-fl[xgboost]",
 }
 
 

@@ -15,6 +15,9 @@ _PACKAGES = ("broker-fl", "numpy", "numexpr", "pika", "redis", "pydantic", "msgp
 _EXTRAS: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "tensorflow": ("tensorflow",),
+    "sklearn": ("scikit-learn",),
+    "jax": ("jax",),
+    "xgboost": ("xgboost",),
     "he": ("tenseal",),
     "report": ("jinja2", "matplotlib"),
 }
@@ -47,7 +50,7 @@ def _packages() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     for extra, packages in _EXTRAS.items():
-        versions = {name: _version(name) for name in packages}
+        versions = {name: _version(name) or _version(f"{name}-cpu") for name in packages}  # xgboost-cpu
         if all(versions.values()):
             there = ", ".join(f"{name} {version}" for name, version in versions.items())
             yield Finding(level="ok", what=f"extra {extra}: {there}")

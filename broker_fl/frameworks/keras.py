@@ -145,10 +145,10 @@ class KerasLearner:
         self._reset_optimizer(work)
         if work.seed is not None:
             self._reseed(work.seed)
-        pace = _Pace(task, work)
-        # An epoch has at least one step: with as many epochs as steps, the step limit is what ends it.
+        pace = _Pace(task, work, self._batches_of_a_step(work))
+        # An epoch has at least one batch: with as many epochs as batches, their limit is what ends it.
         with self._held_by(work.proximal_mu):
-            history = self._model.fit(**data, epochs=work.steps or work.epochs, callbacks=[pace], verbose=0)
+            history = self._model.fit(**data, epochs=pace.limit or work.epochs, callbacks=[pace], verbose=0)
         return Update(
             model=to_arrays(self._model, out=model),
             num_examples=pace.num_examples,
@@ -165,6 +165,16 @@ class KerasLearner:
         data = _as_arguments(self._test_data, work.batch_size or DEFAULT_BATCH_SIZE)
         found = self._model.evaluate(**data, callbacks=[pace], verbose=0, return_dict=True)
         return {**{name: float(value) for name, value in found.items()}, "num_examples": pace.num_examples}
+
+    def _batches_of_a_step(self, work: Workload) -> int:
+        """More than one where the optimizer gathers gradients first."""
+        at_once = self._model.steps_per_execution
+        if work.steps is not None and at_once != 1:
+            raise SettingError(
+                f"the job asks for steps {work.steps}, but the model is compiled with steps_per_execution="
+                f"{at_once}, so that it cannot end between two: compile it with 1, or ask for epochs"
+            )
+        return self._model.optimizer.gradient_accumulation_steps or 1
 
     def _training_data(self, work: Workload) -> dict[str, Any]:
         if work.batch_size is not None and not isinstance(self._train_data, tuple | list):
@@ -277,29 +287,31 @@ class _Shuffled(keras.utils.PyDataset):  # type: ignore[misc]
 
 
 class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells the task after each step, and ends training at the step limit."""
+    """Tells the task after each batch, and ends training at the step limit."""
 
-    def __init__(self, task: TaskContext, work: Workload) -> None:
+    def __init__(self, task: TaskContext, work: Workload, batches_of_a_step: int = 1) -> None:
         super().__init__()
+        self.limit = work.steps and work.steps * batches_of_a_step
+        """In batches."""
         self.examples: list[int] = []
         """Of each epoch, the last one maybe not whole."""
         self._task = task
         self._work = work
-        self._steps_before = 0
-        self._steps = 0
+        self._batches_before = 0
+        self._batches = 0
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._steps = self._steps_before + batch + 1
-        if self._work.steps is not None and self._steps >= self._work.steps:
+        self._batches = self._batches_before + batch + 1
+        if self.limit is not None and self._batches >= self.limit:
             self.model.stop_training = True
         self._tell()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._steps_before = self._steps
+        self._batches_before = self._batches
         self.examples.append(self._count())
 
     def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._steps = batch + 1
+        self._batches = batch + 1
         self._tell()
 
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -313,12 +325,12 @@ class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
     def part_of_epoch(self) -> float:
         """How much of the first epoch is done; 0 of a stream, of which nobody knows how long it is."""
         per_epoch = self.params.get("steps")
-        return min(1.0, self._steps / per_epoch) if per_epoch else 0.0
+        return min(1.0, self._batches / per_epoch) if per_epoch else 0.0
 
     def _tell(self) -> None:
         per_epoch = self.params.get("steps")  # None for a stream of unknown length
-        total = self._work.steps or self._work.epochs * (per_epoch or 0)
-        self._task.progress(min(1.0, self._steps / total) if total else 0.0)
+        total = self.limit or self._work.epochs * (per_epoch or 0)
+        self._task.progress(min(1.0, self._batches / total) if total else 0.0)
 
     def _count(self) -> int:
         """Examples since the epoch began: what Keras weighed its mean loss by."""

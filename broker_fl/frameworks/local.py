@@ -16,6 +16,7 @@ class LocalTask:
     round: int = 0
     learner: str = "local"
     parameters: Parameters = field(default_factory=dict)
+    control: Arrays | None = None
     fraction: float = 0.0
     """What ``progress`` was told last."""
 

@@ -2,7 +2,7 @@
 
 Li et al. 2020, "Federated Optimization in Heterogeneous Networks", MLSys, Algorithm 2: instead of its loss
 ``F_k(w)`` a learner minimises ``F_k(w) + μ/2 ‖w − w_t‖²``, where ``w_t`` is the model that it received.
-``TorchLearner`` and ``KerasLearner`` do so by themselves.
+``TorchLearner``, ``KerasLearner`` and ``JaxLearner`` do so by themselves.
 """
 
 from __future__ import annotations

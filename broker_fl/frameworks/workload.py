@@ -37,18 +37,23 @@ class Workload:
             SettingError: a value is not of its type or out of range.
         """
         given = task.parameters
-        seed = _whole(given, "seed", 0)
+        seed = whole(given, "seed", 0)
         return cls(
-            epochs=_whole(given, "epochs", 1) or 1,
-            steps=_whole(given, "steps", 1),
-            batch_size=_whole(given, "batch_size", 1),
+            epochs=whole(given, "epochs", 1) or 1,
+            steps=whole(given, "steps", 1),
+            batch_size=whole(given, "batch_size", 1),
             learning_rate=_positive(given, "learning_rate"),
             proximal_mu=_proximal_mu(given),
             seed=None if seed is None else _mix(seed, task),
         )
 
 
-def _whole(given: Parameters, name: str, least: int) -> int | None:
+def whole(given: Parameters, name: str, least: int) -> int | None:
+    """The parameter ``name``, a whole number; None if it is not given.
+
+    Raises:
+        SettingError: it is none, or below ``least``.
+    """
     value = given.get(name)
     if value is None:
         return None

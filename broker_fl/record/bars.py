@@ -14,7 +14,7 @@ from broker_fl.record.drawing import COLOUR, NARROW, Canvas, boxes, legend, whol
 from broker_fl.record.history import History
 from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import one_line
-from broker_fl.record.timeline import ROUND_PHASES, breakdown
+from broker_fl.record.timeline import ROUND_PHASES, breakdown, some_of
 
 MAX_BARS = 20
 """Learners that have a bar each; more become a histogram."""
@@ -56,7 +56,7 @@ def draw_breakdown(width: int, rounds: Sequence[RoundRecord]) -> Figure:
     columns = 3 if width == NARROW else 5
     rows = math.ceil(max(1, len(layers)) / columns)
     figure, axes = Canvas(width=width, top=10 + 16 * rows, height=230 + 16 * (rows - 1)).axes()
-    _stack(axes, [record.round for record in rounds], layers)
+    _stack(axes, [record.round + 1 for record in rounds], layers)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g} s"))
     whole_numbers(axes, "round")
     if layers:
@@ -68,7 +68,7 @@ def draw_outcomes(width: int, rounds: Sequence[RoundRecord]) -> Figure:
     """What became of the tasks of each round, stacked."""
     layers = [(name, [float(record.counts[name]) for record in rounds]) for name in _OUTCOMES]
     figure, axes = Canvas(width=width).axes()
-    _stack(axes, [record.round for record in rounds], [layer for layer in layers if any(layer[1])])
+    _stack(axes, [record.round + 1 for record in rounds], [layer for layer in layers if any(layer[1])])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     whole_numbers(axes, "round")
     legend(axes, 4)
@@ -112,6 +112,56 @@ def draw_contribution(width: int, history: History) -> Figure:
     axes.set_xlim(left=0)
     axes.set_ylim(-0.6, len(shares) - 0.4)
     axes.set_xlabel("share of weight, %", labelpad=5)
+    return figure
+
+
+def draw_learner_outcomes(width: int, history: History) -> Figure:
+    """What became of the tasks of each learner, stacked; those with the most tasks on top."""
+    drawn = some_of(
+        sorted(history.learners.values(), key=lambda item: (-item.tasks, item.learner)), 2 * MAX_BARS
+    )
+    labels = [one_line(item.learner, 14 if width == NARROW else 18) for item in drawn]
+    left = 16 + round(6.4 * max((len(label) for label in labels), default=4))
+    figure, axes = Canvas(width=width, height=66 + 19 * len(drawn), left=left, right=20).axes()
+    base = [0.0] * len(drawn)
+    for name in _OUTCOMES:
+        values = [float(getattr(item, name)) for item in drawn]
+        if any(values):
+            boxes(
+                axes,
+                name,
+                [
+                    (low, row - 0.32, value, 0.64)
+                    for row, (low, value) in enumerate(zip(base, values, strict=True))
+                ],
+            )
+            base = [low + value for low, value in zip(base, values, strict=True)]
+    axes.set_yticks(range(len(drawn)), labels)
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", linewidth=0.7)
+    whole_numbers(axes, "tasks")
+    legend(axes, 4, left=(left - 8) / (width - left - 20) if width == NARROW else 0.0)
+    return figure
+
+
+def draw_staleness(width: int, stalenesses: Sequence[float]) -> Figure:
+    """How many updates were how stale."""
+    figure, axes = Canvas(width=width, top=12).axes()
+    most = int(max(stalenesses, default=0))
+    step = 1 + most // 40
+    counts, edges = np.histogram(stalenesses, bins=np.arange(-0.5, most + step + 0.5, step))
+    where = [
+        (edge + 0.06 * step, 0.0, 0.88 * step, float(number))
+        for edge, number in zip(edges, counts, strict=False)
+        if number
+    ]
+    boxes(axes, "s0", where)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(-0.6, most + step - 0.4)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    whole_numbers(axes, "staleness, versions")
     return figure
 
 

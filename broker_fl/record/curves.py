@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from broker_fl.record.drawing import COLOUR, SERIES, Canvas, legend, whole_numbers
+from broker_fl.record.drawing import COLOUR, SERIES, SINCE_SUBMISSION, Canvas, legend, whole_numbers
 from broker_fl.record.history import History
 from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.tasks import Column, Spread
 from broker_fl.record.timeline import task_seconds
 
-SINCE_SUBMISSION = "seconds since submission"
 _MAX_DRAWN = 1e100
 """Metrics beyond are not drawn: a diverged training would flatten all else, and overflow the axes."""
 _LOG_FROM = 1_000
@@ -67,27 +66,29 @@ def training_line(history: History, name: str) -> Line:
 
 
 def line_by_time(history: History, name: str, index: int) -> Line:
-    """The evaluations, over the time since submission."""
+    """The evaluations of the versions, over the time from submission to when the version was stored."""
     start_s = history.submitted_s or 0.0
-    points = [
-        (record.committed_s - start_s, record.evaluation[name])
-        for record in (history.rounds[key] for key in sorted(history.rounds))
-        if name in record.evaluation and record.committed_s is not None
+    versions = [
+        version
+        for version in (history.versions[key] for key in sorted(history.versions))
+        if name in version.evaluation and version.committed_s is not None
     ]
-    return _bare(points, index)
+    points = [((version.committed_s or 0.0) - start_s, version.evaluation[name]) for version in versions]
+    line = _bare(points, index)
+    return replace(line, spreads=[history.evaluation_spread(version, name) for version in versions])
 
 
 def duration_line(history: History, index: int) -> Line:
-    """How long each round took."""
+    """How long each round took; of an asynchronous job the time from version to version."""
     return _bare(
-        [(record.round, record.round_s) for record in history.committed if record.round_s is not None],
+        [(record.round + 1, record.round_s) for record in history.committed if record.round_s is not None],
         index,
     )
 
 
 def task_time_line(rounds: Sequence[RoundRecord]) -> Line:
     """The median over learners of how long they had their task, by round."""
-    times = [(record.round, task_seconds(record)) for record in rounds]
+    times = [(record.round + 1, task_seconds(record)) for record in rounds]
     times = [(number, values[np.isfinite(values)]) for number, values in times]
     times = [(number, values) for number, values in times if len(values)]
     return Line(
@@ -97,6 +98,25 @@ def task_time_line(rounds: Sequence[RoundRecord]) -> Line:
         y=[float(np.median(values)) for _, values in times],
         spreads=[Spread.of(values) for _, values in times],
     )
+
+
+def memory_lines(history: History) -> list[Line]:
+    """Memory of the controller, and the peaks of the learners so far, as versions were made."""
+    rounds = [history.rounds[key] for key in sorted(history.rounds)]
+    controller = [(record.round + 1, float(record.memory_bytes)) for record in rounds if record.memory_bytes]
+    peaks: dict[str, float] = {}
+    points: list[tuple[int, Spread]] = []
+    for record in rounds:
+        values = record.tasks.column("peak_memory_bytes")
+        peaks |= {record.tasks.learners[row]: values[row] for row in np.flatnonzero(np.isfinite(values))}
+        if (spread := Spread.of(np.array(list(peaks.values())))) is not None:
+            points.append((record.round + 1, spread))
+    learners = _bare([(number, spread.mean) for number, spread in points], 0)
+    lines = [
+        replace(_bare(controller, 1), label="controller", dashed=True),
+        replace(learners, label="learners, peak", spreads=[spread for _, spread in points]),
+    ]
+    return [line for line in lines if len(line.x)]
 
 
 def _bare(points: Sequence[tuple[float, float]], index: int) -> Line:
@@ -116,16 +136,16 @@ def draw_lines(
     label: str,
     *,
     with_legend: bool = False,
-    unit: str = "",
+    shown: Callable[[float], str] | None = None,
 ) -> Figure:
-    """Curves with their bands; ``label`` is the x axis, ``unit`` stands behind the values of the y axis."""
+    """Curves with their bands; ``label`` is the x axis; ``shown`` writes the values of a y axis from 0."""
     figure, axes = Canvas(width=width, top=26 if with_legend else 12).axes()
     for line in lines:
         y = _drawable(line.y)
-        low = _drawable([spread.min if spread else math.nan for spread in line.spreads])
-        high = _drawable([spread.max if spread else math.nan for spread in line.spreads])
         if len(lines) <= 4:  # more bands than that hide one another
-            axes.fill_between(line.x, low, high, color=line.colour, alpha=0.14, linewidth=0)
+            _band(axes, line, "min", "max", 0.14)
+        if len(lines) <= 2:
+            _band(axes, line, "lower", "upper", 0.16)
         marker = "o" if len(line.x) <= 30 else ""
         style = (0, (4, 2)) if line.dashed else "-"
         axes.plot(
@@ -138,7 +158,7 @@ def draw_lines(
             markersize=3.2,
             label=line.label,
         )
-    _scale(axes, [value for line in lines for value in line.y], unit)
+    scale(axes, [value for line in lines for value in line.y], shown)
     if with_legend and lines:
         legend(axes, len(lines))
     if label == SINCE_SUBMISSION:
@@ -148,13 +168,23 @@ def draw_lines(
     return figure
 
 
+def _band(axes: Axes, line: Line, low: str, high: str, alpha: float) -> None:
+    bottom, top = (
+        _drawable([getattr(spread, name) if spread else math.nan for spread in line.spreads])
+        for name in (low, high)
+    )
+    if np.isfinite(bottom).any():
+        axes.fill_between(line.x, bottom, top, color=line.colour, alpha=alpha, linewidth=0)
+
+
 def _drawable(values: Sequence[float]) -> Column:
     array = np.array(values, dtype=np.float64)
     array[~(np.abs(array) < _MAX_DRAWN)] = np.nan
     return array
 
 
-def _scale(axes: Axes, values: Sequence[float], unit: str) -> None:
+def scale(axes: Axes, values: Sequence[float], shown: Callable[[float], str] | None = None) -> None:
+    """A y axis for these values, logarithmic if they differ that much; see ``draw_lines``."""
     drawable = _drawable(values)
     finite = drawable[np.isfinite(drawable)]
     if not len(finite):
@@ -165,6 +195,6 @@ def _scale(axes: Axes, values: Sequence[float], unit: str) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}{unit}"))
-    if unit and axes.get_yscale() == "linear":
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value) if shown else f"{value:.4g}"))
+    if shown and axes.get_yscale() == "linear":
         axes.set_ylim(bottom=0)

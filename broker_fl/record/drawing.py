@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
 # matplotlib only takes colours: each of these stands for a variable of the page's style sheet.
@@ -22,10 +24,15 @@ _VARIABLES = (
     "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7",
     "send", "download", "queue", "evaluate", "train", "upload", "aggregate", "store", "wait",
     "folded", "failed", "late", "refused",
+    "h0", "h1", "h2", "h3", "h4", "h5",
 )  # fmt: skip
 COLOUR = {name: f"#0a5f{index:02x}" for index, name in enumerate(_VARIABLES)}
 _VARIABLE_OF = {colour: f"var(--{name})" for name, colour in COLOUR.items()}
 SERIES = tuple(COLOUR[f"s{index}"] for index in range(8))
+
+LEVELS = tuple(COLOUR[f"h{index}"] for index in range(6))
+"""From little to much."""
+SINCE_SUBMISSION = "seconds since submission"
 
 NARROW, HALF, FULL = 320, 500, 1040
 """Widths in CSS pixels: a phone, one of two columns, the whole page."""
@@ -103,10 +110,15 @@ def legend(axes: Axes, num_columns: int, left: float = 0.0) -> None:
     )
 
 
-def boxes(axes: Axes, name: str, where: Sequence[tuple[float, float, float, float]]) -> None:
-    """Boxes (left, bottom, width, height) of one colour; a patch for each would be far slower to draw."""
-    corners = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in where]
-    axes.add_collection(PolyCollection(corners, facecolors=COLOUR[name], linewidths=0, label=name))
+def boxes(axes: Axes, name: str, where: Sequence[tuple[float, float, float, float]], label: str = "") -> None:
+    """Boxes (left, bottom, width, height) of one colour, named in the legend as ``label`` or as the colour.
+
+    They are one path: an element for each would make the page several times larger.
+    """
+    corners = [((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y)) for x, y, w, h in where]
+    vertices = np.array(corners, dtype=np.float64).reshape(-1, 2)
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(where)
+    axes.add_patch(PathPatch(Path(vertices, codes), facecolor=COLOUR[name], linewidth=0, label=label or name))
     axes.autoscale_view()
 
 

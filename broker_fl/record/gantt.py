@@ -1,49 +1,86 @@
-"""One round, a bar per learner."""
+"""One round, or some time of an asynchronous job, with a lane for each learner."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from broker_fl.record.drawing import COLOUR, NARROW, Canvas, boxes, legend
+from broker_fl.record.drawing import COLOUR, NARROW, SINCE_SUBMISSION, Canvas, boxes, legend
 from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import one_line, seconds
-from broker_fl.record.timeline import LANE_PHASES, Lane
+from broker_fl.record.timeline import LANE_PHASES, Lane, Window
+
+_RIGHT = 58
+_MAX_COMMITS = 80
+"""Versions in a window that have a line each; more would hide the lanes."""
 
 
 def draw_timeline(width: int, record: RoundRecord, drawn: Sequence[Lane]) -> Figure:
     """The lanes of a round, and when it was committed."""
+    figure, axes = _lanes(width, drawn)
+    _moments(axes, record, drawn)
+    axes.set_xlabel("seconds from the start of the round", labelpad=5)
+    _legend(axes, width, drawn, columns=7)
+    return figure
+
+
+def draw_window(width: int, window: Window, drawn: Sequence[Lane], commits: Sequence[float]) -> Figure:
+    """The lanes of some time of an asynchronous job, and when versions were stored."""
+    figure, axes = _lanes(width, drawn)
+    if 0 < len(commits) <= _MAX_COMMITS:
+        bottom = len(drawn) - 0.4
+        axes.vlines(
+            commits, -0.6, bottom, color=COLOUR["ink"], linewidth=0.6, alpha=0.55, label="version stored"
+        )
+    axes.set_xlim(0, window.duration_s)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value + window.start_s:.4g}"))
+    axes.set_xlabel(SINCE_SUBMISSION, labelpad=5)
+    _legend(axes, width, drawn, columns=6)
+    return figure
+
+
+def _lanes(width: int, drawn: Sequence[Lane]) -> tuple[Figure, Axes]:
     narrow = width == NARROW
-    labels = [one_line(lane.learner, 14 if narrow else 28) for lane in drawn]
-    left = 16 + round(6.4 * max((len(label) for label in labels), default=4))
+    labels = _labels(width, drawn)
     canvas = Canvas(
         width=width,
-        left=left,
-        right=58,
+        left=_left(labels),
+        right=_RIGHT,
         top=58 if narrow else 26,
         height=22 * len(drawn) + (98 if narrow else 66),
     )
     figure, axes = canvas.axes()
     for phase in LANE_PHASES:
         _phase(axes, phase, drawn)
-    _moments(axes, record, drawn)
     for row, lane in enumerate(drawn):
-        if mark := _mark(lane):
-            _remark(axes, f"◆ {mark}", lane.end_s, row)
+        for mark in lane.marks:
+            alone = len(lane.marks) == 1
+            _remark(axes, f"◆ {mark.text}" if alone else "◆", mark.at_s, row)
     axes.set_yticks(range(len(drawn)), labels)
     for label, lane in zip(axes.get_yticklabels(), drawn, strict=True):
-        label.set_color(COLOUR["failed"] if _mark(lane) else COLOUR["ink"])
+        label.set_color(COLOUR["failed"] if lane.marks else COLOUR["ink"])
     axes.set_ylim(len(drawn) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", linewidth=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if narrow else 10))
-    axes.set_xlabel("seconds from the start of the round", labelpad=5)
-    legend(axes, 3 if narrow else 7, left=(left - 8) / (width - left - 58) if narrow else 0.0)
-    return figure
+    return figure, axes
+
+
+def _labels(width: int, drawn: Sequence[Lane]) -> list[str]:
+    return [one_line(lane.learner, 14 if width == NARROW else 28) for lane in drawn]
+
+
+def _left(labels: Sequence[str]) -> int:
+    return 16 + round(6.4 * max((len(label) for label in labels), default=4))
+
+
+def _legend(axes: Axes, width: int, drawn: Sequence[Lane], columns: int) -> None:
+    left = _left(_labels(width, drawn))
+    narrow = width == NARROW
+    legend(axes, 3 if narrow else columns, left=(left - 8) / (width - left - _RIGHT) if narrow else 0.0)
 
 
 def _remark(axes: Axes, text: str, x: float, row: int) -> None:
@@ -66,12 +103,6 @@ def _phase(axes: Axes, phase: str, drawn: Sequence[Lane]) -> None:
     ]
     if where:
         boxes(axes, phase, where)
-
-
-def _mark(lane: Lane) -> Literal["", "late", "failed", "refused", "slow"]:
-    if lane.outcome in ("late", "failed", "refused"):
-        return lane.outcome
-    return "slow" if lane.straggler else ""
 
 
 def _moments(axes: Axes, record: RoundRecord, drawn: Sequence[Lane]) -> None:

@@ -62,6 +62,7 @@ class History:
         self._last_sequence = 0
         self._missing: set[int] = set()
         self._newest_round = self._newest_evaluated = -1
+        self._newest_version = 0
         self._metrics: Mapping[str, float] = {}
 
     @classmethod
@@ -117,6 +118,11 @@ class History:
         ]
 
     @property
+    def newest_version(self) -> VersionRecord:
+        """The newest version that is known of; an empty record before the first."""
+        return self.versions.get(self._newest_version, VersionRecord(version=0))
+
+    @property
     def asynchronous(self) -> bool:
         """Whether the job has no rounds: what is kept by round is by version then (see ``RoundRecord``)."""
         return self.spec is not None and self.spec.protocol.name == "asynchronous"
@@ -155,7 +161,7 @@ class History:
 
     def lineage(self, version: int | None = None) -> list[VersionRecord]:
         """A version, by default the newest, the one that it was made from, and so on to the first known."""
-        return lineage(self.versions, max(self.versions, default=0) if version is None else version)
+        return lineage(self.versions, self._newest_version if version is None else version)
 
     def to_rows(self, table: Table = "rounds") -> Iterator[dict[str, Any]]:
         """A table's rows as flat dicts, in order; metrics are keys like ``evaluation.accuracy``.
@@ -188,6 +194,7 @@ class History:
     def _version(self, number: int) -> VersionRecord:
         if (record := self.versions.get(number)) is None:
             record = self.versions[number] = VersionRecord(version=number)
+            self._newest_version = max(self._newest_version, number)
         return record
 
     def _learner(self, name: str) -> LearnerRecord:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -19,20 +20,28 @@ from rich.table import Table
 from rich.text import Text
 
 from broker_fl.record.history import History
+from broker_fl.record.incidents import Incidents, grouped, names_of
+from broker_fl.record.plain import MAX_METRICS, MISSED, PlainLog, goal, place
 from broker_fl.record.records import Incident
 from broker_fl.record.rounds import RoundRecord
+from broker_fl.record.tasks import Spread
 from broker_fl.record.text import count, number, one_line, plural, seconds, size
 from broker_fl.wire import events as ev
 
 REFRESH_PER_S = 8
 MAX_INCIDENTS = 6
-MAX_METRICS = 4
-MAX_INCIDENT_LINES = 5
-"""Incidents of one round that a plain log names one by one; of the others it says how many there were."""
+MAX_GROUPED = 200
+"""Newest incidents among which those that say the same are looked for."""
+MAX_WORKLOADS = 2
 
-_MISSED = ("failed", "late", "refused")
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_STATE_STYLES = {"done": "bold green", "failed": "bold red", "stopped": "bold yellow", "waiting": "yellow"}
+_STATE_STYLES = {
+    "done": "bold green",
+    "failed": "bold red",
+    "stopped": "bold yellow",
+    "waiting": "yellow",
+    "paused": "yellow",
+}
 _INCIDENT_STYLES = {"failed": "red", "refused": "red", "lost": "red", "late": "yellow", "retried": "yellow"}
 
 
@@ -54,7 +63,7 @@ class LiveView:
         self._clock = clock
         self._lock = threading.Lock()
         self._last_event_at = clock()
-        self._plain = _PlainLog(console)
+        self._plain = PlainLog(console)
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -94,24 +103,19 @@ class LiveView:
     def _screen(self) -> RenderableType:
         history, current = self.history, self.history.current
         parts: list[RenderableType] = [self._head()]
-        if (total := _planned_rounds(history)) is not None:
-            parts.append(_progress(len(history.committed), total))
+        if (aim := goal(history)) is not None:
+            parts.append(_progress(*aim))
         elif history.rounds:
-            parts.append(Text(f"  {plural(len(history.committed), 'round')} done", style="default"))
-        if history.state == "waiting":
-            parts.append(
-                Text(
-                    f"  waiting: {one_line(history.reason)}",
-                    style="yellow",
-                    no_wrap=True,
-                    overflow="ellipsis",
-                ),
-            )
+            noun = "version" if history.asynchronous else "round"
+            parts.append(Text(f"  {plural(len(history.committed), noun)} done", style="default"))
+        if history.state in ("waiting", "paused"):
+            parts.append(_standstill(history))
         if current is not None:
-            parts.append(_round_lines(current))
+            parts.append(_task_lines(history) if history.asynchronous else _round_lines(current))
+            parts += _workload(history)
         if history.metrics:
             parts.append(_metrics(history))
-        if incidents := history.incidents[-MAX_INCIDENTS:]:
+        if incidents := history.incidents[-MAX_GROUPED:]:
             parts.append(_incident_lines(incidents, history))
         return Group(*parts)
 
@@ -149,36 +153,77 @@ class _Locked:
         yield drawn
 
 
-def _planned_rounds(history: History) -> int | None:
-    return history.spec.termination.rounds if history.spec else None
+def _standstill(history: History) -> Text:
+    text = f"  {history.state}"
+    if history.reason:
+        text += f": {one_line(history.reason)}"
+    if history.state == "paused" and history.open:
+        text += f" ({plural(len(history.open), 'learner')} still at work)"
+    return Text(text, style="yellow", no_wrap=True, overflow="ellipsis")
 
 
-def _progress(done: int, total: int) -> Table:
+def _progress(noun: str, done: int, total: int) -> Table:
     row = Table.grid(padding=(0, 1))
-    row.add_column(width=8)
+    row.add_column(width=10)
     row.add_column(width=32)
     row.add_column()
     bar = Bar(size=total, begin=0, end=min(done, total), width=32, color="cyan", bgcolor="bright_black")
-    row.add_row("  rounds", bar, f"{count(done)} of {count(total)}")
+    row.add_row(f"  {noun}", bar, f"{count(done)} of {count(total)}")
     return row
 
 
 def _round_lines(record: RoundRecord) -> Group:
     counts = record.counts
-    what = f"round {record.round}" if record.train else "last evaluation"
+    what = f"round {record.round + 1}" if record.train else "last evaluation"
     first = Text(f"  {what}", no_wrap=True, overflow="ellipsis")
     if record.attempt:
         first.append(f", attempt {record.attempt + 1}", style="yellow")
     first.append(f"  {record.state}", style="dim")
     first.append(f"  {plural(record.num_learners, 'learner')}", style="dim")
     first.append(f"  ↓ {size(record.bytes_down)}  ↑ {size(record.bytes_up)}", style="dim")
+    if record.num_wanted:
+        first.append(f"  closes with {count(record.num_wanted)}", style="dim")
     second = Text("    ", no_wrap=True, overflow="ellipsis")
     steps = ("accepted", "finished", "folded") if record.train else ("accepted", "finished")
     second.append("  ".join(f"{name} {count(counts[name])}" for name in steps))
-    for name in _MISSED:
-        style = _INCIDENT_STYLES[name] if counts[name] else "dim"
-        second.append(f"  {name} {count(counts[name])}", style=style)
+    _add_missed(second, counts)
     return Group(first, second)
+
+
+def _task_lines(history: History) -> Group:
+    """An asynchronous job: who is at work, what came of it, how stale it was."""
+    newest = history.newest_version
+    first = Text(f"  version {newest.version}", no_wrap=True, overflow="ellipsis")
+    if history.finished_s is None:
+        first.append(f"  {plural(len(history.open), 'learner')} at work", style="dim")
+    first.append(f"  ↓ {size(history.bytes_down)}  ↑ {size(history.bytes_up)}", style="dim")
+    second = Text("    ", no_wrap=True, overflow="ellipsis")
+    second.append(f"folded {count(history.counts['folded'])}")
+    _add_missed(second, history.counts)
+    if newest.mean_staleness is not None:
+        second.append(f"  staleness {newest.mean_staleness:.3g}", style="dim")
+    return Group(first, second)
+
+
+def _add_missed(line: Text, counts: Mapping[str, int]) -> None:
+    for name in MISSED:
+        style = _INCIDENT_STYLES[name] if counts[name] else "dim"
+        line.append(f"  {name} {count(counts[name])}", style=style)
+
+
+def _workload(history: History) -> list[Text]:
+    """What pacing gave to those who are at work: from the least to the most."""
+    rounds = set(history.open.values()) or {history.current.round if history.current else 0}
+    tables = [history.rounds[number].tasks for number in rounds]
+    lines = []
+    for name in dict.fromkeys(name for table in tables for name in table.workload):
+        values = np.concatenate([table.named(table.workload, name) for table in tables])
+        if (spread := Spread.of(values)) is not None:
+            text = number(spread.min)
+            if spread.max > spread.min:
+                text += f" to {number(spread.max)}, mean {spread.mean:.3g}"
+            lines.append(Text(f"    {one_line(name, 24)} {text}", style="dim"))
+    return lines[:MAX_WORKLOADS]
 
 
 def _metrics(history: History) -> Text:
@@ -211,85 +256,22 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _incident_lines(incidents: Sequence[Incident], history: History) -> Group:
-    more = len(history.incidents) - len(incidents)
-    lines = [Text("")] + [_incident(incident, history) for incident in incidents]
+    shown = grouped(incidents)[-MAX_INCIDENTS:]
+    more = len(history.incidents) - sum(group.number for group in shown)
+    lines = [Text("")] + [_incident(group, history) for group in shown]
     if more > 0:
         lines.append(Text(f"  and {count(more)} before", style="dim"))
     return Group(*lines)
 
 
-def _incident(incident: Incident, history: History) -> Text:
+def _incident(group: Incidents, history: History) -> Text:
+    incident = group.first
     after_s = max(0.0, incident.time_s - (history.submitted_s or incident.time_s))
     line = Text(f"  {seconds(after_s):>10}  ", style="default", no_wrap=True, overflow="ellipsis")
     line.append(incident.kind, style=_INCIDENT_STYLES.get(incident.kind, "dim"))
     if incident.round is not None:
-        line.append(f"  round {incident.round}")
-    if incident.learner:
-        line.append(f"  {one_line(incident.learner, 64)}", style="bold")
+        line.append(f"  {place(history, incident.round)}")
+    if group.learners:
+        line.append(f"  {names_of(group.learners)}", style="bold")
     line.append(f"  {one_line(incident.reason)}", style="dim")
     return line
-
-
-# ---------------------------------------------------------------- without a terminal
-
-
-class _PlainLog:
-    """A line for each round and each thing that an operator wants to know, for log files and pipes."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._told = 0
-        self._in_round = 0
-
-    def tell(self, history: History, event: ev.Event) -> None:
-        """Say what this event, just folded, means for a reader of the log."""
-        self._incidents(history)
-        match event:
-            case ev.JobSubmitted():
-                parameters = plural(event.num_parameters, "parameter")
-                self._line(f"job {event.job} ({event.spec.name}): submitted, {parameters}")
-            case ev.VersionCommitted():
-                self._committed(history, history.rounds[event.round])
-            case ev.VersionEvaluated() if not history.rounds[event.round].train:
-                self._line(f"last evaluation: {_plain_metrics(history.metrics)}")
-            case ev.JobFinished():
-                self._summary(history)
-            case _:
-                pass
-
-    def _committed(self, history: History, record: RoundRecord) -> None:
-        if self._in_round > MAX_INCIDENT_LINES:
-            self._line(f"and {count(self._in_round - MAX_INCIDENT_LINES)} more incidents in this round")
-        self._in_round = 0
-        total = _planned_rounds(history)
-        place = f" ({len(history.committed)} of {total})" if total is not None else ""
-        missed = "".join(f", {record.counts[kind]} {kind}" for kind in _MISSED if record.counts[kind])
-        metrics = _plain_metrics(record.evaluation or record.metrics)
-        self._line(
-            f"round {record.round}{place}: {seconds(record.round_s)}, "
-            f"{count(record.counts['folded'])} of {plural(record.num_learners, 'learner')}{missed}"
-            + (f"; {metrics}" if metrics else ""),
-        )
-
-    def _incidents(self, history: History) -> None:
-        for incident in history.incidents[self._told :]:
-            self._in_round += 1
-            if self._in_round <= MAX_INCIDENT_LINES:
-                where = f" in round {incident.round}" if incident.round is not None else ""
-                who = f" {one_line(incident.learner, 64)}" if incident.learner else ""
-                self._line(f"{incident.kind}{who}{where}: {one_line(incident.reason)}")
-        self._told = len(history.incidents)
-
-    def _summary(self, history: History) -> None:
-        end = f"{history.state} after {seconds(history.duration_s)}: {one_line(history.reason)}"
-        metrics = _plain_metrics(history.metrics)
-        self._line(f"job {history.job}: {end}" + (f"; {metrics}" if metrics else ""))
-
-    def _line(self, text: str) -> None:
-        # Not wrapped to a width that a file does not have, and nothing in it is markup.
-        self._console.print(Text(text), soft_wrap=True, highlight=False)
-
-
-def _plain_metrics(metrics: Mapping[str, float]) -> str:
-    items = list(metrics.items())[:MAX_METRICS]
-    return ", ".join(f"{one_line(name, 24)} {number(value)}" for name, value in items)

@@ -7,23 +7,28 @@ clocks need not agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from broker_fl.record.history import History
 from broker_fl.record.rounds import RoundRecord
-from broker_fl.record.tasks import Column, Outcome, TaskRecord
+from broker_fl.record.tasks import Column, TaskRecord
+
+T = TypeVar("T")
 
 LANE_PHASES = ("download", "queue", "evaluate", "train", "upload")
 ROUND_PHASES = ("send", *LANE_PHASES, "aggregate", "store", "wait")
+MISSED = ("late", "failed", "refused")
 STRAGGLER_FACTOR = 1.5
 """A learner whose task took longer than so many times the round's median is marked, as late ones are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A phase of one learner's task, in seconds from the round's start."""
+    """A phase of one learner's task, in seconds from the start of the picture."""
 
     phase: str
     start_s: float
@@ -31,14 +36,33 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """What is worth a remark in a lane: ``late``, ``failed``, ``refused`` or ``slow``."""
+
+    at_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
-    """One learner in a round."""
+    """One learner in a round, or in a window of time."""
 
     learner: str
-    outcome: Outcome
     segments: tuple[Segment, ...]
-    end_s: float
-    straggler: bool = False
+    marks: tuple[Mark, ...] = ()
+
+    @property
+    def end_s(self) -> float:
+        """When its last phase ends; 0 if it did nothing."""
+        return max((segment.start_s + segment.duration_s for segment in self.segments), default=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Some time of an asynchronous job, in seconds from submission."""
+
+    start_s: float
+    duration_s: float
 
 
 def lanes(record: RoundRecord, limit: int) -> list[Lane]:
@@ -47,12 +71,15 @@ def lanes(record: RoundRecord, limit: int) -> list[Lane]:
     durations = task_seconds(record)
     threshold = slow_after(record)
     order = sorted(range(len(durations)), key=lambda row: (math.isnan(durations[row]), durations[row]))
-    chosen = (
-        order
-        if len(order) <= limit
-        else [order[-1 - i * (len(order) - 1) // (limit - 1)] for i in range(limit)][::-1]
-    )
+    chosen = some_of(order, limit)
     return [_lane(record.tasks.record(row), start_s, slow=durations[row] > threshold) for row in chosen]
+
+
+def some_of(ordered: Sequence[T], limit: int) -> Sequence[T]:
+    """All of them, or ``limit`` at even distances, the last among them."""
+    if len(ordered) <= limit:
+        return ordered
+    return [ordered[-1 - i * (len(ordered) - 1) // (limit - 1)] for i in range(limit)][::-1]
 
 
 def slow_after(record: RoundRecord) -> float:
@@ -69,20 +96,18 @@ def task_seconds(record: RoundRecord) -> Column:
     return np.where(np.isnan(folded), finished, folded) - column("sent_s")
 
 
-def _lane(task: TaskRecord, round_start_s: float, *, slow: bool) -> Lane:
-    segments = tuple(
-        Segment(phase=phase, start_s=start - round_start_s, duration_s=length)
+def _lane(task: TaskRecord, start_s: float, *, slow: bool) -> Lane:
+    segments = _segments(task, start_s)
+    lane = Lane(learner=task.learner, segments=segments)
+    text = task.outcome if task.outcome in MISSED else "slow" if slow else ""
+    return replace(lane, marks=(Mark(at_s=lane.end_s, text=text),)) if text else lane
+
+
+def _segments(task: TaskRecord, start_s: float) -> tuple[Segment, ...]:
+    return tuple(
+        Segment(phase=phase, start_s=start - start_s, duration_s=length)
         for phase, start, length in _phases(task)
         if length > 0
-    )
-    end_s = max((segment.start_s + segment.duration_s for segment in segments), default=0.0)
-    straggler = slow or task.outcome == "late"
-    return Lane(
-        learner=task.learner,
-        outcome=task.outcome,
-        segments=segments,
-        end_s=end_s,
-        straggler=straggler,
     )
 
 
@@ -108,6 +133,67 @@ def _phases(task: TaskRecord) -> list[tuple[str, float, float]]:
     if task.folded_s is not None and task.finished_s is not None:
         phases.append(("upload", task.finished_s, task.folded_s - task.finished_s))
     return phases
+
+
+def windows(history: History) -> dict[str, Window]:
+    """The beginning, the middle and the end of an asynchronous job, each as long as its slowest learners need
+    for one task and a half.
+    """
+    total_s = history.duration_s or 0.0
+    times = sorted(history.learners[name].mean_train_s or 0.0 for name in history.learners)
+    if not times or total_s <= 0:
+        return {}
+    length_s = min(total_s, 1.5 * times[-1 - len(times) // 20] or total_s)
+    if length_s > total_s / 3:
+        return {"whole job": Window(start_s=0.0, duration_s=total_s)}
+    return {
+        "middle": Window(start_s=(total_s - length_s) / 2, duration_s=length_s),
+        "beginning": Window(start_s=0.0, duration_s=length_s),
+        "end": Window(start_s=total_s - length_s, duration_s=length_s),
+    }
+
+
+def window_lanes(history: History, window: Window, limit: int) -> list[Lane]:
+    """What each learner did in a window, the fastest first; of more than ``limit`` some."""
+    start_s = (history.submitted_s or 0.0) + window.start_s
+    segments: dict[str, list[Segment]] = {}
+    marks: dict[str, list[Mark]] = {}
+    for task in _tasks_in(history, start_s, start_s + window.duration_s):
+        mine = segments.setdefault(task.learner, [])
+        mine += [cut for one in _segments(task, start_s) if (cut := _cut(one, window.duration_s)) is not None]
+        end_s = (task.ended_s or task.accepted_s or task.sent_s or start_s) - start_s
+        if task.outcome in MISSED and 0 <= end_s <= window.duration_s:
+            marks.setdefault(task.learner, []).append(Mark(at_s=end_s, text=task.outcome))
+    order = sorted(segments, key=lambda name: (history.learners[name].mean_train_s or math.inf, name))
+    return [
+        Lane(learner=name, segments=tuple(segments[name]), marks=tuple(marks.get(name, ())))
+        for name in some_of(order, limit)
+    ]
+
+
+def commits_in(history: History, window: Window) -> list[float]:
+    """When versions were stored, in seconds from the window's start."""
+    start_s = (history.submitted_s or 0.0) + window.start_s
+    moments = (version.committed_s for version in history.versions.values() if version.version)
+    return [at_s - start_s for at_s in moments if at_s and 0 <= at_s - start_s <= window.duration_s]
+
+
+def _tasks_in(history: History, start_s: float, end_s: float) -> Iterator[TaskRecord]:
+    for record in history.rounds.values():
+        sent, ended = record.tasks.column("sent_s"), task_seconds(record)
+        inside = (sent < end_s) & (np.isnan(ended) | (sent + ended > start_s))
+        for row in np.flatnonzero(inside):
+            yield record.tasks.record(int(row))
+        for task in record.tasks.earlier:
+            if start_s <= (task.sent_s or 0.0) < end_s:
+                yield task
+
+
+def _cut(segment: Segment, duration_s: float) -> Segment | None:
+    """The part of a segment that is in the window."""
+    start_s = max(0.0, segment.start_s)
+    length_s = min(segment.start_s + segment.duration_s, duration_s) - start_s
+    return replace(segment, start_s=start_s, duration_s=length_s) if length_s > 0 else None
 
 
 def breakdown(record: RoundRecord) -> dict[str, float]:

@@ -183,6 +183,12 @@ class NormClipping(Setting):
     """``examples``, the paper's, takes the learners' word for how much each of them weighs."""
 
 
+class TreeBagging(Setting):
+    """The boosted trees that learners added to the ensemble are all added to it (``XGBoostLearner``)."""
+
+    name: Literal["tree_bagging"] = "tree_bagging"
+
+
 class Constant(Setting):
     """``s(τ) = 1``: an update counts alike however old the version is that it was trained from."""
 
@@ -259,4 +265,4 @@ class OwnRule(Setting):
 AsynchronousRule = FedAsync | FedBuff
 MeanRule = FedAvg | FedProx | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedNova | QFedAvg
 RobustRule = Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | NormClipping
-AnyRule = MeanRule | RobustRule | AsynchronousRule | OwnRule
+AnyRule = MeanRule | RobustRule | TreeBagging | AsynchronousRule | OwnRule

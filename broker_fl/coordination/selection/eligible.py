@@ -29,9 +29,13 @@ class Eligible:
         eligible = self.eligible(members, round, history)
         return self._selector.select(eligible, round, history) if eligible else []
 
+    def matches(self, member: Member) -> bool:
+        """Whether its attributes are as ``where`` wants them."""
+        return all(_meets(member, name, condition) for name, condition in self._settings.where.items())
+
     def matching(self, members: Sequence[Member]) -> list[Member]:
-        """Those whose attributes are as ``where`` wants them."""
-        return [member for member in members if self._matches(member)]
+        """Those that match."""
+        return [member for member in members if self.matches(member)]
 
     def eligible(self, members: Sequence[Member], round: int, history: Mapping[str, Record]) -> list[Member]:
         """Those that match and are not left out: who may be asked in this round, also in another's place."""
@@ -40,9 +44,6 @@ class Eligible:
         back = max(0, self._at_least - (len(matching) - len(out)))
         left_out = set(out[back:])
         return [member for member in matching if member.learner not in left_out]
-
-    def _matches(self, member: Member) -> bool:
-        return all(_meets(member, name, condition) for name, condition in self._settings.where.items())
 
     def _left_out(self, members: Sequence[Member], round: int, history: Mapping[str, Record]) -> list[str]:
         """Those that keep failing, the longest left out first."""

@@ -27,9 +27,6 @@ class Rotation:
 def longest_waiting(members: Sequence[Member], history: Mapping[str, Record]) -> list[str]:
     """All ids, in the order in which it is their turn."""
     new = Record()
-
-    def turn(learner: str) -> tuple[int, int, str]:
-        record = history.get(learner, new)
-        return record.last_round, record.num_tasks, learner
-
-    return sorted((member.learner for member in members), key=turn)
+    records = ((member.learner, history.get(member.learner, new)) for member in members)
+    turns = sorted((record.last_round, record.num_tasks, learner) for learner, record in records)
+    return [learner for _, _, learner in turns]

@@ -142,6 +142,22 @@ def test_steps_end_training_in_the_middle_of_an_epoch_and_beyond_one(
     assert (update.num_steps, update.num_epochs) == (6, 1 + 32 / NUM)  # the fifth batch has 2 examples
 
 
+def test_a_step_of_an_optimizer_that_gathers_gradients_is_several_batches() -> None:
+    site = KerasLearner(
+        network(optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)), examples()
+    )
+    task = Recording(parameters={"steps": 3, "batch_size": 10})
+    update = site.train(site.initial_model(), task)
+    assert (update.num_steps, update.num_examples, update.num_epochs) == (3, 120, 12 / 13)
+    assert task.told == [batch / 12 for batch in range(1, 13)]
+    several = KerasLearner(network(steps_per_execution=2), examples())
+    with pytest.raises(
+        SettingError, match=r"asks for steps 3, but .* steps_per_execution=2, so that it cannot"
+    ):
+        several.train(several.initial_model(), LocalTask(parameters={"steps": 3}))
+    assert several.train(several.initial_model(), LocalTask(parameters={"epochs": 2})).num_steps == 10
+
+
 def test_optimizer_state_and_learning_rate_are_not_kept_from_task_to_task(
     site: KerasLearner, start: Model
 ) -> None:

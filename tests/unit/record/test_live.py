@@ -15,6 +15,7 @@ from broker_fl.record.history import History
 from broker_fl.record.live import LiveView, sparkline
 from broker_fl.record.text import seconds
 from broker_fl.wire import events as ev
+from tests.unit.record.asynchronous import asynchronous_events, paced_events
 from tests.unit.record.events import START_S, FakeJob, fake_events
 
 
@@ -57,8 +58,8 @@ def test_without_a_terminal_there_is_a_line_for_each_round() -> None:
     lines = plain(fake_events())
     assert sum(line.startswith("round ") for line in lines) == 20
     assert lines[0] == "job digits-7f3a (digits): submitted, 101\N{NARROW NO-BREAK SPACE}770 parameters"
-    assert "round 0 (1 of 20): 1.18 s, 9 of 10 learners, 1 late; accuracy 0.1000, loss 2.420" in lines
-    assert "failed site-05 in round 4: RuntimeError: CUDA out of memory" in lines
+    assert "round 1 of 20: 1.18 s, 9 of 10 learners, 1 late; accuracy 0.1000, loss 2.420" in lines
+    assert "failed site-05 in round 5: RuntimeError: CUDA out of memory" in lines
     assert lines[-1].startswith("job digits-7f3a: done after 20.4 s: 20 rounds are done")
 
 
@@ -90,7 +91,7 @@ def test_many_failures_of_a_round_are_counted_instead_of_listed() -> None:
     )
     assert len(lines) == 5 + 1 + 1 + 1
     assert "and 995 more incidents in this round" in lines
-    assert lines[-1] == "failed l1 in round 1: again"
+    assert lines[-1] == "failed l1 in round 2: again"
 
 
 @pytest.mark.parametrize("reason", ["[bold red]x[/]", "[/nonsense]", "a\x1b[2Jb\rc\nd", "{0} %s"])
@@ -114,7 +115,7 @@ def test_a_terminal_shows_the_state_the_round_and_the_metrics() -> None:
         "20 of 20",
         "accuracy 0.9499 ▁",
         "finished 10",
-        "late  round 18  site-03",
+        "late  round 19  site-03",
         "↓",
         "↑",
     ):
@@ -174,7 +175,7 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "dumb"})
     with LiveView(History(), console) as view:
         show_all(view, fake_events(num_rounds=3))
-    assert "round 2 (3 of 3)" in output(console)
+    assert "round 3 of 3" in output(console)
     assert "\x1b[?25l" not in output(console)
 
 
@@ -207,3 +208,61 @@ def test_a_sparkline_has_a_character_for_each_value(values: list[float]) -> None
     if len(set(finite)) > 1 and max(finite) / 2 - min(finite) / 2 > 0:
         assert line[values.index(max(finite))] == "█"
         assert line[values.index(min(finite))] == "▁"
+
+
+def view_of(events: list[ev.Event]) -> str:
+    view = LiveView(History(), terminal(), clock=lambda: 0.0)
+    for event in events:
+        view.history.add(event)
+    return frame(view)
+
+
+def test_an_asynchronous_job_is_shown_by_versions_and_updates() -> None:
+    events = asynchronous_events()
+    text = view_of(events[: len(events) // 2])
+    for words in ("versions", "of 40", "learners at work", "folded", "staleness", "epochs 1 to 3, mean"):
+        assert words in text
+    assert "round" not in text
+    assert "refused  version 0  site-02" in view_of(events)
+
+
+def test_the_log_of_a_long_asynchronous_job_stays_short() -> None:
+    lines = [line for line in plain(asynchronous_events(num_versions=300)) if line.startswith("version ")]
+    assert [line.split()[1] for line in lines] == [str(n) for n in (*range(1, 100), *range(100, 301, 10))]
+    assert " of 300 after " in lines[0]
+    assert "staleness" in lines[0]
+
+
+def test_a_paused_job_says_so_and_who_still_works() -> None:
+    events = fake_events(num_learners=3, num_rounds=1)
+    begun = [event for event in events if event.time_s <= START_S + 0.03][:7]
+    text = view_of([*begun, ev.JobPaused(job="digits-7f3a", reason="a new driver for the GPUs")])
+    assert "  paused" in text.splitlines()[0]
+    assert "paused: a new driver for the GPUs (3 learners still at work)" in text
+
+
+def test_a_stopped_job_has_no_running_round() -> None:
+    events = fake_events(num_rounds=3)
+    middle = next(i for i, e in enumerate(events) if isinstance(e, ev.RoundStarted) and e.round == 1)
+    stopped = ev.JobFinished(
+        job="digits-7f3a", state="stopped", reason="enough", version=1, rounds=1, duration_s=3.0
+    )
+    text = view_of([*events[: middle + 5], stopped])
+    assert "stopped" in text
+    assert "running" not in text
+    assert "round 2  unfinished" in text
+
+
+def test_what_fails_for_one_reason_is_said_once() -> None:
+    events = [failed("no file data.csv", f"l{index}") for index in range(5)]
+    assert view_of(events).count("no file data.csv") == 1
+    assert "l0, l1, l2 and 2 more" in view_of(events)
+    lines = plain(events)
+    assert lines[0] == "failed l0 in round 1: no file data.csv"
+    assert lines[1:] == [f"failed l{index} in round 1: for the same reason" for index in range(1, 5)]
+
+
+def test_pacing_is_shown_from_the_least_to_the_most() -> None:
+    events = paced_events()
+    last = next(i for i, e in enumerate(events) if isinstance(e, ev.RoundStarted) and e.round == 5)
+    assert "epochs 1 to 6, mean 5.38" in view_of(events[: last + 10])

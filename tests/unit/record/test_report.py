@@ -17,10 +17,14 @@ from broker_fl.record.report import Run, render, write_report
 from broker_fl.record.runfolder import RunFolder
 from broker_fl.wire import events as ev
 from broker_fl.wire.job import JobSpec
+from tests.unit.record.asynchronous import asynchronous_events, paced_events
 from tests.unit.record.events import fake_events
 
 EVENTS = fake_events(num_rounds=14)
-LATE = {f"broker_fl.record.{name}" for name in ("plots", "drawing", "curves", "bars", "gantt")}
+LATE = {
+    f"broker_fl.record.{name}"
+    for name in ("plots", "drawing", "curves", "bars", "gantt", "gallery", "per_learner")
+}
 VOID = {"meta", "br", "input", "link", "img", "hr"}
 
 
@@ -106,7 +110,7 @@ def test_the_page_says_what_matters(html: str) -> None:
 
 def test_drawings_take_their_colours_and_font_from_the_page(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(drawings) == 2 * (6 + 3)
+    assert len(drawings) == 2 * (6 + 1 + 3), "the course, the map, and three timelines, each in two sizes"
     assert not [colour for drawing in drawings for colour in re.findall(r"(?:fill|stroke): #\w+", drawing)]
     assert not [drawing for drawing in drawings if "font-family" in drawing]
 
@@ -114,6 +118,53 @@ def test_drawings_take_their_colours_and_font_from_the_page(html: str) -> None:
 def test_the_timeline_marks_stragglers_and_failures() -> None:
     page = Page(render([run_of(fake_events(num_rounds=1))])).text
     assert "◆ late" in page
+
+
+def titles(html: str) -> list[str]:
+    return re.findall(r"<h3>(.*?)</h3>", html)
+
+
+def test_only_what_applies_to_a_run_is_drawn() -> None:
+    rounds, versions = titles(render([run_of(EVENTS)])), titles(render([run_of(asynchronous_events())]))
+    assert {"What became of the tasks", "Contribution of learners"} <= set(rounds) & set(versions)
+    assert "Where the time of a round goes" in set(rounds) - set(versions)
+    assert {"Staleness of updates", "Time from version to version", "Workload: epochs", "Memory"} <= (
+        set(versions) - set(rounds)
+    )
+    assert "Time of the task, by learner and round" in set(rounds) - set(versions)
+    assert {"Workload: epochs", "Memory"} <= set(titles(render([run_of(paced_events())])))
+
+
+def test_people_count_from_one() -> None:
+    page = Page(render([run_of(EVENTS)]))
+    assert "first round: 1" in page.text
+    assert "last round: 14" in page.text
+    rows = re.findall(r"<tr><td class=\"text\">(\w+)", render([run_of(EVENTS)]))
+    assert rows[:15] == [*map(str, range(1, 15)), "evaluation"]
+
+
+def test_an_asynchronous_run_has_a_window_of_time_and_a_table_of_versions() -> None:
+    page = Page(render([run_of(asynchronous_events(num_learners=30, num_versions=300))]))
+    for words in ("middle", "beginning", "end", "versions; at most", "median ", "Versions"):
+        assert words in page.text
+    assert "Rounds" not in page.text
+    assert "◆" in page.text
+
+
+def test_a_learner_that_fails_like_another_shares_its_line() -> None:
+    failures = [
+        ev.TaskFailed(job="digits-7f3a", round=2, learner=f"site-{index:02d}", reason="no file data.csv")
+        for index in range(6)
+    ]
+    text = Page(render([run_of([*EVENTS[:-1], *failures])])).text
+    assert text.count("no file data.csv") == 1
+    assert "site-00, site-01, site-02 and 3 more" in text
+
+
+def test_protocols_are_compared_over_versions_and_over_time() -> None:
+    page = Page(render([run_of(EVENTS, "rounds"), run_of(asynchronous_events(), "no-rounds")]))
+    for words in ("asynchronous", "fedasync", "accuracy over time", "Time from version to version"):
+        assert words in page.text
 
 
 HOSTILE = [

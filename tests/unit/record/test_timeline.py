@@ -45,8 +45,8 @@ def test_the_phases_of_a_lane_do_not_overlap(history: History) -> None:
 
 
 def test_the_slow_and_the_late_are_stragglers(history: History) -> None:
-    assert [lane.learner for lane in lanes(history.rounds[0], 40) if lane.straggler] == ["site-03"]
-    assert [lane.learner for lane in lanes(history.rounds[1], 40) if lane.straggler] == ["site-03"]
+    assert [lane.learner for lane in lanes(history.rounds[0], 40) if lane.marks] == ["site-03"]
+    assert [lane.learner for lane in lanes(history.rounds[1], 40) if lane.marks] == ["site-03"]
 
 
 def test_of_many_learners_the_fastest_and_the_slowest_are_shown() -> None:

@@ -151,7 +151,8 @@ def test_a_learner_that_is_back_before_it_is_missed_does_its_task_anew() -> None
     world = World(faults=[Kill(learners=["l1"], at_round=1, back_after_s=0.01)], heartbeat_s=5.0)
     history = ran(team(2), world, rounds=2)
     assert [record.contributors for record in history.committed] == [("l0", "l1")] * 2
-    assert not history.incidents
+    # It may have found the task in its mailbox besides, and have sent its result twice.
+    assert {incident.kind for incident in history.incidents} <= {"late"}
 
 
 # ---------------------------------------------------------------- failure
