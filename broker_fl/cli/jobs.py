@@ -1,4 +1,4 @@
-"""``broker-fl jobs``, ``learners``, ``watch`` and ``stop``."""
+"""``broker-fl jobs``, ``learners`` and ``watch``."""
 
 from __future__ import annotations
 
@@ -116,19 +116,6 @@ def _complete(folder: RunFolder, model: Model) -> None:
     folder.save_model(model)
     add_report(folder)
     show_files(folder)
-
-
-@click.command(cls=Command)
-@click.argument("job")
-@options.broker_access
-@options.timeout
-@click.option("--reason", default="stopped by broker-fl stop", metavar="TEXT", help="Kept with the job.")
-def stop(job: str, reason: str, **access: Any) -> None:
-    """Stop JOB (an id, a beginning of one, or `latest`); the versions that it committed are kept."""
-    with driver_of(access) as driver:
-        found = find_job(driver, job)
-        found.stop(reason)
-    click.echo(found.id)
 
 
 def _doing(one: LearnerSummary) -> str:
