@@ -21,6 +21,8 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = {
     "he": ("tenseal",),
     "report": ("jinja2", "matplotlib"),
 }
+_OTHER_BUILDS: Mapping[str, str] = {"xgboost": "xgboost-cpu"}
+"""The same modules in a package of another name."""
 
 
 def check_machine() -> list[Finding]:
@@ -50,7 +52,7 @@ def _packages() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     for extra, packages in _EXTRAS.items():
-        versions = {name: _version(name) or _version(f"{name}-cpu") for name in packages}  # xgboost-cpu
+        versions = {name: _version(name) or _version(_OTHER_BUILDS.get(name, name)) for name in packages}
         if all(versions.values()):
             there = ", ".join(f"{name} {version}" for name, version in versions.items())
             yield Finding(level="ok", what=f"extra {extra}: {there}")

@@ -71,3 +71,15 @@ def test_an_extra_that_is_absent_is_no_fault_and_says_how_to_get_it(
     (found,) = [finding for finding in check_machine() if package in finding.what]
     assert found.level == "ok"
     assert f"pip install 'broker-fl[{extra}]'" in found.what
+
+
+def test_either_build_of_xgboost_will_do(without: Without) -> None:
+    for hidden, told in (
+        (["xgboost"], "extra xgboost: xgboost 1.2.3"),
+        (
+            ["xgboost", "xgboost-cpu"],
+            "extra xgboost is not installed (xgboost): pip install 'broker-fl[xgboost]'",
+        ),
+    ):
+        without(*hidden)
+        assert any(finding.what.startswith(told) for finding in check_machine())
