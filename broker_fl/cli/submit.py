@@ -18,7 +18,6 @@ from broker_fl.model import Model
 from broker_fl.roles.driver import Driver
 from broker_fl.wire.messages import VersionRef
 
-
 _SOURCES = (("app", "app"), ("model", "model"), ("from", "parent"))
 """Options that name what a job starts from, and their names here."""
 
