@@ -53,6 +53,25 @@ rounds = 5
 DEADLINE_S = 60.0
 ROOT = Path(__file__).parents[2]
 RULES_PAGE = (ROOT / "docs" / "rules.md").read_text("utf-8")
+SCAFFOLD_APP = """
+import numpy as np
+from broker_fl import Update
+from broker_fl.frameworks import ControlVariate
+
+def train(model, task):  # 1/2 a (w - b)^2, with another a and b at each learner: FedAvg would end elsewhere
+    a, b = [(0.3, 1.0), (1.0, -2.0), (3.0, 5.0)][int(task.learner[-1])]
+    w, control = model["w"], ControlVariate(task)
+    for _ in range(20):
+        w -= 0.05 * control.corrected("w", a * (w - b))
+    return Update(model={"w": w}, num_examples=1, num_steps=20, control=control.result())
+
+def evaluate(model, task):
+    return {}
+
+def initial_model():
+    return {"w": np.zeros(2)}
+"""
+OPTIMUM = (0.3 * 1.0 + 1.0 * -2.0 + 3.0 * 5.0) / (0.3 + 1.0 + 3.0)
 OWN_LEARNER = """
 import numpy as np
 from broker_fl import Update
@@ -236,6 +255,25 @@ def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell
     told = shell.refusal("submit", "job.toml", code=1)
     assert "app.py has no rule 'Caped'" in told
     assert "did you mean 'Capped'? allowed are Capped" in told
+
+
+def test_scaffold_finds_the_optimum_of_all_embedded_and_over_rabbitmq(shell: Shell) -> None:
+    (shell.folder / "app.py").write_text(SCAFFOLD_APP, "utf-8")
+    settings = {"model": 'app = "app.py"', "rule": 'name = "scaffold"', "protocol": "min_learners = 3"}
+    tables = [f"[{table}]\n{fields}\n" for table, fields in settings.items()]
+    (shell.folder / "job.toml").write_text("".join(tables) + "[termination]\nrounds = 60\n", "utf-8")
+    shell.run("run", "app.py", "--job", "job.toml", "--learners", "3", "--no-live")
+    (run,) = (shell.folder / "runs").iterdir()
+    embedded = Model.load(run / "model.safetensors")["w"]
+    assert embedded.tolist() == pytest.approx([OPTIMUM] * 2, abs=1e-5)
+
+    shell.start("controller").wait_said("is active")
+    for index in range(3):
+        shell.start("learner", "app.py", "--id", f"learner-{index}").wait_said("takes tasks")
+    job_id = shell.run("submit", "job.toml", "--watch").split()[0]
+    shell.run("models", "export", job_id, "--out", "final.safetensors")
+    found = Model.load(shell.folder / "final.safetensors")["w"]
+    assert found.tolist() == pytest.approx(embedded.tolist(), rel=1e-12)
 
 
 def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, controller: Daemon) -> None:
