@@ -232,8 +232,8 @@ def test_a_whole_job_with_three_learner_processes(shell: Shell, controller: Daem
     assert "left: its process was asked to end" in controller.said
 
 
-def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell: Shell) -> None:
-    """Of 1000 examples 40 count, of 10 all: a round adds (40 * 1 + 10 * 0) / 50 = 0.8."""
+def write_own_rule(shell: Shell) -> None:
+    """The documentation's rule with learners, and its job."""
     source, job = (
         re.search(rf"## A rule of your own.*?```{language}\n(.*?)```", RULES_PAGE, re.DOTALL)[1]  # type: ignore[index]
         for language in ("python", "toml")
@@ -241,6 +241,11 @@ def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell
     (shell.folder / "app.py").write_text(f"{OWN_LEARNER}\n{source}", "utf-8")
     rest = '[model]\napp = "app.py"\n[protocol]\nmin_learners = 2\n[termination]\nrounds = 3\n'
     (shell.folder / "job.toml").write_text(job + rest, "utf-8")
+
+
+def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell: Shell) -> None:
+    """Of 1000 examples 40 count, of 10 all: a round adds (40 * 1 + 10 * 0) / 50 = 0.8."""
+    write_own_rule(shell)
     shell.run("run", "app.py", "--job", "job.toml", "--learners", "2", "--no-live")
     (run,) = (shell.folder / "runs").iterdir()
     assert Model.load(run / "model.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
@@ -251,7 +256,8 @@ def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell
     job_id = shell.run("submit", "job.toml", "--watch").split()[0]
     shell.run("models", "export", job_id, "--out", "final.safetensors")
     assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
-    (shell.folder / "job.toml").write_text(job.replace("Capped", "Caped") + rest, "utf-8")
+    job = shell.folder / "job.toml"
+    job.write_text(job.read_text("utf-8").replace("Capped", "Caped"), "utf-8")
     told = shell.refusal("submit", "job.toml", code=1)
     assert "app.py has no rule 'Caped'" in told
     assert "did you mean 'Capped'? allowed are Capped" in told
@@ -537,6 +543,16 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
     assert shell.run("status") == "nothing runs in .cluster\n"
     shell.run("down", "--delete")
     assert not cluster.exists()
+
+
+def test_up_gives_the_controller_the_rules_of_its_app(shell: Shell, cluster: Path) -> None:
+    write_own_rule(shell)
+    shell.run("up", "--learners", "2", "--app", "app.py")
+    clean = {f"BROKER_FL_{name}": "" for name in ("BROKER", "STORE", "FEDERATION")}
+    settings = ["--config", str(cluster / "broker-fl.toml")]
+    done = shell.run(*settings, "submit", "job.toml", "--watch", **clean)  # type: ignore[arg-type]
+    shell.run(*settings, "models", "export", done.split()[0], "--out", "final.safetensors", **clean)  # type: ignore[arg-type]
+    assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
 
 
 def test_up_that_fails_half_way_leaves_nothing(shell: Shell, cluster: Path) -> None:
