@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from broker_fl.errors import FrameRefused, UpdateRefused
-from broker_fl.model import Model, ModelSpec
+from broker_fl.model import FLOATS, Model, ModelSpec
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
+from broker_fl.wire.fields import Form
 from broker_fl.wire.job import Transfer
-from broker_fl.wire.messages import Form, Result, TaskRef, UpdateChunk
+from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
 
 
 @dataclass(slots=True)
@@ -122,3 +125,12 @@ class UpdateReceiver:
             assembly = Assembly(self.update_bytes, self._transfer.chunk_bytes)
             upload = self._uploads[learner] = Upload(task, assembly, now, now)
         return upload
+
+
+def add_back(change: Model, base: Model) -> None:
+    """Make the change the model that its learner trained from ``base``, in place: one more pass over both."""
+    for run in change.spec.runs:
+        if run.dtype in FLOATS:
+            values = change.run(run)
+            with np.errstate(over="ignore", invalid="ignore"):  # the rule looks whether all is finite
+                np.add(values, base.run(run), out=values)

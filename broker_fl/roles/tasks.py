@@ -14,6 +14,7 @@ import numpy as np
 from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import FLOATS, Array, Model, ModelSpec
+from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.roles.variates import ControlledTask, Variates
 from broker_fl.wire.chunks import Assembly
@@ -35,6 +36,7 @@ class HeldTask:
     spec: ModelSpec
     assembly: Assembly
     variates: Variates = field(default_factory=Variates)
+    residuals: Residuals = field(default_factory=Residuals)
     _began_at: float = field(default_factory=time.perf_counter)
     _whole_at: float = 0.0
     phase: Phase = "receiving"
@@ -46,15 +48,22 @@ class HeldTask:
     failure: str = ""
 
     @classmethod
-    def of(cls, task: Task, learner: str, max_bytes: int, variates: Variates | None = None) -> HeldTask:
-        """Make room for the model that the task announces.
+    def of(
+        cls,
+        task: Task,
+        learner: str,
+        max_bytes: int,
+        variates: Variates | None = None,
+        residuals: Residuals | None = None,
+    ) -> HeldTask:
+        """Make room for the model that the task announces; the learner's own state is that of its seat.
 
         Raises:
             FrameRefused: the announcement contradicts itself, or the model is larger than ``max_bytes``.
         """
         spec = task.model.model_spec(max_bytes=max_bytes)
         assembly = Assembly(task.model.num_bytes, task.model.chunk_bytes)
-        return cls(task, learner, spec, assembly, variates if variates is not None else Variates())
+        return cls(task, learner, spec, assembly, variates or Variates(), residuals or Residuals())
 
     def status(self) -> TaskStatus:
         """For heartbeats."""
@@ -154,6 +163,8 @@ class HeldTask:
         model, used = Model.of(update.model, spec), encoding(self.task.encoding)
         if given is not None:
             model = _changes(model, given)
+        if self.task.residual is not None:
+            return self.residuals.encode(model, used, self.task.task, self.task.residual)
         if control is None:
             return used.encode(model)
         encoded = used.encode(joined(model, control.change(update.control)))
@@ -204,14 +215,13 @@ def _check(update: object) -> None:
 
 
 def _changes(trained: Model, given: Model) -> Model:
-    """``trained - given`` of float tensors, in their type; of the others the trained values."""
-    changes = Model.empty(trained.spec)
+    """``trained - given`` of float tensors, in their type; of the others the trained values. In ``given``."""
     for run in trained.spec.runs:
         if run.dtype in FLOATS:
-            np.subtract(trained.run(run), given.run(run), out=changes.run(run))
+            np.subtract(trained.run(run), given.run(run), out=given.run(run))
         else:
-            changes.run(run)[...] = trained.run(run)
-    return changes
+            given.run(run)[...] = trained.run(run)
+    return given
 
 
 def _checked_metrics(metrics: object, method: str) -> dict[str, float]:

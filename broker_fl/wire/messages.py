@@ -23,6 +23,7 @@ from broker_fl.wire.fields import (
     Count,
     Digest,
     EncodingName,
+    Form,
     Identifier,
     Metrics,
     Parameters,
@@ -34,10 +35,6 @@ from broker_fl.wire.fields import (
 from broker_fl.wire.frames import brief, pack, unpack
 from broker_fl.wire.job import JobSpec
 
-Form = Literal["values", "changes"]
-"""What an update holds of float tensors: their values, or what training changed in them. Integer and boolean
-tensors are values in both.
-"""
 Control = Literal["none", "change", "lost"]
 
 
@@ -111,9 +108,11 @@ class ModelManifest(Part):
             max_bytes: the largest model that is taken here, in memory; encoded it is never larger.
 
         Raises:
-            FrameRefused: no usable spec, an unknown encoding, a size that does not fit, or one above the
-            limit.
+            FrameRefused: no usable spec, an encoding that is unknown or not for models, a size that does not
+            fit, or one above the limit.
         """
+        if not encoding_named(self.encoding).of_versions:
+            raise FrameRefused(f"a model is not sent as {self.encoding!r}, which is for changes only")
         try:
             spec = ModelSpec.from_wire(self.spec)
         except ModelError as error:
@@ -324,6 +323,10 @@ class Task(Message):
     """SCAFFOLD: behind the model's tensors are those of the server's control variate, ``control/<name>`` for
     each float tensor, and the update is made so, too. This is the round that the learner's own variate is
     from; -1 if it is zero. None in other jobs. A learner that cannot do it must refuse the task.
+    """
+    residual: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
+    """Error feedback: the round of the learner's own last update that counted. What its encoding lost then
+    is added to the change that is sent now; nothing is for -1. None where the encoding has no residual.
     """
     chunk_bytes: ChunkBytes = 1 << 20
     inbox: Identifier
