@@ -113,8 +113,8 @@ def memory_lines(history: History) -> list[Line]:
             points.append((record.round + 1, spread))
     learners = _bare([(number, spread.mean) for number, spread in points], 0)
     lines = [
-        replace(_bare(controller, 1), label="controller", dashed=True),
         replace(learners, label="learners, peak", spreads=[spread for _, spread in points]),
+        replace(_bare(controller, 1), label="controller", dashed=True),
     ]
     return [line for line in lines if len(line.x)]
 
@@ -197,4 +197,4 @@ def scale(axes: Axes, values: Sequence[float], shown: Callable[[float], str] | N
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value) if shown else f"{value:.4g}"))
     if shown and axes.get_yscale() == "linear":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * max(finite.max(), axes.get_ylim()[1]))

@@ -126,7 +126,7 @@ class Charts:
         """What became of the tasks of each round."""
         return self._chart(
             "What became of the tasks",
-            "Tasks by round; of a round that was retried, all attempts.",
+            "Tasks by round, in all its attempts. Cancelled: others had delivered enough.",
             lambda width: draw_outcomes(width, rounds),
         )
 
@@ -142,7 +142,7 @@ class Charts:
         """What became of the tasks of each learner."""
         return self._chart(
             "What became of the tasks",
-            "Tasks by learner; late are those that were taken back too.",
+            "Tasks by learner. Cancelled: not needed any more, since others had delivered or the job ended.",
             lambda width: draw_learner_outcomes(width, history),
         )
 

@@ -73,10 +73,12 @@ def figures(history: History) -> Iterator[Figure]:
         note = f"first {number(first[name])}" if name in first else ""
         yield Figure(label=f"final {one_line(name, 40)}", value=number(value), note=note)
     yield _steps(history)
+    cancelled = history.counts["cancelled"]
     yield Figure(
         label="updates folded",
         value=count(history.counts["folded"]),
-        note=f"of {count(_asked(history))} asked for",
+        note=f"of {count(_asked(history))} asked for"
+        + (f", {count(cancelled)} not needed" if cancelled else ""),
     )
     yield _missed_figure(history)
     if history.asynchronous:
@@ -95,16 +97,6 @@ def _steps(history: History) -> Figure:
 def _missed_figure(history: History) -> Figure:
     counts = history.counts
     note = f"{counts['failed']} failed, {counts['late']} late, {counts['refused']} refused"
-    spec = history.spec
-    if spec is not None and getattr(spec.protocol, "over_selection", False):
-        # Then some of those that are late were asked in case that others would be.
-        alarming = counts["failed"] + counts["refused"] > 0
-        return Figure(
-            label="missed",
-            value=count(missed(history)),
-            note=f"{note}; more were asked than wanted",
-            alarming=alarming,
-        )
     return Figure(label="missed", value=count(missed(history)), note=note, alarming=missed(history) > 0)
 
 
@@ -218,6 +210,7 @@ def _learners(history: History) -> Grid:
         "failed": lambda item: count(item.failed),
         "late": lambda item: count(item.late),
         "refused": lambda item: count(item.refused),
+        "cancelled": lambda item: count(item.cancelled),
         "lost": lambda item: count(item.lost),
         "mean train": lambda item: seconds(item.mean_train_s),
         "epochs": lambda item: number(item.num_epochs),
@@ -230,6 +223,7 @@ def _learners(history: History) -> Grid:
     known = {
         "epochs": any(item.num_epochs for item in learners),
         "staleness": history.asynchronous,
+        "cancelled": history.counts["cancelled"] > 0,
         "memory": any(item.peak_memory_bytes for item in learners),
     }
     columns = {name: cell for name, cell in columns.items() if known.get(name, True)}
