@@ -19,6 +19,8 @@ from broker_fl.record.timeline import task_seconds
 
 _MAX_DRAWN = 1e100
 """Metrics beyond are not drawn: a diverged training would flatten all else, and overflow the axes."""
+MAX_BANDS = 4
+"""More bands would hide one another."""
 _LOG_FROM = 1_000
 """Ratio of the largest to the smallest value from which on an axis is logarithmic."""
 
@@ -142,7 +144,7 @@ def draw_lines(
     figure, axes = Canvas(width=width, top=26 if with_legend else 12).axes()
     for line in lines:
         y = _drawable(line.y)
-        if len(lines) <= 4:  # more bands than that hide one another
+        if len(lines) <= MAX_BANDS:
             _band(axes, line, "min", "max", 0.14)
         if len(lines) <= 2:
             _band(axes, line, "lower", "upper", 0.16)

@@ -52,8 +52,7 @@ def facts(history: History, software: Mapping[str, str]) -> Iterator[tuple[str, 
     yield "model", f"{plural(history.num_parameters, 'parameter')}, {size(history.model_bytes)}"
     if spec := history.spec:
         pacing = "" if spec.pacing.name == "fixed" else f", {spec.pacing.name}"
-        protocol = spec.protocol.name.replace("_", "-")
-        yield "protocol", f"{protocol}, {spec.rule.name}, selector “{spec.selector.name}”{pacing}"
+        yield "protocol", f"{', '.join(protocol(history))}, selector “{spec.selector.name}”{pacing}"
     if history.num_resumed:
         yield "controller", f"resumed {plural(history.num_resumed, 'time')}"
     if history.parent is not None:
@@ -64,6 +63,13 @@ def facts(history: History, software: Mapping[str, str]) -> Iterator[tuple[str, 
     if software:
         shown = [f"{name} {software[name]}" for name in ("broker-fl", "python", "numpy") if name in software]
         yield "software", one_line(", ".join(shown))
+
+
+def protocol(history: History) -> tuple[str, str]:
+    """Names of protocol and rule."""
+    if history.spec is None:
+        return "–", "–"
+    return history.spec.protocol.name.replace("_", "-"), history.spec.rule.name
 
 
 def figures(history: History) -> Iterator[Figure]:
