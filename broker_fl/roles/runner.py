@@ -112,7 +112,7 @@ class JobRunner:
         try:
             actions = decision()
         except AppError as error:
-            actions = self.job.step(s.CannotGoOn(f"round {self.job.state.round}: {error}"), self._now())
+            actions = self.job.step(s.CannotGoOn(f"round {self.job.state.round + 1}: {error}"), self._now())
         self._perform_all(actions)
 
     def emit(self, event: Event) -> None:
@@ -195,7 +195,7 @@ class JobRunner:
             self._refuse(learner, upload.task, error)
             raise
         except AppError as error:
-            self.signal(s.CannotGoOn(f"round {self.job.state.round}: {error}"))
+            self.signal(s.CannotGoOn(f"round {self.job.state.round + 1}: {error}"))
             return
         folded = s.UpdateWasFolded(
             learner=learner,
@@ -251,7 +251,7 @@ class JobRunner:
             self._receiver.keep(self.job.is_open)
             combined = accumulator.result()
         except (AggregationError, AppError) as error:
-            self.signal(s.CommitFailed(f"round {state.round}: {error}"))
+            self.signal(s.CommitFailed(f"round {state.round + 1}: {error}"))
             return
         record = VersionRecord(
             version=action.version,
