@@ -95,6 +95,11 @@ class CheckedRound:
                     f"{self._where('result')} returned a {what} that is a {type(value).__name__}; it is a "
                     "Model: Model.of(arrays) makes one of a dict of arrays"
                 )
+        if combined.updates:
+            raise AppError(
+                f"{self._where('result')} returned updates that are to be stored, which only rules of the "
+                "asynchronous protocol can: leave updates out"
+            )
         if model.spec != self._spec:
             problems = self._spec.differences(model.spec) or ["the tensors are in another order"]
             raise AppError(f"{self._where('result')} returned another model: {'; '.join(problems[:3])}")
@@ -122,7 +127,7 @@ class CheckedRound:
 def _read_only(given: Given) -> Given:
     """Others use the version and the memory too; writing to them is an error at the line that does it."""
     memory = given.memory and _view(given.memory)
-    return Given(spec=given.spec, model=lambda: _view(given.model()), memory=memory)
+    return Given(spec=given.spec, model=lambda: _view(given.model()), memory=memory, carried=given.carried)
 
 
 def _view(model: Model) -> Model:
