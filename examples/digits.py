@@ -39,6 +39,7 @@ class Digits:
             model=model,
             num_examples=len(digits),
             num_steps=epochs * len(starts),
+            num_epochs=epochs,
             metrics=measure(model, self.examples),
         )
 

@@ -8,7 +8,7 @@ replaces is dropped. What a crash between these steps leaves over is what the st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -57,44 +57,38 @@ class StoredUpdates(Mapping[str, Contribution]):
                 f"update {name} of job {job!r} is not whole in the store: {error}"
             ) from error
         if model.digest != header.pop("digest"):
-            raise StoreUnavailable(
-                f"update {name} of job {job!r} is corrupt in the store: its digest differs"
-            )
+            raise StoreUnavailable(f"update {name} of job {job!r} is corrupt in the store: other digest")
         return Contribution(learner=learner, model=model, **header)
 
-    def write(self, update: Contribution, round: int) -> None:
-        """Store a learner's update, of a task of this round, for the version that is to be made of it.
+    def replace(self, updates: Sequence[Contribution], commit: Callable[[], None]) -> None:
+        """Store the updates of the version that ``commit`` stores; then drop those that they replace.
 
         Raises:
             Fenced: another controller has taken over.
         """
+        state, services = self._state, self._services
+        replaced = [self._newest(update.learner) for update in updates if update.learner in self]
+        for update in updates:
+            if (part := state.cohort.get(update.learner)) is not None:
+                self._write(update, _name(update.learner, part.round))
+        commit()
+        if replaced:
+            services.persist(lambda: services.store.drop_updates(state.job, replaced, epoch=services.epoch))
+
+    def _write(self, update: Contribution, name: str) -> None:
         header = {
             "num_examples": update.num_examples,
             "num_steps": update.num_steps,
             "digest": update.model.digest,
         }
         parts = [memoryview(msgpack.packb(header)), *pieces(update.model)]
-        name, services = _name(update.learner, round), self._services
+        job, services = self._state.job, self._services
 
         def write() -> None:
             for index, part in enumerate(parts):
-                services.store.write_update(self._state.job, name, index, part, epoch=services.epoch)
+                services.store.write_update(job, name, index, part, epoch=services.epoch)
 
         services.persist(write)
-
-    def names(self, learners: Iterable[str]) -> list[str]:
-        """Under which the newest of these learners are stored; of those that have one."""
-        return [self._newest(learner) for learner in learners if learner in self]
-
-    def drop(self, names: Sequence[str]) -> None:
-        """Drop the updates of these names.
-
-        Raises:
-            Fenced: another controller has taken over.
-        """
-        job, services = self._state.job, self._services
-        if names:
-            services.persist(lambda: services.store.drop_updates(job, names, epoch=services.epoch))
 
 
 def drop_unneeded(services: Services, state: JobState) -> None:
@@ -105,9 +99,8 @@ def drop_unneeded(services: Services, state: JobState) -> None:
     """
     current = {} if state.phase is Phase.ENDED else state.counted
     needed = {_name(learner, round) for learner, round in current.items()}
-    names = [
-        name for name in services.persist(lambda: services.store.updates(state.job)) if name not in needed
-    ]
+    stored = services.persist(lambda: services.store.updates(state.job))
+    names = [name for name in stored if name not in needed]
     if names:
         services.persist(lambda: services.store.drop_updates(state.job, names, epoch=services.epoch))
 

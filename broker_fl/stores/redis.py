@@ -213,9 +213,8 @@ class RedisStore:
 
     def updates(self, job: str) -> list[str]:
         """Names of the stored updates, sorted."""
-        return sorted(
-            name.decode() for name in self._read(lambda: self._client.hkeys(self._keys.updates(job)))
-        )
+        names = self._read(lambda: self._client.hkeys(self._keys.updates(job)))
+        return sorted(name.decode() for name in names)
 
     def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
         """Delete stored updates, in one script."""
