@@ -9,8 +9,8 @@ is the same to the last bit whatever came and went meanwhile, in any order.
 The terms ``w x`` are exact for elements up to 32 bits and whole weights below 2^29. Those of float64, int64
 and larger weights are rounded once, to float64, in the same way when they are taken out.
 
-Memory: as many float64 for each element as the sum needs. Two hold 106 binary digits: weights of ordinary
-size. Seven hold whatever there is in elements up to 32 bits.
+Memory: as many float64 for each element as the sum needs. Two hold 106 binary digits, enough for parameters
+of ordinary size; seven hold whatever there is in elements up to 32 bits.
 """
 
 from __future__ import annotations
