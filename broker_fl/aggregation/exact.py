@@ -100,7 +100,7 @@ def _add(parts: list[Float64s], block: slice, rest: Float64s) -> None:
 
 
 def _normalise(parts: list[Float64s]) -> None:
-    """Have each part be the float64 nearest to the sum of itself and all that follow.
+    """Have each part be the float64 nearest to the sum of itself and all that follow, but for ties.
 
     Passes from the smallest part up (VecSum; Ogita, Rump and Oishi 2005): each is free of error, and gathers
     the digits further to the front. For two parts one is enough; for more, one that changes nothing is last.
