@@ -8,13 +8,19 @@ import click
 
 from broker_fl.apps import load_app
 from broker_fl.cli import options
-from broker_fl.cli.access import driver_of
+from broker_fl.cli.access import driver_of, find_job
 from broker_fl.cli.command import Command
 from broker_fl.cli.jobs import watch_job
 from broker_fl.cli.outcome import exit_code
+from broker_fl.cli.trackers import trackers, tracking
 from broker_fl.errors import SettingError
 from broker_fl.jobfile import JobFile, read_job
 from broker_fl.model import Model
+from broker_fl.roles.driver import Driver
+from broker_fl.wire.messages import VersionRef
+
+_SOURCES = (("app", "app"), ("model", "model"), ("from", "parent"))
+"""Options that name what a job starts from, and their names here."""
 
 
 @click.command(cls=Command)
@@ -23,10 +29,14 @@ from broker_fl.model import Model
 @options.timeout
 @click.option("--app", metavar="APP", help="Start from this app's initial_model().")
 @click.option("--model", metavar="FILE", help="Start from this safetensors file.")
+@click.option(
+    "--from", "parent", metavar="JOB[@V]", help="Go on from this job's newest version, or from its version V."
+)
 @click.option("--watch", is_flag=True, help="Watch the job until its end, as `broker-fl watch` does.")
 @options.live
 @click.option("--out", metavar="FOLDER", help="With --watch: also make a run folder in FOLDER.")
-def submit(job_file: str, app: str | None, model: str | None, watch: bool, **given: Any) -> None:
+@trackers
+def submit(job_file: str, watch: bool, **given: Any) -> None:
     """Submit the job that JOB.toml describes; its id is printed."""
     job = read_job(job_file)
     if job.simulation is not None:
@@ -34,23 +44,39 @@ def submit(job_file: str, app: str | None, model: str | None, watch: bool, **giv
             f"{job_file} has a table [simulation], which only broker-fl run follows: real learners are as "
             f"fast as they are. Take it out, or use broker-fl run --job {job_file}"
         )
-    initial = initial_model(job, job_file, app=app, file=model)
+    named = [f"--{name}" for name, key in _SOURCES if given[key]]
+    if len(named) > 1:
+        raise SettingError(f"give one of {' and '.join(named)}: a job begins from one model")
+    parent = given["parent"]
+    initial = None if parent else initial_model(job, job_file, app=given["app"], file=given["model"])
     with driver_of(given) as driver:
-        submitted = driver.submit(job.spec, initial)
+        submitted = driver.submit(job.spec, initial or find_version(driver, parent))
         click.echo(submitted.id)
         if watch:
-            finished = watch_job(submitted, live=given["live"], as_json=False, out=given["out"])
+            with tracking(tensorboard=given["tensorboard"], mlflow=given["mlflow"]) as track:
+                finished = watch_job(submitted, track, live=given["live"], as_json=False, out=given["out"])
             raise click.exceptions.Exit(exit_code(finished.state, ""))
+
+
+def find_version(driver: Driver, wanted: str) -> VersionRef:
+    """``JOB`` or ``JOB@V``, where ``JOB`` is as in all commands.
+
+    Raises:
+        SettingError: what follows the ``@`` is no number.
+        RequestRefused: there is no such job, or there are several.
+    """
+    job, at, version = wanted.partition("@")
+    if at and not version.isdecimal():
+        raise SettingError(f"--from {wanted}: {version!r} is no version; give a number, as in {job}@3")
+    return find_job(driver, job).version(int(version) if at else None)
 
 
 def initial_model(job: JobFile, place: str, *, app: str | None, file: str | None) -> Model:
     """What the job starts from: what the command line names, else what the job file does.
 
     Raises:
-        SettingError: none of them names anything, both options do, or it is not usable.
+        SettingError: none of them names anything, or it is not usable.
     """
-    if app and file:
-        raise SettingError("give either --app or --model")
     if not app and not file:
         app, file = job.app, str(job.model_file) if job.model_file else None
     if file:
@@ -58,5 +84,5 @@ def initial_model(job: JobFile, place: str, *, app: str | None, file: str | None
     if app:
         return load_app(app).initial_model()
     raise SettingError(
-        f"{place} names no initial model: add [model] with app or file, or give --app or --model"
+        f"{place} names no initial model: add [model] with app or file, or give --app, --model or --from"
     )

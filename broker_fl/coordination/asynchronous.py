@@ -22,6 +22,7 @@ from broker_fl.coordination.averaging import LatestMean
 from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
 from broker_fl.coordination.job import Actions, Job
 from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.wire import events as e
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus
@@ -38,6 +39,9 @@ class AsynchronousJob(Job):
     def __init__(self, state: JobState, members: Membership, protocol: Asynchronous) -> None:
         super().__init__(state, members)
         self._protocol = protocol
+        self._selector = make_selector(state.spec.selector)
+        self._matching: set[str] = set()
+        """Live learners that ``selector.where`` lets take part."""
         rule = state.spec.rule
         self._updates_per_version = rule.updates_per_version() if isinstance(rule, PerUpdate) else 1
         self._idle: dict[str, None] = {}
@@ -60,13 +64,15 @@ class AsynchronousJob(Job):
         state, num_needed = self.state, self._protocol.min_learners
         if state.is_paused:
             return []
-        if len(self._members) < num_needed:
-            return self._wait_for(num_needed, now)
+        matching = [member.learner for member in self._selector.matching(self._members.members())]
+        self._matching = set(matching)
+        if len(matching) < num_needed:
+            return self._wait_for(num_needed, len(matching), now)
         state.phase, state.waiting_since = Phase.TRAINING, None
         state.round_started_at = now
-        for member in self._members.members():
-            self._enter_lap(member.learner)
-            self._is_free(member.learner)
+        for learner in matching:
+            self._enter_lap(learner)
+            self._is_free(learner)
         return [s.StartSum(state.round), s.Save(), *self._fill(now)]
 
     def _fill(self, now: float) -> Actions:
@@ -113,7 +119,7 @@ class AsynchronousJob(Job):
         return lead is not None and self._lap.get(learner, 0) - min(self._laps, default=0) >= lead
 
     def _is_free(self, learner: str) -> None:
-        if learner in self._members and learner not in self.state.cohort and learner not in self._benched:
+        if learner in self._matching and learner not in self.state.cohort and learner not in self._benched:
             self._idle.setdefault(learner, None)
 
     # ------------------------------------------------------------ what comes in
@@ -180,7 +186,7 @@ class AsynchronousJob(Job):
         return actions + self._nobody_works(now)
 
     def _nobody_works(self, now: float) -> Actions:
-        if self._benched and len(self._benched) + len(self._buffer) >= len(self._members):
+        if self._benched and len(self._benched) + len(self._buffer) >= len(self._matching):
             learner, reason = next(reversed(self._benched.items()))
             reason = (
                 f"nobody is left to ask: {len(self._buffer)} of {self._updates_per_version} updates of a "
@@ -188,7 +194,7 @@ class AsynchronousJob(Job):
                 f"times in a row, at last {learner}: {reason}"
             )
             return self._finish("failed", reason, now)
-        return self._wait_for(len(self._members) + 1, now)
+        return self._wait_for(len(self._matching) + 1, len(self._matching), now)
 
     def _take_back_overdue(self, now: float) -> Actions:
         actions: Actions = []
@@ -270,7 +276,7 @@ class AsynchronousJob(Job):
 
     def _target_of_all(self) -> str | None:
         """A target counts once every live learner has evaluated: the first few may be the lucky ones."""
-        return self._target_reached() if len(self._evaluations) >= len(self._members) else None
+        return self._target_reached() if len(self._evaluations) >= len(self._matching) else None
 
     # ------------------------------------------------------------ the end
 
@@ -278,12 +284,12 @@ class AsynchronousJob(Job):
         """Have the last version evaluated by all that are there."""
         state = self.state
         actions = self._dismiss("the job has enough updates", now)
-        if not state.spec.evaluate or not len(self._members):
+        if not state.spec.evaluate or not self._matching:
             return actions + self._finish("done", reason, now)
         state.phase, state.ending, state.cohort = Phase.EVALUATING, reason, Cohort()
         self._buffer, self._due = [], deque()
         self._uploads.open(0)
-        self._assign((member.learner for member in self._members.members()), now, attempt=self._next_attempt)
+        self._assign(sorted(self._matching), now, attempt=self._next_attempt)
         deadline_s = self._protocol.deadline_s
         state.deadline_at = None if deadline_s is None else now + deadline_s
         started = e.RoundStarted(
@@ -306,6 +312,7 @@ class AsynchronousJob(Job):
 
     def _learner_up(self, signal: s.LearnerUp, now: float) -> Actions:
         learner, state = signal.learner, self.state
+        self._note_whether_it_matches(learner)
         part = state.cohort.get(learner)
         if state.phase is Phase.EVALUATING:
             if part is not None and part.status is Status.LOST:
@@ -316,6 +323,10 @@ class AsynchronousJob(Job):
             return self._settle(now)
         if part is not None:
             return self._remind(learner, part, signal.tasks, now) if part.status in OPEN else []
+        if learner not in self._matching:
+            self._idle.pop(learner, None)
+            self._leave_lap(learner)
+            return self._settle(now)
         self._benched.pop(learner, None)
         self._records.of(learner).num_failures = 0
         self._enter_lap(learner)
@@ -323,6 +334,14 @@ class AsynchronousJob(Job):
             return self._adopt(learner, held, now)
         self._is_free(learner)
         return self._settle(now)
+
+    def _note_whether_it_matches(self, learner: str) -> None:
+        """It may have joined again with other attributes."""
+        member = self._members.get(learner)
+        if member is not None and self._selector.matches(member):
+            self._matching.add(learner)
+        else:
+            self._matching.discard(learner)
 
     def _still_counts(self, learner: str, tasks: tuple[TaskStatus, ...]) -> TaskStatus | None:
         """The learner's task of this job that is not in a version yet; names of others are not used again."""
@@ -348,6 +367,7 @@ class AsynchronousJob(Job):
 
     def _learner_down(self, signal: s.LearnerDown, now: float) -> Actions:
         learner, state = signal.learner, self.state
+        self._matching.discard(learner)
         self._idle.pop(learner, None)
         self._evaluations.remove(learner)
         self._leave_lap(learner)
@@ -366,6 +386,8 @@ class AsynchronousJob(Job):
         resumed = e.JobResumed(job=state.job, round=state.round, version=state.version, epoch=signal.epoch)
         actions: Actions = [s.Emit(resumed), s.StartSum(state.round)]
         state.round_started_at = now
+        matching = self._selector.matching(self._members.members())
+        self._matching = {member.learner for member in matching}
         if state.phase is Phase.EVALUATING:
             deadline_s = self._protocol.deadline_s
             state.deadline_at = None if deadline_s is None else now + deadline_s

@@ -168,9 +168,11 @@ class Job(ABC):
             return self._finish("failed", f"for {max_wait_s:g} s: {reason}", now)
         return []
 
-    def _wait_for(self, num_needed: int, now: float) -> Actions:
-        present = len(self._members)
-        return self._wait(f"{present} learners are there, {num_needed} are needed", num_needed, now)
+    def _wait_for(self, num_needed: int, num_matching: int, now: float) -> Actions:
+        there = f"{num_matching} learners are there"
+        if self.state.spec.selector.where:
+            there = f"{num_matching} of {len(self._members)} learners match 'selector.where'"
+        return self._wait(f"{there}, {num_needed} are needed", num_needed, now)
 
     def _enough(self) -> str | None:
         """Why training is over; None if it is not."""

@@ -61,6 +61,11 @@ class Membership:
     def __iter__(self) -> Iterator[Presence]:
         return iter(self._presences.values())
 
+    def get(self, learner: str) -> Member | None:
+        """The learner, if it is there."""
+        presence = self._presences.get(learner)
+        return presence.member if presence is not None else None
+
     def members(self) -> list[Member]:
         """All live learners, sorted by id."""
         return [self._presences[learner].member for learner in sorted(self._presences)]

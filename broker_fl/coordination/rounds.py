@@ -33,7 +33,8 @@ class RoundsJob(Job):
     ) -> None:
         super().__init__(state, members)
         self._protocol = protocol
-        self._selector = make_selector(state.spec.selector, extensions)
+        at_least = protocol.quorum if isinstance(protocol.quorum, int) else 1
+        self._selector = make_selector(state.spec.selector, extensions, at_least=at_least)
 
     # ------------------------------------------------------------ rounds
 
@@ -47,11 +48,12 @@ class RoundsJob(Job):
             return self._finish("done", over, now)
         quorum = protocol.quorum if isinstance(protocol.quorum, int) else 1
         num_needed = 1 if over is not None else max(protocol.min_learners, quorum)
-        if len(self._members) < num_needed:
-            return self._wait_for(num_needed, now)
+        num_matching = len(self._selector.matching(self._members.members()))
+        if num_matching < num_needed:
+            return self._wait_for(num_needed, num_matching, now)
         chosen, spare = self._select()
         if not chosen:
-            return self._wait(f"the selector chose none of {len(self._members)} learners", num_needed, now)
+            return self._wait(f"the selector chose none of {num_matching} learners", num_needed, now)
         state.phase = Phase.TRAINING if over is None else Phase.EVALUATING
         state.ending = over or ""
         state.waiting_since = None
@@ -78,7 +80,8 @@ class RoundsJob(Job):
     def _others(self, members: list[Member], chosen: set[str]) -> list[str]:
         """Whom the selector would choose if those that it chose were not there: it may not want everybody."""
         found: list[str] = []
-        rest = [member for member in members if member.learner not in chosen]
+        eligible = self._selector.eligible(members, self.state.round, self.state.records)
+        rest = [member for member in eligible if member.learner not in chosen]
         while rest and len(found) < self._protocol.over_selection:
             more = self._selector.select(rest, self.state.round, self.state.records)
             if not more:
@@ -152,14 +155,15 @@ class RoundsJob(Job):
 
     def _retry(self, now: float) -> Actions:
         state, cohort = self.state, self.state.cohort
-        outsiders = [m.learner for m in self._members.members() if m.learner not in cohort]
+        matching = self._selector.matching(self._members.members())
+        outsiders = self._outsiders(matching)
         failed = [
             learner
             for learner in cohort.with_status(Status.FAILED, Status.REFUSED)
             if learner in self._members
         ]
         if not (outsiders or failed or cohort.num_open):
-            return self._wait_for(len(self._members) + 1, now)
+            return self._wait_for(len(matching) + 1, len(matching), now)
         required = cohort.num_required(self._protocol.quorum, state.num_wanted)
         reason = f"{cohort.count(Status.DELIVERED)} of {required} delivered; {cohort.summary()}"
         if state.retries >= self._protocol.max_retries:
@@ -179,6 +183,12 @@ class RoundsJob(Job):
             replacements=tuple(replacements),
         )
         return [s.Save(), s.Emit(retried), *self._send([*replacements, *again])]
+
+    def _outsiders(self, matching: list[Member]) -> list[str]:
+        """Who may be asked in another's place; those that keep failing only if there is nobody else."""
+        outside = [member for member in matching if member.learner not in self.state.cohort]
+        eligible = self._selector.eligible(outside, self.state.round, self.state.records)
+        return [member.learner for member in eligible or outside]
 
     def _give_up(self, reason: str, now: float) -> Actions:
         state = self.state

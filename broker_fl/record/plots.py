@@ -66,10 +66,10 @@ class Charts:
         else:
             lines = [evaluation_line(history, name, index) for index, history in enumerate(histories)]
         lines = [line for line in lines if len(line.x)]
-        note = (
-            "Mean over learners, weighted by examples. The band is from the lowest to the highest learner"
-            + ("; darker, the middle half of them." if len(lines) <= 2 else ".")
-        )
+        note = "Mean over learners, weighted by examples."
+        if any(spread and spread.num_learners > 1 for line in lines for spread in line.spreads):
+            note += " The band is from the lowest to the highest learner"
+            note += "; darker, the middle half of them." if len(lines) <= 2 else "."
         with_legend = len(histories) == 1
         return self._chart(
             one_line(name, 60),

@@ -236,12 +236,20 @@ class Controller:
             handle(message, payload, delivery.routing_key.partition(".")[0])
         except MessageRefused as error:
             self._dead_letter(queue, delivery, str(error))
+            self._refuse_broken_result(delivery, str(error))
         except (Fenced, TransportClosed, StoreUnavailable):
             raise  # not acked: it comes again, to whoever goes on
         except Exception as error:
             log.exception("a message from %s with key %s could not be handled", queue, delivery.routing_key)
             self._dead_letter(queue, delivery, f"{type(error).__name__}: {error}")
         delivery.ack()
+
+    def _refuse_broken_result(self, delivery: Delivery, reason: str) -> None:
+        """A learner whose result cannot be read has nothing better to send: its round goes on without it."""
+        broken = m.broken_result(delivery.body)
+        if broken is not None and broken[0] == delivery.routing_key.partition(".")[0]:
+            learner, task = broken
+            self._jobs.signal(task.job, s.UpdateWasRefused(learner, task, reason[:1000]))
 
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from broker_fl.roles.clock import Clock
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.sender import Sender, publish_update
 from broker_fl.roles.tasks import HeldTask
+from broker_fl.roles.turns import Turns
 from broker_fl.roles.variates import Variates
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
@@ -57,7 +59,6 @@ class _Seat:
     attributes: Parameters
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     held: dict[str, HeldTask] = field(default_factory=dict)
-    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     variates: Variates = field(default_factory=Variates)
 
     def statuses(self) -> tuple[m.TaskStatus, ...]:
@@ -92,6 +93,8 @@ class LearnerHost:
         self._beat_at = 0.0
         self._beat_waits = False
         self._draining = False
+        self._turns = Turns()
+        self._num_waiting = 0
         self._num_working = 0
         self._drain_began = threading.Event()
         self._idle_workers = threading.Event()
@@ -163,8 +166,7 @@ class LearnerHost:
 
     def _drain(self) -> None:
         self._draining = True
-        if not self._num_working:
-            self._idle_workers.set()
+        self._see_whether_idle()
         self._drain_began.set()
 
     def _cancel_all(self) -> None:
@@ -250,8 +252,9 @@ class LearnerHost:
         if held.receive(chunk, payload):
             accepted = m.Accepted(learner=seat.id, task=held.task.task, receive_s=held.receive_s)
             self._report(seat, accepted)
-            self._num_working += 1
-            self._workers.submit(self._work, seat, held)
+            self._turns.add(held)
+            self._num_waiting += 1
+            self._work_on_next()
 
     def _on_upload_request(self, seat: _Seat, request: m.UploadRequest) -> None:
         held = seat.held.get(request.task.job)
@@ -263,21 +266,34 @@ class LearnerHost:
 
     # ------------------------------------------------------------ work
 
+    def _work_on_next(self) -> None:
+        """Give the workers that are free something to do."""
+        while self._num_working < self.settings.num_workers and (held := self._turns.next()) is not None:
+            self._num_waiting -= 1
+            self._num_working += 1
+            self._workers.submit(self._work, self._seats[held.learner], held)
+
     def _work(self, seat: _Seat, held: HeldTask) -> None:
         """On a worker's thread."""
+        began = time.perf_counter()
         try:
-            with seat.one_at_a_time:
-                held.work(seat.learner)
+            held.work(seat.learner)
         except TaskCancelled:
             log.info("learner %s stopped working on task %s", seat.id, held.task.task)
         finally:
-            self._loop.post(lambda: self._worked(seat, held))
+            seconds = time.perf_counter() - began
+            self._loop.post(lambda: self._worked(seat, held, seconds))
 
-    def _worked(self, seat: _Seat, held: HeldTask) -> None:
+    def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
         self._num_working -= 1
+        self._turns.done(held, seconds)
         if not held.cancelled:
             self._send_outcome(seat, held)
-        if self._draining and not self._num_working:
+        self._work_on_next()
+        self._see_whether_idle()
+
+    def _see_whether_idle(self) -> None:
+        if self._draining and not self._num_working and not self._num_waiting:
             self._idle_workers.set()
 
     def _send_outcome(self, seat: _Seat, held: HeldTask) -> None:

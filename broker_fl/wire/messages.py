@@ -617,6 +617,19 @@ def parse(fields: dict[str, Any], kinds: Mapping[str, type[Message]]) -> Message
         raise FrameRefused(f"a {kind!r} message with a wrong field {first_problem(error)}") from error
 
 
+def broken_result(body: bytes) -> tuple[str, TaskRef] | None:
+    """Learner and task of a ``result`` whose other fields are wrong; None if it is no such thing."""
+    try:
+        fields, _ = unpack(body)
+        if fields["kind"] != Result.KIND:
+            return None
+        known = {name: fields[name] for name in ("learner", "task") if name in fields}
+        result = Result.model_validate(known)
+    except (FrameRefused, ValidationError):
+        return None
+    return result.learner, result.task
+
+
 def first_problem(error: ValidationError) -> str:
     """Where and what the first problem is, in a few words, whatever the sender wrote."""
     first = error.errors(include_url=False, include_input=False)[0]

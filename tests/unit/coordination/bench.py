@@ -71,7 +71,8 @@ class Bench:
 
     def ref(self, learner: str | None = None, *, round: int | None = None) -> TaskRef:
         part = self.job.state.cohort.get(learner or "")
-        number = self.job.state.round if round is None else round
+        given = part.round if part else self.job.state.round
+        number = given if round is None else round
         return TaskRef(job="job", round=number, attempt=part.attempt if part else 0)
 
     def up(self, learner: str, *tasks: TaskStatus) -> list[s.Action]:

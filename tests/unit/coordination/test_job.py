@@ -525,3 +525,90 @@ def test_the_state_that_goes_with_a_version_begins_the_next_round() -> None:
 
     after = JobState.unpack(packed, bench.now)
     assert (after.round, after.version, after.phase, len(after.cohort)) == (1, 1, Phase.IDLE, 0)
+
+
+# ---------------------------------------------------------------- more than are needed
+
+
+def test_more_are_asked_than_are_needed_and_the_slow_ones_are_told_to_stop() -> None:
+    settings = spec(over_selection=2, selector=SelectRandom(count=3, seed=1))
+    bench = Bench(settings, *"abcdefgh")
+    asked = sorted(bench.asked())
+    assert len(asked) == 5
+    assert bench.all(e.RoundStarted)[0].num_wanted == 3
+    bench.deliver(*asked[:3])
+    assert bench.of(s.Commit)
+    assert [event.learner for event in bench.all(e.TaskLate)] == asked[3:]
+    assert {event.reason for event in bench.all(e.TaskLate)} == {"enough others have delivered"}
+    assert bench.of(s.CancelTasks)[0].learners == tuple(asked[3:])
+
+
+def test_the_spare_make_up_for_the_lost() -> None:
+    bench = Bench(spec(over_selection=2, selector=SelectRandom(count=3)), *"abcde")
+    bench.down("a")
+    bench.fail("b")
+    bench.deliver("c", "d")
+    assert not bench.of(s.Commit)
+    bench.deliver("e")
+    assert bench.of(s.Commit)
+
+
+def test_a_quorum_is_a_share_of_those_who_are_needed() -> None:
+    settings = spec(over_selection=5, selector=SelectRandom(count=4), quorum=0.5, deadline_s=10.0)
+    bench = Bench(settings, *"abcdefghi")
+    bench.deliver("a", "b")
+    bench.wait(10.0)
+    assert bench.of(s.Commit)
+
+
+# ---------------------------------------------------------------- pausing
+
+
+def test_a_paused_job_finishes_its_round_and_begins_no_other() -> None:
+    bench = Bench(spec(), "a")
+    bench.step(s.PauseWanted("maintenance"))
+    assert bench.all(e.JobPaused)[0].reason == "maintenance"
+    bench.play("a")
+    assert (bench.asked(), bench.phase, bench.job.state.version) == (set(), Phase.IDLE, 1)
+    assert bench.job.state.summary().state == "paused"
+    bench.wait(1e6)
+    assert bench.asked() == set()
+    bench.step(s.ResumeWanted())
+    assert bench.asked() == {"a"}
+    assert bench.job.state.summary().state == "running"
+
+
+def test_a_job_is_stepped_a_round_at_a_time() -> None:
+    bench = Bench(spec(rounds=3), "a")
+    bench.step(s.PauseWanted(""))
+    bench.play("a")
+    for version in (2, 3):
+        bench.step(s.ResumeWanted(versions=1))
+        assert bench.asked() == {"a"}
+        bench.play("a")
+        assert (bench.asked(), bench.job.state.version) == (set(), version)
+    bench.step(s.ResumeWanted(versions=1))
+    assert bench.phase == Phase.EVALUATING
+
+
+def test_a_pause_does_not_count_as_time_and_survives_the_controller() -> None:
+    bench = Bench(spec(termination=Termination(wall_clock_s=100.0)), "a")
+    bench.wait(40.0)
+    bench.step(s.PauseWanted(""))
+    bench.play("a")
+    assert bench.job.next_timer() is None
+    bench.wait(1_000.0)
+    heir = bench.restarted()
+    assert (heir.asked(), heir.job.state.is_paused) == (set(), True)
+    heir.up("a")
+    heir.step(s.ResumeWanted())
+    assert heir.asked() == {"a"}
+    assert heir.job.next_timer() == heir.now + 60.0
+
+
+def test_a_paused_job_can_be_stopped() -> None:
+    bench = Bench(spec(), "a")
+    bench.step(s.PauseWanted(""))
+    bench.play("a")
+    bench.step(s.StopWanted("enough"))
+    assert [event.state for event in bench.all(e.JobFinished)] == ["stopped"]
