@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from broker_fl.aggregation.sums import WeightedSum
-from broker_fl.errors import RequestRefused
+from broker_fl.errors import AppError, RequestRefused
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Combined, Contribution, Given, Member, Record, TaskContext, Update
 from broker_fl.model import Arrays, Model
+from broker_fl.simulation import Federation
 from broker_fl.wire import events as e
-from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, model_of, same
+from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, model_of, same, spec
 
 
 class Capped:
@@ -173,3 +174,13 @@ def test_a_controller_without_the_app_ends_the_job_and_says_what_is_missing(stag
     assert "no own rule 'Capped' is known here" in finished.reason
     assert "--app" in finished.reason
     assert second.error is None
+
+
+def test_a_federation_of_one_process_is_given_classes_as_they_are() -> None:
+    learners = {"a": Adds(4.0, num_examples=9), "b": Adds(0.0)}
+    with Federation(learners, own=[Capped, Alternating]) as federation:
+        job = federation.submit(spec(rounds=1, min_learners=2, rule=rule(most=3)), model_of())
+        done(job)
+        same(job.model(), model_of(3.0))
+    with pytest.raises(AppError, match="neither a rule"):
+        Federation(learners, own=[Adds])
