@@ -198,7 +198,7 @@ class Job(ABC):
     def _finish(self, end: JobEnd, reason: str, now: float) -> Actions:
         state = self.state
         is_open = state.phase in (Phase.TRAINING, Phase.EVALUATING)
-        actions = self._dismiss("the job has ended", now) if is_open else []
+        actions = self._dismiss("the job has ended", now, cancelled=True) if is_open else []
         actions += self._cancel(state.cohort, "the job has ended")
         state.phase, state.end, state.reason = Phase.ENDED, end, text(reason)
         return [*actions, s.Emit(self.finished(now)), s.Finish()]
@@ -313,15 +313,23 @@ class Job(ABC):
             return self._late(result)
         if part.status in (Status.DELIVERED, Status.REFUSED, Status.FINISHED):
             return []
+        finished = self._finished(result)
         if (problem := self._problem(part, result)) is not None:
-            return self._refused(result.learner, result.task, problem, now)
+            return [s.Emit(finished), *self._refused(result.learner, result.task, problem, now)]
         part.result = result
         if self._remembers:
             self._records.finished(result, now - part.sent_at)
         if state.phase is Phase.TRAINING:
             self._pacer.delivered(result.learner, now - part.sent_at)
-        finished = e.TaskFinished(
-            job=state.job,
+        if state.phase is Phase.EVALUATING:
+            state.cohort.move(result.learner, Status.DELIVERED, now)
+            return [s.Emit(finished), *self._settle(now)]
+        state.cohort.move(result.learner, Status.FINISHED, now)
+        return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
+
+    def _finished(self, result: Result) -> e.TaskFinished:
+        return e.TaskFinished(
+            job=self.state.job,
             round=result.task.round,
             learner=result.learner,
             num_examples=result.num_examples,
@@ -332,11 +340,6 @@ class Job(ABC):
             timings=result.timings,
             peak_memory_bytes=result.peak_memory_bytes,
         )
-        if state.phase is Phase.EVALUATING:
-            state.cohort.move(result.learner, Status.DELIVERED, now)
-            return [s.Emit(finished), *self._settle(now)]
-        state.cohort.move(result.learner, Status.FINISHED, now)
-        return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
 
     def _problem(self, part: Assignment, result: Result) -> str | None:
         """Why the result cannot be right; None if it can."""
@@ -351,7 +354,7 @@ class Job(ABC):
         is_known = part is not None and self._ref(part) == task
         if task.job != state.job or task.round >= state.round or is_known:
             return []
-        reason = f"delivered while round {state.round} was open"
+        reason = f"delivered while round {state.round + 1} was open"
         return [s.Emit(e.TaskLate(job=state.job, round=task.round, learner=result.learner, reason=reason))]
 
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
@@ -459,15 +462,19 @@ class Job(ABC):
         """Have members stop."""
         return [s.CancelTasks(task, tuple(members), reason) for task, _, members in self._by_task(learners)]
 
-    def _dismiss(self, reason: str, now: float) -> Actions:
-        """Close the books on members from whom nothing came, and tell them to stop."""
+    def _dismiss(self, reason: str, now: float, *, cancelled: bool = False) -> Actions:
+        """Close the books on members from whom nothing came, and tell them to stop; ``cancelled``: it is not
+        their fault.
+        """
         late = self.state.cohort.with_status(*OPEN)
         actions: Actions = []
         for learner in late:
             part = self.state.cohort.get(learner)
             self.state.cohort.move(learner, Status.LATE, now)
             round = part.round if part else self.state.round
-            event = e.TaskLate(job=self.state.job, round=round, learner=learner, reason=reason)
+            event = e.TaskLate(
+                job=self.state.job, round=round, learner=learner, reason=reason, cancelled=cancelled
+            )
             actions.append(s.Emit(event))
         return [*actions, *self._cancel(late, reason)]
 

@@ -197,6 +197,8 @@ class TaskLate(Event):
     round: Count
     learner: Identifier
     reason: Text
+    cancelled: bool = False
+    """It was not needed any more: others had delivered enough, or the job ended. The learner is not slow."""
 
 
 class UpdateRefused(Event):
