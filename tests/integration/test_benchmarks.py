@@ -95,6 +95,18 @@ def test_simulators(tmp_path: Path) -> None:
         assert f"| {peer.title} | 2 | 10k |" in page
 
 
+def test_encodings(tmp_path: Path) -> None:
+    ask(tmp_path, "encodings", "--transport", "embedded")
+    lossless, coarse, *timed = rows_of(tmp_path, "encodings")
+    assert coarse["parameters"] == lossless["parameters"] > 4_000
+    assert 4 * coarse["parameters"] == lossless["up_bytes"] > 3.9 * coarse["up_bytes"]
+    assert lossless["final"][0] == pytest.approx(coarse["final"][0], abs=0.1)
+    assert [len(row["round_s"]) for row in timed] == [2, 2]
+    page = (tmp_path / "page.md").read_text()
+    assert "| `int8` | " in page
+    assert " kB / 4.9 kB |" in page
+
+
 def test_a_cell_measured_again_replaces_only_itself(tmp_path: Path) -> None:
     ask(tmp_path, "rounds", "--transport", "embedded", "--cells", "2x10000,3x10000")
     before = rows_of(tmp_path, "rounds")
@@ -109,7 +121,7 @@ def test_an_unknown_question_is_refused_by_name(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "flowers", "--results", str(tmp_path)]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "'flowers' is not one of: flower, simulators, rounds, reaction" in done.stderr
+    assert "'flowers' is not one of: flower, simulators, rounds, reaction, encodings" in done.stderr
 
 
 def test_the_page_is_what_the_kept_results_say(tmp_path: Path) -> None:
