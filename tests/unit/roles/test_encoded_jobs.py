@@ -286,6 +286,7 @@ def test_a_training_that_diverged_fails_in_words_and_the_round_goes_on(stage: St
     [
         rules.FedBuff(buffer_size=1),
         rules.FedAsync(alpha=1.0),
+        rules.FedRec(),
     ],
     ids=lambda rule: rule.name,
 )
