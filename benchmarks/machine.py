@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -88,24 +89,30 @@ def _server_versions() -> list[str]:
     return found or ["none"]
 
 
-def _bandwidth() -> str:
-    """Reading float32 (a dot product by BLAS on one thread, then on one for each core) and copying."""
+def read_bandwidth() -> float:
+    """Bytes a second that all cores together read: a dot product of float32 by BLAS on each, out of cache."""
     cores = os.cpu_count() or 1
     arrays = [np.ones(BANDWIDTH_BYTES // 4, np.float32) for _ in range(cores)]
-    target = np.empty_like(arrays[0])
-    read_one = _best_s(lambda: [float(np.sum(arrays[0]))])
     with ThreadPoolExecutor(cores) as pool:
-        read_all = _best_s(lambda: list(pool.map(lambda array: float(np.sum(array)), arrays)))
-    copied = _best_s(lambda: np.copyto(target, arrays[0]))
+        together_s = _best_s(lambda: list(pool.map(lambda array: float(np.dot(array, array)), arrays)))
+    return cores * BANDWIDTH_BYTES / together_s
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that one core copies."""
+    source = np.ones(BANDWIDTH_BYTES // 4, np.float32)
+    target = np.empty_like(source)
+    return BANDWIDTH_BYTES / _best_s(lambda: np.copyto(target, source))
+
+
+def _bandwidth() -> str:
     return (
-        f"reads {BANDWIDTH_BYTES / read_one / 1e9:.1f} GB/s by one core, "
-        f"{cores * BANDWIDTH_BYTES / read_all / 1e9:.1f} GB/s by {cores}; "
-        f"copies {BANDWIDTH_BYTES / copied / 1e9:.1f} GB/s (numpy, out of cache)"
+        f"{read_bandwidth() / 1e9:.1f} GB/s read by all cores (BLAS dot product), "
+        f"{copy_bandwidth() / 1e9:.1f} GB/s copied by one (numpy)"
     )
 
 
-def _best_s(work: object, repetitions: int = 5) -> float:
-    assert callable(work)
+def _best_s(work: Callable[[], object], repetitions: int = 5) -> float:
     times = []
     for _ in range(repetitions):
         began = time.perf_counter()

@@ -12,7 +12,8 @@ from benchmarks.questions import Cell
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OURS, THEIRS, MUTED = "#1f6feb", "#d1660a", "#57606a"
+OURS, ALSO_OURS, THEIRS, OTHERS, MUTED = "#1f6feb", "#79b8ff", "#d1660a", "#8250df", "#57606a"
+BARS = (OURS, THEIRS, OTHERS, MUTED)
 MARKERS = "osD^v<>"
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Points by name."""
@@ -90,15 +91,18 @@ def plot_lines(path: Path, panels: Mapping[str, tuple[Series, Series]], labels: 
         _save(figure, path)
 
 
-def plot_bars(path: Path, groups: Mapping[str, Mapping[str, float]], label: str) -> None:
+def plot_bars(
+    path: Path, groups: Mapping[str, Mapping[str, float]], label: str, colours: Sequence[str] = BARS
+) -> None:
     """Groups of horizontal bars on a logarithmic axis, the value at the end of each; the first name is
     ours.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    colours = dict(zip(names, (OURS, THEIRS, "#8250df", MUTED), strict=False))
+    colour_of = dict(zip(names, colours, strict=False))
     lines = [(group, name, value) for group, bars in groups.items() for name, value in bars.items()]
     with mpl.rc_context({"svg.hashsalt": "benchmarks", "font.size": 10, "text.parse_math": False}):
         figure = Figure(figsize=(7.6, 0.9 + 0.3 * len(lines) + 0.15 * len(groups)), layout="constrained")
@@ -108,12 +112,14 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, float]], label: str)
             ticks.append((position + (len(bars) - 1) / 2, group))
             for name, value in bars.items():
                 first = name not in axes.get_legend_handles_labels()[1]
-                axes.barh(position, value, 0.85, color=colours[name], label=name if first else None)
+                axes.barh(position, value, 0.85, color=colour_of[name], label=name if first else None)
                 axes.text(value * 1.06, position, seconds(value), va="center", color="#24292f", fontsize=9)
                 position += 1
             position += 0.6
         values = [value for _, _, value in lines]
         axes.set(xscale="log", xlabel=label, xlim=(min(values) / 3, max(values) * 3))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)

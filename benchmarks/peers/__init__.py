@@ -121,6 +121,7 @@ def run_script(
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
             **(environment or {}),
         }
+        settings.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start would compile what was changed last
         with log.open("wb") as words:
             process = subprocess.Popen(
                 [python, "-m", module, *arguments, "--out", str(out)],

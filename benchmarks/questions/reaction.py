@@ -14,7 +14,7 @@ from benchmarks import machine, ours, processes
 from benchmarks.jobs import spec
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
-from benchmarks.tables import plot_bars, table
+from benchmarks.tables import ALSO_OURS, OURS, plot_bars, table
 from broker_fl import Model, connect
 from broker_fl.interfaces import TaskContext, Transport, Update
 from broker_fl.model import Arrays
@@ -159,6 +159,7 @@ def rabbitmq(num_learners: int) -> Iterator[Warm]:
         yield Warm(driver, learners, lambda name: RabbitMQTransport(url, name=name), FEDERATION)
 
 
+NAMES = {"embedded": "embedded", "rabbitmq": "RabbitMQ and Redis"}
 SHOWN = {
     "submit to round": "submit_to_round_s",
     "submit to training": "submit_to_train_s",
@@ -177,7 +178,7 @@ def text(rows: Sequence[Row]) -> str:
             else "–"
             for key in SHOWN.values()
         ]
-        lines.append((row["transport"], *measured))
+        lines.append((NAMES[row["transport"]], *measured))
     first = rows[0]
     return TEXT.format(
         parameters=f"{first['num_parameters']:,}",
@@ -190,10 +191,11 @@ def text(rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> bool:
     """Bars by transport."""
     groups = {
-        name: {row["transport"]: statistics.median(row[key]) for row in rows if key in row}
+        name: {NAMES[row["transport"]]: statistics.median(row[key]) for row in rows if key in row}
         for name, key in SHOWN.items()
     }
-    plot_bars(path, {name: bars for name, bars in groups.items() if bars}, "seconds")
+    shown = {name: bars for name, bars in groups.items() if bars}
+    plot_bars(path, shown, "seconds", (OURS, ALSO_OURS))
     return True
 
 
