@@ -380,5 +380,5 @@ def _times(rows: Sequence[Row]) -> str:
 
 
 QUESTION = Question(
-    name="encodings", title="Encodings: accuracy, bytes, seconds", place=50, run=run, text=text
+    name="encodings", title="Encodings: accuracy, bytes, seconds", place=60, run=run, text=text
 )
