@@ -26,7 +26,7 @@ may hold many small tensors whose changes differ in size.
 MAX_TOPK = 1_000_000
 _LARGEST = 127
 _STEP = 1 << 18
-"""Elements at a time: what is in between stays in the cache."""
+"""Elements at a time: what is in between stays in the cache. A second thread gained nothing."""
 _MAX_INDEX = (1 << 32) - 1
 _SAMPLE = 1 << 14
 
