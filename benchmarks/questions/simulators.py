@@ -56,7 +56,7 @@ FLARE = Simulator(
     learner_bytes=75_000_000,
 )
 COPIES = 7
-"""Of the model for each learner that a simulator has in memory at once; measured at 10 million parameters: 6."""
+"""Of the model for each learner that a simulator has in memory at once; measured at 10 million: 6."""
 
 TEXT = """Learners add a constant of their own and do nothing else, in systems that are made for one
 machine: our federation in one process, Flower's `run_simulation` (Ray keeps the clients' processes; the
