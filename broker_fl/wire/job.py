@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from broker_fl.errors import FrameRefused
 from broker_fl.wire.coarse import MAX_TOPK
-from broker_fl.wire.contradictions import first_contradiction
+from broker_fl.wire.contradictions import first_contradiction, round_setting_without_rounds
 from broker_fl.wire.encodings import ENCODINGS, TOPK_PATTERN, encoding
 from broker_fl.wire.fields import ChunkBytes, EncodingName, Form, Identifier, Name, Parameters, Positive
 from broker_fl.wire.frames import brief
@@ -144,6 +144,8 @@ class JobSpec(Setting):
     def _synchronous_unless_named(cls, fields: Any) -> Any:
         """Rounds are what most jobs have: ``protocol`` without ``name`` is theirs."""
         if isinstance(fields, dict) and isinstance(protocol := fields.get("protocol"), dict):
+            if (found := round_setting_without_rounds(protocol)) is not None:
+                raise ValueError(found)
             return {**fields, "protocol": {"name": "synchronous", **protocol}}
         return fields
 
