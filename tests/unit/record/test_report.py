@@ -25,7 +25,7 @@ LATE = {
     f"broker_fl.record.{name}"
     for name in ("plots", "drawing", "curves", "bars", "gantt", "gallery", "per_learner")
 }
-VOID = {"meta", "br", "input", "link", "img", "hr"}
+VOID = {"meta", "br", "input", "link", "img", "hr", "wbr"}
 
 
 class Page(HTMLParser):
