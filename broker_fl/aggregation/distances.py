@@ -29,7 +29,8 @@ def pairwise(spec: ModelSpec, models: Sequence[Model], origin: Model) -> Array:
         found = lengths[:, None] + lengths[None, :] - 2 * products
     found[~np.isfinite(found)] = np.inf
     np.fill_diagonal(found, 0.0)
-    return np.maximum(found, 0.0)
+    squared: Array = np.maximum(found, 0.0)
+    return squared
 
 
 def inner_products(spec: ModelSpec, models: Sequence[Model], coefficients: Array) -> Array:
@@ -37,8 +38,8 @@ def inner_products(spec: ModelSpec, models: Sequence[Model], coefficients: Array
     products = np.zeros((len(models), len(models)))
     with np.errstate(over="ignore", invalid="ignore"):
         for rows in float_blocks(spec, models):
-            rows -= coefficients @ rows
-            products += rows @ rows.T
+            away = np.subtract(rows, coefficients @ rows, out=rows)
+            products += away @ away.T
     return products
 
 

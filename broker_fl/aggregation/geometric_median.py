@@ -102,14 +102,16 @@ class GeometricMedian:
             if r <= eta + self._settings.tolerance:
                 break
             v = v + (1.0 - eta / r) / total * step
-        return v / v.sum()
+        shares: Array = v / v.sum()
+        return shares
 
 
 def _pairwise(products: Array) -> Array:
     lengths = np.diagonal(products)
     squared = lengths[:, None] + lengths[None, :] - 2 * products
     np.fill_diagonal(squared, 0.0)
-    return np.sqrt(np.maximum(squared, 0.0))
+    distances: Array = np.sqrt(np.maximum(squared, 0.0))
+    return distances
 
 
 def _sums_of_distances(products: Array, distances: Array, alpha: Array) -> Array:
