@@ -323,7 +323,7 @@ class JobRunner:
                 memory=self._memory_of(version),
                 buffers=self.job.state.spec.buffers_of(self._spec),
                 round=self.job.state.round,
-                learners=lambda: [member.learner for member in self._services.members.members()],
+                learners=self.job.learners,
                 updates=self._updates if self._stores_updates else {},
                 carried=carried if carried_by == version else None,
             )

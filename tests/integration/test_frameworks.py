@@ -201,9 +201,7 @@ def test_a_federation_reaches_what_training_on_all_data_reaches(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["torch", "keras", "jax"])
-def test_batch_normalisation_keeps_a_variance_under_an_optimiser_on_the_server(
-    name: str, rule: AnyRule
-) -> None:
+def test_batch_normalisation_keeps_a_variance_under_an_optimiser_on_the_server(name: str) -> None:
     """Its statistics are averaged: an optimiser's step beyond the mean makes a variance negative."""
     case = replace(CASES[name], rule=FedAdam(learning_rate=0.03), rounds=12)
     model = federate(case)
