@@ -37,7 +37,8 @@ class OutgoingTasks:
         services, transfer, began = self.services, self.spec.transfer, time.perf_counter()
         if self.variates is not None:
             model = joined(model, self.variates.mean())
-        buffer = encoding(transfer.of_versions).encode(model)
+        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
+        buffer = encoding(transfer.of_versions, buffers).encode(model)
         manifest = ModelManifest(
             version=action.version,
             spec=model.spec.to_wire(),
@@ -47,7 +48,7 @@ class OutgoingTasks:
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        task_bytes = self._publish_task(action, manifest)
+        task_bytes = self._publish_task(action, manifest, tuple(buffers))
         keys = self._keys(action.learners)
         publish_model(services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer)
         num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
@@ -63,7 +64,7 @@ class OutgoingTasks:
             send_s=time.perf_counter() - began,
         )
 
-    def _publish_task(self, action: s.SendTasks, manifest: ModelManifest) -> int:
+    def _publish_task(self, action: s.SendTasks, manifest: ModelManifest, buffers: tuple[str, ...]) -> int:
         """One message for all whose variate or residual is of the same round; bytes to all learners
         together.
         """
@@ -76,6 +77,7 @@ class OutgoingTasks:
             parameters={**self.spec.task_parameters, **action.workload},
             encoding=transfer.encoding,
             form=self.form,
+            buffers=buffers,
             chunk_bytes=transfer.chunk_bytes,
             inbox=services.inbox,
             upload="on_request" if action.upload_on_request else "at_once",

@@ -14,10 +14,11 @@ started anew has lost its residual, and begins with none.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence, Set
 
 import numpy as np
 
-from broker_fl.model import FLOATS, Array, Model, ModelSpec, Run
+from broker_fl.model import Array, Model, Run, parts
 from broker_fl.wire.encodings import Encoding
 from broker_fl.wire.messages import TaskRef
 
@@ -25,7 +26,7 @@ MAX_JOBS = 8
 """Residuals are kept of so many jobs, those used last; one whose residual is gone begins with none."""
 
 Residual = list[Array]
-"""Of each run of floats: in float64 for float64, else in float32."""
+"""Of each run of trained floats: in float64 for float64, else in float32."""
 
 
 class Residuals:
@@ -34,10 +35,13 @@ class Residuals:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, dict[int, Residual]] = OrderedDict()
 
-    def encode(self, change: Model, used: Encoding, task: TaskRef, counted: int) -> Array:
+    def encode(
+        self, change: Model, used: Encoding, task: TaskRef, counted: int, buffers: Set[str] = frozenset()
+    ) -> Array:
         """The change with the residual of round ``counted`` (-1: none), as it is sent for ``task``.
 
-        ``change`` is used up: what is not sent of it is kept.
+        ``change`` is used up: what is not sent of it is kept. Of ``buffers`` it holds values, which ``used``
+        leaves as they are.
 
         Raises:
             ValueError: the change is not finite; nothing is kept of it.
@@ -45,10 +49,11 @@ class Residuals:
         kept = self._of(task.job)
         for round in [one for one in kept if one != counted and one < task.round]:
             del kept[round]  # closed without it
-        totals = _added(change, kept.get(counted))
+        runs = [run for run, is_trained in parts(change.spec, buffers).items() if is_trained]
+        totals = _added(change, runs, kept.get(counted))
         encoded = used.encode(change)
         sent = used.decode(encoded, change.spec)
-        for run, total in zip(_float_runs(change.spec), totals, strict=True):
+        for run, total in zip(runs, totals, strict=True):
             np.subtract(total, sent.run(run), out=total, dtype=total.dtype)
         kept[task.round] = totals
         return encoded
@@ -61,10 +66,10 @@ class Residuals:
         return kept
 
 
-def _added(change: Model, residual: Residual | None) -> Residual:
+def _added(change: Model, runs: Sequence[Run], residual: Residual | None) -> Residual:
     """Their sum, in the type of a residual; ``change`` becomes it in its own type."""
     totals = []
-    for index, run in enumerate(_float_runs(change.spec)):
+    for index, run in enumerate(runs):
         values = change.run(run)
         total = values.astype(np.float64 if run.dtype == "float64" else np.float32, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):  # looked at right after
@@ -76,7 +81,3 @@ def _added(change: Model, residual: Residual | None) -> Residual:
             raise ValueError(f"the update has values of {run.dtype} that are NaN or infinite")
         totals.append(total)
     return totals
-
-
-def _float_runs(spec: ModelSpec) -> list[Run]:
-    return [run for run in spec.runs if run.dtype in FLOATS]

@@ -67,9 +67,14 @@ class JobRunner:
         self._adds_back = self._form == "changes" and not job.state.spec.rule_takes_changes
         self._base: tuple[int, Model] | None = None
         self._has_control = isinstance(rule, Scaffold)
+        self._buffers = job.state.spec.buffers_of(spec)
         update_spec = joined_spec(spec) if self._has_control else spec
         self._receiver = UpdateReceiver(
-            update_spec, job.state.spec.transfer, self._form, has_control=self._has_control
+            update_spec,
+            job.state.spec.transfer,
+            self._form,
+            has_control=self._has_control,
+            buffers=self._buffers,
         )
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
@@ -187,7 +192,7 @@ class JobRunner:
                 model, change = parted(model)
                 control = change if result.update.control == "change" else None
             if self._adds_back:
-                add_back(model, self._base_of(upload.task))
+                add_back(model, self._base_of(upload.task), self._buffers)
             contribution = Contribution(
                 learner=learner,
                 model=model,
@@ -329,6 +334,7 @@ class JobRunner:
                 spec=self._spec,
                 model=lambda: self._model_of(version),
                 memory=self._memory_of(version),
+                buffers=self._buffers,
                 round=self.job.state.round,
                 learners=self.job.learners,
                 updates=self._updates if self._stores_updates else {},

@@ -2,21 +2,24 @@
 
 A learner adds what an encoding lost to its next change (error feedback, ``roles/residuals.py``), so that
 nothing is lost for good. The encoded buffer is that of the model, run by run without gaps: a **run** is a
-longest stretch of one element type (``ModelSpec.runs``). Runs of integers and booleans are as they are. So
-is a run that would be no shorter encoded: a buffer in these encodings is never longer than the model's own,
-and its length follows from the spec. Normative text: ``schemas/README.md``.
+longest stretch of one element type (``ModelSpec.runs``). Runs of integers and booleans are as they are, and
+those of the job's ``buffers``, which are runs of their own: statistics have no change, and may be spoilt by
+what weights can bear. So is a run that would be no shorter encoded: a buffer in these encodings is never
+longer than the model's own, and its length follows from spec and ``buffers``. Normative text:
+``schemas/README.md``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from broker_fl.errors import FrameRefused
-from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec, Run
+from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec, Run, parts
 from broker_fl.wire.narrow import checked
 
 INT8_BLOCK = 256
@@ -31,26 +34,33 @@ _MAX_INDEX = (1 << 32) - 1
 _SAMPLE = 1 << 14
 
 
+@dataclass(frozen=True, slots=True)
 class Coarse(ABC):
     """What the coarse encodings share."""
 
+    kept: frozenset[str] = frozenset()
+    """Float tensors that are left as they are, as integers are: the job's ``buffers``."""
     coarse: ClassVar[bool] = True
     of_versions: ClassVar[bool] = True
 
+    def keeping(self, names: Collection[str]) -> Self:
+        """The same that leaves these tensors as they are."""
+        return replace(self, kept=frozenset(names))
+
     def num_bytes(self, spec: ModelSpec) -> int:
         """Of all runs."""
-        return sum(self._length(run) for run in spec.runs)
+        return sum(self._length(run, coded=coded) for run, coded in self._runs(spec))
 
     def encode(self, model: Model) -> Array:
         """A buffer of its own."""
         buffer, at = np.empty(self.num_bytes(model.spec), np.uint8), 0
         with np.errstate(all="ignore"):  # of values that are not finite, which the receiver refuses
-            for run in model.spec.runs:
-                part = buffer[at : at + self._length(run)]
-                if self._is_kept(run):
-                    part[...] = model.buffer[run.start : run.stop]
-                else:
+            for run, coded in self._runs(model.spec):
+                part = buffer[at : at + self._length(run, coded=coded)]
+                if coded:
                     self._write(model.run(run), part)
+                else:
+                    part[...] = model.buffer[run.start : run.stop]
                 at += part.nbytes
         return buffer
 
@@ -62,21 +72,25 @@ class Coarse(ABC):
                 nor 1.
         """
         model, at = Model.empty(spec), 0
-        for run in spec.runs:
-            part = buffer[at : at + self._length(run)]
-            if self._is_kept(run):
-                model.buffer[run.start : run.stop] = part
-            else:
+        for run, coded in self._runs(spec):
+            part = buffer[at : at + self._length(run, coded=coded)]
+            if coded:
                 self._read(part, model.run(run))
+            else:
+                model.buffer[run.start : run.stop] = part
             at += part.nbytes
         return checked(model)
 
-    def _length(self, run: Run) -> int:
-        num_bytes = run.stop - run.start
-        return num_bytes if self._is_kept(run) else self._packed_bytes(*_size(run))
+    def _length(self, run: Run, *, coded: bool) -> int:
+        return self._packed_bytes(*_size(run)) if coded else run.stop - run.start
 
-    def _is_kept(self, run: Run) -> bool:
-        return run.dtype not in FLOATS or self._packed_bytes(*_size(run)) >= run.stop - run.start
+    def _runs(self, spec: ModelSpec) -> list[tuple[Run, bool]]:
+        """The runs, and which are encoded: those of floats that become shorter."""
+        found = parts(spec, self.kept) if self.kept else {run: run.dtype in FLOATS for run in spec.runs}
+        return [
+            (run, is_float and self._packed_bytes(*_size(run)) < run.stop - run.start)
+            for run, is_float in found.items()
+        ]
 
     @abstractmethod
     def _packed_bytes(self, num_elements: int, item_bytes: int) -> int: ...
@@ -90,6 +104,7 @@ class Coarse(ABC):
         """Decode a run into ``out``, which is zero."""
 
 
+@dataclass(frozen=True, slots=True)
 class BlockInt8(Coarse):
     """Each element as a whole number of its block's scale: a quarter of float32, and a scale a block.
 
@@ -144,7 +159,7 @@ class TopK(Coarse):
     the residual, each is sent in the end (Stich et al. 2018, "Sparsified SGD with Memory", NeurIPS).
     """
 
-    one_in: int
+    one_in: int = 2
     of_versions: ClassVar[bool] = False  # what is left out of a version would be zero, not unchanged
 
     def _packed_bytes(self, num_elements: int, item_bytes: int) -> int:

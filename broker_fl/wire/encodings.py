@@ -12,6 +12,7 @@ description in ``schemas/README.md``.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from typing import ClassVar, Protocol
 
@@ -29,6 +30,10 @@ class Encoding(Protocol):
     """Whether updates are sent in it as changes only, with error feedback."""
     of_versions: ClassVar[bool]
     """Whether a version of the model may be sent in it."""
+
+    def keeping(self, names: Collection[str]) -> Encoding:
+        """The same, but where it is coarse, it leaves these tensors as they are."""
+        ...
 
     def num_bytes(self, spec: ModelSpec) -> int:
         """Length of the encoded buffer of a model that looks like ``spec``."""
@@ -60,19 +65,19 @@ NAMES = (*ENCODINGS, "topk/N")
 """For people."""
 
 
-def encoding(name: str) -> Encoding:
-    """The encoding of that name.
+def encoding(name: str, kept: Collection[str] = ()) -> Encoding:
+    """The encoding of that name; where it is coarse, it leaves the tensors that are ``kept`` as they are.
 
     Raises:
         FrameRefused: no such encoding is known here.
     """
     if (found := ENCODINGS.get(name) or _topk(name)) is None:
         raise FrameRefused(f"encoding {brief(name)} is not one of {', '.join(NAMES)}")
-    return found
+    return found.keeping(kept) if kept else found
 
 
 @lru_cache(maxsize=64)
 def _topk(name: str) -> TopK | None:
     match = re.fullmatch(TOPK_PATTERN, name)
     one_in = int(match[1]) if match else 0
-    return TopK(one_in) if 2 <= one_in <= MAX_TOPK else None
+    return TopK(one_in=one_in) if 2 <= one_in <= MAX_TOPK else None

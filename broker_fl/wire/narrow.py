@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -16,6 +17,10 @@ class Raw:
 
     coarse: ClassVar[bool] = False
     of_versions: ClassVar[bool] = True
+
+    def keeping(self, _: Collection[str]) -> Self:
+        """Itself: what all tensors can bear."""
+        return self
 
     def num_bytes(self, spec: ModelSpec) -> int:
         """As in memory."""
@@ -39,6 +44,10 @@ class Narrowed:
     dtype: str
     coarse: ClassVar[bool] = False
     of_versions: ClassVar[bool] = True
+
+    def keeping(self, _: Collection[str]) -> Self:
+        """Itself: what all tensors can bear."""
+        return self
 
     def num_bytes(self, spec: ModelSpec) -> int:
         """Of the narrower spec."""

@@ -33,6 +33,9 @@ def changes() -> dict[str, Model]:
                 "c": steps[:700].astype(np.float32),
             }
         ),
+        "buffers": Model.of(
+            {one: (steps[:400] * scale).astype(np.float32) for scale, one in enumerate("abcde", start=1)}
+        ),
         "every float type": Model.of({name: steps[:300].astype(DTYPES[name]) for name in sorted(FLOATS)}),
         "too short to be shortened": Model.of(
             {"x": steps[:1].astype(np.float32), "y": steps[:2].astype(np.float16)}
@@ -52,11 +55,13 @@ def coarse() -> list[Json]:
             "name": f"{name}, {key}",
             "encoding": key,
             "spec": model.spec.to_wire(),
+            "buffers": buffers,
             "raw": base64_of(model.buffer.tobytes()),
-            "encoded": base64_of((buffer := encoding(key).encode(model)).tobytes()),
-            "decoded": base64_of(encoding(key).decode(buffer, model.spec).buffer.tobytes()),
+            "encoded": base64_of((encoded := encoding(key, buffers).encode(model)).tobytes()),
+            "decoded": base64_of(encoding(key, buffers).decode(encoded, model.spec).buffer.tobytes()),
         }
         for name, model in changes().items()
+        for buffers in [["b", "e"] if name == "buffers" else []]
         for key in COARSE
     ]
 

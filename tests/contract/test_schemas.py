@@ -207,7 +207,7 @@ def test_a_models_encodings_are_as_written(case: Any) -> None:
 
 @named("coarse.json")
 def test_changes_are_encoded_and_decoded_as_written(case: Any) -> None:
-    spec, used = ModelSpec.from_wire(case["spec"]), encoding(case["encoding"])
+    spec, used = ModelSpec.from_wire(case["spec"]), encoding(case["encoding"], case["buffers"])
     raw, encoded, decoded = (
         np.frombuffer(base64.b64decode(case[key]), np.uint8) for key in ("raw", "encoded", "decoded")
     )
@@ -220,7 +220,7 @@ def test_changes_are_encoded_and_decoded_as_written(case: Any) -> None:
 def test_a_reader_made_from_the_readme_alone_decodes_them_the_same(case: Any) -> None:
     """Byte by byte with the standard library; bfloat16, which it lacks, by hand."""
     encoded, decoded, at = base64.b64decode(case["encoded"]), b"", 0
-    for dtype, num_bytes in runs_of(case["spec"]):
+    for dtype, num_bytes, is_buffer in runs_of(case["spec"], case["buffers"]):
         size = DTYPES[dtype].itemsize
         count = num_bytes // size
         decoded += bytes(-len(decoded) % size)  # padding
@@ -229,7 +229,7 @@ def test_a_reader_made_from_the_readme_alone_decodes_them_the_same(case: Any) ->
         else:
             length = (4 + size) * -(-count // int(case["encoding"].split("/")[1]))
             read = read_sparse
-        if dtype not in FLOATS or length >= num_bytes:
+        if is_buffer or dtype not in FLOATS or length >= num_bytes:
             decoded, at = decoded + encoded[at : at + num_bytes], at + num_bytes
         else:
             decoded, at = decoded + read(encoded[at : at + length], count, dtype), at + length
@@ -237,15 +237,15 @@ def test_a_reader_made_from_the_readme_alone_decodes_them_the_same(case: Any) ->
     assert decoded == base64.b64decode(case["decoded"])
 
 
-def runs_of(spec: Any) -> list[list[Any]]:
-    """Element type and length of each; in these cases no gap parts two of one type."""
+def runs_of(spec: Any, buffers: list[str]) -> list[list[Any]]:
+    """Element type and length of each, and whether it is of buffers; here no gap parts two of one type."""
     runs: list[list[Any]] = []
-    for _name, dtype, shape in spec:
+    for name, dtype, shape in spec:
         num_bytes = math.prod(shape) * DTYPES[dtype].itemsize
-        if runs and runs[-1][0] == dtype:
+        if runs and runs[-1][::2] == [dtype, name in buffers]:
             runs[-1][1] += num_bytes
         elif num_bytes:
-            runs.append([dtype, num_bytes])
+            runs.append([dtype, num_bytes, name in buffers])
     return runs
 
 

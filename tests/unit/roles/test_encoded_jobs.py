@@ -167,6 +167,30 @@ def test_every_rule_is_given_whole_models(stage: Stage, rule: Any) -> None:
     check(job, replay("int8", "a"), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["int8", "topk/10"])
+def test_statistics_of_batch_normalisation_travel_as_they_are_both_ways(stage: Stage, name: str) -> None:
+    """A residual of an old round could make a variance negative, and a coarse one could be zero."""
+    seen: list[Array] = []
+
+    class Normalised(Wanders):
+        def train(self, model: Arrays, task: TaskContext) -> Update:
+            seen.append(model["running_var"].copy())
+            model["running_var"][...] *= np.float32(0.1)
+            return super().train(model, task)
+
+    tiny = np.linspace(1e-4, 1, SIZE, dtype=np.float32)
+    given = {"w": initial()["w"], "running_var": tiny, "v": 1000 * initial()["w"], "n": initial()["n"]}
+    transfer = Transfer(encoding=name, broadcast="int8")
+    job = stage.run({one: Normalised() for one in "ab"}, given, rounds=3, transfer=transfer)
+    done(job)
+    for round in range(3):
+        for array in seen[2 * round : 2 * round + 2]:
+            np.testing.assert_allclose(array, tiny * 0.1**round, rtol=1e-5)
+    np.testing.assert_allclose(job.model()["running_var"], tiny * 0.1**3, rtol=1e-5)
+    update_bytes = {event.num_bytes for event in of(job, e.UpdateFolded)}
+    assert update_bytes == {encoding(name, ["running_var"]).num_bytes(job.model().spec)}
+
+
 # ---------------------------------------------------------------- what goes wrong
 
 
