@@ -158,7 +158,7 @@ def geometric_median(points: Array, alpha: Array) -> Array:
     points = np.asarray(points, np.longdouble)
     alpha = np.asarray(alpha / alpha.sum(), np.longdouble)
     best = np.argmin([sum_of_distances(points, alpha, point) for point in points])
-    shares = np.eye(len(points), dtype=np.longdouble)[best]
+    shares: Array = np.eye(len(points), dtype=np.longdouble)[best]
     for _ in range(20_000):
         away = points - shares @ points
         distances = np.sqrt((away**2).sum(axis=1))
