@@ -39,6 +39,10 @@ class Update:
     num_epochs: float = 0.0
     """Passes over the local data that were done, parts of one included; 0 where nothing counts them."""
     metrics: Metrics = field(default_factory=dict)
+    control: Arrays | None = None
+    """Where the task has a ``control``: for each array that was trained, by name, the mean of its gradients
+    over the steps, without the correction (SCAFFOLD's ``c_k⁺``).
+    """
 
 
 class TaskContext(Protocol):
@@ -62,6 +66,13 @@ class TaskContext(Protocol):
     @property
     def parameters(self) -> Parameters:
         """The job's parameters: epochs, learning rate, whatever the app reads."""
+        ...
+
+    @property
+    def control(self) -> Arrays | None:
+        """What to add to each gradient, by the names of the model's float arrays: SCAFFOLD's ``c − c_k``.
+        None under other rules.
+        """
         ...
 
     def progress(self, fraction: float) -> None:
@@ -349,6 +360,8 @@ class Contribution:
     """Of training."""
     evaluation: Metrics = field(default_factory=dict)
     """Of the version that the learner was given, on its data."""
+    control: Arrays | None = None
+    """SCAFFOLD: what changed in the learner's control variate; None if it had lost it, and in other jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,6 +373,9 @@ class Given:
     """The version that the cohort was given; fetched when it is asked for, and not to be written to."""
     memory: Model | None = None
     """What the rule kept from the round before (momentum, control variates); None in the first round."""
+    round: int = 0
+    learners: Callable[[], Sequence[str]] = tuple
+    """All that are there at the moment, whether they were asked or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from broker_fl.aggregation.geometric_median import GeometricMedian
 from broker_fl.aggregation.krum import Krum
 from broker_fl.aggregation.norm_clipping import NormClipping
 from broker_fl.aggregation.qfedavg import QFedAvg
+from broker_fl.aggregation.scaffold import Scaffold
 from broker_fl.aggregation.tree_bagging import TreeBagging
 from broker_fl.errors import AppError
 from broker_fl.interfaces import Extensions, Rule
@@ -42,6 +43,7 @@ RULES: dict[str, Callable[[Any], Rule]] = {
     "bulyan": Bulyan,
     "geometric_median": GeometricMedian,
     "norm_clipping": NormClipping,
+    "scaffold": Scaffold,
     "qfedavg": lambda s: QFedAvg(q=s.q, learning_rate=s.learning_rate, weighting=s.weighting),
     "tree_bagging": lambda s: TreeBagging(),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -122,7 +123,7 @@ class CheckedRound:
 def _read_only(given: Given) -> Given:
     """Others use the version and the memory too; writing to them is an error at the line that does it."""
     memory = given.memory and _view(given.memory)
-    return Given(spec=given.spec, model=lambda: _view(given.model()), memory=memory)
+    return replace(given, model=lambda: _view(given.model()), memory=memory)
 
 
 def _view(model: Model) -> Model:

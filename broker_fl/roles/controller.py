@@ -172,6 +172,7 @@ class Controller:
             heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
+            members=self._members,
             own=self._own,
         )
 

@@ -23,6 +23,7 @@ from broker_fl.roles.loop import Loop
 from broker_fl.roles.sender import Sender, publish_update
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
+from broker_fl.roles.variates import Variates
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 
@@ -58,6 +59,7 @@ class _Seat:
     attributes: Parameters
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     held: dict[str, HeldTask] = field(default_factory=dict)
+    variates: Variates = field(default_factory=Variates)
 
     def statuses(self) -> tuple[m.TaskStatus, ...]:
         return tuple(held.status() for held in list(self.held.values())[-MAX_STATUSES:])
@@ -231,7 +233,9 @@ class LearnerHost:
         if held is not None:
             held.cancelled = True
         try:
-            seat.held[task.task.job] = HeldTask.of(task, seat.id, self.settings.max_model_bytes)
+            seat.held[task.task.job] = HeldTask.of(
+                task, seat.id, self.settings.max_model_bytes, seat.variates
+            )
         except FrameRefused as error:
             seat.held.pop(task.task.job, None)
             self._report(seat, m.Failed(learner=seat.id, task=task.task, reason=str(error)[:1000]))

@@ -35,8 +35,12 @@ class UpdateReceiver:
     sent.
     """
 
-    def __init__(self, spec: ModelSpec, transfer: Transfer, form: Form = "values") -> None:
+    def __init__(
+        self, spec: ModelSpec, transfer: Transfer, form: Form = "values", *, has_control: bool = False
+    ) -> None:
+        """``spec`` is that of the updates: of SCAFFOLD's, with control variates behind the model."""
         self._spec = spec
+        self._has_control = has_control
         self._transfer = transfer
         self._form = form
         self._encoding = encoding(transfer.encoding)
@@ -58,6 +62,11 @@ class UpdateReceiver:
             )
         if manifest.form != self._form:
             raise UpdateRefused(f"the update is sent as {manifest.form}; the task asked for {self._form}")
+        if self._has_control != (manifest.control != "none"):
+            needs = (
+                "needs control variates, which the learner does not do" if self._has_control else "has none"
+            )
+            raise UpdateRefused(f"the update says control = {manifest.control!r}; the job's rule {needs}")
         announced = f"{manifest.encoding} in {manifest.num_bytes} bytes by {manifest.chunk_bytes}"
         wanted = f"{self._transfer.encoding} in {self.update_bytes} bytes by {self._transfer.chunk_bytes}"
         if announced != wanted:

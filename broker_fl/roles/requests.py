@@ -14,7 +14,7 @@ from broker_fl.coordination.state import JobState
 from broker_fl.errors import AppError, FrameRefused, RequestRefused, StoreUnavailable
 from broker_fl.extensions import try_own_code
 from broker_fl.interfaces import Combined, Store
-from broker_fl.model import Model, ModelSpec
+from broker_fl.model import Model, ModelError, ModelSpec
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.runner import JobRunner
@@ -22,10 +22,12 @@ from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.control import joined_spec
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import JobSubmitted
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.pages import pages
+from broker_fl.wire.rules import Scaffold
 
 log = logging.getLogger(__name__)
 EVENTS_PER_PAGE = 2_000
@@ -168,7 +170,7 @@ class Requests:
             job=submit.job,
             spec=submit.spec,
             driver=submit.driver,
-            update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(model.spec),
+            update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(_update_spec(submit.spec, model)),
             submitted_at=now,
         )
         record = VersionRecord(
@@ -289,6 +291,14 @@ class Requests:
     def _reply(self, request: m.Request, reply: m.Reply) -> None:
         topology = self._services.topology
         self._services.sender.send(topology.tasks, [topology.driver_key(request.driver)], reply)
+
+
+def _update_spec(spec: JobSpec, model: Model) -> ModelSpec:
+    """What the job's updates look like."""
+    try:
+        return joined_spec(model.spec) if isinstance(spec.rule, Scaffold) else model.spec
+    except ModelError as error:
+        raise RequestRefused(f"the rule {spec.rule.name!r} cannot have this model: {error}") from error
 
 
 def _num_bytes(part: m.Part) -> int:

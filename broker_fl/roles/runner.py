@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from broker_fl.aggregation import make_rule
+from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.state import Phase
@@ -25,24 +26,21 @@ from broker_fl.interfaces import Accumulator, Contribution, Given
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
+from broker_fl.roles.outgoing import OutgoingTasks
 from broker_fl.roles.receiving import UpdateReceiver, Upload
-from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
 from broker_fl.roles.usage import resident_bytes
-from broker_fl.wire.chunks import num_chunks
-from broker_fl.wire.encodings import encoding
-from broker_fl.wire.events import Event, TaskSent
+from broker_fl.wire.control import joined_spec, parted
+from broker_fl.wire.events import Event
 from broker_fl.wire.messages import (
     Cancel,
     Form,
-    ModelManifest,
     Result,
-    Task,
     TaskRef,
     UpdateChunk,
     UploadRequest,
 )
-from broker_fl.wire.rules import PerUpdate
+from broker_fl.wire.rules import PerUpdate, Scaffold
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,11 @@ class JobRunner:
         rule = job.state.spec.rule
         self._rule = make_rule(rule, services.own)
         self._form: Form = "changes" if isinstance(rule, PerUpdate) and rule.updates_are_changes else "values"
-        self._receiver = UpdateReceiver(spec, job.state.spec.transfer, self._form)
+        self._has_control = isinstance(rule, Scaffold)
+        update_spec = joined_spec(spec) if self._has_control else spec
+        self._receiver = UpdateReceiver(
+            update_spec, job.state.spec.transfer, self._form, has_control=self._has_control
+        )
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
         self._memory: tuple[int, Model | None] | None = None
@@ -174,14 +176,19 @@ class JobRunner:
             self.signal(s.UpdateWasRefused(learner, upload.task, reason))
             return
         try:
+            model, control = self._receiver.model(upload), None
+            if self._has_control and result.update is not None:
+                model, change = parted(model)
+                control = change if result.update.control == "change" else None
             contribution = Contribution(
                 learner=learner,
-                model=self._receiver.model(upload),
+                model=model,
                 num_examples=result.num_examples,
                 num_steps=result.num_steps,
                 staleness=self.job.staleness(upload.task),
                 metrics=result.metrics,
                 evaluation=result.evaluation,
+                control=control,
             )
             weight = self._sum().fold(contribution)
         except MessageRefused as error:
@@ -272,11 +279,16 @@ class JobRunner:
     def _send_tasks(self, action: s.SendTasks) -> None:
         """Hand task and model to the sender; how long that took comes back as an event."""
         model = self._model_of(action.version)
+        variates = None
+        if self._has_control and action.train:
+            variates = Variates.of(self._memory_of(action.version), self._spec)
+        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, variates)
         self._sending.update(action.learners)
 
         def publish() -> None:
             try:
-                self._publish_tasks(action, model)
+                sent = outgoing.publish(action, model)
+                self._services.post(lambda: self.emit(sent))
             finally:
                 self._services.post(lambda: self._sent(action.learners))
 
@@ -290,7 +302,11 @@ class JobRunner:
         if self._accumulator is None:
             version = self.job.state.version
             given = Given(
-                spec=self._spec, model=lambda: self._model_of(version), memory=self._memory_of(version)
+                spec=self._spec,
+                model=lambda: self._model_of(version),
+                memory=self._memory_of(version),
+                round=self.job.state.round,
+                learners=lambda: [member.learner for member in self._services.members.members()],
             )
             self._accumulator = self._rule.begin(given)
         return self._accumulator
@@ -307,52 +323,6 @@ class JobRunner:
             versions = self._services.versions(self.job.state.job)
             self._model = (version, self._services.persist(lambda: versions.read(version))[1])
         return self._model[1]
-
-    def _publish_tasks(self, action: s.SendTasks, model: Model) -> None:
-        """On the sender's thread: one publish for each message, whatever the size of the cohort."""
-        services, spec, began = self._services, self.job.state.spec, time.perf_counter()
-        transfer = spec.transfer
-        buffer = encoding(transfer.encoding).encode(model)
-        manifest = ModelManifest(
-            version=action.version,
-            spec=model.spec.to_wire(),
-            spec_digest=model.spec.digest,
-            digest=model.digest,
-            encoding=transfer.encoding,
-            num_bytes=buffer.nbytes,
-            chunk_bytes=transfer.chunk_bytes,
-        )
-        task = Task(
-            task=action.task,
-            model=manifest,
-            train=action.train,
-            evaluate=spec.evaluate,
-            parameters={**spec.task_parameters, **action.workload},
-            encoding=transfer.encoding,
-            form=self._form,
-            chunk_bytes=transfer.chunk_bytes,
-            inbox=services.inbox,
-            upload="on_request" if action.upload_on_request else "at_once",
-            deadline_s=action.deadline_s,
-        )
-        topology = services.topology
-        keys = [topology.learner_key(learner) for learner in action.learners]
-        body = task.pack()
-        services.transport.publish(topology.tasks, keys, body, mandatory=True)
-        publish_model(services.transport, topology.tasks, keys, action.task.job, manifest, buffer)
-        num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
-        sent = TaskSent(
-            job=action.task.job,
-            round=action.task.round,
-            attempt=action.task.attempt,
-            version=action.version,
-            learners=action.learners,
-            workload=dict(action.workload),
-            num_bytes=(len(body) + buffer.nbytes) * len(action.learners),
-            num_messages=num_messages * len(action.learners),
-            send_s=time.perf_counter() - began,
-        )
-        services.post(lambda: self.emit(sent))
 
     def _now(self) -> float:
         return self._services.clock.now()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from broker_fl.coordination.membership import Membership
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Store, Transport
 from broker_fl.roles.clock import Clock
@@ -42,6 +43,8 @@ class Services:
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist
+    members: Membership
+    """Who is there; for the controller's thread."""
     own: OwnClasses = field(default_factory=OwnClasses)
     """Rules and selectors of the app file that the controller was started with."""
 

@@ -15,7 +15,9 @@ from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import FLOATS, Array, Model, ModelSpec
 from broker_fl.roles.usage import peak_bytes
+from broker_fl.roles.variates import ControlledTask, Variates
 from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.control import joined, parted
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.fields import text
 from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
@@ -32,6 +34,7 @@ class HeldTask:
     learner: str
     spec: ModelSpec
     assembly: Assembly
+    variates: Variates = field(default_factory=Variates)
     _began_at: float = field(default_factory=time.perf_counter)
     _whole_at: float = 0.0
     phase: Phase = "receiving"
@@ -43,14 +46,15 @@ class HeldTask:
     failure: str = ""
 
     @classmethod
-    def of(cls, task: Task, learner: str, max_bytes: int) -> HeldTask:
+    def of(cls, task: Task, learner: str, max_bytes: int, variates: Variates | None = None) -> HeldTask:
         """Make room for the model that the task announces.
 
         Raises:
             FrameRefused: the announcement contradicts itself, or the model is larger than ``max_bytes``.
         """
         spec = task.model.model_spec(max_bytes=max_bytes)
-        return cls(task, learner, spec, Assembly(task.model.num_bytes, task.model.chunk_bytes))
+        assembly = Assembly(task.model.num_bytes, task.model.chunk_bytes)
+        return cls(task, learner, spec, assembly, variates if variates is not None else Variates())
 
     def status(self) -> TaskStatus:
         """For heartbeats."""
@@ -97,8 +101,9 @@ class HeldTask:
             self.assembly = Assembly(0, 1)
 
     def _work(self, learner: Learner) -> None:
-        started, context = time.perf_counter(), Context(self)
-        model = encoding(self.task.model.encoding).decode(self.assembly.buffer, self.spec)
+        started = time.perf_counter()
+        model, control = self._received()
+        context = Context(self, control)
         context.progress(0.0)
         evaluation: dict[str, float] = {}
         if self.task.evaluate:
@@ -110,7 +115,7 @@ class HeldTask:
             self.phase = "training"
             given = model.copy() if self.task.form == "changes" else None  # learners may write to theirs
             update = learner.train(dict(model), context)
-            self.update = self._encode(update, given)
+            self.update = self._encode(update, model.spec, given, control)
         timings = Timings(
             receive_s=self.receive_s,
             queue_s=started - self._whole_at,
@@ -128,21 +133,38 @@ class HeldTask:
             evaluation=evaluation,
             timings=timings,
             peak_memory_bytes=peak_bytes(),
-            update=self._manifest() if update else None,
+            update=self._manifest(control) if update else None,
         )
         self.progress = 1.0
         self.phase = "finished"
 
-    def _encode(self, update: Update, given: Model | None) -> Array:
+    def _received(self) -> tuple[Model, ControlledTask | None]:
+        """The model, and the control variates if the job has them."""
+        whole = encoding(self.task.model.encoding).decode(self.assembly.buffer, self.spec)
+        if self.task.control is None:
+            return whole, None
+        model, server = parted(whole)
+        return model, self.variates.begin(self.task.task, self.task.control, server)
+
+    def _encode(
+        self, update: Update, spec: ModelSpec, given: Model | None, control: ControlledTask | None
+    ) -> Array:
         """The update as it is sent: the trained model, or what changed since the ``given`` one."""
         _check(update)
-        model = Model.of(update.model, self.spec)
-        return encoding(self.task.encoding).encode(model if given is None else _changes(model, given))
+        model, used = Model.of(update.model, spec), encoding(self.task.encoding)
+        if given is not None:
+            model = _changes(model, given)
+        if control is None:
+            return used.encode(model)
+        encoded = used.encode(joined(model, control.change(update.control)))
+        control.keep(parted(used.decode(encoded, self.spec))[1])
+        return encoded
 
-    def _manifest(self) -> UpdateManifest:
+    def _manifest(self, control: ControlledTask | None) -> UpdateManifest:
         return UpdateManifest.of(
             self.spec,
             form=self.task.form,
+            control="none" if control is None else control.manifest,
             encoding=self.task.encoding,
             chunk_bytes=self.task.chunk_bytes,
         )
@@ -151,8 +173,9 @@ class HeldTask:
 class Context:
     """The ``TaskContext`` that a user's learner is given."""
 
-    def __init__(self, held: HeldTask) -> None:
+    def __init__(self, held: HeldTask, control: ControlledTask | None = None) -> None:
         self._held = held
+        self.control = control.correction() if control is not None else None
         self.job = held.task.task.job
         self.round = held.task.task.round
         self.learner = held.learner

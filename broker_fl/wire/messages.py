@@ -17,6 +17,7 @@ from broker_fl.errors import FrameRefused
 from broker_fl.model import ModelError, ModelSpec
 from broker_fl.wire.encodings import encoding as encoding_named
 from broker_fl.wire.fields import (
+    MAX_INT,
     Checksum,
     ChunkBytes,
     Count,
@@ -37,6 +38,7 @@ Form = Literal["values", "changes"]
 """What an update holds of float tensors: their values, or what training changed in them. Integer and boolean
 tensors are values in both.
 """
+Control = Literal["none", "change", "lost"]
 
 
 class Message(BaseModel):
@@ -132,17 +134,30 @@ class UpdateManifest(Part):
     spec_digest: Digest = ""
     """As in the task's manifest."""
     form: Form = "values"
+    control: Control = "none"
+    """What the tensors behind the model's are, where the task has ``control``: the change of the learner's
+    control variate; or zeros, because it has lost its own.
+    """
     encoding: EncodingName = "raw"
     num_bytes: Count
     """Bytes on the wire, of the encoded buffer."""
     chunk_bytes: ChunkBytes
 
     @classmethod
-    def of(cls, spec: ModelSpec, *, encoding: str, chunk_bytes: int, form: Form = "values") -> Self:
+    def of(
+        cls,
+        spec: ModelSpec,
+        *,
+        encoding: str,
+        chunk_bytes: int,
+        form: Form = "values",
+        control: Control = "none",
+    ) -> Self:
         """Announce an update that looks like ``spec``."""
         return cls(
             spec_digest=spec.digest,
             form=form,
+            control=control,
             encoding=encoding,
             num_bytes=encoding_named(encoding).num_bytes(spec),
             chunk_bytes=chunk_bytes,
@@ -305,6 +320,11 @@ class Task(Message):
     """Of the update that is asked for."""
     form: Form = "values"
     """Of the update that is asked for; a learner that cannot do it must refuse the task."""
+    control: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
+    """SCAFFOLD: behind the model's tensors are those of the server's control variate, ``control/<name>`` for
+    each float tensor, and the update is made so, too. This is the round that the learner's own variate is
+    from; -1 if it is zero. None in other jobs. A learner that cannot do it must refuse the task.
+    """
     chunk_bytes: ChunkBytes = 1 << 20
     inbox: Identifier
     """Where result and update go: routing key ``<learner>.<inbox>``."""

@@ -84,6 +84,14 @@ class FedNova(Setting):
     """Of the learners' own optimiser; 0 is plain SGD."""
 
 
+class Scaffold(Setting):
+    """Learners correct gradients by control variates, and so do not drift (Karimireddy et al. 2020)."""
+
+    name: Literal["scaffold"] = "scaffold"
+    learning_rate: Above0 = 1.0
+    """Of the server, ``η_g`` in the paper."""
+
+
 class QFedAvg(Setting):
     """Learners with a larger loss count more (Li et al. 2020, ICLR); needs their metric ``loss``."""
 
@@ -263,6 +271,6 @@ class OwnRule(Setting):
 
 
 AsynchronousRule = FedAsync | FedBuff
-MeanRule = FedAvg | FedProx | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedNova | QFedAvg
+MeanRule = FedAvg | FedProx | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedNova | Scaffold | QFedAvg
 RobustRule = Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | NormClipping
 AnyRule = MeanRule | RobustRule | TreeBagging | AsynchronousRule | OwnRule

@@ -1,0 +1,93 @@
+"""Tasks and their model on the way out: one publish for each message, whatever the size of the cohort."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broker_fl.aggregation.scaffold import Variates
+from broker_fl.coordination import signals as s
+from broker_fl.model import Model
+from broker_fl.roles.sender import publish_model
+from broker_fl.roles.services import Services
+from broker_fl.wire.chunks import num_chunks
+from broker_fl.wire.control import joined
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.events import TaskSent
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.messages import Form, ModelManifest, Task
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingTasks:
+    """Of one job; works on a sender's thread."""
+
+    services: Services
+    spec: JobSpec
+    form: Form
+    variates: Variates | None
+    """SCAFFOLD's, of the version that goes out; None where the updates have none."""
+
+    def publish(self, action: s.SendTasks, model: Model) -> TaskSent:
+        """Send the task, then the model's chunks; what that took comes back."""
+        services, transfer, began = self.services, self.spec.transfer, time.perf_counter()
+        if self.variates is not None:
+            model = joined(model, self.variates.mean())
+        buffer = encoding(transfer.encoding).encode(model)
+        manifest = ModelManifest(
+            version=action.version,
+            spec=model.spec.to_wire(),
+            spec_digest=model.spec.digest,
+            digest=model.digest,
+            encoding=transfer.encoding,
+            num_bytes=buffer.nbytes,
+            chunk_bytes=transfer.chunk_bytes,
+        )
+        task_bytes = self._publish_task(action, manifest)
+        keys = self._keys(action.learners)
+        publish_model(services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer)
+        num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
+        return TaskSent(
+            job=action.task.job,
+            round=action.task.round,
+            attempt=action.task.attempt,
+            version=action.version,
+            learners=action.learners,
+            workload=dict(action.workload),
+            num_bytes=task_bytes + buffer.nbytes * len(action.learners),
+            num_messages=num_messages * len(action.learners),
+            send_s=time.perf_counter() - began,
+        )
+
+    def _publish_task(self, action: s.SendTasks, manifest: ModelManifest) -> int:
+        """One message for all whose own variate is of the same round; bytes to all learners together."""
+        services, transfer, num_bytes = self.services, self.spec.transfer, 0
+        task = Task(
+            task=action.task,
+            model=manifest,
+            train=action.train,
+            evaluate=self.spec.evaluate,
+            parameters={**self.spec.task_parameters, **action.workload},
+            encoding=transfer.encoding,
+            form=self.form,
+            chunk_bytes=transfer.chunk_bytes,
+            inbox=services.inbox,
+            upload="on_request" if action.upload_on_request else "at_once",
+            deadline_s=action.deadline_s,
+        )
+        for control, learners in self._by_variate(action.learners).items():
+            body = task.model_copy(update={"control": control}).pack()
+            services.transport.publish(services.topology.tasks, self._keys(learners), body, mandatory=True)
+            num_bytes += len(body) * len(learners)
+        return num_bytes
+
+    def _by_variate(self, learners: Sequence[str]) -> dict[int | None, list[str]]:
+        groups: dict[int | None, list[str]] = {}
+        for learner in learners:
+            control = None if self.variates is None else self.variates.rounds.get(learner, -1)
+            groups.setdefault(control, []).append(learner)
+        return groups
+
+    def _keys(self, learners: Sequence[str]) -> list[str]:
+        return [self.services.topology.learner_key(learner) for learner in learners]
