@@ -396,4 +396,8 @@ def _column(values: Iterable[Any]) -> tuple[Any, ...]:
 
 def _metric_columns(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, ...]]:
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
+    columns = {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
+    return {
+        name: column[:1] if all(value == column[0] for value in column) else column
+        for name, column in columns.items()
+    }
