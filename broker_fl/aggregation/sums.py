@@ -74,7 +74,9 @@ class WeightedSum:
         for run, bound, part in zip(self.spec.runs, self._bounds, total.values(), strict=True):
             bounds.append(bound + kernels.largest(part))
             if bounds[-1] > float(np.finfo(sum_dtype(run)).max):
-                raise UpdateRefused(f"the sum has {run.dtype} values with which the round's sum could overflow")
+                raise UpdateRefused(
+                    f"the sum has {run.dtype} values with which the round's sum could overflow"
+                )
         self._bounds = bounds
         for mine, theirs in zip(self._begun(), total.values(), strict=True):
             mine += theirs

@@ -94,7 +94,7 @@ class Cohort:
         """Members and their parts."""
         return self._assignments.items()
 
-    def assign(  # noqa: PLR0913 - what a task consists of
+    def assign(
         self,
         learner: str,
         now: float,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import OPEN, Assignment, GroupPart, Status
@@ -336,7 +337,6 @@ def _steps(part: Assignment | None) -> int | None:
     return part.workload.get("steps") if part is not None else None
 
 
-def _columns(page: GroupColumns) -> dict[str, object]:
+def _columns(page: GroupColumns) -> dict[str, Any]:
     """The fields that the event has, too."""
     return {name: getattr(page, name) for name in GroupColumns.model_fields}
-

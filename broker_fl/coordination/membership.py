@@ -219,7 +219,9 @@ class Membership:
         return True
 
     def leave_group(self, name: str, session: str) -> tuple[str, ...] | None:
-        """Take a group out, and return its members; None if it is not there, or there under a newer session."""
+        """Take a group out, and return its members; None if it is not there, or is there under a newer
+        session.
+        """
         group = self._groups.get(name)
         return self._remove_group(name) if group is not None and group.session == session else None
 
@@ -240,9 +242,7 @@ class Membership:
         for gone in lost:
             self._remove(gone.learner)
         silent = [(name, group) for name, group in self._groups.items() if now - group.last_seen > limit]
-        return lost + [
-            Lost(name, now - group.last_seen, self._remove_group(name)) for name, group in silent
-        ]
+        return lost + [Lost(name, now - group.last_seen, self._remove_group(name)) for name, group in silent]
 
     def _keep_sorted(self, member: Member, *, is_new: bool) -> None:
         place = bisect_left(self._sorted, member.learner)
@@ -278,5 +278,6 @@ class Membership:
             self._give_back(silent_s, now)
 
     def _give_back(self, seconds: float, now: float) -> None:
-        for presence in (*self._presences.values(), *self._groups.values()):
+        parties: list[Presence | Group] = [*self._presences.values(), *self._groups.values()]
+        for presence in parties:
             presence.last_seen = min(now, presence.last_seen + seconds)

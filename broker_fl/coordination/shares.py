@@ -61,7 +61,10 @@ class Share:
         names = dict.fromkeys(name for page in self.pages for name in getattr(page, kind))
         return {
             name: np.concatenate(
-                [_spread(getattr(page, kind).get(name, ()), len(page.learners), np.nan) for page in self.pages]
+                [
+                    _spread(getattr(page, kind).get(name, ()), len(page.learners), np.nan)
+                    for page in self.pages
+                ]
             )
             for name in names
         }

@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 
 class Uploads:
-    """Turns for uploading, of learners and of groups. With room for the whole cohort nobody has to ask; otherwise as many at a time as
-    fit, at least one.
+    """Turns for uploading, of learners and of groups. With room for the whole cohort nobody has to ask;
+    otherwise as many at a time as fit, at least one.
     """
 
     def __init__(self, update_bytes: int, budget_bytes: int) -> None:

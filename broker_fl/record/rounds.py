@@ -159,9 +159,7 @@ class RoundRecord:
             if self._reach(row, "accepted", event.time_s):
                 self.tasks.set(row, "receive_s", event.receive_s)
         unnamed = max(0, event.num_learners - len(named))
-        self.counts["accepted"] = min(
-            max(self.num_learners, before), self.counts["accepted"] + unnamed
-        )
+        self.counts["accepted"] = min(max(self.num_learners, before), self.counts["accepted"] + unnamed)
 
     def finish(self, event: ev.TaskFinished, learner: str) -> bool:
         """A result arrived; whether that is news."""

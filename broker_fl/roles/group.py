@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -36,7 +36,7 @@ class LazyLearners(Mapping[str, Learner]):
     100,000 learners with data of their own do not fit into memory; those at work do.
     """
 
-    def __init__(self, ids: Mapping[str, int] | list[str], make: Make, *, num_cached: int = MAX_CACHED) -> None:
+    def __init__(self, ids: Iterable[str], make: Make, *, num_cached: int = MAX_CACHED) -> None:
         """``make`` makes a learner; it is called again when one is needed that is not among the
         ``num_cached`` that were used last.
         """
@@ -58,6 +58,9 @@ class LazyLearners(Mapping[str, Learner]):
             while len(self._cache) > self._num_cached:
                 self._cache.popitem(last=False)
         return made
+
+    def __contains__(self, learner: object) -> bool:
+        return learner in self._index
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
@@ -94,7 +97,7 @@ class Group:
         self.session = uuid.uuid4().hex[:16]
         self._learners = learners
         self._attributes = attributes
-        self._own_attributes = {} if isinstance(learners, LazyLearners) else _own(learners, attributes)
+        self._own_attributes: Mapping[str, Parameters] = {} if isinstance(learners, LazyLearners) else _own(learners, attributes)
         self._max_model_bytes = max_model_bytes
         self._tasks: dict[str, dict[m.TaskRef, GroupTask]] = {}
         self._models: dict[str, IncomingModel] = {}
@@ -193,9 +196,7 @@ class Group:
             self._begin_work()
 
     def _accept(self, whole: GroupTask) -> None:
-        accepted = m.Accepted(
-            learner=self.id, task=whole.newest.task, receive_s=whole.incoming.receive_s
-        )
+        accepted = m.Accepted(learner=self.id, task=whole.newest.task, receive_s=whole.incoming.receive_s)
         self.report(accepted)
 
     def on_upload_request(self, request: m.UploadRequest) -> None:
@@ -300,7 +301,7 @@ class Group:
 
 def _own(learners: Mapping[str, Learner], given: Parameters) -> dict[str, Parameters]:
     """Attributes that learners tell besides those that are told of all."""
-    found = {}
+    found: dict[str, Parameters] = {}
     for learner_id, learner in learners.items():
         told = attributes_of(learner_id, learner, given)
         if told is not given:

@@ -46,7 +46,9 @@ def _group(pages: list[GroupJoin], now: float) -> Group:
             members[learner] = Member(learner=learner, attributes=attributes, software=page.software)
     num = sum(len(page.members) for page in pages)
     if num > MAX_GROUP:
-        raise FrameRefused(f"group {first.group!r} has {num} members; at most {MAX_GROUP}: make several of it")
+        raise FrameRefused(
+            f"group {first.group!r} has {num} members; at most {MAX_GROUP}: make several of it"
+        )
     if len(members) < num:
         raise FrameRefused(f"group {first.group!r} names {num - len(members)} of its members more than once")
     return Group(

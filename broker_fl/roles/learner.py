@@ -53,8 +53,8 @@ class LearnerSettings:
     max_model_bytes: int = 8 << 30
     """A task with a larger model is refused."""
     group: str | None = None
-    """Name of the group that the learners are: they have one mailbox, and send one sum of their updates, which
-    serves jobs whose rule is a weighted sum. None: each is by itself.
+    """Name of the group that the learners are: they have one mailbox, and send one sum of their updates,
+    which serves jobs whose rule is a weighted sum. None: each is by itself.
     """
 
 

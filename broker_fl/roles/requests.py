@@ -9,8 +9,8 @@ from typing import Any
 
 from broker_fl.aggregation.kernels import all_finite
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.membership import Presence
+from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState
 from broker_fl.errors import AppError, FrameRefused, RequestRefused, StoreUnavailable
 from broker_fl.extensions import try_own_code

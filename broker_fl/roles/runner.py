@@ -44,7 +44,7 @@ from broker_fl.wire.messages import (
     UpdateChunk,
     UploadRequest,
 )
-from broker_fl.wire.rules import PerUpdate, Scaffold
+from broker_fl.wire.rules import PerUpdate, Scaffold, Summable
 
 log = logging.getLogger(__name__)
 
@@ -219,8 +219,8 @@ class JobRunner:
         self._shares.drop(share)
         if not isinstance(self.job, GroupJob) or not self.job.expects_share(share):
             return
-        weighting = getattr(self.job.state.spec.rule, "weighting", "examples")
-        weight = float(share.weights(weighting).sum())
+        rule = self.job.state.spec.rule
+        weight = float(share.weights(rule.weighting if isinstance(rule, Summable) else "examples").sum())
         accumulator = self._sum()
         try:
             if not isinstance(accumulator, SumAccumulator):

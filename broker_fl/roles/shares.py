@@ -50,7 +50,9 @@ class ShareReceiver:
             FrameRefused: it contradicts an earlier page, or there are too many.
         """
         if result.num_pages > MAX_PAGES:
-            raise FrameRefused(f"a result of a group in {result.num_pages} pages; at most {MAX_PAGES} are taken")
+            raise FrameRefused(
+                f"a result of a group in {result.num_pages} pages; at most {MAX_PAGES} are taken"
+            )
         shares = self._pages.setdefault(result.group, {})
         pages = shares.setdefault(result.share, {})
         while len(shares) > MAX_HALF_SHARES:
@@ -58,7 +60,9 @@ class ShareReceiver:
         first = next(iter(pages.values()), result)
         if (first.task, first.num_pages, first.update) != (result.task, result.num_pages, result.update):
             del shares[result.share]
-            raise FrameRefused(f"pages of share {result.share!r} of group {result.group!r} contradict one another")
+            raise FrameRefused(
+                f"pages of share {result.share!r} of group {result.group!r} contradict one another"
+            )
         pages[result.page] = result
         if len(pages) < result.num_pages:
             return None

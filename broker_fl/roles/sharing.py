@@ -249,7 +249,9 @@ class GroupTask:
             return None if self._waiting or self._num_working else self._finish()
 
     def due_s(self) -> float | None:
-        """In how many seconds what is done is to be sent, whoever is missing; None if there is no such time."""
+        """In how many seconds what is done is to be sent, whoever is missing; None if there is no such
+        time.
+        """
         deadline_s = self.newest.deadline_s
         if deadline_s is None or self.shares or self.cancelled or self.is_idle:
             return None
@@ -285,7 +287,9 @@ class GroupTask:
         learners = (*(done.learner for done in opened.done), *opened.failed)
         return FinishedShare(share, learners, self._pages(share, opened, manifest), total)
 
-    def _pages(self, share: str, opened: OpenShare, manifest: UpdateManifest | None) -> tuple[GroupResult, ...]:
+    def _pages(
+        self, share: str, opened: OpenShare, manifest: UpdateManifest | None
+    ) -> tuple[GroupResult, ...]:
         names = {name for done in opened.done for name in (*done.metrics, *done.evaluation)}
         rows = max(1, PAGE_BYTES // (_ROW_BYTES + _VALUE_BYTES * len(names)))
         failures = list(opened.failed.items())

@@ -323,7 +323,9 @@ class Result(Message):
 
 Counts = Annotated[tuple[Count, ...], FailFast()]
 Durations = Annotated[tuple[Seconds, ...], FailFast()]
-MetricColumns = Annotated[dict[Name, Annotated[tuple[Metric, ...], FailFast()]], Field(max_length=MAX_METRICS)]
+MetricColumns = Annotated[
+    dict[Name, Annotated[tuple[Metric, ...], FailFast()]], Field(max_length=MAX_METRICS)
+]
 
 
 class GroupColumns(Message):
@@ -370,7 +372,9 @@ class GroupColumns(Message):
         columns |= {f"evaluation.{name}": values for name, values in self.evaluation.items()}
         for name, values in columns.items():
             if len(values) not in (0, 1, len(self.learners)):
-                raise ValueError(f"column {name!r} has {len(values)} values for {len(self.learners)} learners")
+                raise ValueError(
+                    f"column {name!r} has {len(values)} values for {len(self.learners)} learners"
+                )
         if self.page >= self.num_pages:
             raise ValueError(f"page {self.page} of {self.num_pages}: pages are counted from 0")
         return self

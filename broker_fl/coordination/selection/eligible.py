@@ -39,7 +39,9 @@ class Eligible:
             return members
         return [member for member in members if self.matches(member)]
 
-    def eligible(self, members: Sequence[Member], round: int, history: Mapping[str, Record]) -> Sequence[Member]:
+    def eligible(
+        self, members: Sequence[Member], round: int, history: Mapping[str, Record]
+    ) -> Sequence[Member]:
         """Those that match and are not left out: who may be asked in this round, also in another's place."""
         matching = self.matching(members)
         if not (out := self._left_out(matching, round, history)):
