@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from broker_fl.aggregation import kernels
 from broker_fl.aggregation.changes import ChangeSum
-from broker_fl.aggregation.kernels import all_finite
 from broker_fl.aggregation.weighting import weight_of
 from broker_fl.errors import AggregationError, UpdateRefused
 from broker_fl.interfaces import Combined, Contribution, Given
@@ -113,22 +113,28 @@ class ScaffoldRound:
         """
         weight = weight_of(contribution, "equal")
         self._changes.check(contribution.model, weight)
-        total = self._total if contribution.control is None else self._with(contribution.control)
+        change = contribution.control
+        if change is None:
+            self._somebody_lost = True
+        else:
+            self._check(change)
+            for name, array in change.items():
+                kernels.add_scaled(self._total[name].reshape(-1), array.reshape(-1), 1.0)
         self._changes.add(contribution.model, scale=1.0, weight=weight)
-        self._total = total
         self._contributors.append(contribution.learner)
-        self._somebody_lost |= contribution.control is None
         return weight
 
-    def _with(self, change: Arrays) -> dict[str, Array]:
+    def _check(self, change: Arrays) -> None:
+        """One learner's huge values must not cost the others their variates."""
         if change.keys() != self._total.keys():
             raise UpdateRefused("the update's control variate has other tensors than the model")
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = {name: np.asarray(array + change[name]) for name, array in self._total.items()}
-        for name, array in total.items():
-            if not all_finite(array.reshape(-1)):
-                raise UpdateRefused(f"the control variate of tensor {name!r} is not finite")
-        return total
+        for name, array in change.items():
+            total = self._total[name]
+            bound = kernels.magnitude(total.reshape(-1)) + kernels.magnitude(array.reshape(-1))
+            if not bound < np.finfo(total.dtype).max:
+                raise UpdateRefused(
+                    f"the control variate of tensor {name!r} has values that are not finite, or huge"
+                )
 
     def result(self) -> Combined:
         """``x + η_g / |S| Σ Δy_i``, and ``Σ c_i`` in the memory.

@@ -79,7 +79,7 @@ class WeightedSum:
                 )
         self._bounds = bounds
         for mine, theirs in zip(self._begun(), total.values(), strict=True):
-            mine += theirs
+            np.add(mine, theirs, out=mine)
         self.total_weight += weight
 
     def total(self) -> Model:

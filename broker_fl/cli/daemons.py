@@ -136,8 +136,8 @@ def _learner_options(**given: Any) -> Any:
         raise click.UsageError("give one of --id and --group: a learner's own name, or that of a group")
     if group is None and count > MAX_ALONE:
         raise click.BadParameter(
-            f"{count} learners with a mailbox each are too many for one process; at most {MAX_ALONE}, or give "
-            "--group",
+            f"{count} learners with a mailbox each are too many for one process; at most {MAX_ALONE}, or "
+            "give --group",
             param_hint="'--count'",
         )
     settings = LearnerSettings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -11,14 +13,15 @@ from broker_fl.cli.access import driver_of, find_job
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.tables import print_table, when
-from broker_fl.cli.watching import watching
+from broker_fl.cli.trackers import trackers, tracking
+from broker_fl.cli.watching import Watcher, watching
 from broker_fl.errors import BrokerUnavailable
 from broker_fl.model import Model
 from broker_fl.record.runfolder import RunFolder
 from broker_fl.record.text import one_line, seconds
 from broker_fl.roles.driver import Job
 from broker_fl.wire.events import Event, JobFinished, JobSubmitted
-from broker_fl.wire.messages import LearnerSummary
+from broker_fl.wire.messages import LearnerSummary, TaskRef
 
 
 @click.command(cls=Command)
@@ -36,10 +39,9 @@ def jobs(as_json: bool, **access: Any) -> None:
         click.echo(f"federation {access['federation']} has no jobs", err=True)
         return
     rows = [
-        (one.job, one.state, str(one.round), str(one.version), when(one.submitted_at), one_line(one.reason))
-        for one in found
+        (one.job, one.state, str(one.version), when(one.submitted_at), one_line(one.reason)) for one in found
     ]
-    print_table(("job", "state", "round", "version", "submitted", "why"), rows, numbers=("round", "version"))
+    print_table(("job", "state", "version", "submitted", "why"), rows, numbers=("version",))
 
 
 @click.command(cls=Command)
@@ -78,24 +80,27 @@ def learners(as_json: bool, **access: Any) -> None:
 @click.option(
     "--out", metavar="FOLDER", help="Also make a run folder in FOLDER: events, final model, report."
 )
+@trackers
 def watch(job: str, live: bool | None, as_json: bool, out: str | None, **access: Any) -> None:
     """Watch JOB from its beginning to its end: an id, a beginning of one, or `latest`.
 
     Ctrl-C stops watching, not the job. The exit code is 0 if the job is done, 1 if it failed or was stopped.
     """
-    with driver_of(access) as driver:
-        finished = watch_job(find_job(driver, job), live=live, as_json=as_json, out=out)
+    names = {name: access.pop(name) for name in ("tensorboard", "mlflow")}
+    with driver_of(access) as driver, tracking(**names) as track:
+        finished = watch_job(find_job(driver, job), track, live=live, as_json=as_json, out=out)
     raise click.exceptions.Exit(exit_code(finished.state, ""))
 
 
-def watch_job(job: Job, *, live: bool | None, as_json: bool, out: str | None) -> JobFinished:
-    """Show a job's events until its end; with ``out``, keep them in a run folder there."""
+def watch_job(job: Job, track: Watcher, *, live: bool | None, as_json: bool, out: str | None) -> JobFinished:
+    """Show a job's events until its end, and ``track`` them; with ``out``, keep them in a run folder."""
     folder = RunFolder.create(out, job.id) if out else None
     finished: JobFinished | None = None
-    with watching(live=live, as_json=as_json) as show:
+    with _goes_on(job), watching(live=live, as_json=as_json) as show:
         for event in job.events():
             if folder is not None:
                 _keep(folder, event)
+            track(event)
             show(event)
             finished = event if isinstance(event, JobFinished) else finished
     if finished is None:
@@ -103,6 +108,20 @@ def watch_job(job: Job, *, live: bool | None, as_json: bool, out: str | None) ->
     if folder is not None:
         _complete(folder, job.model())
     return finished
+
+
+@contextmanager
+def _goes_on(job: Job) -> Iterator[None]:
+    """Whoever ends watching is told that the job does not end with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(
+            f"\njob {job.id} goes on: `broker-fl watch {job.id}` shows it again, "
+            f"`broker-fl stop {job.id}` ends it",
+            err=True,
+        )
+        raise click.exceptions.Exit(130) from None
 
 
 def _keep(folder: RunFolder, event: Event) -> None:
@@ -119,7 +138,15 @@ def _complete(folder: RunFolder, model: Model) -> None:
 
 
 def _doing(one: LearnerSummary) -> str:
-    return ", ".join(f"{task.phase} {task.progress:.0%} of {task.task}" for task in one.tasks) or "nothing"
+    return (
+        ", ".join(f"{task.phase} {task.progress:.0%} of {_task(task.task)}" for task in one.tasks)
+        or "nothing"
+    )
+
+
+def _task(task: TaskRef) -> str:
+    attempt = f", attempt {task.attempt + 1}" if task.attempt else ""
+    return f"{task.job}/{task.round + 1}{attempt}"
 
 
 def _attributes(one: LearnerSummary) -> str:

@@ -15,10 +15,12 @@ from broker_fl.apps import App, load_app
 from broker_fl.cli import options
 from broker_fl.cli.command import Embedded
 from broker_fl.cli.outcome import add_report, exit_code, show_files
+from broker_fl.cli.trackers import trackers, tracking
 from broker_fl.cli.watching import stopping_on_signal, watching
 from broker_fl.jobfile import JobFile, make_spec, read_job
 from broker_fl.model import Model
 from broker_fl.simulation_run import AppRun, Run, Team
+from broker_fl.wire.events import Event
 from broker_fl.wire.job import JobSpec
 from broker_fl.world import World
 
@@ -35,6 +37,8 @@ class RunOptions:
     workers: int | None
     out: str
     live: bool | None
+    tensorboard: str | None = None
+    mlflow: str | None = None
 
 
 @click.command(cls=Embedded)
@@ -55,6 +59,7 @@ class RunOptions:
 @options.workers
 @options.out
 @options.live
+@trackers
 def run(app: str, **given: Any) -> None:
     """Run APP as a federation in this process: no server is needed.
 
@@ -73,8 +78,17 @@ def run_app(app: App, chosen: RunOptions) -> Run:
     spec = _spec(app, chosen, job_file, team)
     initial = Model.load(job_file.model_file) if job_file and job_file.model_file else None
     one = AppRun(app, spec, team=team, out=chosen.out, initial=initial)
-    with stopping_on_signal(one.stop), watching(live=chosen.live) as watch:
-        ran = one.run(watch, seed=chosen.seed)
+    with (
+        tracking(tensorboard=chosen.tensorboard, mlflow=chosen.mlflow) as track,
+        stopping_on_signal(one.stop),
+        watching(live=chosen.live) as watch,
+    ):
+
+        def seen(event: Event) -> None:
+            track(event)
+            watch(event)
+
+        ran = one.run(seen, seed=chosen.seed)
     add_report(ran.folder)
     return ran
 

@@ -12,6 +12,7 @@ from broker_fl.cli.access import driver_of, find_job
 from broker_fl.cli.command import Command
 from broker_fl.cli.jobs import watch_job
 from broker_fl.cli.outcome import exit_code
+from broker_fl.cli.trackers import trackers, tracking
 from broker_fl.errors import SettingError
 from broker_fl.jobfile import JobFile, read_job
 from broker_fl.model import Model
@@ -34,6 +35,7 @@ _SOURCES = (("app", "app"), ("model", "model"), ("from", "parent"))
 @click.option("--watch", is_flag=True, help="Watch the job until its end, as `broker-fl watch` does.")
 @options.live
 @click.option("--out", metavar="FOLDER", help="With --watch: also make a run folder in FOLDER.")
+@trackers
 def submit(job_file: str, watch: bool, **given: Any) -> None:
     """Submit the job that JOB.toml describes; its id is printed."""
     job = read_job(job_file)
@@ -51,7 +53,8 @@ def submit(job_file: str, watch: bool, **given: Any) -> None:
         submitted = driver.submit(job.spec, initial or find_version(driver, parent))
         click.echo(submitted.id)
         if watch:
-            finished = watch_job(submitted, live=given["live"], as_json=False, out=given["out"])
+            with tracking(tensorboard=given["tensorboard"], mlflow=given["mlflow"]) as track:
+                finished = watch_job(submitted, track, live=given["live"], as_json=False, out=given["out"])
             raise click.exceptions.Exit(exit_code(finished.state, ""))
 
 

@@ -133,7 +133,8 @@ class AsynchronousJob(Job):
             self._evaluations.add(result.learner, result.evaluation, result.evaluation_examples or 1)
             self._evaluated_version = max(self._evaluated_version, result.task.round)
         if self.state.phase is Phase.TRAINING and (reason := self.refusal(result.task)) is not None:
-            return self._too_old(result.learner, result.task, reason, now)
+            finished = s.Emit(self._finished(result))
+            return [finished, *self._too_old(result.learner, result.task, reason, now)]
         return super()._result_arrived(signal, now)
 
     def _update_refused(self, signal: s.UpdateWasRefused, now: float) -> Actions:
@@ -283,7 +284,7 @@ class AsynchronousJob(Job):
     def _end_training(self, reason: str, now: float) -> Actions:
         """Have the last version evaluated by all that are there."""
         state = self.state
-        actions = self._dismiss("the job has enough updates", now)
+        actions = self._dismiss("the job has enough updates", now, cancelled=True)
         if not state.spec.evaluate or not self._matching:
             return actions + self._finish("done", reason, now)
         state.phase, state.ending, state.cohort = Phase.EVALUATING, reason, Cohort()

@@ -90,6 +90,10 @@ class Cohort:
         """The member's part; None for one that is not a member."""
         return self._assignments.get(learner)
 
+    def values(self) -> Iterable[Assignment]:
+        """The parts of all members."""
+        return self._assignments.values()
+
     def items(self) -> Iterable[tuple[str, Assignment]]:
         """Members and their parts."""
         return self._assignments.items()
@@ -163,9 +167,15 @@ class Cohort:
     def summary(self) -> str:
         """Counts in words, and the first reasons of those that failed."""
         counts = ", ".join(f"{number} {status}" for status, number in sorted(self._counts.items()) if number)
-        reasons = [
-            f"{learner}: {part.reason}"
-            for learner, part in sorted(self._assignments.items())
-            if part.status in (Status.FAILED, Status.REFUSED, Status.LOST) and part.reason
-        ]
-        return counts + (f" ({'; '.join(reasons[:3])}{' …' if len(reasons) > 3 else ''})" if reasons else "")
+        by_reason: dict[str, list[str]] = {}
+        for learner, part in sorted(self._assignments.items()):
+            if part.status in (Status.FAILED, Status.REFUSED, Status.LOST) and part.reason:
+                by_reason.setdefault(part.reason, []).append(learner)
+        reasons = [f"{_some(learners)}: {reason}" for reason, learners in list(by_reason.items())[:3]]
+        more = " …" if len(by_reason) > 3 else ""
+        return counts + (f" ({'; '.join(reasons)}{more})" if reasons else "")
+
+
+def _some(learners: list[str]) -> str:
+    rest = f" and {len(learners) - 3} more" if len(learners) > 3 else ""
+    return ", ".join(learners[:3]) + rest

@@ -239,7 +239,7 @@ class GroupJob(Job):
         state = self.state
         if share.task.job != state.job or share.task.round >= state.round or not share.learners:
             return []
-        reason = f"delivered while round {state.round} was open"
+        reason = f"delivered while round {state.round + 1} was open"
         why = dict.fromkeys(share.learners, reason)
         return [s.Emit(self._missed(share.group, share.task, "late", why))]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.averaging import Means
@@ -208,7 +208,7 @@ class Job(ABC):
     def _finish(self, end: JobEnd, reason: str, now: float) -> Actions:
         state = self.state
         is_open = state.phase in (Phase.TRAINING, Phase.EVALUATING)
-        actions = self._dismiss("the job has ended", now) if is_open else []
+        actions = self._dismiss("the job has ended", now, cancelled=True) if is_open else []
         actions += self._cancel(state.cohort, "the job has ended")
         state.phase, state.end, state.reason = Phase.ENDED, end, text(reason)
         return [*actions, s.Emit(self.finished(now)), s.Finish()]
@@ -323,15 +323,23 @@ class Job(ABC):
             return self._late(result)
         if part.status in (Status.DELIVERED, Status.REFUSED, Status.FINISHED):
             return []
+        finished = self._finished(result)
         if (problem := self._problem(part, result)) is not None:
-            return self._refused(result.learner, result.task, problem, now)
+            return [s.Emit(finished), *self._refused(result.learner, result.task, problem, now)]
         part.result = result
         if self._remembers:
             self._records.finished(result, now - part.sent_at)
         if state.phase is Phase.TRAINING:
             self._pacer.delivered(result.learner, now - part.sent_at)
-        finished = e.TaskFinished(
-            job=state.job,
+        if state.phase is Phase.EVALUATING:
+            state.cohort.move(result.learner, Status.DELIVERED, now)
+            return [s.Emit(finished), *self._settle(now)]
+        state.cohort.move(result.learner, Status.FINISHED, now)
+        return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
+
+    def _finished(self, result: Result) -> e.TaskFinished:
+        return e.TaskFinished(
+            job=self.state.job,
             round=result.task.round,
             learner=result.learner,
             num_examples=result.num_examples,
@@ -342,11 +350,6 @@ class Job(ABC):
             timings=result.timings,
             peak_memory_bytes=result.peak_memory_bytes,
         )
-        if state.phase is Phase.EVALUATING:
-            state.cohort.move(result.learner, Status.DELIVERED, now)
-            return [s.Emit(finished), *self._settle(now)]
-        state.cohort.move(result.learner, Status.FINISHED, now)
-        return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
 
     def _problem(self, part: Assignment, result: Result) -> str | None:
         """Why the result cannot be right; None if it can."""
@@ -361,7 +364,7 @@ class Job(ABC):
         is_known = part is not None and self._ref(part) == task
         if task.job != state.job or task.round >= state.round or is_known:
             return []
-        reason = f"delivered while round {state.round} was open"
+        reason = f"delivered while round {state.round + 1} was open"
         return [s.Emit(e.TaskLate(job=state.job, round=task.round, learner=result.learner, reason=reason))]
 
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
@@ -480,25 +483,34 @@ class Job(ABC):
             for task, _, (alone, groups) in self._by_task(learners)
         ]
 
-    def _dismiss(self, reason: str, now: float) -> Actions:
-        """Close the books on members from whom nothing came, and tell them to stop."""
+    def _dismiss(self, reason: str, now: float, *, cancelled: bool = False) -> Actions:
+        """Close the books on members from whom nothing came, and tell them to stop; ``cancelled``: it is not
+        their fault.
+        """
         late = self.state.cohort.with_status(*OPEN)
         self.state.cohort.move_all(late, Status.LATE, now)
         actions: Actions = []
         for task, _, (alone, groups) in self._by_task(late):
             actions += [
-                s.Emit(e.TaskLate(job=self.state.job, round=task.round, learner=learner, reason=reason))
+                s.Emit(
+                    e.TaskLate(
+                        job=self.state.job,
+                        round=task.round,
+                        learner=learner,
+                        reason=reason,
+                        cancelled=cancelled,
+                    )
+                )
                 for learner in alone
             ]
+            outcome: e.Missed = "cancelled" if cancelled else "late"
             actions += [
-                s.Emit(self._missed(group, task, "late", dict.fromkeys(members, reason)))
+                s.Emit(self._missed(group, task, outcome, dict.fromkeys(members, reason)))
                 for group, members in groups.items()
             ]
         return [*actions, *self._cancel(late, reason)]
 
-    def _missed(
-        self, group: str, task: TaskRef, outcome: Literal["failed", "late", "refused"], why: dict[str, str]
-    ) -> e.GroupMissed:
+    def _missed(self, group: str, task: TaskRef, outcome: e.Missed, why: dict[str, str]) -> e.GroupMissed:
         """The event of members of a group whose tasks came to nothing, each with the reason."""
         reasons = tuple(why.values())
         return e.GroupMissed(
@@ -513,7 +525,7 @@ class Job(ABC):
     def _note_evaluation(self) -> Actions:
         """Average what the cohort found out about the version it was given."""
         cohort, means, num_learners, num_examples = self.state.cohort, Means(), 0, 0
-        for _, part in cohort.items():
+        for part in cohort.values():
             if (result := part.result) is not None and result.evaluation:
                 means.add(result.evaluation, result.evaluation_examples or 1)
                 num_learners, num_examples = num_learners + 1, num_examples + result.evaluation_examples

@@ -26,6 +26,8 @@ from broker_fl.wire import events as e
 from broker_fl.wire.fields import text
 from broker_fl.wire.protocols import Rounds
 
+ENOUGH = "enough others have delivered"
+
 
 class RoundsJob(GroupJob):
     """A cohort trains from one version, and its updates make the next."""
@@ -116,7 +118,7 @@ class RoundsJob(GroupJob):
         if state.phase is Phase.COMMITTING:
             return []
         if state.num_wanted and cohort.count(Status.DELIVERED) >= state.num_wanted:
-            return self._close_round("enough others have delivered", now)
+            return self._close_round(ENOUGH, now)
         overdue = state.deadline_at is not None and now >= state.deadline_at
         if cohort.num_open and not overdue:
             return []
@@ -130,7 +132,7 @@ class RoundsJob(GroupJob):
         if state.phase is Phase.TRAINING:
             for learner in state.cohort.with_status(Status.SENT, Status.ACCEPTED, Status.LOST):
                 self._pacer.missed(learner)
-        actions = self._dismiss(reason, now)
+        actions = self._dismiss(reason, now, cancelled=reason == ENOUGH)
         evaluated = self._note_evaluation()
         actions += evaluated
         state.deadline_at = state.waiting_since = None
@@ -197,7 +199,9 @@ class RoundsJob(GroupJob):
         if state.phase is Phase.EVALUATING:
             return self._finish("done", f"{state.ending}; the last version is not evaluated: {reason}", now)
         tries = state.retries + 1
-        return self._finish("failed", f"round {state.round} missed its quorum {tries} times: {reason}", now)
+        return self._finish(
+            "failed", f"round {state.round + 1} missed its quorum {tries} times: {reason}", now
+        )
 
     def _replace(self, outsiders: list[str], now: float) -> list[str]:
         """Ask outsiders in the place of members that did not deliver: the lost first, the silent last.
@@ -292,6 +296,6 @@ class RoundsJob(GroupJob):
 
     def _open_uploads(self) -> None:
         """Nobody waits for a turn; an evaluation brings nothing to upload, so there nobody will."""
-        alone = sum(part.group is None for _, part in self.state.cohort.items())
+        alone = sum(part.group is None for part in self.state.cohort.values())
         num_uploads = alone + len(self.state.cohort.groups)
         self._uploads.open(num_uploads if self.state.phase is Phase.TRAINING else 0)

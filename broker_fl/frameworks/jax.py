@@ -80,7 +80,8 @@ class JaxLearner:
     """Trains a pytree with plain mini-batch steps, compiled once for each shape of batch.
 
     The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate``, ``seed`` and, for FedProx,
-    ``proximal_mu`` are read where they are given. The optimizer begins afresh with each task.
+    ``proximal_mu`` are read where they are given; SCAFFOLD's control variates are kept. The optimizer begins
+    afresh with each task.
     """
 
     def __init__(
@@ -139,13 +140,15 @@ class JaxLearner:
         optimizer, step = _compiled_step(self._loss, *self._layouts, self._optimizer, work.learning_rate)
         remembered = jax.device_put(optimizer.init(params), self._device)
         received = jax.tree.map(jnp.copy, params) if work.proximal_mu else None
+        control = self._correction(task)
+        total = None if control is None else {name: jnp.zeros_like(c) for name, c in control.items()}
         key = jax.device_put(jax.random.key(_seed(work)), self._device)
         batches, means = Batches(_num_rows(self._train_data), self._batch_size(work), work, task), _Means()
         for rows in batches:
             batch = _rows(self._train_data, rows)
             now = jax.random.fold_in(key, batches.num_batches)
-            (params, state, remembered), found = step(
-                (params, state, remembered), batch, now, (received, work.proximal_mu)
+            (params, state, remembered, total), found = step(
+                (params, state, remembered, total), batch, now, (received, work.proximal_mu), control
             )
             means.add(len(rows), found)
         for name, leaf in {**params, **state}.items():
@@ -156,6 +159,7 @@ class JaxLearner:
             num_steps=batches.num_batches,
             num_epochs=batches.num_epochs,
             metrics=means.result(),
+            control=_mean(total, batches.num_batches),
         )
 
     def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
@@ -169,6 +173,12 @@ class JaxLearner:
             means.add(len(rows), measure(params, state, _rows(self._test_data, rows)))
         return {**means.result(), "num_examples": num_rows}
 
+    def _correction(self, task: TaskContext) -> Named | None:
+        """SCAFFOLD's ``c − c_k`` of the parameters; float64 as far as JAX has it."""
+        if (given := task.control) is None:
+            return None
+        return {name: jax.device_put(jnp.asarray(given[name]), self._device) for name in self._params}
+
     def _received(self, model: Arrays) -> tuple[Named, Named]:
         given = fitting(model, self._spec, "pytree")
         params = {name: placed(given[name], self._device) for name in self._params}
@@ -176,6 +186,10 @@ class JaxLearner:
 
     def _batch_size(self, work: Workload) -> int:
         return work.batch_size or DEFAULT_BATCH_SIZE
+
+
+def _mean(total: Named | None, num_steps: int) -> dict[str, Array] | None:
+    return None if total is None else {name: np.asarray(one / num_steps) for name, one in total.items()}
 
 
 class _Means:
@@ -208,21 +222,26 @@ def _compiled_step(
     make_optimizer: Callable[..., Optimizer],
     learning_rate: float | None,
 ) -> tuple[Optimizer, Callable[..., Any]]:
-    """One optimiser step. FedProx adds ``μ (w − w_t)`` to the gradient; the metric ``loss`` is without it."""
+    """One optimiser step. FedProx adds ``μ (w − w_t)`` to the gradient; the metric ``loss`` is without it.
+    SCAFFOLD adds ``c − c_k``, and sums the gradients as they were before.
+    """
     optimizer = make_optimizer(**({} if learning_rate is None else {"learning_rate": learning_rate}))
     objective = _objective(loss, params_layout, state_layout)
 
-    def step(carried: Any, batch: Data, key: Any, proximal: Any) -> Any:
-        params, state, remembered = carried
+    def step(carried: Any, batch: Data, key: Any, proximal: Any, control: Any) -> Any:
+        params, state, remembered, total = carried
         received, mu = proximal
         (value, (state, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
             params, state, batch, key
         )
+        if control is not None:
+            total = {name: total[name] + g for name, g in gradients.items()}
+            gradients = {name: g + control[name].astype(g.dtype) for name, g in gradients.items()}
         if received is not None:
             gradients = {name: g + mu * (params[name] - received[name]) for name, g in gradients.items()}
         changes, remembered = optimizer.update(gradients, remembered, params)
         params = {name: (p + changes[name]).astype(p.dtype) for name, p in params.items()}
-        return (params, state, remembered), {"loss": value, **metrics}
+        return (params, state, remembered, total), {"loss": value, **metrics}
 
     return optimizer, jax.jit(step, donate_argnums=0)
 

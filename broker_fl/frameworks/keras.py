@@ -104,8 +104,8 @@ class KerasLearner:
     """Trains a compiled Keras model with ``fit``.
 
     The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate``, ``seed`` and, for FedProx,
-    ``proximal_mu`` are read where they are given. The optimizer begins each task as it was compiled: its
-    state neither travels nor stays.
+    ``proximal_mu`` are read where they are given; SCAFFOLD's control variates are kept. The optimizer begins
+    each task as it was compiled: its state neither travels nor stays.
     """
 
     def __init__(self, model: keras.Model, train_data: Data, test_data: Data | None = None) -> None:
@@ -130,6 +130,7 @@ class KerasLearner:
         self._model = model
         self._fresh_optimizer = [np.array(_as_array(value)) for value in model.optimizer.variables]
         self._proximal: _Proximal | None = None
+        self._control: _Control | None = None
         self._train_data = _not_empty("train_data", train_data)
         self._test_data = self._train_data if test_data is None else _not_empty("test_data", test_data)
 
@@ -147,7 +148,7 @@ class KerasLearner:
             self._reseed(work.seed)
         pace = _Pace(task, work, self._batches_of_a_step(work))
         # An epoch has at least one batch: with as many epochs as batches, their limit is what ends it.
-        with self._held_by(work.proximal_mu):
+        with self._held_by(work.proximal_mu), self._corrected_by(task.control):
             history = self._model.fit(**data, epochs=pace.limit or work.epochs, callbacks=[pace], verbose=0)
         return Update(
             model=to_arrays(self._model, out=model),
@@ -155,6 +156,7 @@ class KerasLearner:
             num_epochs=self._num_epochs(pace, work),
             num_steps=int(self._model.optimizer.iterations),
             metrics={name: float(values[-1]) for name, values in history.history.items()},
+            control=self._mean_gradients(task, pace),
         )
 
     def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
@@ -205,6 +207,19 @@ class KerasLearner:
         if self._proximal is None:
             self._proximal = _Proximal(self._model)
         return self._proximal.hold(mu)
+
+    def _corrected_by(self, correction: Arrays | None) -> AbstractContextManager[None]:
+        """SCAFFOLD with this ``c − c_k``, until it is left."""
+        if correction is None:
+            return nullcontext()
+        if self._control is None:
+            self._control = _Control(self._model)
+        return self._control.correct(correction)
+
+    def _mean_gradients(self, task: TaskContext, pace: _Pace) -> dict[str, Array] | None:
+        return (
+            None if self._control is None or task.control is None else self._control.result(pace.num_batches)
+        )
 
     def _reset_optimizer(self, work: Workload) -> None:
         optimizer = self._model.optimizer
@@ -264,6 +279,59 @@ class _Proximal:
         return penalty
 
 
+class _Control:
+    """SCAFFOLD's ``c − c_k``, added to the gradients on their way into the optimizer; see ``control.py``.
+
+    What Keras compiled before knows nothing of it and is compiled anew, once; without a job of SCAFFOLD it
+    adds zeros.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._apply = model.optimizer.apply
+        self._terms = {
+            name: (_like(weight), _like(weight))
+            for name, weight in _weights(model).items()
+            if weight.trainable
+        }
+        names = {id(weight): name for name, weight in _weights(model).items()}
+        self._names = [names[id(weight)] for weight in model.trainable_variables]
+        model.optimizer.apply = self._apply_corrected
+        model.train_function = None
+
+    @contextmanager
+    def correct(self, correction: Arrays) -> Iterator[None]:
+        """Correct all gradients by this."""
+        for name, (term, total) in self._terms.items():
+            term.assign(correction[name])
+            total.assign(np.zeros(total.shape))
+        try:
+            yield
+        finally:
+            for term, _ in self._terms.values():
+                term.assign(np.zeros(term.shape))
+
+    def result(self, num_batches: int) -> dict[str, Array]:
+        """The mean of the gradients, as they were before."""
+        return {name: _as_array(total) / num_batches for name, (_, total) in self._terms.items()}
+
+    def _apply_corrected(self, gradients: Any, variables: Any = None) -> Any:
+        corrected = map(self._corrected, self._names, gradients)
+        return self._apply(list(corrected), variables)
+
+    def _corrected(self, name: str, gradient: Any) -> Any:
+        if gradient is None:  # the loss does not depend on this weight
+            return None
+        (term, total), dense = self._terms[name], keras.ops.convert_to_tensor(gradient)
+        total.assign_add(keras.ops.cast(dense, total.dtype))
+        return dense + keras.ops.cast(term, dense.dtype)
+
+
+def _like(weight: Any) -> Any:
+    """Zeros in the type of a variate."""
+    dtype = "float64" if keras.backend.standardize_dtype(weight.dtype) == "float64" else "float32"
+    return keras.Variable(np.zeros(weight.shape), dtype=dtype, trainable=False)
+
+
 class _Shuffled(keras.utils.PyDataset):  # type: ignore[misc]
     """Arrays in batches, in a new order each epoch that only the seed decides, whatever others draw."""
 
@@ -316,6 +384,11 @@ class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self.examples.append(self._count())
+
+    @property
+    def num_batches(self) -> int:
+        """Of all epochs together."""
+        return self._batches
 
     @property
     def num_examples(self) -> int:

@@ -125,8 +125,8 @@ class TorchLearner:
     """Trains an ``nn.Module`` with plain mini-batch steps.
 
     The job's parameters ``epochs``, ``steps``, ``batch_size``, ``learning_rate``, ``seed`` and, for FedProx,
-    ``proximal_mu`` are read where they are given. The optimizer is made anew for each task: its state neither
-    travels nor stays.
+    ``proximal_mu`` are read where they are given; SCAFFOLD's control variates are kept. The optimizer is made
+    anew for each task: its state neither travels nor stays.
     """
 
     def __init__(
@@ -173,6 +173,7 @@ class TorchLearner:
         load_arrays(self._module, model)
         optimizer = self._make_optimizer(work)
         proximal = _Proximal(self._module, work.proximal_mu)
+        control = _Control(self._module, task.control)
         self._module.train()
         totals = _Totals()
         for epoch, batch in _schedule(batches, work, task):
@@ -181,6 +182,7 @@ class TorchLearner:
             outputs = self._module(inputs)
             loss = self._loss(outputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
+            control.correct_gradients()
             proximal.add_gradients()
             optimizer.step()
             totals.add(epoch, outputs, targets, loss)
@@ -190,6 +192,7 @@ class TorchLearner:
             num_steps=totals.batches,
             num_epochs=_num_epochs(totals, batches, work),
             metrics=totals.metrics(),
+            control=control.result(),
         )
 
     @torch.inference_mode()
@@ -247,6 +250,33 @@ class _Proximal:
         for parameter, received in self._pairs:
             if parameter.grad is not None:  # without one the parameter stays where it is
                 parameter.grad.add_(parameter - received, alpha=self._mu)
+
+
+class _Control:
+    """SCAFFOLD's ``c − c_k``, added to the gradients of what is trained; see ``control.py``."""
+
+    def __init__(self, module: nn.Module, correction: Arrays | None) -> None:
+        self._correction = correction
+        self._num_steps = 0
+        self._terms = [
+            (name, parameter, term, torch.zeros_like(term))
+            for name, parameter in module.named_parameters()
+            if correction is not None and parameter.requires_grad
+            for term in [_as_tensor(np.asarray(correction[name])).to(parameter.device)]
+        ]
+
+    @torch.no_grad()
+    def correct_gradients(self) -> None:
+        self._num_steps += 1
+        for _, parameter, term, total in self._terms:
+            if parameter.grad is not None:  # without one the parameter stays where it is
+                total.add_(parameter.grad)
+                parameter.grad.add_(term.to(parameter.grad.dtype))
+
+    def result(self) -> dict[str, Array] | None:
+        if self._correction is None:
+            return None
+        return {name: (total / self._num_steps).cpu().numpy() for name, _, _, total in self._terms}
 
 
 class _Totals:

@@ -18,7 +18,7 @@ from broker_fl.record.timeline import ROUND_PHASES, breakdown, some_of
 
 MAX_BARS = 20
 """Learners that have a bar each; more become a histogram."""
-_OUTCOMES = ("folded", "late", "failed", "refused")
+_OUTCOMES = ("folded", "cancelled", "late", "failed", "refused")
 
 
 def _stack(axes: Axes, x: Sequence[int], layers: Sequence[tuple[str, Sequence[float]]]) -> None:
@@ -71,7 +71,7 @@ def draw_outcomes(width: int, rounds: Sequence[RoundRecord]) -> Figure:
     _stack(axes, [record.round + 1 for record in rounds], [layer for layer in layers if any(layer[1])])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     whole_numbers(axes, "round")
-    legend(axes, 4)
+    legend(axes, 3 if width == NARROW else 5)
     return figure
 
 
@@ -142,7 +142,9 @@ def draw_learner_outcomes(width: int, history: History) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", linewidth=0.7)
     whole_numbers(axes, "tasks")
-    legend(axes, 4, left=(left - 8) / (width - left - 20) if width == NARROW else 0.0)
+    legend(
+        axes, 3 if width == NARROW else 5, left=(left - 8) / (width - left - 20) if width == NARROW else 0.0
+    )
     return figure
 
 

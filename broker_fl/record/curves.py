@@ -19,6 +19,10 @@ from broker_fl.record.timeline import task_seconds
 
 _MAX_DRAWN = 1e100
 """Metrics beyond are not drawn: a diverged training would flatten all else, and overflow the axes."""
+MAX_POINTS = 800
+"""Of a line, as it is drawn."""
+MAX_BANDS = 4
+"""More bands would hide one another."""
 _LOG_FROM = 1_000
 """Ratio of the largest to the smallest value from which on an axis is logarithmic."""
 
@@ -113,8 +117,8 @@ def memory_lines(history: History) -> list[Line]:
             points.append((record.round + 1, spread))
     learners = _bare([(number, spread.mean) for number, spread in points], 0)
     lines = [
-        replace(_bare(controller, 1), label="controller", dashed=True),
         replace(learners, label="learners, peak", spreads=[spread for _, spread in points]),
+        replace(_bare(controller, 1), label="controller", dashed=True),
     ]
     return [line for line in lines if len(line.x)]
 
@@ -140,9 +144,9 @@ def draw_lines(
 ) -> Figure:
     """Curves with their bands; ``label`` is the x axis; ``shown`` writes the values of a y axis from 0."""
     figure, axes = Canvas(width=width, top=26 if with_legend else 12).axes()
-    for line in lines:
+    for line in map(_thinned, lines):
         y = _drawable(line.y)
-        if len(lines) <= 4:  # more bands than that hide one another
+        if len(lines) <= MAX_BANDS:
             _band(axes, line, "min", "max", 0.14)
         if len(lines) <= 2:
             _band(axes, line, "lower", "upper", 0.16)
@@ -166,6 +170,15 @@ def draw_lines(
     else:
         whole_numbers(axes, label)
     return figure
+
+
+def _thinned(line: Line) -> Line:
+    """The line, or ``MAX_POINTS`` of it at even distances: more than a screen has columns are not seen."""
+    if len(line.x) <= MAX_POINTS:
+        return line
+    rows = np.linspace(0, len(line.x) - 1, MAX_POINTS).astype(int)
+    x, y, spreads = ([values[row] for row in rows] for values in (line.x, line.y, line.spreads))
+    return replace(line, x=x, y=y, spreads=spreads)
 
 
 def _band(axes: Axes, line: Line, low: str, high: str, alpha: float) -> None:
@@ -197,4 +210,4 @@ def scale(axes: Axes, values: Sequence[float], shown: Callable[[float], str] | N
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value) if shown else f"{value:.4g}"))
     if shown and axes.get_yscale() == "linear":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * max(finite.max(), axes.get_ylim()[1]))

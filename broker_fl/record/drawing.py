@@ -23,7 +23,7 @@ _VARIABLES = (
     "ink", "muted", "grid", "surface",
     "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7",
     "send", "download", "queue", "evaluate", "train", "upload", "aggregate", "store", "wait",
-    "folded", "failed", "late", "refused",
+    "folded", "failed", "late", "refused", "cancelled",
     "h0", "h1", "h2", "h3", "h4", "h5",
 )  # fmt: skip
 COLOUR = {name: f"#0a5f{index:02x}" for index, name in enumerate(_VARIABLES)}

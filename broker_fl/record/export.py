@@ -85,7 +85,7 @@ def _flat(record: Any) -> dict[str, Any]:
     for entry in fields(record):
         value = getattr(record, entry.name)
         if isinstance(value, Mapping):
-            if entry.name != "spreads":  # what they are the spread of is in the table of tasks
+            if not entry.name.endswith("spreads"):  # what they are the spread of is in the table of tasks
                 row |= {f"{entry.name}.{name}": item for name, item in value.items()}
         elif not isinstance(value, TaskTable):
             row[entry.name] = value

@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from broker_fl.record.drawing import COLOUR, NARROW, SINCE_SUBMISSION, Canvas, boxes, legend
+from broker_fl.record.drawing import COLOUR, FULL, NARROW, SINCE_SUBMISSION, Canvas, boxes, legend
 from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import one_line, seconds
 from broker_fl.record.timeline import LANE_PHASES, Lane, Window
 
 _RIGHT = 58
 _MAX_COMMITS = 80
-"""Versions in a window that have a line each; more would hide the lanes."""
+"""Versions in a window as wide as the page that have a line each; more would hide the lanes."""
 
 
 def draw_timeline(width: int, record: RoundRecord, drawn: Sequence[Lane]) -> Figure:
@@ -30,7 +30,7 @@ def draw_timeline(width: int, record: RoundRecord, drawn: Sequence[Lane]) -> Fig
 def draw_window(width: int, window: Window, drawn: Sequence[Lane], commits: Sequence[float]) -> Figure:
     """The lanes of some time of an asynchronous job, and when versions were stored."""
     figure, axes = _lanes(width, drawn)
-    if 0 < len(commits) <= _MAX_COMMITS:
+    if 0 < len(commits) <= _MAX_COMMITS * width / FULL:
         bottom = len(drawn) - 0.4
         axes.vlines(
             commits, -0.6, bottom, color=COLOUR["ink"], linewidth=0.6, alpha=0.55, label="version stored"

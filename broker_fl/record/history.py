@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from broker_fl.record import export, groups
 from broker_fl.record.export import Table
-from broker_fl.record.lineage import lineage, note_contributions
+from broker_fl.record.lineage import lineage, note_contributions, spreads_of
 from broker_fl.record.records import (
     Incident,
     IncidentKind,
@@ -54,11 +54,12 @@ class History:
         self.versions: dict[int, VersionRecord] = {}
         self.learners: dict[str, LearnerRecord] = {}
         self.incidents: list[Incident] = []
-        self.counts: Counter[str] = Counter(folded=0, failed=0, late=0, refused=0)
-        """Updates ``folded`` and tasks ``failed``, ``late``, ``refused`` in all rounds."""
+        self.counts: Counter[str] = Counter(folded=0, failed=0, late=0, refused=0, cancelled=0)
+        """Updates ``folded`` and tasks ``failed``, ``late``, ``refused``, ``cancelled``."""
         self.open: dict[str, int] = {}
         """Learners that have a task now, and its round."""
         self._uncommitted: dict[str, RoundRecord] = {}
+        self._evaluations: dict[str, Mapping[str, float]] = {}
         self._last_sequence = 0
         self._missing: set[int] = set()
         self._newest_round = self._newest_evaluated = -1
@@ -151,11 +152,13 @@ class History:
     def training_spread(self, version: VersionRecord, metric: str) -> Spread | None:
         """How a metric of the training that made a version lies over its contributors."""
         if self.asynchronous or version.round is None:
-            return version.spreads.get(metric)
+            return version.training_spreads.get(metric)
         return self.rounds[version.round].metric_spread(metric)
 
     def evaluation_spread(self, version: VersionRecord, metric: str) -> Spread | None:
         """How an evaluation metric of a version lies over the learners that evaluated it."""
+        if metric in version.evaluation_spreads:
+            return version.evaluation_spreads[metric]
         record = None if version.evaluated_in is None else self.rounds.get(version.evaluated_in)
         return None if record is None else record.evaluation_spread(metric)
 
@@ -280,6 +283,8 @@ class History:
         if event.timings.train_s > 0:
             learner.trained += 1
             learner.train_s += event.timings.train_s
+        if event.evaluation:
+            self._evaluations[learner.learner] = event.evaluation
         if not record.train:
             self.open.pop(event.learner, None)
 
@@ -323,8 +328,8 @@ class History:
             if record.miss(learner.learner, outcome, reasons[place % len(reasons)]):
                 setattr(learner, outcome, getattr(learner, outcome) + 1)
                 num += 1
-        if num:
-            self.counts[outcome] += num
+        self.counts[outcome] += num
+        if num and outcome != "cancelled":
             self._note(event, outcome, f"{num} learner(s) of group {event.group}: {reasons[0]}")
 
     def _group_joined(self, event: ev.GroupJoined) -> None:
@@ -352,7 +357,10 @@ class History:
         self._learner(event.learner).refused += self._missed(event, "refused")
 
     def _task_late(self, event: ev.TaskLate) -> None:
-        self._learner(event.learner).late += self._missed(event, "late")
+        if event.cancelled:
+            self._learner(event.learner).cancelled += self._missed(event, "cancelled")
+        else:
+            self._learner(event.learner).late += self._missed(event, "late")
 
     def _missed(self, event: Any, outcome: Missed) -> bool:
         learner = self._learner(event.learner).learner
@@ -361,7 +369,8 @@ class History:
         if not self._round(event.round).miss(learner, outcome, event.reason):
             return False
         self.counts[outcome] += 1
-        self._note(event, outcome, event.reason)
+        if outcome != "cancelled":
+            self._note(event, outcome, event.reason)
         return True
 
     def _version_evaluated(self, event: ev.VersionEvaluated) -> None:
@@ -373,6 +382,8 @@ class History:
         version = self._version(event.version)
         version.evaluation, version.evaluated_in = event.metrics, event.round
         version.num_evaluators, version.num_examples = event.num_learners, event.num_examples
+        if self.asynchronous and record.train and len(self._evaluations) == event.num_learners:
+            version.evaluation_spreads = spreads_of(self._evaluations.values())
         if event.version >= self._newest_evaluated:
             self._newest_evaluated, self._metrics = event.version, event.metrics
 
@@ -406,6 +417,7 @@ class History:
         learner = self._learner(name)
         learner.presence = presence
         self.open.pop(learner.learner, None)
+        self._evaluations.pop(learner.learner, None)
         return learner
 
     _FOLDS: ClassVar[dict[type[ev.Event], Callable[[History, Any], None]]] = {

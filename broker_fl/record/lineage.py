@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -35,8 +35,21 @@ def note_contributions(
                 values.setdefault(name, []).append(value)
     if stalenesses:
         version.mean_staleness, version.max_staleness = float(np.mean(stalenesses)), int(max(stalenesses))
-    spreads = {name: Spread.of(np.array(column)) for name, column in values.items()}
-    version.spreads = {name: spread for name, spread in spreads.items() if spread is not None}
+    version.training_spreads = _spreads(values)
+
+
+def spreads_of(metrics: Iterable[Mapping[str, float]]) -> dict[str, Spread]:
+    """How each metric lies over learners."""
+    values: dict[str, list[float]] = {}
+    for one in metrics:
+        for name, value in one.items():
+            values.setdefault(name, []).append(value)
+    return _spreads(values)
+
+
+def _spreads(values: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    found = {name: Spread.of(np.array(column)) for name, column in values.items()}
+    return {name: spread for name, spread in found.items() if spread is not None}
 
 
 def lineage(versions: Mapping[int, VersionRecord], newest: int) -> list[VersionRecord]:

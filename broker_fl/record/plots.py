@@ -15,6 +15,7 @@ from broker_fl.record.bars import (
     draw_staleness,
 )
 from broker_fl.record.curves import (
+    MAX_BANDS,
     Line,
     draw_lines,
     duration_line,
@@ -66,10 +67,15 @@ class Charts:
         else:
             lines = [evaluation_line(history, name, index) for index, history in enumerate(histories)]
         lines = [line for line in lines if len(line.x)]
-        note = (
-            "Mean over learners, weighted by examples. The band is from the lowest to the highest learner"
-            + ("; darker, the middle half of them." if len(lines) <= 2 else ".")
-        )
+        note = "Mean over learners, weighted by examples."
+        if any(history.asynchronous for history in histories):
+            note += (
+                " Without rounds: of each learner its newest evaluation, of this version or an earlier one."
+            )
+        spread = any(one and one.num_learners > 1 for line in lines for one in line.spreads)
+        if spread and len(lines) <= MAX_BANDS:
+            note += " The band is from the lowest to the highest learner"
+            note += "; darker, the middle half of them." if len(lines) <= 2 else "."
         with_legend = len(histories) == 1
         return self._chart(
             one_line(name, 60),
@@ -83,7 +89,7 @@ class Charts:
         lines = [line for line in lines if len(line.x)]
         return self._chart(
             f"{one_line(name, 60)} over time",
-            "By when the version was stored; the bands are as over versions.",
+            "By when the version was stored.",
             lambda width: draw_lines(width, lines, SINCE_SUBMISSION),
         )
 
@@ -126,7 +132,7 @@ class Charts:
         """What became of the tasks of each round."""
         return self._chart(
             "What became of the tasks",
-            "Tasks by round; of a round that was retried, all attempts.",
+            "Tasks by round, in all its attempts. Cancelled: others had delivered enough.",
             lambda width: draw_outcomes(width, rounds),
         )
 
@@ -142,7 +148,7 @@ class Charts:
         """What became of the tasks of each learner."""
         return self._chart(
             "What became of the tasks",
-            "Tasks by learner; late are those that were taken back too.",
+            "Tasks by learner. Cancelled: not needed any more, since others had delivered or the job ended.",
             lambda width: draw_learner_outcomes(width, history),
         )
 

@@ -49,10 +49,14 @@ class VersionRecord:
     max_staleness: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the training that made it."""
-    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    training_spreads: Mapping[str, Spread] = field(default_factory=dict)
     """Of those metrics over its contributors, where they are not those of one round."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
-    """Of the version itself, over the cohort of ``evaluated_in``."""
+    """Of the version itself, over the cohort of ``evaluated_in``; of an asynchronous job the mean over the
+    learners' newest evaluations, of this version or of earlier ones.
+    """
+    evaluation_spreads: Mapping[str, Spread] = field(default_factory=dict)
+    """Of those metrics over the learners, where they are not those of one round."""
     evaluated_in: int | None = None
     num_evaluators: int = 0
     num_examples: int = 0
@@ -71,6 +75,8 @@ class LearnerRecord:
     failed: int = 0
     late: int = 0
     refused: int = 0
+    cancelled: int = 0
+    """Not needed any more: others had delivered enough, or the job ended."""
     lost: int = 0
     trained: int = 0
     """Results that came with a time of training."""

@@ -25,6 +25,7 @@ from broker_fl.record.sections import (
     label,
     median_s,
     missed,
+    protocol,
     settings_of,
 )
 from broker_fl.record.text import count, number, one_line, seconds, size
@@ -57,6 +58,7 @@ class Section:
 
     name: str
     asynchronous: bool
+    protocol: str
     state: str
     reason: str
     facts: Sequence[tuple[str, str]]
@@ -146,8 +148,7 @@ def _comparison(runs: Sequence[Run], names: Sequence[str]) -> Grid:
             (
                 one_line(run.name, 60),
                 run.history.state,
-                run.history.spec.protocol.name.replace("_", "-") if run.history.spec else "–",
-                run.history.spec.rule.name if run.history.spec else "–",
+                *protocol(run.history),
                 *(number(run.history.metrics.get(name)) for name in names),
                 count(len(run.history.committed)),
                 seconds(run.history.duration_s),
@@ -174,6 +175,7 @@ def _section(run: Run, charts: Charts, gallery: ModuleType) -> Section:
     return Section(
         name=one_line(run.name, 80),
         asynchronous=history.asynchronous,
+        protocol=", ".join(protocol(history)),
         state=history.state,
         reason=one_line(history.reason, 400),
         facts=list(facts(history, settings.get("software", {}))),

@@ -11,9 +11,9 @@ from typing import Literal
 from broker_fl.record.tasks import Spread, TaskTable
 from broker_fl.wire import events as ev
 
-COUNTS = ("sent", "accepted", "finished", "folded", "failed", "late", "refused", "retried")
+COUNTS = ("sent", "accepted", "finished", "folded", "failed", "late", "refused", "cancelled", "retried")
 RoundState = Literal["running", "committed", "evaluated", "unfinished"]
-Missed = Literal["failed", "late", "refused"]
+Missed = Literal["failed", "late", "refused", "cancelled"]
 
 
 def _counts() -> Counter[str]:
@@ -211,7 +211,7 @@ class RoundRecord:
         """A task came to nothing; whether that is news."""
         row = self.tasks.row(learner)
         before = self.tasks.outcome(row)
-        if outcome == "late" and before == "late":
+        if outcome in ("late", "cancelled") and before in ("late", "cancelled"):
             return False  # said when the round closed, and again when the update came after all
         self.counts[outcome] += 1
         if before != "folded":

@@ -52,8 +52,7 @@ def facts(history: History, software: Mapping[str, str]) -> Iterator[tuple[str, 
     yield "model", f"{plural(history.num_parameters, 'parameter')}, {size(history.model_bytes)}"
     if spec := history.spec:
         pacing = "" if spec.pacing.name == "fixed" else f", {spec.pacing.name}"
-        protocol = spec.protocol.name.replace("_", "-")
-        yield "protocol", f"{protocol}, {spec.rule.name}, selector “{spec.selector.name}”{pacing}"
+        yield "protocol", f"{', '.join(protocol(history))}, selector “{spec.selector.name}”{pacing}"
     if history.num_resumed:
         yield "controller", f"resumed {plural(history.num_resumed, 'time')}"
     if history.parent is not None:
@@ -66,6 +65,13 @@ def facts(history: History, software: Mapping[str, str]) -> Iterator[tuple[str, 
         yield "software", one_line(", ".join(shown))
 
 
+def protocol(history: History) -> tuple[str, str]:
+    """Names of protocol and rule."""
+    if history.spec is None:
+        return "–", "–"
+    return history.spec.protocol.name.replace("_", "-"), history.spec.rule.name
+
+
 def figures(history: History) -> Iterator[Figure]:
     """The numbers that matter."""
     first = _first_evaluation(history)
@@ -73,10 +79,12 @@ def figures(history: History) -> Iterator[Figure]:
         note = f"first {number(first[name])}" if name in first else ""
         yield Figure(label=f"final {one_line(name, 40)}", value=number(value), note=note)
     yield _steps(history)
+    cancelled = history.counts["cancelled"]
     yield Figure(
         label="updates folded",
         value=count(history.counts["folded"]),
-        note=f"of {count(_asked(history))} asked for",
+        note=f"of {count(_asked(history))} asked for"
+        + (f", {count(cancelled)} not needed" if cancelled else ""),
     )
     yield _missed_figure(history)
     if history.asynchronous:
@@ -95,16 +103,6 @@ def _steps(history: History) -> Figure:
 def _missed_figure(history: History) -> Figure:
     counts = history.counts
     note = f"{counts['failed']} failed, {counts['late']} late, {counts['refused']} refused"
-    spec = history.spec
-    if spec is not None and getattr(spec.protocol, "over_selection", False):
-        # Then some of those that are late were asked in case that others would be.
-        alarming = counts["failed"] + counts["refused"] > 0
-        return Figure(
-            label="missed",
-            value=count(missed(history)),
-            note=f"{note}; more were asked than wanted",
-            alarming=alarming,
-        )
     return Figure(label="missed", value=count(missed(history)), note=note, alarming=missed(history) > 0)
 
 
@@ -218,6 +216,7 @@ def _learners(history: History) -> Grid:
         "failed": lambda item: count(item.failed),
         "late": lambda item: count(item.late),
         "refused": lambda item: count(item.refused),
+        "cancelled": lambda item: count(item.cancelled),
         "lost": lambda item: count(item.lost),
         "mean train": lambda item: seconds(item.mean_train_s),
         "epochs": lambda item: number(item.num_epochs),
@@ -230,6 +229,7 @@ def _learners(history: History) -> Grid:
     known = {
         "epochs": any(item.num_epochs for item in learners),
         "staleness": history.asynchronous,
+        "cancelled": history.counts["cancelled"] > 0,
         "memory": any(item.peak_memory_bytes for item in learners),
     }
     columns = {name: cell for name, cell in columns.items() if known.get(name, True)}

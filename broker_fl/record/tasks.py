@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 Column = npt.NDArray[np.float64]
-Outcome = Literal["open", "finished", "folded", "failed", "late", "refused"]
-OUTCOMES: tuple[Outcome, ...] = ("open", "finished", "folded", "failed", "late", "refused")
+Outcome = Literal["open", "finished", "folded", "failed", "late", "refused", "cancelled"]
+OUTCOMES: tuple[Outcome, ...] = ("open", "finished", "folded", "failed", "late", "refused", "cancelled")
 MAX_METRICS = 64
 """Metrics that a round keeps by learner, of training and of evaluation each: learners choose their names."""
 
@@ -70,7 +70,7 @@ class TaskRecord:
     learner: str
     outcome: Outcome
     reason: str
-    """Why it failed, was late or was refused."""
+    """Why it failed, was late, was refused or was cancelled."""
     attempt: int
     version: int | None
     """That the learner was given."""

@@ -97,7 +97,9 @@ class Group:
         self.session = uuid.uuid4().hex[:16]
         self._learners = learners
         self._attributes = attributes
-        self._own_attributes: Mapping[str, Parameters] = {} if isinstance(learners, LazyLearners) else _own(learners, attributes)
+        self._own_attributes: Mapping[str, Parameters] = (
+            {} if isinstance(learners, LazyLearners) else _own(learners, attributes)
+        )
         self._max_model_bytes = max_model_bytes
         self._tasks: dict[str, dict[m.TaskRef, GroupTask]] = {}
         self._models: dict[str, IncomingModel] = {}

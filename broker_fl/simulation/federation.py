@@ -71,6 +71,7 @@ class Federation:
             SettingError: the world names learners that there are not, or hits more than there are; or one of
                 ``own`` is neither a rule nor a selector.
         """
+        classes = own if isinstance(own, OwnClasses) else OwnClasses.of(own)
         self.profiles: Mapping[str, Profile] = world.profiles(list(learners)) if world else {}
         """What was drawn for each learner; empty without a world."""
         self._temporary = tempfile.TemporaryDirectory() if folder is None else None
@@ -85,7 +86,6 @@ class Federation:
             heartbeat_s=world.heartbeat_s if world else DEFAULT_HEARTBEAT_S,
             store_patience_s=STORE_PATIENCE_S,
         )
-        classes = own if isinstance(own, OwnClasses) else OwnClasses.of(own)
         self.controller = Controller(self._transports[0], self._store, controller_settings, classes)
         machines, others = self._machines_of(learners, world, num_workers)
         self._machines = Machines(machines, self.profiles, Topology(name))

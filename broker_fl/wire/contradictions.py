@@ -54,7 +54,7 @@ def _rule_of_the_other_protocol(spec: JobSpec) -> str | None:
     if not isinstance(spec.rule, PerUpdate) and isinstance(spec.protocol, Asynchronous):
         return (
             f"the rule {rule!r} combines the updates of one round, and the protocol 'asynchronous' has none: "
-            "its rules are 'fedasync' and 'fedbuff'"
+            "its rules are 'fedasync', 'fedbuff' and 'fedrec'"
         )
     return None
 

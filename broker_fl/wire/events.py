@@ -39,6 +39,8 @@ from broker_fl.wire.messages import (
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 JobEnd = Literal["done", "stopped", "failed"]
+Missed = Literal["failed", "late", "refused", "cancelled"]
+"""What becomes of a task of which nothing comes; cancelled: it was not needed any more."""
 
 
 class Event(Message):
@@ -226,6 +228,8 @@ class TaskLate(Event):
     round: Count
     learner: Identifier
     reason: Text
+    cancelled: bool = False
+    """It was not needed any more: others had delivered enough, or the job ended. The learner is not slow."""
 
 
 class UpdateRefused(Event):
@@ -378,7 +382,7 @@ class GroupMissed(GroupEvent):
 
     KIND: ClassVar[str] = "group_missed"
     round: Count
-    outcome: Literal["failed", "late", "refused"]
+    outcome: Missed
     reasons: Annotated[tuple[Text, ...], Field(max_length=MAX_LISTED), BeforeValidator(listed)] = ()
     """One for each of ``learners``, or one for all."""
 

@@ -67,7 +67,7 @@ class SemiSynchronous(Rounds):
 class Asynchronous(Setting):
     """No rounds: each learner gets the newest version when it is free, and updates count as they arrive.
 
-    The rule says how many updates make a version: ``fedasync`` one, ``fedbuff`` a buffer full.
+    The rule says how many updates make a version: ``fedasync`` and ``fedrec`` one, ``fedbuff`` a buffer full.
     A learner has one task at a time, and no new one before its last update is in a version.
     """
 

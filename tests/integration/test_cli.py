@@ -53,6 +53,25 @@ rounds = 5
 DEADLINE_S = 60.0
 ROOT = Path(__file__).parents[2]
 RULES_PAGE = (ROOT / "docs" / "rules.md").read_text("utf-8")
+SCAFFOLD_APP = """
+import numpy as np
+from broker_fl import Update
+from broker_fl.frameworks import ControlVariate
+
+def train(model, task):  # 1/2 a (w - b)^2, with another a and b at each learner: FedAvg would end elsewhere
+    a, b = [(0.3, 1.0), (1.0, -2.0), (3.0, 5.0)][int(task.learner[-1])]
+    w, control = model["w"], ControlVariate(task)
+    for _ in range(20):
+        w -= 0.05 * control.corrected("w", a * (w - b))
+    return Update(model={"w": w}, num_examples=1, num_steps=20, control=control.result())
+
+def evaluate(model, task):
+    return {}
+
+def initial_model():
+    return {"w": np.zeros(2)}
+"""
+OPTIMUM = (0.3 * 1.0 + 1.0 * -2.0 + 3.0 * 5.0) / (0.3 + 1.0 + 3.0)
 OWN_LEARNER = """
 import numpy as np
 from broker_fl import Update
@@ -213,8 +232,8 @@ def test_a_whole_job_with_three_learner_processes(shell: Shell, controller: Daem
     assert "left: its process was asked to end" in controller.said
 
 
-def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell: Shell) -> None:
-    """Of 1000 examples 40 count, of 10 all: a round adds (40 * 1 + 10 * 0) / 50 = 0.8."""
+def write_own_rule(shell: Shell) -> None:
+    """The documentation's rule with learners, and its job."""
     source, job = (
         re.search(rf"## A rule of your own.*?```{language}\n(.*?)```", RULES_PAGE, re.DOTALL)[1]  # type: ignore[index]
         for language in ("python", "toml")
@@ -222,6 +241,11 @@ def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell
     (shell.folder / "app.py").write_text(f"{OWN_LEARNER}\n{source}", "utf-8")
     rest = '[model]\napp = "app.py"\n[protocol]\nmin_learners = 2\n[termination]\nrounds = 3\n'
     (shell.folder / "job.toml").write_text(job + rest, "utf-8")
+
+
+def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell: Shell) -> None:
+    """Of 1000 examples 40 count, of 10 all: a round adds (40 * 1 + 10 * 0) / 50 = 0.8."""
+    write_own_rule(shell)
     shell.run("run", "app.py", "--job", "job.toml", "--learners", "2", "--no-live")
     (run,) = (shell.folder / "runs").iterdir()
     assert Model.load(run / "model.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
@@ -232,10 +256,30 @@ def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell
     job_id = shell.run("submit", "job.toml", "--watch").split()[0]
     shell.run("models", "export", job_id, "--out", "final.safetensors")
     assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
-    (shell.folder / "job.toml").write_text(job.replace("Capped", "Caped") + rest, "utf-8")
+    job = shell.folder / "job.toml"
+    job.write_text(job.read_text("utf-8").replace("Capped", "Caped"), "utf-8")
     told = shell.refusal("submit", "job.toml", code=1)
     assert "app.py has no rule 'Caped'" in told
     assert "did you mean 'Capped'? allowed are Capped" in told
+
+
+def test_scaffold_finds_the_optimum_of_all_embedded_and_over_rabbitmq(shell: Shell) -> None:
+    (shell.folder / "app.py").write_text(SCAFFOLD_APP, "utf-8")
+    settings = {"model": 'app = "app.py"', "rule": 'name = "scaffold"', "protocol": "min_learners = 3"}
+    tables = [f"[{table}]\n{fields}\n" for table, fields in settings.items()]
+    (shell.folder / "job.toml").write_text("".join(tables) + "[termination]\nrounds = 60\n", "utf-8")
+    shell.run("run", "app.py", "--job", "job.toml", "--learners", "3", "--no-live")
+    (run,) = (shell.folder / "runs").iterdir()
+    embedded = Model.load(run / "model.safetensors")["w"]
+    assert embedded.tolist() == pytest.approx([OPTIMUM] * 2, abs=1e-5)
+
+    shell.start("controller").wait_said("is active")
+    for index in range(3):
+        shell.start("learner", "app.py", "--id", f"learner-{index}").wait_said("takes tasks")
+    job_id = shell.run("submit", "job.toml", "--watch").split()[0]
+    shell.run("models", "export", job_id, "--out", "final.safetensors")
+    found = Model.load(shell.folder / "final.safetensors")["w"]
+    assert found.tolist() == pytest.approx(embedded.tolist(), rel=1e-12)
 
 
 def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, controller: Daemon) -> None:
@@ -499,6 +543,16 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
     assert shell.run("status") == "nothing runs in .cluster\n"
     shell.run("down", "--delete")
     assert not cluster.exists()
+
+
+def test_up_gives_the_controller_the_rules_of_its_app(shell: Shell, cluster: Path) -> None:
+    write_own_rule(shell)
+    shell.run("up", "--learners", "2", "--app", "app.py")
+    clean = {f"BROKER_FL_{name}": "" for name in ("BROKER", "STORE", "FEDERATION")}
+    settings = ["--config", str(cluster / "broker-fl.toml")]
+    done = shell.run(*settings, "submit", "job.toml", "--watch", **clean)  # type: ignore[arg-type]
+    shell.run(*settings, "models", "export", done.split()[0], "--out", "final.safetensors", **clean)  # type: ignore[arg-type]
+    assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
 
 
 def test_up_that_fails_half_way_leaves_nothing(shell: Shell, cluster: Path) -> None:

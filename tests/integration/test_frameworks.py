@@ -36,8 +36,9 @@ from broker_fl.interfaces import Learner, LearnerContext, Parameters
 from broker_fl.model import Arrays, Model
 from broker_fl.partition import dirichlet
 from broker_fl.simulation import Federation
+from broker_fl.wire.events import TaskFinished, TaskSent
 from broker_fl.wire.job import JobSpec, Termination
-from broker_fl.wire.protocols import Synchronous
+from broker_fl.wire.protocols import SemiSynchronous, Synchronous
 from broker_fl.wire.rules import AnyRule, FedAvg, TreeBagging
 
 torch.set_num_threads(1)
@@ -207,6 +208,38 @@ def test_a_boosted_model_of_a_federation_is_an_ordinary_booster() -> None:
     found = again.predict(xgboost.DMatrix(inputs))
     assert np.array_equal(found, booster.predict(xgboost.DMatrix(inputs)))
     assert ((found > 0.5) == targets).mean() > 0.9
+
+
+STEPPING = [name for name in CASES if name != "xgboost"]
+"""Frameworks that train in optimiser steps."""
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_every_framework_is_measured_and_does_the_steps_that_it_is_asked_for(name: str) -> None:
+    """MetisFL's adapter for PyTorch reports no times, and its semi-synchronous rounds come down to a step."""
+    case = CASES[name]
+    train, _ = split(case.data)
+    chosen = dirichlet(train[1], 2, alpha=100.0, seed=0)
+    learners = {f"l{i}": case.make((train[0][rows], train[1][rows])) for i, rows in enumerate(chosen)}
+    spec = JobSpec(
+        protocol=SemiSynchronous(lam=1.0, min_learners=2),
+        termination=Termination(rounds=3),
+        parameters={"seed": 0, "epochs": 2},
+        evaluate=False,
+    )
+    with Federation(learners, num_workers=1) as federation:
+        job = federation.submit(spec, first_model(case))
+        assert job.wait().state == "done"
+        events = list(job.events(follow=False))
+    asked = [event for event in events if isinstance(event, TaskSent) and event.workload]
+    assert {learner for event in asked for learner in event.learners} == {"l0", "l1"}
+    steps = {(event.round, name): event.workload["steps"] for event in asked for name in event.learners}
+    finished = {(e.round, e.learner): e for e in events if isinstance(e, TaskFinished)}
+    for key, number in steps.items():
+        assert finished[key].num_steps == number, "the round would have refused it"
+        assert finished[key].timings.train_s > 0
+    assert all(finished[0, name].num_epochs == 2.0 for name in learners)
+    assert max(steps.values()) > 3, "about an epoch of the slower, not a step"
 
 
 @pytest.mark.parametrize("name", ["torch", "keras", "sklearn", "jax", "xgboost"])

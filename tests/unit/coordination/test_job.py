@@ -218,7 +218,7 @@ def test_a_job_fails_when_retries_are_used_up_and_names_who_and_why() -> None:
     bench.fail("a", "out of memory")
     (finished,) = bench.all(e.JobFinished)
     assert finished.state == "failed"
-    assert "round 0 missed its quorum 2 times" in finished.reason
+    assert "round 1 missed its quorum 2 times" in finished.reason
     assert "a: out of memory" in finished.reason
 
 

@@ -365,3 +365,30 @@ def test_parameters_are_checked(parameters: Parameters) -> None:
     site = learner()
     with pytest.raises(SettingError, match="it must be a number"):
         site.train(site.initial_model(), LocalTask(parameters=parameters))
+
+
+def test_scaffold_corrects_each_gradient_and_gives_the_mean_of_those_before() -> None:
+    """Full batches and plain SGD, beside a loop by hand; a task without it between."""
+    site, received, rng = learner(), Model.of(to_arrays(params(seed=3))), np.random.default_rng(0)
+    inputs, targets = examples()
+    gradient, num_steps = jax.jit(jax.grad(lambda p: loss(p, inputs, targets)[0])), 4
+    for strength in (1.0, None, 0.5):
+        control = None
+        if strength is not None:
+            control = {n: (strength * rng.normal(size=a.shape)).astype("f4") for n, a in received.items()}
+        parameters = {"steps": num_steps, "batch_size": NUM, "learning_rate": 0.1}
+        found = site.train(received.copy(), LocalTask(parameters=parameters, control=control))
+        model, mean = params(seed=3), {name: np.zeros(array.shape) for name, array in received.items()}
+        for _ in range(num_steps):
+            now = gradient(model)
+            mean = {name: mean[name] + array / num_steps for name, array in to_arrays(now).items()}
+            model = jax.tree.map(lambda w, g: w - 0.1 * g, model, now)
+            if control is not None:
+                leaves, shape = jax.tree.flatten(model)
+                moved = [w - 0.1 * control[n] for w, n in zip(leaves, to_arrays(model), strict=True)]
+                model = jax.tree.unflatten(shape, moved)
+        for name, array in to_arrays(model).items():
+            np.testing.assert_allclose(found.model[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+        assert (found.control is None) == (control is None)
+        for name, array in (found.control or {}).items():
+            np.testing.assert_allclose(array, mean[name], rtol=1e-4, atol=1e-5, err_msg=name)

@@ -273,3 +273,33 @@ def test_the_loss_of_an_evaluation_is_without_the_proximal_term() -> None:
     model = Model.of(plain.initial_model())
     held.train(model.copy(), LocalTask(parameters={"steps": 3, "proximal_mu": 5.0}))
     assert held.evaluate(model, LocalTask()) == pytest.approx(plain.evaluate(model, LocalTask()), rel=1e-6)
+
+
+def test_scaffold_corrects_each_gradient_and_gives_the_mean_of_those_before() -> None:
+    """Full batches, plain SGD, a linear model, beside its gradient by hand; a task without it between."""
+    inputs, classes = examples(64)
+    targets = classes.astype(np.float32)[:, None]
+    site, num_steps, rng = KerasLearner(linear(), (inputs, targets)), 5, np.random.default_rng(0)
+    received = Model.of(site.initial_model())
+    for strength in (1.0, None, 0.5):
+        control = None
+        if strength is not None:
+            control = {n: (strength * rng.normal(size=a.shape)).astype("f4") for n, a in received.items()}
+        task = LocalTask(parameters={"steps": num_steps, "batch_size": 64}, control=control)
+        found = site.train(received.copy(), task)
+        w, b = (received[f"sequential/dense/{name}"].astype(np.float64) for name in ("kernel", "bias"))
+        mean_w, mean_b = np.zeros_like(w), np.zeros_like(b)
+        for _ in range(num_steps):
+            error = inputs @ w + b - targets
+            w_gradient, b_gradient = 2 * inputs.T @ error / 64 + 0.02 * w, 2 * error.mean(0)
+            mean_w, mean_b = mean_w + w_gradient / num_steps, mean_b + b_gradient / num_steps
+            if control is not None:
+                w_gradient = w_gradient + control["sequential/dense/kernel"]
+                b_gradient = b_gradient + control["sequential/dense/bias"]
+            w, b = w - 0.05 * w_gradient, b - 0.05 * b_gradient
+        np.testing.assert_allclose(found.model["sequential/dense/kernel"], w, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.model["sequential/dense/bias"], b, rtol=1e-4, atol=1e-5)
+        assert (found.control is None) == (control is None)
+        if found.control is not None:
+            np.testing.assert_allclose(found.control["sequential/dense/kernel"], mean_w, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found.control["sequential/dense/bias"], mean_b, rtol=1e-4, atol=1e-5)

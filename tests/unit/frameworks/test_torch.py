@@ -314,3 +314,37 @@ def test_a_strong_proximal_term_holds_the_model_and_none_changes_no_bit() -> Non
     assert plain.digest == zero.digest
     moved = [np.linalg.norm(model["0.weight"] - received["0.weight"]) for model in (plain, held)]
     assert moved[1] < moved[0] / 2
+
+
+def test_scaffold_corrects_each_gradient_and_gives_the_mean_of_those_before() -> None:
+    """Beside a loop by hand; of buffers and of tied weights under their other name there is no gradient."""
+    data, num_steps = examples(64), 4
+    site = TorchLearner(network(dropout=0.0), data, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.5))
+    received, rng = Model.of(to_arrays(network(seed=3))).copy(), np.random.default_rng(0)
+    correction = {
+        n: rng.normal(size=a.shape).astype("f4") for n, a in received.items() if a.dtype.kind == "f"
+    }
+    task = LocalTask(parameters={"steps": num_steps, "batch_size": 64, "seed": 1}, control=correction)
+    found = site.train(received.copy(), task)
+
+    module = network(dropout=0.0)
+    load_arrays(module, received)
+    trained = dict(module.named_parameters())
+    mean = {name: np.zeros(parameter.shape) for name, parameter in trained.items()}
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.5)
+    module.train()
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(data.tensors[0]), data.tensors[1]).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in trained.items():
+            assert parameter.grad is not None
+            mean[name] += parameter.grad.numpy() / num_steps
+            parameter.grad += torch.from_numpy(correction[name])
+        optimizer.step()
+    for name, array in to_arrays(module).items():
+        np.testing.assert_allclose(found.model[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert found.control is not None
+    assert found.control.keys() == mean.keys()
+    for name, array in mean.items():
+        np.testing.assert_allclose(found.control[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert site.train(received.copy(), LocalTask(parameters={"steps": 1})).control is None

@@ -46,6 +46,7 @@ class _Job:
         self.held: list[ev.UpdateFolded] = []
         self.last_s = START_S
         self.tasks: dict[str, int] = {}
+        self.open: dict[str, int] = {}
 
     def run(self) -> list[ev.Event]:
         rule = FedAsync() if self.buffer == 1 else FedBuff(buffer_size=self.buffer)
@@ -72,6 +73,17 @@ class _Job:
         while self.version < self.num_versions:
             time_s, index, event = heapq.heappop(self.moments)
             self._happen(time_s, index, event)
+        self.events += [
+            ev.TaskLate(
+                job=self.job,
+                time_s=self.last_s,
+                round=number,
+                learner=name,
+                reason="the job has enough updates",
+                cancelled=True,
+            )
+            for name, number in sorted(self.open.items())
+        ]
         self.events.append(
             ev.JobFinished(
                 job=self.job,
@@ -114,6 +126,7 @@ class _Job:
         finished = accepted + evaluate + train
         self._at(accepted, index, ev.TaskAccepted(**about, receive_s=receive))
         self.tasks[name] = self.tasks.get(name, 0) + 1
+        self.open[name] = self.version
         if index == 2 and self.tasks[name] == 1:
             self._at(accepted + 0.1, index, ev.TaskFailed(**about, reason="RuntimeError: CUDA out of memory"))
             return
@@ -161,6 +174,7 @@ class _Job:
 
     def _fold(self, event: ev.UpdateFolded) -> None:
         self.events.append(event)
+        del self.open[event.learner]
         self.held.append(event)
         if len(self.held) < self.buffer:
             return

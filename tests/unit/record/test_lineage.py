@@ -56,13 +56,15 @@ def test_an_asynchronous_job_says_who_is_at_work() -> None:
     events = asynchronous_events(num_learners=5)
     history = History()
     states = set()
-    for event in events[:-1]:
+    for event in events:
+        if isinstance(event, ev.TaskLate | ev.JobFinished):
+            break
         history.add(event)
         states.add(history.state)
     assert history.asynchronous
     assert states == {"submitted", "running"}
     assert len(history.open) == 4, "the fifth has delivered the last update that was wanted"
-    history.add(events[-1])
+    history = History.of(events)
     assert not history.open
     assert {record.state for record in history.rounds.values()} == {"committed"}
 
@@ -152,3 +154,31 @@ def test_quartiles_lie_between_the_ends(values: list[float]) -> None:
     if spread is not None:
         assert spread.min <= spread.lower <= spread.upper <= spread.max
         assert spread.num_learners == len(finite)
+
+
+def test_a_learner_whose_work_is_not_needed_any_more_is_not_counted_as_late() -> None:
+    history = History.of(asynchronous_events(num_learners=5))
+    assert (history.counts["cancelled"], history.counts["late"]) == (4, 0)
+    assert not [incident for incident in history.incidents if "enough" in incident.reason]
+    cancelled = [
+        task for record in history.rounds.values() for task in record.tasks if task.outcome == "cancelled"
+    ]
+    assert {task.reason for task in cancelled} == {"the job has enough updates"}
+    assert sum(learner.cancelled for learner in history.learners.values()) == 4
+
+
+def test_running_evaluations_have_the_spread_over_every_learners_newest() -> None:
+    about: Any = {"job": "j", "num_examples": 1}
+    submitted = asynchronous_events(num_versions=1)[0].model_copy(update={"job": "j"})
+    finished = [
+        ev.TaskFinished(**about, round=number, learner=name, evaluation={"accuracy": value})
+        for number, name, value in ((0, "a", 0.1), (0, "b", 0.3), (1, "a", 0.5))
+    ]
+    evaluated = ev.VersionEvaluated(**about, round=2, version=1, metrics={"accuracy": 0.4}, num_learners=2)
+    history = History.of([submitted, *finished, evaluated])
+    spread = history.evaluation_spread(history.versions[1], "accuracy")
+    assert spread is not None
+    assert (spread.min, spread.max, spread.num_learners) == (0.3, 0.5, 2)
+    unseen = evaluated.model_copy(update={"num_learners": 3, "version": 2})
+    history.add(unseen)
+    assert history.evaluation_spread(history.versions[2], "accuracy") is None, "one evaluation was not seen"

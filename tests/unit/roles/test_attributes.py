@@ -40,7 +40,7 @@ def test_a_job_asks_only_learners_that_told_what_it_wants(tmp_path: Path) -> Non
     )
     with Federation(learners, folder=tmp_path) as federation:
         assert federation.learners.wait_welcomed(30.0)
-        job = federation.submit(spec(rounds=4, min_learners=5, selector=selector), model_of())
+        job = federation.submit(spec(rounds=4, min_learners=2, selector=selector), model_of())
         assert job.wait().state == "done"
         cohorts = [event.cohort for event in job.events(follow=False) if isinstance(event, e.RoundStarted)]
         told = {one.learner: one.attributes for one in federation.driver.learners()}

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from broker_fl.aggregation.sums import WeightedSum
-from broker_fl.errors import RequestRefused
+from broker_fl.errors import AppError, RequestRefused
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Combined, Contribution, Given, Member, Record, TaskContext, Update
 from broker_fl.model import Arrays, Model
+from broker_fl.simulation import Federation
 from broker_fl.wire import events as e
-from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, model_of, same
+from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, model_of, same, spec
 
 
 class Capped:
@@ -126,7 +127,7 @@ def test_a_rule_that_fails_in_a_round_ends_its_job_and_nothing_else(stage: Stage
     job = stage.submit(rounds=5, min_learners=2, rule=rule(fail_after=2))
     finished = job.wait()
     assert finished.state == "failed"
-    assert "round 2: " in finished.reason
+    assert "round 3: " in finished.reason
     assert "RuntimeError: tired of it, at: raise RuntimeError" in finished.reason
     same(job.model(), model_of(2.0))
     done(stage.submit(rounds=1, min_learners=2))
@@ -140,7 +141,7 @@ def test_a_selector_that_chooses_a_stranger_in_a_round_ends_its_job_and_nothing_
     job = stage.submit(rounds=5, selector=choosing)
     finished = job.wait()
     assert (finished.state, finished.version) == ("failed", 2)
-    assert "round 2: " in finished.reason
+    assert "round 3: " in finished.reason
     assert "chose 'nobody-there', which is not the id of a member" in finished.reason
     done(stage.submit(rounds=1))
     assert controller.error is None
@@ -155,7 +156,7 @@ def test_the_next_controller_goes_on_with_the_rule_and_its_memory_if_it_has_it(s
     stage.kill(first)
     stage.controller(own=OWN)
     slow.gate.set()
-    assert "round 4: " in job.wait().reason  # it has counted on
+    assert "round 5: " in job.wait().reason  # it has counted on
     same(job.model(), model_of(4.0))
 
 
@@ -173,3 +174,13 @@ def test_a_controller_without_the_app_ends_the_job_and_says_what_is_missing(stag
     assert "no own rule 'Capped' is known here" in finished.reason
     assert "--app" in finished.reason
     assert second.error is None
+
+
+def test_a_federation_of_one_process_is_given_classes_as_they_are() -> None:
+    learners = {"a": Adds(4.0, num_examples=9), "b": Adds(0.0)}
+    with Federation(learners, own=[Capped, Alternating]) as federation:
+        job = federation.submit(spec(rounds=1, min_learners=2, rule=rule(most=3)), model_of())
+        done(job)
+        same(job.model(), model_of(3.0))
+    with pytest.raises(AppError, match="neither a rule"):
+        Federation(learners, own=[Adds])

@@ -16,6 +16,7 @@ from broker_fl.interfaces import Metrics, TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.roles.driver import Job
 from broker_fl.wire import events as e
+from broker_fl.wire.messages import Result, decode
 from tests.unit.roles.stage import WAIT_S, Stage, done, eventually
 
 Vector = npt.NDArray[np.float64]
@@ -237,3 +238,30 @@ def test_a_model_whose_tensors_are_called_as_variates_is_refused(stage: Stage) -
     stage.controller()
     with pytest.raises(RequestRefused, match="'control/w': names that begin with 'control/'"):
         stage.submit({"w": np.zeros(1), "control/w": np.zeros(1)}, rule=SCAFFOLD)
+
+
+def test_an_update_of_software_that_does_not_know_it_is_refused_and_changes_nothing(stage: Stage) -> None:
+    """Such a learner sends as many tensors as it got, and does not say what those behind the model's are."""
+    learners = quadratics()
+
+    def forget(_exchange: str, body: bytes) -> list[bytes]:
+        message, _ = decode(body)
+        if not isinstance(message, Result) or message.update is None:
+            return [body]
+        update = message.update.model_copy(update={"control": "none"})
+        return [message.model_copy(update={"update": update}).pack()]
+
+    stage.controller()
+    stage.host({name: learner for name, learner in learners.items() if name != "l0"})
+    stage.host({"l0": learners["l0"]}, tamper=forget)
+    job = begin(stage, rounds=3, quorum=0.5)
+    done(job)
+    events = job.events(follow=False)
+    reasons = {event.reason for event in events if isinstance(event, e.UpdateRefused)}
+    assert len(reasons) == 1
+    assert "needs control variates, which the learner does not do" in reasons.pop()
+    reference = Algorithm1(learners)
+    for cohort in cohorts(job):
+        assert "l0" not in cohort
+        reference.round(cohort)
+    np.testing.assert_allclose(job.model()["w"], reference.x, rtol=1e-10)
