@@ -251,6 +251,9 @@ class Controller:
         broken = m.broken_result(delivery.body)
         if broken is not None and broken[0] == delivery.routing_key.partition(".")[0]:
             learner, task = broken
+            if self._members.is_group(learner):
+                self._jobs.signal(task.job, s.GroupHasFailed(learner, task, reason[:1000]))
+                return
             self._jobs.signal(task.job, s.UpdateWasRefused(learner, task, reason[:1000]))
 
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:

@@ -751,13 +751,15 @@ def parse(fields: dict[str, Any], kinds: Mapping[str, type[Message]]) -> Message
 
 
 def broken_result(body: bytes) -> tuple[str, TaskRef] | None:
-    """Learner and task of a ``result`` whose other fields are wrong; None if it is no such thing."""
+    """Learner (or group) and task of a ``result`` (or ``group_result``) whose other fields are wrong; None if
+    it is no such thing.
+    """
     try:
         fields, _ = unpack(body)
-        if fields["kind"] != Result.KIND:
+        names = {Result.KIND: "learner", GroupResult.KIND: "group"}
+        if (name := names.get(fields["kind"])) is None:
             return None
-        known = {name: fields[name] for name in ("learner", "task") if name in fields}
-        result = Result.model_validate(known)
+        result = Result.model_validate({"learner": fields.get(name), "task": fields.get("task")})
     except (FrameRefused, ValidationError):
         return None
     return result.learner, result.task
