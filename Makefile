@@ -54,7 +54,7 @@ format: env  ## Put the code into its format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: env servers  ## Measure rounds; ARGS=... goes to the benchmark
+bench: env servers  ## Measure against other systems (hours), write docs/benchmarks.md; ARGS=... goes to the benchmarks
 	@$(BENCH) $(ARGS)
 
 env: $(VENV)/.made  ## Make .venv with every extra, in the versions of constraints.txt

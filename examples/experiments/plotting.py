@@ -114,5 +114,5 @@ def save(draw: Callable[[], Figure], path: Path) -> None:
         draw().savefig(buffer, format=path.suffix[1:], dpi=144, facecolor="white", metadata=metadata)
     content = buffer.getvalue()
     if path.suffix == ".svg":  # a hundredth of a pixel is enough
-        content = re.sub(rb"(\.\d\d)\d+", rb"\1", content)
+        content = re.sub(rb' d="[^"]*"', lambda path: re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]), content)
     path.write_bytes(content)
