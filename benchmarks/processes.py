@@ -21,6 +21,7 @@ from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
 
+CROWD_PARAMETERS = 20
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -70,6 +71,14 @@ def controller(broker: str, store: str, federation: str) -> Iterator[Process]:
 def learners(broker: str, federation: str, first: int, count: int) -> Iterator[Process]:
     """``count`` learners in one process, each with a connection of its own."""
     yield from _run(f"learner-{first}", _learners, (broker, federation, first, count))
+
+
+@contextmanager
+def crowd(broker: str, federation: str, name: str, count: int, *, grouped: bool) -> Iterator[Process]:
+    """``count`` learners with data of their own in one process, on one connection: as one group, or with a
+    mailbox each.
+    """
+    yield from _run(name, _crowd, (broker, federation, name, count, grouped))
 
 
 def peak_memory_bytes() -> int:
@@ -158,3 +167,45 @@ def _learners(pipe: Connection, broker: str, federation: str, first: int, count:
         stop.join(20)
     for _, transport in hosts:
         transport.close()
+
+
+class OneStep:
+    """A learner that fits a line to 16 points of its own, one step of gradient descent a round."""
+
+    def __init__(self, seed: int) -> None:
+        """Its points follow from ``seed``: they need no place while nobody works on them."""
+        draw = np.random.default_rng(seed)
+        self._x = draw.standard_normal((16, CROWD_PARAMETERS), np.float32)
+        self._y = self._x @ np.linspace(-1, 1, CROWD_PARAMETERS, dtype=np.float32)
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        """One step."""
+        wrong = self._x @ model["w"] - self._y
+        model["w"][...] -= np.float32(0.1) * (wrong @ self._x) / np.float32(len(wrong))
+        return Update(model=model, num_examples=16, num_steps=1, metrics={"loss": float(wrong @ wrong) / 16})
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> dict[str, float]:
+        """The mean of the squares."""
+        wrong = self._x @ model["w"] - self._y
+        return {"loss": float(wrong @ wrong) / 16, "num_examples": 16}
+
+
+def _crowd(pipe: Connection, broker: str, federation: str, name: str, count: int, grouped: bool) -> None:
+    from broker_fl.roles.group import LazyLearners
+    from broker_fl.roles.learner import LearnerHost, LearnerSettings
+    from broker_fl.transports.rabbitmq import RabbitMQTransport
+
+    begin()
+    first = sum(map(ord, name)) * 1_000_000
+    ids = [f"{name}-{index}" for index in range(count)]
+    learners = LazyLearners(ids, lambda context: OneStep(first + context.index))
+    transport = RabbitMQTransport(broker, name=name)
+    given = learners if grouped else dict(learners)
+    host = LearnerHost(
+        transport, given, LearnerSettings(federation=federation, group=name if grouped else None)
+    )
+    host.start()
+    host.wait_welcomed(60)
+    _serve(pipe)
+    host.stop(drain_s=0.0)
+    transport.close()
