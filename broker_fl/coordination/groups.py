@@ -104,10 +104,19 @@ class GroupJob(Job):
             held.changed_at = now
             return []
         patience_s = 2 * self._members.heartbeat_s * 2 ** min(held.reminders, MAX_REMINDER_DOUBLINGS)
-        if now - held.changed_at < patience_s:
+        if now - held.changed_at < patience_s or self._is_at_work(signal.tasks):
             return []
         awaited = self._open_tasks(self._parts_of(signal.group))
         return self._remind_group(signal.group, held, awaited, signal.tasks, now) if awaited else []
+
+    def _is_at_work(self, tasks: tuple[TaskStatus, ...]) -> bool:
+        """Whether a group works on all that it has of the open round: what it lacks is seen when it is done."""
+        phases = [
+            status.phase
+            for status in tasks
+            if (status.task.job, status.task.round) == (self.state.job, self.state.round)
+        ]
+        return bool(phases) and not {"receiving", "finished"}.intersection(phases)
 
     def _remind_group(
         self,

@@ -430,6 +430,7 @@ class Job(ABC):
         state, chosen = self.state, list(learners)
         train = state.phase is Phase.TRAINING
         workloads = self._pacer.workloads(chosen) if train else {}
+        remembers = self._remembers and train
         for learner in chosen:
             state.cohort.assign(
                 learner,
@@ -439,7 +440,7 @@ class Job(ABC):
                 workload=workloads.get(learner),
                 group=self._members.group_of(learner),
             )
-            if self._remembers and train:
+            if remembers:
                 self._records.given(learner, state.round)
         return chosen
 
