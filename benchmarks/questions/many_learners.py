@@ -59,10 +59,10 @@ QUICK = (Cell(40, True), Cell(40, True, 10), Cell(10, False))
 TEXT = """Each learner fits a line of {parameters} coefficients to 16 points of its own, one step a round,
 after it has evaluated the model that it was given. Over RabbitMQ and Redis, on one machine with everything
 else; heartbeats, metrics and events are on. In groups, {groups} daemons host the learners, each as one group:
-it has one mailbox, makes a learner when it works on it, and sends one sum. Alone, two processes host them, and each
-learner has a mailbox of its own and sends an update of its own. Seconds from one version to the next, medians
-and in brackets least and most. Memory is the most that the controller's process had (VmHWM); events are
-those stored, and their bytes, for each round.
+it has one mailbox, makes a learner when it works on it, and sends one sum. Alone, two processes host them,
+and each learner has a mailbox of its own and sends an update of its own. Seconds from one version to the
+next, medians and in brackets least and most. Memory is the most that the controller's process had (VmHWM);
+events are those stored, and their bytes, for each round.
 
 {table}
 

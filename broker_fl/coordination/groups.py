@@ -110,7 +110,9 @@ class GroupJob(Job):
         return self._remind_group(signal.group, held, awaited, signal.tasks, now) if awaited else []
 
     def _is_at_work(self, tasks: tuple[TaskStatus, ...]) -> bool:
-        """Whether a group works on all that it has of the open round: what it lacks is seen when it is done."""
+        """Whether a group works on all that it has of the open round: what it lacks is seen when it is
+        done.
+        """
         phases = [
             status.phase
             for status in tasks

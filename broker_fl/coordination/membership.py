@@ -173,7 +173,7 @@ class Membership:
                 name is that of a learner; nothing was changed.
         """
         name = joining.group
-        if name in self and not self._is_unheard(name):
+        if name in self._group_of or name in joining.members or not self._is_unheard(name):
             raise FrameRefused(f"{name!r} is the name of a learner that is there")
         for learner in joining.members:
             if self._group_of.get(learner, name) != name or not self._is_unheard(learner):

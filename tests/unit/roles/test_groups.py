@@ -97,7 +97,13 @@ def test_one_group_makes_the_model_of_the_same_learners_alone_bit_for_bit(stage:
     assert ours.counts == theirs.counts
     for number in range(3):
         one, other = ours.rounds[number], theirs.rounds[number]
-        for counted in ("sent", "finished", "folded", "failed", "late"):  # word of acceptance may be overtaken
+        for counted in (
+            "sent",
+            "finished",
+            "folded",
+            "failed",
+            "late",
+        ):  # word of acceptance may be overtaken
             assert one.counts[counted] == other.counts[counted] == (0 if counted in ("failed", "late") else 8)
         assert one.metrics == pytest.approx(dict(other.metrics), rel=1e-12)
         assert one.evaluation == pytest.approx(dict(other.evaluation), rel=1e-12)
