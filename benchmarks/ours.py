@@ -16,6 +16,7 @@ from benchmarks import processes
 from benchmarks.jobs import read_rounds, run_job
 from benchmarks.peers import run_script
 from broker_fl import connect
+from broker_fl.roles.driver import Driver
 from broker_fl.workers.servers import RabbitMQNode, RedisNode
 
 LEARNER_PROCESSES = 2
@@ -62,6 +63,17 @@ def alone(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
 
 
 def _measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
+    with over_servers(num_learners) as (driver, peaks):
+        events = run_job(driver, num_learners, num_parameters, rounds)
+        peak_memory_bytes = peaks()
+    return {"rounds": [asdict(one) for one in read_rounds(events)], "peak_memory_bytes": peak_memory_bytes}
+
+
+@contextmanager
+def over_servers(num_learners: int) -> Iterator[tuple[Driver, Callable[[], dict[str, int]]]]:
+    """A driver of a federation over private servers; what is called at the end ends its processes, and tells
+    the peak memory of each.
+    """
     with ExitStack() as stack:
         nodes = stack.enter_context(servers())
         broker, store = nodes["rabbitmq"].url, nodes["redis"].url
@@ -70,14 +82,15 @@ def _measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int) -> di
         for first in range(0, num_learners, share):
             count = min(share, num_learners - first)
             running.append(stack.enter_context(processes.learners(broker, "bench", first, count)))
-        driver = stack.enter_context(connect(broker, "bench", timeout_s=DRIVER_TIMEOUT_S))
-        events = run_job(driver, num_learners, num_parameters, rounds)
-        peaks = {
-            "driver": processes.peak_memory_bytes(),
-            **_peak_memory_bytes_of(nodes),
-            **{process.name: process.stop() for process in reversed(running)},
-        }
-    return {"rounds": [asdict(one) for one in read_rounds(events)], "peak_memory_bytes": peaks}
+
+        def peaks() -> dict[str, int]:
+            return {
+                "driver": processes.peak_memory_bytes(),
+                **_peak_memory_bytes_of(nodes),
+                **{process.name: process.stop() for process in reversed(running)},
+            }
+
+        yield stack.enter_context(connect(broker, "bench", timeout_s=DRIVER_TIMEOUT_S)), peaks
 
 
 @contextmanager

@@ -22,7 +22,7 @@ done, and how to add a question, is in [benchmarks/README.md](../benchmarks/READ
 within a table, not across machines.
 """
 MEASURED = "Measured {when} with `{command}`; up to {busy:.0%} of the CPU was used by others."
-MISSING = "Not measured yet with these scripts: {titles}.\n"
+MISSING = "## Not measured yet with these scripts\n\n{titles}\n"
 BUSY = "**The machine was busy: these figures only show that it works.**"
 
 
@@ -41,7 +41,7 @@ def write(path: Path, pictures: Path, results: Path, questions: Mapping[str, Que
         question = questions[name]
         parts.append(_section(question, record, _draw(question, record["rows"], pictures, path.parent)))
     if missing := [question.title for name, question in questions.items() if name not in records]:
-        parts.append(MISSING.format(titles="; ".join(missing)))
+        parts.append(MISSING.format(titles="\n".join(f"- {title}" for title in missing)))
     if records:
         parts.append(_facts(records))
     path.parent.mkdir(parents=True, exist_ok=True)

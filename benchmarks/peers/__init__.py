@@ -81,14 +81,18 @@ class Peer:
         done = subprocess.run(listing, capture_output=True, text=True, check=True)
         return {one["name"]: one["version"] for one in json.loads(done.stdout)}
 
-    def run(self, arguments: Sequence[str], timeout_s: float) -> dict[str, Any]:
-        """Run its module in its environment; what it measured comes back.
+    def run(self, arguments: Sequence[str], timeout_s: float, *, module: str = "") -> dict[str, Any]:
+        """Run its module, or another, in its environment; what it measured comes back.
 
         Raises:
             PeerFailed: with the last words it wrote.
         """
         return run_script(
-            self._python, f"benchmarks.peers.{self.name}", arguments, timeout_s, self.environment
+            self._python,
+            module or f"benchmarks.peers.{self.name}",
+            arguments,
+            timeout_s,
+            self.environment,
         )
 
     @property

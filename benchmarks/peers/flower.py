@@ -55,7 +55,7 @@ DEFAULT_BACKOFF_S = 1.0
 LAYOUTS = ("one", "several")
 """All in one process; or SuperLink, ServerApp and two processes of clients, as ours are laid out."""
 CLIENT_PROCESSES = 2
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 
 
 def main() -> None:

@@ -33,9 +33,10 @@ CELLS: tuple[Cell, ...] = tuple(
 )
 QUICK: Cell = (2, 10_000)
 POLLS_S = (0.05, 0.3, 1.0)
-COPIES = 7
-"""Of the model for each client, that Flower has in memory at once: client, SuperLink and ServerApp
-together."""
+COPIES = 4
+"""Of the model for each client that Flower has in memory at once, measured at 10 million parameters: client,
+SuperLink and ServerApp together.
+"""
 
 TEXT = """Learners add a constant of their own to every weight and do nothing else, so that a round is what
 the system costs. Ours: RabbitMQ and Redis, each learner with a mailbox and connections of its own;

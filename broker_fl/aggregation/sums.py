@@ -45,8 +45,13 @@ class WeightedSum:
         """
         magnitudes = check_addable(self.spec, model, weight)
         self._bounds = self._bounds_with(model, weight, magnitudes)
-        for run, total in zip(self.spec.runs, self._begun(), strict=True):
-            kernels.add_scaled(total, model.run(run), weight)
+        if self._totals is None:
+            self._totals = [np.empty(length(run), sum_dtype(run)) for run in self.spec.runs]
+            for run, total in zip(self.spec.runs, self._totals, strict=True):
+                kernels.scale(model.run(run), weight, out=total)
+        else:
+            for run, total in zip(self.spec.runs, self._totals, strict=True):
+                kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
 
     def _bounds_with(self, model: Model, weight: float, magnitudes: list[float]) -> list[float]:
@@ -70,27 +75,36 @@ class WeightedSum:
                 infinite, or values with which the sum could overflow; nothing was changed.
         """
         check_addable(sum_spec(self.spec), total, weight)
-        bounds = []
-        for run, bound, part in zip(self.spec.runs, self._bounds, total.values(), strict=True):
-            bounds.append(bound + kernels.largest(part))
-            if bounds[-1] > float(np.finfo(sum_dtype(run)).max):
-                raise UpdateRefused(
-                    f"the sum has {run.dtype} values with which the round's sum could overflow"
-                )
-        self._bounds = bounds
-        for mine, theirs in zip(self._begun(), total.values(), strict=True):
-            np.add(mine, theirs, out=mine)
+        self._bounds = self._bounds_with_sum(total)
+        if self._totals is None:
+            self._totals = [theirs.copy() for theirs in total.values()]
+        else:
+            for mine, theirs in zip(self._totals, total.values(), strict=True):
+                kernels.add_scaled(mine, theirs, 1.0)
         self.total_weight += weight
 
-    def total(self) -> Model:
-        """``Σ wᵢ xᵢ`` as a model of ``sum_spec``; the sum is used up."""
-        totals, self._totals = self._begun(), None
-        return Model.of(dict(zip(_names(self.spec), totals, strict=True)), sum_spec(self.spec))
+    def _bounds_with_sum(self, total: Model) -> list[float]:
+        bounds = []
+        for run, bound, theirs in zip(self.spec.runs, self._bounds, total.values(), strict=True):
+            limit = float(np.finfo(sum_dtype(run)).max)
+            grown = bound + kernels.magnitude(theirs)
+            if grown > limit:
+                grown = bound + kernels.largest(theirs)
+            if grown > limit:
+                raise UpdateRefused(f"the sum has {run.dtype} values with which the round's could overflow")
+            bounds.append(grown)
+        return bounds
 
-    def _begun(self) -> list[Array]:
+    def total(self) -> Model:
+        """``Σ wᵢ xᵢ`` as a model of ``sum_spec``; the sum is used up.
+
+        Raises:
+            AggregationError: nothing was added.
+        """
         if self._totals is None:
-            self._totals = [np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs]
-        return self._totals
+            raise AggregationError("no update was folded, so there is no sum")
+        totals, self._totals = self._totals, None
+        return Model.of(dict(zip(_names(self.spec), totals, strict=True)), sum_spec(self.spec))
 
     def mean(self) -> Model:
         """``Σ wᵢ xᵢ / Σ wᵢ``; the sum is used up.
@@ -103,8 +117,11 @@ class WeightedSum:
         totals, self._totals = self._totals, None
         result = Model.empty(self.spec)
         for run, total in zip(self.spec.runs, totals, strict=True):
-            kernels.divide(total, self.total_weight)
-            write_mean(result.run(run), total)
+            if total.dtype.name == run.dtype:
+                kernels.divide(total, self.total_weight, out=result.run(run))
+            else:
+                kernels.divide(total, self.total_weight)
+                write_mean(result.run(run), total)
             if not kernels.all_finite(result.run(run)):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
         return result

@@ -18,6 +18,7 @@ from broker_fl.workers.servers import rabbitmq_available, redis_available
 
 ROOT = Path(__file__).parents[2]
 HAS_PROC = Path("/proc/self/status").exists()
+OWN_TEST = {"flower", "simulators", "rounds", "reaction"}
 needs_servers = pytest.mark.skipif(
     not (rabbitmq_available() and redis_available()),
     reason="rabbitmq-server and redis-server are not installed here",
@@ -93,6 +94,16 @@ def test_simulators(tmp_path: Path) -> None:
         assert len(block["theirs"]["rounds_s"]) == 2
         assert 0 < block["ours"]["startup_s"] < block["theirs"]["startup_s"] + 60
         assert f"| {peer.title} | 2 | 10k |" in page
+
+
+@needs_servers
+@pytest.mark.parametrize("question", sorted(all_questions().keys() - OWN_TEST))
+def test_every_other_question_is_answered(question: str, tmp_path: Path) -> None:
+    ask(tmp_path, question)
+    rows = rows_of(tmp_path, question)
+    assert rows
+    assert not [row["failed"] for row in rows if "failed" in row]
+    assert f"## {all_questions()[question].title}" in (tmp_path / "page.md").read_text()
 
 
 def test_a_cell_measured_again_replaces_only_itself(tmp_path: Path) -> None:
