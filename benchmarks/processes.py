@@ -22,6 +22,8 @@ from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
 
 CROWD_PARAMETERS = 20
+MAX_CHANNELS = 1_000
+"""Mailboxes on one connection: RabbitMQ allows 2,047 channels."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -75,8 +77,8 @@ def learners(broker: str, federation: str, first: int, count: int) -> Iterator[P
 
 @contextmanager
 def crowd(broker: str, federation: str, name: str, count: int, *, grouped: bool) -> Iterator[Process]:
-    """``count`` learners with data of their own in one process, on one connection: as one group, or with a
-    mailbox each.
+    """``count`` learners with data of their own in one process: as one group, or with a mailbox each, a
+    thousand on a connection.
     """
     yield from _run(name, _crowd, (broker, federation, name, count, grouped))
 
@@ -199,13 +201,18 @@ def _crowd(pipe: Connection, broker: str, federation: str, name: str, count: int
     first = sum(map(ord, name)) * 1_000_000
     ids = [f"{name}-{index}" for index in range(count)]
     learners = LazyLearners(ids, lambda context: OneStep(first + context.index))
-    transport = RabbitMQTransport(broker, name=name)
-    given = learners if grouped else dict(learners)
-    host = LearnerHost(
-        transport, given, LearnerSettings(federation=federation, group=name if grouped else None)
-    )
-    host.start()
-    host.wait_welcomed(60)
+    settings = LearnerSettings(federation=federation, group=name if grouped else None)
+    size = count if grouped else MAX_CHANNELS
+    parts = [ids[first : first + size] for first in range(0, count, size)]
+    transports = [RabbitMQTransport(broker, name=part[0]) for part in parts]
+    hosts = [
+        LearnerHost(transport, learners if grouped else {one: learners[one] for one in part}, settings)
+        for transport, part in zip(transports, parts, strict=True)
+    ]
+    for host in hosts:
+        host.start()
     _serve(pipe)
-    host.stop(drain_s=0.0)
-    transport.close()
+    for host in hosts:
+        host.stop(drain_s=0.0)
+    for transport in transports:
+        transport.close()

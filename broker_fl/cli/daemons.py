@@ -12,8 +12,8 @@ from broker_fl.cli.access import tls_files
 from broker_fl.cli.command import Daemon
 from broker_fl.wire.fields import MAX_GROUP
 
-MAX_ALONE = 10_000
-"""Learners of one process that have a mailbox each."""
+MAX_ALONE = 2_000
+"""Learners of one process that have a mailbox each: a channel for each, of 2,047 that RabbitMQ allows."""
 
 
 @click.command(cls=Daemon)

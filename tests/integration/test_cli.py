@@ -298,8 +298,9 @@ def test_a_group_is_a_host_of_learners_that_are_made_when_needed(shell: Shell, c
     job = shell.run("submit", "job.toml", "--watch").split()[0]
     there = {one["learner"]: one["attributes"] for one in json.loads(shell.run("learners", "--json"))}
     assert there == {f"many-{index}": {"region": "eu"} for index in range(200)}
-    report = json.loads(shell.run("report", job, "--json"))
-    assert [one["num_contributors"] for one in report["rounds"] if one["train"]] == [200] * 5
+    events = [json.loads(line) for line in shell.run("watch", job, "--json").splitlines()]
+    committed = [event for event in events if event["kind"] == "version_committed"]
+    assert [event["num_learners"] for event in committed] == [200] * 5
     host.terminate()
     controller.terminate()
 
