@@ -141,11 +141,11 @@ class GroupJob(Job):
                 held.changed_at, held.reminders = now, held.reminders + 1
                 self.state.cohort.move_all(learners, Status.SENT, now)
                 actions += [*self._release_upload(group), *self._send(learners)]
+            elif self._uploads.on_request and self._unfolded(group):
+                held.changed_at, held.reminders = now, held.reminders + 1
+                actions += self._grant(self._uploads.release(group)) + self._grant(self._uploads.add(group))
             else:
                 held.changed_at, held.reminders = now, held.reminders + 1
-                if self._uploads.on_request:
-                    self._uploads.release(group)
-                    self._uploads.add(group)
                 actions.append(s.RequestUpload(group, task))
         return actions
 
@@ -275,7 +275,25 @@ class GroupJob(Job):
             upload_s=signal.upload_s,
             fold_s=signal.fold_s,
         )
-        return [s.Emit(folded), *self._release_upload(share.group), *self._settle(now)]
+        actions = [s.Emit(folded), *self._release_upload(share.group)]
+        if self._unfolded(share.group):  # another share came while this one was on its way
+            actions += self._grant(self._uploads.add(share.group))
+        return [*actions, *self._settle(now)]
+
+    def _unfolded(self, group: str) -> list[TaskRef]:
+        """Tasks of a group of which there are results, and sums that are not here."""
+        shares = self.state.cohort.shares.values()
+        return list(dict.fromkeys(one.task for one in shares if one.group == group and not one.is_folded))
+
+    def _grant(self, learners: Iterable[str]) -> Actions:
+        groups = self.state.cohort.groups
+        actions: Actions = []
+        for name in learners:
+            if name in groups:
+                actions += [s.RequestUpload(name, task) for task in self._unfolded(name)]
+            else:
+                actions += super()._grant([name])
+        return actions
 
     def _share_refused(self, signal: s.ShareWasRefused, now: float) -> Actions:
         share = signal.share

@@ -411,7 +411,7 @@ class Job(ABC):
         return self.state.spec.uses_records
 
     def _part(self, learner: str, task: TaskRef) -> Assignment | None:
-        """The learner's part, if it is this very task.
+        """The learner's part, if it is this very task and was not given through a group.
 
         An earlier attempt no longer is: that one has failed or was refused, and the learner was asked once
         more.
@@ -420,7 +420,9 @@ class Job(ABC):
         if task.job != state.job or state.phase not in (Phase.TRAINING, Phase.EVALUATING):
             return None
         part = state.cohort.get(learner)
-        return part if part and (part.round, part.attempt) == (task.round, task.attempt) else None
+        if part is None or part.group is not None:
+            return None
+        return part if (part.round, part.attempt) == (task.round, task.attempt) else None
 
     def _ref(self, part: Assignment) -> TaskRef:
         return TaskRef(job=self.state.job, round=part.round, attempt=part.attempt)

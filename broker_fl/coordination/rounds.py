@@ -254,6 +254,7 @@ class RoundsJob(GroupJob):
         part = self.state.cohort.get(signal.learner)
         if self.state.phase not in (Phase.TRAINING, Phase.EVALUATING) or part is None:
             return self._settle(now)
+        part.group = None  # it may have been in one before
         if part.status is Status.LOST:
             self.state.cohort.move(signal.learner, Status.SENT, now)
             if self.state.waiting_since is not None:

@@ -109,7 +109,8 @@ class Group:
         self._busy: set[str] = set()
         self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="learner-worker")
         self.report: Callable[[m.Message], None]
-        self.send: Callable[[GroupTask, FinishedShare], None]
+        self.send: Callable[[GroupTask, FinishedShare, bool], None]
+        """With its sum, or as the task says."""
         self.on_idle: Callable[[], None]
 
     # ------------------------------------------------------------ what comes in
@@ -207,15 +208,15 @@ class Group:
         if whole is None or not whole.shares:
             log.info("group %s has no result of task %s to send", self.id, request.task)
             return
-        whole.newest = whole.newest.model_copy(update={"inbox": request.inbox, "upload": "at_once"})
+        whole.newest = whole.newest.model_copy(update={"inbox": request.inbox})
         for share in whole.shares:
-            self.send(whole, share)
+            self.send(whole, share, True)
 
     def _send_again(self, whole: GroupTask, learners: set[str]) -> None:
         """Finished shares of learners that are asked for once more."""
         for share in whole.shares:
             if not learners.isdisjoint(share.learners):
-                self.send(whole, share)
+                self.send(whole, share, False)
 
     def cancel(self, cancel: m.Cancel) -> None:
         """Stop working on a job's tasks up to a round, and forget them."""
@@ -249,7 +250,7 @@ class Group:
         """Send what is done of tasks whose deadlines are near."""
         for whole in self._all():
             if (share := whole.share_if_due()) is not None:
-                self.send(whole, share)
+                self.send(whole, share, False)
 
     def _all(self) -> list[GroupTask]:
         return [whole for tasks in self._tasks.values() for whole in tasks.values()]
@@ -278,7 +279,7 @@ class Group:
                 self._busy.discard(held.learner)
             share = held.whole.worked(time.perf_counter() - began)
             if share is not None:
-                self.send(held.whole, share)
+                self.send(held.whole, share, False)
         self.on_idle()
 
     def _made(self, held: MemberTask) -> Callable[[], Learner]:

@@ -128,7 +128,9 @@ class LearnerHost:
             max_model_bytes=settings.max_model_bytes,
         )
         group.report = lambda report: self._report(group.id, report)
-        group.send = lambda task, share: self._loop.post(lambda: self._send_share(group, task, share))
+        group.send = lambda task, share, is_asked_for: self._loop.post(
+            lambda: self._send_share(group, task, share, is_asked_for=is_asked_for)
+        )
         group.on_idle = lambda: self._loop.post(self._see_whether_idle)
         return group
 
@@ -371,14 +373,14 @@ class LearnerHost:
         if (update := held.update) is not None and task.upload == "at_once":
             self._updates.post(lambda: publish_update(self._transport, exchange, key, result, update))
 
-    def _send_share(self, group: Group, task: GroupTask, share: FinishedShare) -> None:
+    def _send_share(self, group: Group, task: GroupTask, share: FinishedShare, *, is_asked_for: bool) -> None:
         """Send the pages of a group's result, and its sum unless that is to be asked for."""
         if task.cancelled:
             return
         exchange, key, newest = self.topology.updates, f"{group.id}.{task.newest.inbox}", task.newest
         for page in share.pages:
             self._updates.send(exchange, [key], page)
-        if share.total is not None and newest.upload == "at_once":
+        if share.total is not None and (is_asked_for or newest.upload == "at_once"):
             self._updates.post(lambda: publish_sum(self._transport, exchange, key, share))
 
     # ------------------------------------------------------------ reports

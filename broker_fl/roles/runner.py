@@ -185,8 +185,11 @@ class JobRunner:
         Raises:
             MessageRefused: it contradicts an earlier one, or the sum that it announces cannot be folded.
         """
-        share = self._shares.page(page)
-        if share is None or not isinstance(self.job, GroupJob):
+        known = page.group in self.job.state.cohort.groups or self._services.members.is_group(page.group)
+        if not known or not isinstance(self.job, GroupJob):
+            log.info("a result of %s for job %s is of no group", page.group, page.task.job)
+            return
+        if (share := self._shares.page(page)) is None:
             return
         self.signal(s.ShareArrived(share))
         if not self.job.expects_share(share):

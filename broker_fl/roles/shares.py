@@ -15,7 +15,7 @@ from broker_fl.wire.messages import GroupResult, UpdateChunk
 
 ENCODING = "raw"
 """Of sums: they do not fit into narrower types."""
-MAX_PAGES = 1_000
+MAX_PAGES = 200
 MAX_HALF_SHARES = 2
 """Of one group that are put together at a time; the oldest is forgotten, and comes again when asked for."""
 

@@ -11,7 +11,7 @@ from broker_fl.coordination.membership import Group
 from broker_fl.coordination.shares import Share
 from broker_fl.interfaces import Member
 from broker_fl.wire import events as e
-from broker_fl.wire.job import JobSpec
+from broker_fl.wire.job import JobSpec, Transfer
 from broker_fl.wire.messages import GroupResult, TaskRef, TaskStatus
 from tests.unit.coordination.bench import Bench, spec
 
@@ -147,6 +147,40 @@ def test_a_share_with_a_learner_that_would_be_refused_alone_is_refused(
     (missed,) = bench.all(e.GroupMissed)
     assert (missed.outcome, missed.num_learners) == ("refused", 3)
     assert reason in missed.reasons[0]
+
+
+def test_sums_that_do_not_fit_the_budget_come_one_after_the_other() -> None:
+    settings = spec(rounds=1, min_learners=5, evaluate=False, transfer=Transfer(upload_budget_bytes=1))
+    bench = Bench(settings)
+    joined(bench, "h", "h-0", "h-1")
+    joined(bench)
+    shares = [
+        share(bench, "x", "g-0"),
+        share(bench, "y", "h-0", "h-1", group="h"),
+        share(bench, "z", "g-1", "g-2"),
+    ]
+    requests = []
+    for one in shares:
+        arrive(bench, one)
+        requests.append([action.learner for action in bench.of(s.RequestUpload)])
+    assert requests == [["g"], [], []]
+    for one, following in zip((shares[0], shares[1], shares[2]), (["h"], ["g"], []), strict=True):
+        fold(bench, one)
+        assert [action.learner for action in bench.of(s.RequestUpload)] == following
+    assert bench.of(s.Commit)
+
+
+def test_a_member_counts_through_its_group_alone() -> None:
+    bench = bench_of()
+    task = bench.ref("g-0")
+    assert not bench.job.expects("g-0", task)
+    assert not bench.result("g-0")
+    bench.members.leave_group("g", "1")
+    bench.step(s.GroupDown("g", MEMBERS, "left"))
+    bench.up("g-0")
+    (sent,) = bench.of(s.SendTasks)
+    assert (sent.learners, dict(sent.groups)) == (("g-0",), {})
+    assert bench.job.expects("g-0", task)
 
 
 def test_a_share_of_an_earlier_round_is_late_and_changes_nothing() -> None:
