@@ -8,27 +8,34 @@ from collections.abc import Mapping
 from broker_fl.wire.messages import Result
 
 
-def problem_of(result: Result, steps: object) -> str | None:
+def problem_of(result: Result, paced: int | None, wanted: object) -> str | None:
     """Why an update with this result is refused; None if nothing speaks against it.
 
     Args:
         result: of training.
-        steps: the optimiser steps that its task asked for; anything but an int: it did not say.
+        paced: the optimiser steps that pacing has set for its task; None: it did not.
+        wanted: those that the job's own parameters ask for; anything but an int: they do not. An app that
+            counts no steps may let them be.
     """
-    return problem_of_training(result.metrics, result.num_steps, steps)
+    return problem_of_training(result.metrics, result.num_steps, paced, wanted)
 
 
-def problem_of_training(metrics: Mapping[str, float], num_steps: int, steps: object) -> str | None:
+def problem_of_training(
+    metrics: Mapping[str, float], num_steps: int, paced: int | None, wanted: object
+) -> str | None:
     """Why an update from such a training is refused; None if nothing speaks against it.
 
     Args:
         metrics: of the training.
         num_steps: optimiser steps that were done; 0 if nobody counted.
-        steps: those that the task asked for; anything but an int: it did not say.
+        paced: as of ``problem_of``.
+        wanted: as of ``problem_of``.
     """
     for name, value in metrics.items():
         if not math.isfinite(value):
             return f"its training metric {name!r} is {value}: the training diverged"
-    if isinstance(steps, int) and num_steps not in (0, steps):
+    steps = wanted if paced is None else paced
+    uncounted = num_steps == 0 and paced is None
+    if isinstance(steps, int) and num_steps != steps and not uncounted:
         return f"its task asked for {steps} optimiser steps, it reports {num_steps}"
     return None

@@ -47,6 +47,8 @@ class Assignment:
     sent_at: float = 0.0
     workload: Workload = field(default_factory=dict)
     """Task parameters that pacing has set for this member."""
+    weight: float = 0.0
+    """Of its update in the sum."""
     reminders: int = 0
     received: float = 0.0
     """How much of the model it had, 0 to 1, when it was last heard to be receiving."""
@@ -159,10 +161,6 @@ class Cohort:
             return quorum
         live = len(self) - sum(self._counts[status] for status in _NOT_COUNTED)
         return max(1, math.ceil(quorum * min(live, num_wanted or live) - 1e-9))
-
-    def has_quorum(self, quorum: float, num_wanted: int = 0) -> bool:
-        """Whether enough members have delivered."""
-        return self.count(Status.DELIVERED) >= self.num_required(quorum, num_wanted)
 
     def summary(self) -> str:
         """Counts in words, and the first reasons of those that failed."""

@@ -223,11 +223,9 @@ class GroupJob(Job):
             )
         if self.state.phase is not Phase.TRAINING:
             return None
-        part = self.state.cohort.get(awaited[0])
-        workload = part.workload if part is not None else {}
-        if len({_steps(self.state.cohort.get(learner)) for learner in awaited}) > 1:
-            return share.problem(None)
-        return share.problem(workload.get("steps", self.state.spec.parameters.get("steps")))
+        parts = (self.state.cohort.get(learner) for learner in share.learners)
+        paced = [part.workload.get("steps") if part is not None else None for part in parts]
+        return share.problem(paced, self.state.spec.parameters.get("steps"))
 
     def _note_times(self, share: Share, now: float) -> None:
         """For records and pacing, where anybody goes by them."""
@@ -304,22 +302,24 @@ class GroupJob(Job):
         self.state.cohort.shares.pop(share.id, None)
         why = dict.fromkeys(awaited, text(reason))
         self.state.cohort.move_all(awaited, Status.REFUSED, now, text(reason))
-        self._note_missed(awaited)
         refused = s.Emit(self._missed(share.group, share.task, "refused", why))
-        return [refused, *self._release_upload(share.group), *self._settle(now)]
+        excluded = self._note_missed(why)
+        return [refused, *excluded, *self._release_upload(share.group), *self._settle(now)]
 
     def _fail(self, group: str, task: TaskRef, why: dict[str, str], now: float) -> Actions:
         for learner, reason in why.items():
             self.state.cohort.move(learner, Status.FAILED, now, reason)
-        self._note_missed(why)
-        return [s.Emit(self._missed(group, task, "failed", why))]
+        return [s.Emit(self._missed(group, task, "failed", why)), *self._note_missed(why)]
 
-    def _note_missed(self, learners: Iterable[str]) -> None:
-        for learner in learners:
+    def _note_missed(self, why: dict[str, str]) -> Actions:
+        excluded: Actions = []
+        for learner, reason in why.items():
             if self._remembers:
                 self._records.failed(learner)
             if self.state.phase is Phase.TRAINING:
                 self._pacer.missed(learner)
+            excluded += self._exclusion(learner, reason)
+        return excluded
 
     # ------------------------------------------------------------ parts
 
@@ -360,10 +360,6 @@ class GroupJob(Job):
             for learner in dict.fromkeys(share.learners)
             if (part := self._member(share, learner)) is not None and part.status not in _CLOSED
         ]
-
-
-def _steps(part: Assignment | None) -> int | None:
-    return part.workload.get("steps") if part is not None else None
 
 
 def _columns(page: GroupColumns) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from broker_fl.coordination.cohort import OPEN, Assignment, Status, Workload
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.pacing import make_pacer
 from broker_fl.coordination.records import SMOOTHING, Records
+from broker_fl.coordination.selection import Eligible
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
 from broker_fl.interfaces import Member
@@ -37,6 +38,8 @@ MAX_REMINDER_DOUBLINGS = 5
 
 class Job(ABC):
     """One job: its state, and what follows from each signal. ``members`` is read, never changed."""
+
+    _selector: Eligible
 
     def __init__(self, state: JobState, members: Membership) -> None:
         self.state = state
@@ -92,6 +95,10 @@ class Job(ABC):
         """Whether an update for this task may still be folded."""
         part = self._part(learner, task)
         return part is not None and part.status not in (Status.DELIVERED, Status.REFUSED)
+
+    def learners(self) -> list[str]:
+        """Who is there and may be asked: those that match the selector's ``where``."""
+        return [member.learner for member in self._selector.matching(self._present())]
 
     def is_open(self, learner: str) -> bool:
         """Whether something may still come from the learner."""
@@ -355,7 +362,7 @@ class Job(ABC):
         """Why the result cannot be right; None if it can."""
         if self.state.phase is not Phase.TRAINING:
             return None
-        return problem_of(result, part.workload.get("steps", self.state.spec.parameters.get("steps")))
+        return problem_of(result, part.workload.get("steps"), self.state.spec.parameters.get("steps"))
 
     def _late(self, result: Result) -> Actions:
         """Say so, if it is of this job and of a task that was given up."""
@@ -371,6 +378,8 @@ class Job(ABC):
         if not self.expects(signal.learner, signal.task):
             return []
         self.state.cohort.move(signal.learner, Status.DELIVERED, now)
+        if (part := self.state.cohort.get(signal.learner)) is not None:
+            part.weight = signal.weight
         if self._remembers:
             self._records.counted(signal.learner)
         folded = e.UpdateFolded(
@@ -401,9 +410,30 @@ class Job(ABC):
             self._records.failed(learner)
         if self.state.phase is Phase.TRAINING:
             self._pacer.missed(learner)
-        return [*self._release_upload(learner), *self._is_over(learner, now)]
+        part = self.state.cohort.get(learner)
+        excluded = self._exclusion(learner, part.reason if part is not None else "")
+        return [*self._release_upload(learner), *excluded, *self._is_over(learner, now)]
+
+    def _exclusion(self, learner: str, reason: str) -> Actions:
+        """Say so, if the learner has now failed so often that it is left out for a while."""
+        limit = self._failures_allowed
+        if limit is None or self._records.of(learner).num_failures != limit:
+            return []
+        excluded = e.LearnerExcluded(
+            job=self.state.job,
+            round=self.state.round,
+            learner=learner,
+            num_failures=limit,
+            reason=text(reason),
+        )
+        return [s.Emit(excluded)]
 
     # ------------------------------------------------------------ parts
+
+    @property
+    def _failures_allowed(self) -> int | None:
+        """How often in a row a learner may fail before it is left out."""
+        return self.state.spec.selector.exclude_after
 
     @property
     def _remembers(self) -> bool:
@@ -427,11 +457,21 @@ class Job(ABC):
     def _ref(self, part: Assignment) -> TaskRef:
         return TaskRef(job=self.state.job, round=part.round, attempt=part.attempt)
 
-    def _assign(self, learners: Iterable[str], now: float, *, attempt: Callable[[str], int]) -> list[str]:
-        """Give the open round's task, or the newest version, to learners; nothing is sent yet."""
+    def _assign(
+        self,
+        learners: Iterable[str],
+        now: float,
+        *,
+        attempt: Callable[[str], int],
+        beside: Iterable[str] = (),
+    ) -> list[str]:
+        """Give the open round's task, or the newest version, to learners; nothing is sent yet.
+
+        Their work is paced as of one cohort with those ``beside`` them.
+        """
         state, chosen = self.state, list(learners)
         train = state.phase is Phase.TRAINING
-        workloads = self._pacer.workloads(chosen) if train else {}
+        workloads = self._pacer.workloads([*beside, *chosen]) if train and chosen else {}
         remembers = self._remembers and train
         for learner in chosen:
             state.cohort.assign(
@@ -491,8 +531,11 @@ class Job(ABC):
         their fault.
         """
         late = self.state.cohort.with_status(*OPEN)
-        self.state.cohort.move_all(late, Status.LATE, now)
         actions: Actions = []
+        for learner in () if cancelled else late:
+            self._note_late(learner, now)
+            actions += self._exclusion(learner, reason)
+        self.state.cohort.move_all(late, Status.LATE, now)
         for task, _, (alone, groups) in self._by_task(late):
             actions += [
                 s.Emit(
@@ -525,6 +568,16 @@ class Job(ABC):
             reasons=tuple(map(text, reasons[:1] if len(set(reasons)) == 1 else reasons)),
         )
 
+    def _note_late(self, learner: str, now: float) -> None:
+        """Nothing has come of its training, as long as it had."""
+        part = self.state.cohort.get(learner)
+        if self.state.phase is not Phase.TRAINING or part is None:
+            return
+        if part.status is not Status.FINISHED:
+            self._pacer.missed(learner)
+        if self._remembers:
+            self._records.late(learner, now - part.sent_at, part.workload.get("steps", 0))
+
     def _note_evaluation(self) -> Actions:
         """Average what the cohort found out about the version it was given."""
         cohort, means, num_learners, num_examples = self.state.cohort, Means(), 0, 0
@@ -555,10 +608,11 @@ class Job(ABC):
         state, means = self.state, Means()
         for part in parts.values():
             if part.result is not None:
-                means.add(part.result.metrics, part.result.num_examples)
+                means.add(part.result.metrics, part.weight)
+        rule = state.spec.rule
         for share in state.cohort.shares.values():
-            if share.is_folded:
-                share.add_metrics(means)
+            if share.is_folded and isinstance(rule, Summable):
+                share.add_metrics(means, rule.weighting)
         committed = e.VersionCommitted(
             job=state.job,
             round=state.round,

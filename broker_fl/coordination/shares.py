@@ -79,9 +79,9 @@ class Share:
             case "equal":
                 return np.ones(len(self.learners))
 
-    def add_metrics(self, means: Means) -> None:
-        """Of training, by examples."""
-        means.add_columns(self.metrics("metrics"), self.column("num_examples"))
+    def add_metrics(self, means: Means, weighting: Weighting) -> None:
+        """Of training, by what each update counts in the sum."""
+        means.add_columns(self.metrics("metrics"), self.weights(weighting))
 
     def add_evaluation(self, means: Means) -> tuple[int, int]:
         """By examples; how many learners evaluated, and on how many examples, comes back."""
@@ -89,8 +89,13 @@ class Share:
         means.add_columns(columns, np.maximum(examples, 1.0))
         return (len(self.learners), int(examples.sum())) if columns else (0, 0)
 
-    def problem(self, steps: object) -> str | None:
-        """Why the sum is refused; None if nothing speaks against it. As ``checking.problem_of``."""
+    def problem(self, paced: Sequence[int | None], wanted: object) -> str | None:
+        """Why the sum is refused; None if nothing speaks against it. As ``checking.problem_of``.
+
+        Args:
+            paced: of each of ``learners``.
+            wanted: of all of them.
+        """
         for name, values in self.metrics("metrics").items():
             if np.isinf(values).any():
                 learner = self.learners[int(np.argmax(np.isinf(values)))]
@@ -98,9 +103,13 @@ class Share:
         if (self.column("num_examples") < 1).any():
             learner = self.learners[int(np.argmin(self.column("num_examples")))]
             return f"the update of {learner} was trained on no example, so it has no weight"
+        wanted = wanted if isinstance(wanted, int) else 0
         done = self.column("num_steps")
-        if isinstance(steps, int) and (wrong := (done != 0) & (done != steps)).any():
+        own = np.array([-1 if steps is None else steps for steps in paced])
+        wrong = np.where(own >= 0, done != own, (done != 0) & (done != wanted) & (wanted > 0))
+        if wrong.any():
             place = int(np.argmax(wrong))
+            steps = int(own[place]) if own[place] >= 0 else wanted
             return (
                 f"the task of {self.learners[place]} asked for {steps} optimiser steps, it reports "
                 f"{int(done[place])}"

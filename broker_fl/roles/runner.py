@@ -413,7 +413,7 @@ class JobRunner:
                 model=lambda: self._model_of(version),
                 memory=self._memory_of(version),
                 round=self.job.state.round,
-                learners=lambda: [member.learner for member in self._services.members.members()],
+                learners=self.job.learners,
                 updates=self._updates if self._stores_updates else {},
                 carried=carried if carried_by == version else None,
             )

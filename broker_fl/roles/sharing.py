@@ -230,7 +230,7 @@ class GroupTask:
         with self.lock:
             if model is not None:
                 steps = task.parameters.get("steps")
-                if (problem := problem_of_training(done.metrics, done.num_steps, steps)) is not None:
+                if (problem := problem_of_training(done.metrics, done.num_steps, None, steps)) is not None:
                     raise UpdateRefused(problem)
                 contribution = Contribution(
                     learner=done.learner,

@@ -8,7 +8,8 @@ from broker_fl.coordination.state import Phase
 from broker_fl.wire import events as e
 from broker_fl.wire.job import MetricTarget, Termination, Transfer
 from broker_fl.wire.messages import TaskRef, TaskStatus
-from broker_fl.wire.selectors import SelectRandom
+from broker_fl.wire.rules import Median
+from broker_fl.wire.selectors import SelectAll, SelectRandom
 from tests.unit.coordination.bench import Bench, spec
 
 
@@ -612,3 +613,41 @@ def test_a_paused_job_can_be_stopped() -> None:
     bench.play("a")
     bench.step(s.StopWanted("enough"))
     assert [event.state for event in bench.all(e.JobFinished)] == ["stopped"]
+
+
+# ---------------------------------------------------------------- what the record says of the late
+
+
+def test_who_is_always_late_is_left_out_like_who_always_fails() -> None:
+    selector = SelectAll(exclude_after=2, exclude_rounds=2)
+    bench = Bench(spec(rounds=9, quorum=0.5, deadline_s=10.0, selector=selector, evaluate=False), "a", "late")
+    asked = []
+    for _ in range(6):
+        asked.append("late" in bench.asked())
+        bench.deliver("a")
+        bench.wait(10.0)
+        bench.stored()
+    assert asked == [True, True, False, False, True, False]
+    assert [(one.learner, one.round) for one in bench.all(e.LearnerExcluded)] == [("late", 1)]
+    assert bench.job.state.records["late"].task_s == pytest.approx(10.0)
+
+
+def test_a_round_is_not_closed_with_too_few_for_a_robust_rule() -> None:
+    rule = {"rule": Median(max_attackers=1), "min_learners": 3, "quorum": 1.0}
+    bench = Bench(spec(**rule), "a", "b", "c")
+    bench.deliver("a", "b")
+    bench.down("c")
+    assert not bench.of(s.Commit)
+    bench.up("d")
+    bench.deliver("d")
+    assert bench.of(s.Commit)
+
+
+def test_metrics_are_averaged_by_the_weights_that_the_rule_gave() -> None:
+    bench = Bench(spec(), "honest", "boaster")
+    bench.result("honest", num_examples=1, metrics={"loss": 1.0})
+    bench.fold("honest")
+    bench.result("boaster", num_examples=10**15, metrics={"loss": 9.0})
+    bench.fold("boaster")
+    bench.stored()
+    assert bench.all(e.VersionCommitted)[0].metrics == {"loss": 5.0}

@@ -19,7 +19,26 @@ ASYNC: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({**ASYNC, "protocol": {"name": "asynchronous", "quorum": 0.5}}, "quorum"),
+        (
+            {**ASYNC, "protocol": {"name": "asynchronous", "quorum": 0.5}},
+            "'protocol.quorum' = 0.5: the protocol 'asynchronous' has no rounds",
+        ),
+        (
+            {"protocol": {"quorum": 5}, "selector": {"name": "random", "count": 3}},
+            "'protocol.quorum' = 5 is above 'selector.count' = 3",
+        ),
+        (
+            {"pacing": {"name": "aimd", "target_s": 1.0}, "parameters": {"epochs": 20}},
+            "'parameters.epochs' = 20",
+        ),
+        (
+            {"pacing": {"name": "aimd", "target_s": 5.0}, "protocol": {"deadline_s": 1.0}},
+            "'pacing.target_s' = 5 is beyond 'protocol.deadline_s' = 1",
+        ),
+        (
+            {"protocol": {"over_selection": 2}, "selector": {"name": "random", "fraction": 1.0}},
+            "'selector.fraction' = 1 chooses everybody",
+        ),
         ({**ASYNC, "protocol": {"name": "asynchronous", "over_selection": 1}}, "over_selection"),
         ({**ASYNC, "rule": {"name": "fedavg"}}, "'fedavg' combines the updates of one round"),
         ({"rule": {"name": "fedasync"}}, "'fedasync' needs 'protocol.name' = 'asynchronous'"),
