@@ -64,11 +64,11 @@ def test_a_groups_task_is_one_for_all_of_its_members_and_its_sum_delivers_them_a
     assert {status(bench, learner) for learner in MEMBERS} == {Status.FINISHED}
     fold(bench, one)
     assert {status(bench, learner) for learner in MEMBERS} == {Status.DELIVERED}
-    bench.deliver("a", metrics={"loss": 4.0}, num_examples=4)
+    bench.deliver("a", metrics={"loss": 4.0})
     bench.stored()
     (committed,) = bench.all(e.VersionCommitted)
     assert committed.contributors == ("a", *MEMBERS)
-    assert committed.metrics == {"loss": pytest.approx((1 * 1 + 3 * 2 + 4 * 4) / 8)}
+    assert committed.metrics == {"loss": pytest.approx((1 * 1 + 3 * 2 + 1 * 4) / 5)}
     assert [event.weight for event in bench.all(e.GroupFolded)] == [9.0]
 
 
