@@ -215,8 +215,10 @@ class Job(ABC):
     def _target_unknown(self) -> str | None:
         """Why the target can never be reached; None if it can."""
         target = self.state.spec.termination.target
-        results = [part.result for _, part in self.state.cohort.items() if part.result is not None]
+        cohort = self.state.cohort
+        results = [part.result for part in cohort.values() if part.result is not None]
         names = {name for result in results for name in result.evaluation}
+        names |= {name for share in cohort.shares.values() for name in share.metrics("evaluation")}
         if target is None or target.metric in names:
             return None
         there = ", ".join(sorted(names))

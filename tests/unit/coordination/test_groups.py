@@ -11,7 +11,7 @@ from broker_fl.coordination.membership import Group
 from broker_fl.coordination.shares import Share
 from broker_fl.interfaces import Member
 from broker_fl.wire import events as e
-from broker_fl.wire.job import JobSpec, Transfer
+from broker_fl.wire.job import JobSpec, MetricTarget, Termination, Transfer
 from broker_fl.wire.messages import GroupResult, TaskRef, TaskStatus
 from tests.unit.coordination.bench import Bench, spec
 
@@ -70,6 +70,18 @@ def test_a_groups_task_is_one_for_all_of_its_members_and_its_sum_delivers_them_a
     assert committed.contributors == ("a", *MEMBERS)
     assert committed.metrics == {"loss": pytest.approx((1 * 1 + 3 * 2 + 1 * 4) / 5)}
     assert [event.weight for event in bench.all(e.GroupFolded)] == [9.0]
+
+
+@pytest.mark.parametrize(("metric", "end"), [("accuracy", "done"), ("accurcy", "failed")])
+def test_a_target_is_looked_for_among_the_metrics_of_groups(metric: str, end: str) -> None:
+    target = MetricTarget(metric=metric, value=0.5)
+    bench = bench_of(spec(min_learners=3, termination=Termination(rounds=5, target=target)))
+    one = share(bench, "x", evaluation={"accuracy": (0.25, 0.75, 0.5)}, evaluation_examples=(1,))
+    arrive(bench, one)
+    fold(bench, one)
+    (finished,) = bench.all(e.JobFinished)
+    assert finished.state == end
+    assert bench.all(e.VersionEvaluated)[0].metrics == {"accuracy": 0.5}
 
 
 def test_of_two_sums_with_the_same_learner_one_counts_whichever_order_they_come_in() -> None:
