@@ -46,7 +46,8 @@ class OutgoingTasks:
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        task = self._task(action, manifest)
+        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
+        task = self._task(action, manifest, tuple(buffers))
         task_bytes = self._publish_task(action, task)
         group_bytes = {
             group: self._publish_to_group(task, group, members) for group, members in action.groups.items()
@@ -82,7 +83,7 @@ class OutgoingTasks:
         )
         return [alone, *events]
 
-    def _task(self, action: s.SendTasks, manifest: ModelManifest) -> Task:
+    def _task(self, action: s.SendTasks, manifest: ModelManifest, buffers: tuple[str, ...]) -> Task:
         transfer = self.spec.transfer
         return Task(
             task=action.task,
@@ -92,6 +93,7 @@ class OutgoingTasks:
             parameters={**self.spec.task_parameters, **action.workload},
             encoding=transfer.encoding,
             form=self.form,
+            buffers=buffers,
             chunk_bytes=transfer.chunk_bytes,
             inbox=self.services.inbox,
             upload="on_request" if action.upload_on_request else "at_once",

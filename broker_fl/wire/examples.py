@@ -148,7 +148,7 @@ def _task_examples() -> dict[str, m.Message]:
         ),
         "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
         "task that asks for changes": m.Task(
-            task=TASK, model=_MANIFEST, form="changes", inbox="controller-7"
+            task=TASK, model=_MANIFEST, form="changes", buffers=("dense.bias",), inbox="controller-7"
         ),
         "task of a group": m.Task(
             task=TASK, model=_MANIFEST, learners=("host-1-0", "host-1-1"), inbox="controller-7"

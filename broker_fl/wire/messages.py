@@ -36,6 +36,7 @@ from broker_fl.wire.fields import (
     Positive,
     Seconds,
     SpecRows,
+    TensorNames,
     Text,
 )
 from broker_fl.wire.frames import brief, pack, unpack
@@ -447,6 +448,10 @@ class Task(Message):
     """Of the update that is asked for."""
     form: Form = "values"
     """Of the update that is asked for; a learner that cannot do it must refuse the task."""
+    buffers: TensorNames = ()
+    """Of the model's float tensors those that have no change, where ``form`` is ``changes``: of these the
+    update holds the values.
+    """
     learners: MemberIds = ()
     """Of a group's task: the members that shall do it. Its update is the sum ``Σ w x`` of theirs, in the form
     ``sum`` and never encoded.
