@@ -182,10 +182,10 @@ class Job(ABC):
 
     def _wait_for(self, num_needed: int, num_matching: int, now: float) -> Actions:
         there = f"{num_matching} learners are there"
-        if not isinstance(self.state.spec.rule, Summable) and len(self._members.alone()) < len(self._members):
+        if not self.state.spec.takes_groups and len(self._members.alone()) < len(self._members):
             there += (
-                f" besides members of groups, whose updates come as sums: the rule "
-                f"{self.state.spec.rule.name!r} needs each by itself"
+                f" besides members of groups, whose updates come as sums of values: the rule "
+                f"{self.state.spec.rule.name!r} or the encoding needs each by itself"
             )
         elif self.state.spec.selector.where:
             there = f"{num_matching} of {len(self._members)} learners match 'selector.where'"
@@ -655,6 +655,6 @@ class Job(ABC):
 
     def _present(self) -> list[Member]:
         """Who is there and may take part, sorted: members of groups where the rule is a sum of sums alone."""
-        if isinstance(self.state.spec.rule, Summable):
+        if self.state.spec.takes_groups:
             return self._members.members()
         return self._members.alone()

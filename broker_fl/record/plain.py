@@ -164,9 +164,10 @@ def of_version(history: History) -> str:
     version = history.evaluated_version
     if not history.asynchronous or not history.metrics or version is None:
         return ""
-    evaluated_in = history.versions[version].evaluated_in
-    last = evaluated_in is not None and not history.rounds[evaluated_in].train
-    return f" of version {version}" if last or version == 0 else f" of versions up to {version}"
+    record = history.versions[version]
+    last = record.evaluated_in is not None and not history.rounds[record.evaluated_in].train
+    what = f" of version {version}" if last or version == 0 else f" of versions up to {version}"
+    return f"{what}, by {plural(record.num_evaluators, 'learner')}"
 
 
 def goal(history: History) -> tuple[str, int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,8 +17,9 @@ from broker_fl.wire.chunks import num_chunks
 from broker_fl.wire.control import joined
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import TaskSent
+from broker_fl.wire.fields import Form
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import Form, ModelManifest, Task
+from broker_fl.wire.messages import ModelManifest, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +31,25 @@ class OutgoingTasks:
     form: Form
     variates: Variates | None
     """SCAFFOLD's, of the version that goes out; None where the updates have none."""
+    counted: Mapping[str, int] | None = None
+    """Rounds of the learners' last updates that counted; None where they have no residuals."""
 
     def publish(self, action: s.SendTasks, model: Model) -> list[TaskSent]:
         """Send the task, then the model's chunks; what that took comes back, for each group by itself."""
         services, transfer, began = self.services, self.spec.transfer, time.perf_counter()
         if self.variates is not None:
             model = joined(model, self.variates.mean())
-        buffer = encoding(transfer.encoding).encode(model)
+        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
+        buffer = encoding(transfer.of_versions, buffers).encode(model)
         manifest = ModelManifest(
             version=action.version,
             spec=model.spec.to_wire(),
             spec_digest=model.spec.digest,
             digest=model.digest,
-            encoding=transfer.encoding,
+            encoding=transfer.of_versions,
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
         task = self._task(action, manifest, tuple(buffers))
         task_bytes = self._publish_task(action, task)
         group_bytes = {
@@ -101,10 +104,12 @@ class OutgoingTasks:
         )
 
     def _publish_task(self, action: s.SendTasks, task: Task) -> int:
-        """One message for all whose own variate is of the same round; bytes to all learners together."""
+        """One message for all whose variate or residual is of the same round; bytes to all learners
+        together.
+        """
         services, num_bytes = self.services, 0
-        for control, learners in self._by_variate(action.learners).items():
-            body = task.model_copy(update={"control": control}).pack()
+        for (control, residual), learners in self._by_round(action.learners).items():
+            body = task.model_copy(update={"control": control, "residual": residual}).pack()
             services.transport.publish(services.topology.tasks, self._keys(learners), body, mandatory=True)
             num_bytes += len(body) * len(learners)
         return num_bytes
@@ -121,11 +126,13 @@ class OutgoingTasks:
         services.transport.publish(services.topology.tasks, self._keys([group]), body, mandatory=True)
         return len(body)
 
-    def _by_variate(self, learners: Sequence[str]) -> dict[int | None, list[str]]:
-        groups: dict[int | None, list[str]] = {}
+    def _by_round(self, learners: Sequence[str]) -> dict[tuple[int | None, int | None], list[str]]:
+        """Learners by the rounds of their variate and of their residual."""
+        groups: dict[tuple[int | None, int | None], list[str]] = {}
         for learner in learners:
             control = None if self.variates is None else self.variates.rounds.get(learner, -1)
-            groups.setdefault(control, []).append(learner)
+            residual = None if self.counted is None else self.counted.get(learner, -1)
+            groups.setdefault((control, residual), []).append(learner)
         return groups
 
     def _keys(self, learners: Sequence[str]) -> list[str]:

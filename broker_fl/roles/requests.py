@@ -172,7 +172,7 @@ class Requests:
             job=submit.job,
             spec=submit.spec,
             driver=submit.driver,
-            update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(_update_spec(submit.spec, model)),
+            update_bytes=_update_bytes(submit.spec, model),
             submitted_at=now,
         )
         record = VersionRecord(
@@ -207,14 +207,17 @@ class Requests:
     def _refuse_groups(self, spec: JobSpec) -> None:
         """Members of groups send sums; a rule that needs each update by itself is told so at once."""
         members = self._jobs.members
-        if isinstance(spec.rule, Summable) or len(alone := members.alone()) == len(members):
+        if spec.takes_groups or len(alone := members.alone()) == len(members):
             return
         selector = make_selector(spec.selector, self._services.own)
         in_groups = len(selector.matching(members.members())) - len(selector.matching(alone))
         if in_groups:
+            cause = f"the rule {spec.rule.name!r} needs"
+            if isinstance(spec.rule, Summable):
+                cause = f"updates as changes (encoding {spec.transfer.encoding!r}) need"
             raise RequestRefused(
-                f"the rule {spec.rule.name!r} needs the update of each learner by itself, and {in_groups} of "
-                f"the learners are in groups, which send sums: choose 'fedavg' or 'fedprox', leave these "
+                f"{cause} the update of each learner by itself, and {in_groups} of the learners are in "
+                "groups, which send sums: choose 'fedavg' or 'fedprox' with an encoding of values, leave these "
                 "learners out by 'selector.where', or start their hosts without a group"
             )
 
@@ -307,6 +310,11 @@ class Requests:
     def _reply(self, request: m.Request, reply: m.Reply) -> None:
         topology = self._services.topology
         self._services.sender.send(topology.tasks, [topology.driver_key(request.driver)], reply)
+
+
+def _update_bytes(spec: JobSpec, model: Model) -> int:
+    kept = spec.buffers_of(model.spec)
+    return encoding(spec.transfer.encoding, kept).num_bytes(_update_spec(spec, model))
 
 
 def _update_spec(spec: JobSpec, model: Model) -> ModelSpec:

@@ -153,6 +153,9 @@ def _task_examples() -> dict[str, m.Message]:
         "task of a group": m.Task(
             task=TASK, model=_MANIFEST, learners=("host-1-0", "host-1-1"), inbox="controller-7"
         ),
+        "task with error feedback": m.Task(
+            task=TASK, model=_MANIFEST, encoding="topk/100", form="changes", residual=2, inbox="controller-7"
+        ),
         "model_chunk": m.ModelChunk(
             job="digits-1f",
             version=3,

@@ -141,7 +141,7 @@ def test_an_asynchronous_version_counts_what_is_new_and_names_the_version_that_w
     events = [event.model_copy(update={"sequence": 0}) for event in events]
     lines = [line for line in plain(events) if line.startswith("version ")]
     assert lines[0].endswith("; loss –"), "the loss of training is not the version's"
-    assert lines[4].endswith("; accuracy 0.0040 of versions up to 3")
+    assert lines[4].endswith("; accuracy 0.0040 of versions up to 3, by 3 learners")
     assert History.of(events).versions[3].evaluation == {"accuracy": 0.004}
     assert all(": 1 update" in line for line in lines[:99])
     assert sum("1 failed" in line for line in lines) == 1

@@ -369,14 +369,20 @@ def test_two_jobs_share_a_group_and_no_learner_does_two_things_at_once(stage: St
 # ---------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("rule", [Median(), FedAvgM()])
-def test_a_rule_that_is_no_sum_is_refused_while_groups_are_there(stage: Stage, rule: object) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"rule": Median()}, {"rule": FedAvgM()}, {"transfer": Transfer(encoding="int8")}],
+    ids=["median", "fedavgm", "int8"],
+)
+def test_what_is_no_sum_of_values_is_refused_while_groups_are_there(
+    stage: Stage, settings: dict[str, object]
+) -> None:
     stage.controller()
     stage.host(named("a", 4), group="a")
     stage.host(named("solo", 3))
     eventually(lambda: len(stage.driver.learners()) == 7, "seven learners")
     with pytest.raises(RequestRefused, match="4 of the learners are in groups, which send sums"):
-        stage.submit(rounds=1, min_learners=3, quorum=3, rule=rule)
+        stage.submit(rounds=1, min_learners=3, quorum=3, **settings)
 
 
 def test_by_where_or_before_a_group_comes_such_a_job_runs_with_the_others_alone(stage: Stage) -> None:
