@@ -217,8 +217,8 @@ class Requests:
                 cause = f"updates as changes (encoding {spec.transfer.encoding!r}) need"
             raise RequestRefused(
                 f"{cause} the update of each learner by itself, and {in_groups} of the learners are in "
-                "groups, which send sums: choose 'fedavg' or 'fedprox' with an encoding of values, leave these "
-                "learners out by 'selector.where', or start their hosts without a group"
+                "groups, which send sums: choose 'fedavg' or 'fedprox' with an encoding of values, leave "
+                "these learners out by 'selector.where', or start their hosts without a group"
             )
 
     # ------------------------------------------------------------ stopping and reading
