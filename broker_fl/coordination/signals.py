@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker_fl.coordination.cohort import Workload
@@ -92,6 +93,8 @@ class VersionWasStored:
     version: int
     digest: str
     total_weight: float
+    used: Mapping[str, float] | None = None
+    """``Combined.used``."""
     aggregate_s: float = 0.0
     store_s: float = 0.0
     memory_bytes: int = 0

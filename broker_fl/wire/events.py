@@ -12,7 +12,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 from pydantic import Field, ValidationError, model_validator
 
 from broker_fl.errors import FrameRefused
-from broker_fl.wire.fields import Count, Digest, Identifier, Listed, Metrics, Name, Parameters, Seconds, Text
+from broker_fl.wire.fields import (
+    Count,
+    Digest,
+    Identifier,
+    Listed,
+    Metrics,
+    Name,
+    Parameters,
+    Seconds,
+    Shares,
+    Text,
+)
 from broker_fl.wire.frames import unpack
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import Message, Timings, VersionRef, concrete, first_problem, parse
@@ -237,6 +248,10 @@ class VersionCommitted(Event):
     num_learners: Count = 0
     """That contributed; ``contributors`` names at most ``MAX_LISTED`` of them."""
     total_weight: Weight
+    used: Shares | None = None
+    """Shares of contributors in the version, where the rule chose among them: 0 if it left one out. Of at most
+    ``MAX_LISTED``.
+    """
     metrics: Metrics = Field(default={})
     """Of training, averaged by weight."""
     round_s: Seconds
