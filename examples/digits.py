@@ -27,9 +27,13 @@ class Digits:
         rng = np.random.default_rng([task.round, *task.learner.encode()])
         images, digits = self.examples
         starts = range(0, len(digits), batch_size)
-        steps = int(task.parameters.get("steps") or int(task.parameters.get("epochs") or 5) * len(starts))
+        epochs = int(task.parameters.get("epochs", 5) or 0)
+        if epochs < 1:
+            raise ValueError(f"epochs is {epochs}; train at least 1")
+        steps = int(task.parameters.get("steps") or epochs * len(starts))
+        order = rng.permutation(len(digits))
         for step in range(steps):
-            if step % len(starts) == 0:
+            if step and step % len(starts) == 0:
                 order = rng.permutation(len(digits))
             start = starts[step % len(starts)]
             batch = order[start : start + batch_size]

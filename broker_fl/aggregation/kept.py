@@ -12,10 +12,10 @@ from broker_fl.aggregation.sums import check_addable
 from broker_fl.aggregation.weighting import Weighting, weight_of
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Combined, Contribution, Given
-from broker_fl.model import Model
+from broker_fl.model import Array, Model
 from broker_fl.wire.rules import Robust
 
-Combine = Callable[[Given, Sequence[Contribution]], tuple[Model, Sequence[float] | None]]
+Combine = Callable[[Given, Sequence[Contribution]], tuple[Model, Array | None]]
 """A model, and for each update its share in it, where the rule chooses among them."""
 
 
@@ -65,7 +65,7 @@ class KeptUpdates:
         if shares is None:
             return Combined(model=model)
         names = [update.learner for update in updates]
-        return Combined(model=model, used=dict(zip(names, map(float, shares), strict=True)))
+        return Combined(model=model, used=dict(zip(names, shares.tolist(), strict=True)))
 
 
 def checked_weight(given: Given, contribution: Contribution, weighting: Weighting) -> float:

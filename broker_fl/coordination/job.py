@@ -202,6 +202,16 @@ class Job(ABC):
         reached = value >= target.value if target.mode == "max" else value <= target.value
         return f"{target.metric} reached {value:.6g}" if reached else None
 
+    def _target_unknown(self) -> str | None:
+        """Why the target can never be reached; None if it can."""
+        target = self.state.spec.termination.target
+        results = [part.result for _, part in self.state.cohort.items() if part.result is not None]
+        names = {name for result in results for name in result.evaluation}
+        if target is None or target.metric in names:
+            return None
+        there = ", ".join(sorted(names))
+        return f"no learner reports the metric {target.metric!r} of 'termination.target'; there are: {there}"
+
     def _finish(self, end: JobEnd, reason: str, now: float) -> Actions:
         state = self.state
         is_open = state.phase in (Phase.TRAINING, Phase.EVALUATING)
@@ -231,7 +241,8 @@ class Job(ABC):
         if state.is_paused:
             return []
         state.paused_at, state.pause_after, state.waiting_since = now, None, None
-        return [s.Save(), s.Emit(e.JobPaused(job=state.job, reason=text(signal.reason)))]
+        state.pause_reason = text(signal.reason)
+        return [s.Save(), s.Emit(e.JobPaused(job=state.job, reason=state.pause_reason))]
 
     def _pause_if_due(self, now: float) -> Actions:
         """After a commit: whether that was the last version for which the job was let go on."""

@@ -141,6 +141,8 @@ class RoundsJob(Job):
         state.deadline_at = state.waiting_since = None
         if evaluated and (reached := self._target_reached()) is not None:
             return actions + self._finish("done", reached, now)
+        if evaluated and state.version == 0 and (unknown := self._target_unknown()) is not None:
+            return actions + self._finish("failed", unknown, now)
         if state.phase is Phase.EVALUATING:
             return actions + self._finish("done", state.ending, now)
         state.phase = Phase.COMMITTING

@@ -30,6 +30,7 @@ def try_own_code(spec: JobSpec, model: Model, members: Sequence[Member], own: Ow
     Raises:
         AppError: something of it does not do what its interface says; the message names the user's line.
     """
+    own.check(spec)
     if isinstance(spec.rule, OwnRule):
         _try_rule(spec, own.rule(spec.rule.rule, spec.rule.settings), model)
     if isinstance(spec.selector, OwnSelector):

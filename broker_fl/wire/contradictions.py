@@ -76,12 +76,14 @@ def _rule_of_the_other_protocol(spec: JobSpec) -> str | None:
 
 
 def _rounds_without_rounds(spec: JobSpec) -> str | None:
-    if isinstance(spec.protocol, Asynchronous) and spec.termination.rounds is not None:
-        return (
-            f"'termination.rounds' = {spec.termination.rounds}: the protocol 'asynchronous' has no rounds; "
-            "give 'termination.versions' or 'termination.updates'"
-        )
-    return None
+    if not isinstance(spec.protocol, Asynchronous) or spec.termination.rounds is None:
+        return None
+    given = "termination" in spec.model_fields_set
+    what = f"'termination.rounds' = {spec.termination.rounds}" if given else "'termination' is missing"
+    return (
+        f"{what}: the protocol 'asynchronous' has no rounds; give 'termination.versions', "
+        "'termination.updates' or 'termination.wall_clock_s'"
+    )
 
 
 def _choosing_without_rounds(spec: JobSpec) -> str | None:

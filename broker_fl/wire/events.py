@@ -249,8 +249,8 @@ class VersionCommitted(Event):
     """That contributed; ``contributors`` names at most ``MAX_LISTED`` of them."""
     total_weight: Weight
     used: Shares | None = None
-    """Shares of contributors in the version, where the rule chose among them: 0 if it left one out. Of at most
-    ``MAX_LISTED``.
+    """Shares of contributors in the version, where the rule chose among them: 0 if it left one out. At most
+    ``MAX_LISTED`` of them.
     """
     metrics: Metrics = Field(default={})
     """Of training, averaged by weight."""

@@ -125,7 +125,7 @@ RULES: list[tuple[dict[str, Any], float]] = [
     ),
     (
         {"name": "fedyogi", "beta1": 0.0, "beta2": 0.0, "tau": 0.5},
-        0.1 / (1.25**0.5 + 0.5) + 0.1 / (0.25**0.5 + 0.5),
+        0.1 / (1.25**0.5 + 0.5) + 0.1,
     ),
     ({"name": "fednova"}, 2.0),
     ({"name": "scaffold"}, 2.0),

@@ -463,18 +463,20 @@ def test_a_round_that_loses_too_many_learners_waits_for_enough_and_combines_no_f
     leaver.gate.clear()
     spec = {"rule": {"name": "median"}, "protocol": {"min_learners": 3}, "termination": {"rounds": 2}}
     with Federation({"a": Adds(1.0), "b": Adds(1.0)}, name=FEDERATION) as federation:
-        transport = federation.broker.connect("leaver")
+        transports = [federation.broker.connect(name) for name in ("leaver", "back")]
         hosts = [
-            LearnerHost(transport, {"c": leaver}, LearnerSettings(federation=FEDERATION)) for _ in range(2)
+            LearnerHost(transport, {"c": leaver}, LearnerSettings(federation=FEDERATION))
+            for transport in transports
         ]
         hosts[0].start()
         job = federation.submit(JobSpec.model_validate(spec), model_of())
         assert leaver.at_work.wait(WAIT_S)
         hosts[0].stop(drain_s=0.0, reason="it has had enough")
+        transports[0].close()
         leaver.gate.set()
         hosts[1].start()
         assert job.wait().state == "done"
         hosts[1].stop(drain_s=0.0)
-        transport.close()
+        transports[1].close()
         same(job.model(), model_of(2.0))
         assert all(len(version.contributors) == 3 for version in list(job.history().versions.values())[1:])

@@ -633,8 +633,7 @@ def test_who_is_always_late_is_left_out_like_who_always_fails() -> None:
 
 
 def test_a_round_is_not_closed_with_too_few_for_a_robust_rule() -> None:
-    rule = {"rule": Median(max_attackers=1), "min_learners": 3, "quorum": 1.0}
-    bench = Bench(spec(**rule), "a", "b", "c")
+    bench = Bench(spec(rule=Median(max_attackers=1), min_learners=3, quorum=1.0), "a", "b", "c")
     bench.deliver("a", "b")
     bench.down("c")
     assert not bench.of(s.Commit)
@@ -651,3 +650,13 @@ def test_metrics_are_averaged_by_the_weights_that_the_rule_gave() -> None:
     bench.fold("boaster")
     bench.stored()
     assert bench.all(e.VersionCommitted)[0].metrics == {"loss": 5.0}
+
+
+def test_a_target_that_nobody_measures_fails_the_job_after_its_first_evaluation() -> None:
+    termination = Termination(target=MetricTarget(metric="acuracy", value=0.9))
+    bench = Bench(spec(termination=termination), "a")
+    bench.deliver("a", evaluation={"loss": 1.0, "accuracy": 0.5}, evaluation_examples=1)
+    (finished,) = bench.all(e.JobFinished)
+    assert finished.state == "failed"
+    assert "no learner reports the metric 'acuracy'" in finished.reason
+    assert "there are: accuracy, loss" in finished.reason

@@ -47,7 +47,7 @@ ASYNC: dict[str, Any] = {
         ({**ASYNC, "rule": {"name": "fedrec", "weighting": "loss"}}, "'steps' or 'equal'"),
         ({"rule": {"name": "fedbuff"}, "protocol": {"name": "semi_synchronous"}}, "not 'semi_synchronous'"),
         ({**ASYNC, "termination": {"rounds": 3}}, "'termination.rounds' = 3"),
-        ({"protocol": {"name": "asynchronous"}, "rule": {"name": "fedasync"}}, "'termination.rounds' = 10"),
+        ({"protocol": {"name": "asynchronous"}, "rule": {"name": "fedasync"}}, "'termination' is missing"),
         ({**ASYNC, "selector": {"name": "random", "count": 2}}, "give 'protocol.max_concurrent'"),
         ({**ASYNC, "rule": {"name": "fedbuff", "buffer_size": 3}}, "'rule.buffer_size' = 3 is above"),
         ({**ASYNC, "rule": {"name": "fedasync", "alpha": 0.0}}, "greater than 0"),
