@@ -288,8 +288,8 @@ TITLES = {
     "(Dirichlet, alpha = 0.3, as in the example). An honest learner is then far from the others too, and a "
     "rule that leaves updates out leaves out what only they know.",
 }
-NOTES = """Free riders send the same to the last bit. That is what Krum looks for, and where honest learners are far
-from one another, a few of them are its choice.
+NOTES = """Free riders send the same to the last bit. That is what Krum looks for, and where honest learners
+are far from one another, a few of them are its choice.
 
 `f` is the job's `rule.max_attackers`, `n` the updates of a round. A job whose settings let a round
 end with fewer updates is refused when it is submitted; a round that ends with fewer all the same fails with

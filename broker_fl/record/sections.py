@@ -206,7 +206,7 @@ def _versions(history: History, names: Sequence[str]) -> Grid:
 
 def _used(version: VersionRecord) -> str:
     """How many of the updates are in the version, where the rule chose among them."""
-    if version.used is None:
+    if not version.used:
         return ""
     return f", {sum(share > 0 for share in version.used.values())} used"
 
