@@ -372,6 +372,7 @@ class JobRunner:
             version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
+            used=combined.used,
             aggregate_s=aggregated - began,
             store_s=time.perf_counter() - aggregated,
             memory_bytes=resident_bytes(),
