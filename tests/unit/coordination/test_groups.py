@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -152,7 +154,7 @@ def test_of_a_learner_that_failed_in_a_share_the_others_count_and_it_is_asked_on
     ],
 )
 def test_a_share_with_a_learner_that_would_be_refused_alone_is_refused(
-    fields: dict[str, object], reason: str
+    fields: dict[str, Any], reason: str
 ) -> None:
     bench = bench_of(spec(rounds=1, min_learners=3, max_retries=0, parameters={"steps": 5}))
     arrive(bench, share(bench, "x", **fields))

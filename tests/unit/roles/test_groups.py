@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def mean_of(*learners: Adds) -> float:
 def test_one_group_makes_the_model_of_the_same_learners_alone_bit_for_bit(stage: Stage) -> None:
     stage.controller()
     stage.host({f"a-{index}": Draws(index) for index in range(8)}, num_workers=1, group="a")
-    settings = {"rounds": 3, "parameters": {"epochs": 1}}
+    settings: dict[str, Any] = {"rounds": 3, "parameters": {"epochs": 1}}
     grouped = stage.submit(min_learners=8, **settings)
     assert done(grouped).version == 3
     stage.hosts[0].stop(drain_s=0.0)
@@ -125,7 +126,12 @@ def test_groups_and_single_learners_make_one_mean(stage: Stage, weighting: str) 
     stage.host({key: one for key, one in learners.items() if key[0] == "c"})
     job = stage.submit(rounds=1, min_learners=12, rule=FedProx(mu=0.1, weighting=weighting))  # type: ignore[arg-type]
     assert done(job).version == 1
-    weight = {"examples": lambda one: one.num_examples, "steps": lambda _: 2, "equal": lambda _: 1}[weighting]
+    weighers: dict[str, Callable[[Any], float]] = {
+        "examples": lambda one: one.num_examples,
+        "steps": lambda _: 2,
+        "equal": lambda _: 1,
+    }
+    weight = weighers[weighting]
     expected = np.average(
         [one.w.astype(np.float64) for one in learners.values()],
         axis=0,
@@ -140,7 +146,7 @@ def test_groups_and_single_learners_make_one_mean(stage: Stage, weighting: str) 
 
 
 def test_integers_booleans_and_narrow_floats_survive_a_group(stage: Stage) -> None:
-    model = {
+    model: dict[str, Any] = {
         "h": np.ones(3, np.float16),
         "w": np.zeros(2, np.float32),
         "n": np.zeros(2, np.int64),
@@ -375,7 +381,7 @@ def test_two_jobs_share_a_group_and_no_learner_does_two_things_at_once(stage: St
     ids=["median", "fedavgm", "int8"],
 )
 def test_what_is_no_sum_of_values_is_refused_while_groups_are_there(
-    stage: Stage, settings: dict[str, object]
+    stage: Stage, settings: dict[str, Any]
 ) -> None:
     stage.controller()
     stage.host(named("a", 4), group="a")
@@ -389,7 +395,7 @@ def test_by_where_or_before_a_group_comes_such_a_job_runs_with_the_others_alone(
     stage.controller()
     stage.host(named("solo", 3))
     stage.host({"late": Adds(1.0)}, group="a")
-    settings = {"rounds": 1, "min_learners": 3, "quorum": 3, "rule": Median()}
+    settings: dict[str, Any] = {"rounds": 1, "min_learners": 3, "quorum": 3, "rule": Median()}
     where = {"learner": ["solo-0", "solo-1", "solo-2"]}
     job = stage.submit(**settings, selector={"name": "all", "where": where})
     assert done(job).version == 1
@@ -477,7 +483,7 @@ def test_attributes_of_members_reach_the_selector(stage: Stage) -> None:
 
     stage.controller()
     stage.host({f"a-{index}": Told(index) for index in range(6)}, group="a")
-    selector = {"name": "all", "where": {"region": "eu", "place": {"min": 2}}}
+    selector: Any = {"name": "all", "where": {"region": "eu", "place": {"min": 2}}}
     job = stage.driver.submit(
         JobSpec(termination=Termination(rounds=1), selector=selector, rule=FedAvg()), model_of()
     )
