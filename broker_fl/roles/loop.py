@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from broker_fl.errors import BrokerFLError, Fenced, TransportClosed
 
 log = logging.getLogger(__name__)
 Call = Callable[[], None]
+LOOK_AT_TIMERS_EVERY_S = 0.005
 
 
 class Loop:
@@ -27,6 +29,7 @@ class Loop:
         self._on_idle = on_idle
         self._timeout_s = timeout_s
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._look_at = 0.0
         self.error: BaseException | None = None
         """What ended the thread, if it was not ``stop``."""
 
@@ -61,16 +64,31 @@ class Loop:
 
     def _once(self) -> bool:
         try:
-            call = self._calls.get(timeout=max(0.0, self._timeout_s()))
+            call = self._next()
         except queue.Empty:
             self._make(self._on_idle)
             return True
         if call is None:
             return False
         self._make(call)
-        if self._calls.empty() or self._timeout_s() <= 0:
+        if self._calls.empty() or self._is_timer_due():
             self._make(self._on_idle)
         return True
+
+    def _next(self) -> Call | None:
+        """Wait for a call until a timer is due; what waits already needs no look at the timers."""
+        try:
+            return self._calls.get_nowait()
+        except queue.Empty:
+            return self._calls.get(timeout=max(0.0, self._timeout_s()))
+
+    def _is_timer_due(self) -> bool:
+        """While calls wait, timers are looked at now and then: that costs as much as a small call."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_AT_TIMERS_EVERY_S
+        return self._timeout_s() <= 0
 
     def _make(self, call: Call) -> None:
         try:
