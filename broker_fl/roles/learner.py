@@ -7,19 +7,15 @@ One host carries one learner or many (virtual learners in one process). Threads:
 from __future__ import annotations
 
 import logging
-import threading
-import time
-import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
 from broker_fl.roles.attributes import attributes_of
-from broker_fl.roles.clock import Clock
 from broker_fl.roles.loop import Loop
+from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_update
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
@@ -57,7 +53,7 @@ class _Seat:
     id: str
     learner: Learner
     attributes: Parameters
-    session: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    session: str
     held: dict[str, HeldTask] = field(default_factory=dict)
     variates: Variates = field(default_factory=Variates)
 
@@ -73,6 +69,7 @@ class LearnerHost:
         transport: Transport,
         learners: Mapping[str, Learner],
         settings: LearnerSettings | None = None,
+        runtime: Runtime = THREADS,
     ) -> None:
         """Nothing is connected yet.
 
@@ -82,10 +79,13 @@ class LearnerHost:
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
-        self._clock = Clock()
+        self._clock = Clock(runtime)
         self._seats = {
             learner_id: _Seat(
-                learner_id, learner, attributes_of(learner_id, learner, self.settings.attributes)
+                learner_id,
+                learner,
+                attributes_of(learner_id, learner, self.settings.attributes),
+                session=runtime.unique()[:16],
             )
             for learner_id, learner in learners.items()
         }
@@ -96,14 +96,14 @@ class LearnerHost:
         self._turns = Turns()
         self._num_waiting = 0
         self._num_working = 0
-        self._drain_began = threading.Event()
-        self._idle_workers = threading.Event()
-        self._welcomed = threading.Event()
-        self._stopped = threading.Event()
-        self._loop = Loop("learner", on_idle=self._beat_if_due, timeout_s=self._timeout_s)
-        self._reports = Sender(transport, "learner-reports")
-        self._updates = Sender(transport, "learner-updates")
-        self._workers = ThreadPoolExecutor(self.settings.num_workers, thread_name_prefix="learner-worker")
+        self._drain_began = runtime.event()
+        self._idle_workers = runtime.event()
+        self._welcomed = runtime.event()
+        self._stopped = runtime.event()
+        self._loop = Loop("learner", on_idle=self._beat_if_due, timeout_s=self._timeout_s, runtime=runtime)
+        self._reports = Sender(transport, "learner-reports", runtime)
+        self._updates = Sender(transport, "learner-updates", runtime)
+        self._workers = runtime.workers(self.settings.num_workers, "learner-worker")
 
     # ------------------------------------------------------------ life
 
@@ -234,7 +234,7 @@ class LearnerHost:
             held.cancelled = True
         try:
             seat.held[task.task.job] = HeldTask.of(
-                task, seat.id, self.settings.max_model_bytes, seat.variates
+                task, seat.id, self.settings.max_model_bytes, seat.variates, self._clock
             )
         except FrameRefused as error:
             seat.held.pop(task.task.job, None)
@@ -275,13 +275,13 @@ class LearnerHost:
 
     def _work(self, seat: _Seat, held: HeldTask) -> None:
         """On a worker's thread."""
-        began = time.perf_counter()
+        began = self._clock.steady_s()
         try:
             held.work(seat.learner)
         except TaskCancelled:
             log.info("learner %s stopped working on task %s", seat.id, held.task.task)
         finally:
-            seconds = time.perf_counter() - began
+            seconds = self._clock.steady_s() - began
             self._loop.post(lambda: self._worked(seat, held, seconds))
 
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 from collections.abc import Callable
 
 from broker_fl.errors import BrokerFLError, Fenced, TransportClosed
+from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 
 log = logging.getLogger(__name__)
 Call = Callable[[], None]
@@ -22,11 +22,14 @@ class Loop:
     of a queue.
     """
 
-    def __init__(self, name: str, *, on_idle: Call, timeout_s: Callable[[], float]) -> None:
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+    def __init__(
+        self, name: str, *, on_idle: Call, timeout_s: Callable[[], float], runtime: Runtime = THREADS
+    ) -> None:
+        self._runtime = runtime
+        self._calls: Waiting[Call | None] = runtime.queue()
         self._on_idle = on_idle
         self._timeout_s = timeout_s
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = runtime.thread(self._run, name)
         self.error: BaseException | None = None
         """What ended the thread, if it was not ``stop``."""
 
@@ -44,7 +47,7 @@ class Loop:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread's end; False if that takes longer."""
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread.is_alive() and self._thread is not self._runtime.current():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,8 @@ class OutgoingTasks:
 
     def publish(self, action: s.SendTasks, model: Model) -> TaskSent:
         """Send the task, then the model's chunks; what that took comes back."""
-        services, transfer, began = self.services, self.spec.transfer, time.perf_counter()
+        services, transfer = self.services, self.spec.transfer
+        began = services.clock.steady_s()
         if self.variates is not None:
             model = joined(model, self.variates.mean())
         buffer = encoding(transfer.encoding).encode(model)
@@ -57,7 +57,7 @@ class OutgoingTasks:
             workload=dict(action.workload),
             num_bytes=task_bytes + buffer.nbytes * len(action.learners),
             num_messages=num_messages * len(action.learners),
-            send_s=time.perf_counter() - began,
+            send_s=services.clock.steady_s() - began,
         )
 
     def _publish_task(self, action: s.SendTasks, manifest: ModelManifest) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
@@ -170,7 +169,7 @@ class JobRunner:
     def _fold_if_complete(self, learner: str, upload: Upload) -> None:
         if not upload.complete or upload.result is None:
             return
-        result, began = upload.result, time.perf_counter()
+        result, began = upload.result, self._services.clock.steady_s()
         self._receiver.drop(learner)
         if (reason := self.job.refusal(upload.task)) is not None:
             self.signal(s.UpdateWasRefused(learner, upload.task, reason))
@@ -204,7 +203,7 @@ class JobRunner:
             num_bytes=self._receiver.update_bytes,
             num_messages=upload.num_messages,
             upload_s=max(0.0, self._now() - upload.first_at),
-            fold_s=time.perf_counter() - began,
+            fold_s=self._services.clock.steady_s() - began,
         )
         self.signal(folded)
 
@@ -244,7 +243,7 @@ class JobRunner:
         services.persist(lambda: services.store.save_job(state.job, packed, epoch=services.epoch))
 
     def _commit(self, action: s.Commit) -> None:
-        services, state, began = self._services, self.job.state, time.perf_counter()
+        services, state, began = self._services, self.job.state, self._services.clock.steady_s()
         try:
             accumulator = self._sum()
             self._accumulator = None
@@ -260,7 +259,7 @@ class JobRunner:
             committed_at=self._now(),
             memory_spec=combined.memory.spec if combined.memory else None,
         )
-        aggregated = time.perf_counter()
+        aggregated = self._services.clock.steady_s()
         after, keep = self.job.state_after_commit(), state.spec.keep_versions
         versions = services.versions(state.job)
         services.persist(lambda: versions.write(record, combined, after, keep=keep))
@@ -271,7 +270,7 @@ class JobRunner:
             digest=record.digest,
             total_weight=accumulator.total_weight,
             aggregate_s=aggregated - began,
-            store_s=time.perf_counter() - aggregated,
+            store_s=self._services.clock.steady_s() - aggregated,
             memory_bytes=resident_bytes(),
         )
         self.signal(stored)

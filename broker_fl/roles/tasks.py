@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
@@ -14,6 +13,7 @@ import numpy as np
 from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import FLOATS, Array, Model, ModelSpec
+from broker_fl.roles.runtime import Clock
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.roles.variates import ControlledTask, Variates
 from broker_fl.wire.chunks import Assembly
@@ -34,8 +34,9 @@ class HeldTask:
     learner: str
     spec: ModelSpec
     assembly: Assembly
-    variates: Variates = field(default_factory=Variates)
-    _began_at: float = field(default_factory=time.perf_counter)
+    variates: Variates
+    clock: Clock
+    _began_at: float
     _whole_at: float = 0.0
     phase: Phase = "receiving"
     progress: float = 0.0
@@ -46,7 +47,14 @@ class HeldTask:
     failure: str = ""
 
     @classmethod
-    def of(cls, task: Task, learner: str, max_bytes: int, variates: Variates | None = None) -> HeldTask:
+    def of(
+        cls,
+        task: Task,
+        learner: str,
+        max_bytes: int,
+        variates: Variates | None = None,
+        clock: Clock | None = None,
+    ) -> HeldTask:
         """Make room for the model that the task announces.
 
         Raises:
@@ -54,7 +62,8 @@ class HeldTask:
         """
         spec = task.model.model_spec(max_bytes=max_bytes)
         assembly = Assembly(task.model.num_bytes, task.model.chunk_bytes)
-        return cls(task, learner, spec, assembly, variates if variates is not None else Variates())
+        clock = clock or Clock()
+        return cls(task, learner, spec, assembly, variates or Variates(), clock, clock.steady_s())
 
     def status(self) -> TaskStatus:
         """For heartbeats."""
@@ -75,7 +84,7 @@ class HeldTask:
             self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
             return False
         self.progress = 0.0
-        self.phase, self._whole_at = "queued", time.perf_counter()
+        self.phase, self._whole_at = "queued", self.clock.steady_s()
         return True
 
     @property
@@ -101,7 +110,7 @@ class HeldTask:
             self.assembly = Assembly(0, 1)
 
     def _work(self, learner: Learner) -> None:
-        started = time.perf_counter()
+        started = self.clock.steady_s()
         model, control = self._received()
         context = Context(self, control)
         context.progress(0.0)
@@ -109,7 +118,7 @@ class HeldTask:
         if self.task.evaluate:
             self.phase = "evaluating"
             evaluation = _checked_metrics(learner.evaluate(dict(model), context), "evaluate")
-        evaluated = time.perf_counter()
+        evaluated = self.clock.steady_s()
         update: Update | None = None
         if self.task.train:
             self.phase = "training"
@@ -120,7 +129,7 @@ class HeldTask:
             receive_s=self.receive_s,
             queue_s=started - self._whole_at,
             evaluate_s=evaluated - started,
-            train_s=time.perf_counter() - evaluated if self.task.train else 0.0,
+            train_s=self.clock.steady_s() - evaluated if self.task.train else 0.0,
         )
         self.result = Result(
             learner=self.learner,
