@@ -23,6 +23,7 @@ EVENTS_PREFETCH = 256
 MAX_MODEL_BYTES = 8 << 30
 _REPEAT_AFTER_S = 10.0
 _TRY_AGAIN_AFTER_S = 0.25
+_REFUSED_AGAIN_AFTER_S = 1.0
 
 
 class Answers:
@@ -41,8 +42,13 @@ class Answers:
         self._driver.forget(self._request.request)
 
     def next(self, *expected: type[m.Reply]) -> m.Reply:
-        """The next answer of an expected kind."""
-        steady_s = self._driver.runtime.steady_s
+        """The next answer of an expected kind.
+
+        Raises:
+            RequestRefused: with the controller's reason; one that may pass has not, for ``timeout_s``.
+            BrokerUnavailable: no controller answered within ``timeout_s``.
+        """
+        steady_s, refused = self._driver.runtime.steady_s, None
         give_up_at = steady_s() + self._driver.timeout_s
         while (left_s := give_up_at - steady_s()) > 0:
             try:
@@ -53,9 +59,16 @@ class Answers:
             if isinstance(reply, Exception):
                 raise reply
             if isinstance(reply, m.Refused):
-                raise RequestRefused(reply.reason)
+                refused = reply
+                if not reply.again:
+                    break
+                self._driver.runtime.sleep(_REFUSED_AGAIN_AFTER_S)
+                self._driver.send(self._request)
+                continue
             if isinstance(reply, expected):
                 return reply
+        if refused is not None:
+            raise RequestRefused(refused.reason)
         raise BrokerUnavailable(
             f"no controller of federation {self._driver.topology.federation!r} answered within "
             f"{self._driver.timeout_s:g} s; is one running (broker-fl controller)?"

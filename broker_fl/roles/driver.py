@@ -31,6 +31,8 @@ from broker_fl.wire.job import JobSpec
 R = TypeVar("R", bound=m.Reply)
 P = TypeVar("P", m.Jobs, m.Learners, m.Versions)
 REPLY_PREFETCH = 64
+FIRST_PATIENCE_S = 9.0
+"""An initial model that has not arrived after so long is sent again, ever less often."""
 
 
 class Driver:
@@ -105,19 +107,19 @@ class Driver:
             chunk_bytes=spec.transfer.chunk_bytes,
         )
         submit = m.Submit(driver=self.id, request=self.unique(), job=job, spec=spec, model=manifest)
-        inbox = ""
+        inbox, patience_s, again_at = "", 0.0, 0.0
         with Answers(self, submit) as answers:
             while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
-                if answer.inbox != inbox:  # another controller has taken over, and has nothing of the model
-                    inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
-                    publish_model(
-                        self._transport,
-                        self.topology.updates,
-                        [key],
-                        job,
-                        manifest,
-                        initial.buffer,
-                    )
+                is_new = (
+                    answer.inbox != inbox
+                )  # another controller has taken over, and has nothing of the model
+                if not is_new and self.runtime.steady_s() < again_at:
+                    continue
+                inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
+                publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
+                # A broker that was started anew has lost what was on its way; a slow one has it still.
+                patience_s = FIRST_PATIENCE_S if is_new else 2 * patience_s
+                again_at = self.runtime.steady_s() + patience_s
 
     def job(self, job: str) -> Job:
         """A job that was submitted before, by whomever. Nothing is sent."""

@@ -463,6 +463,8 @@ class Refused(Reply):
 
     KIND: ClassVar[str] = "refused"
     reason: Text
+    again: bool = False
+    """Whether the reason may pass, as a store does that is away: then the request may be sent again."""
 
 
 class Done(Reply):
