@@ -103,6 +103,8 @@ class JobRunner:
             while self._signals:
                 signal = self._signals.popleft()
                 self._decide(partial(self.job.step, signal, self._now()))
+                if isinstance(signal, s.TimePassed):  # who has no task any more uploads no more
+                    self._receiver.keep(self.job.state.cohort.__contains__)
         finally:
             self._working = False
 

@@ -44,7 +44,9 @@ def _play(seeds: range, processes: int | None) -> int:
         ends.update(outcome.partition(":")[0] for outcome in played.outcomes)
         if played.violation:
             failed.append(played.seed)
-            print(f"{played.violation}\n  replay: python -m tests.simulation --seed {played.seed}", flush=True)
+            print(
+                f"{played.violation}\n  replay: python -m tests.simulation --seed {played.seed}", flush=True
+            )
         if count % REPORT_EVERY == 0:
             print(f"{count} seeds, {time.monotonic() - began:.0f} s, {len(failed)} failed", flush=True)
     print(

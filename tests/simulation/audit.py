@@ -21,7 +21,7 @@ from broker_fl.wire import events as e
 from broker_fl.wire.events import decode_event
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.rules import FedAsync, FedBuff
-from tests.simulation.kernel import Kernel, Process, Violation
+from tests.simulation.kernel import Kernel, Violation
 
 if TYPE_CHECKING:
     from broker_fl.interfaces import Store
@@ -78,7 +78,6 @@ class Audit:
         """Job → version → training → its weight in the sum."""
         self._reached: dict[str, tuple[int, int]] = {}
         self._ended: dict[str, str] = {}
-        self.controllers: dict[Process, Controller] = {}
         self._has_lost = False
 
     def expect(self, spec: JobSpec) -> None:
@@ -117,7 +116,7 @@ class Audit:
 
     # ------------------------------------------------------------ the store
 
-    def stored(self, process: Process, name: str, told: dict[str, Any], result: object) -> None:
+    def stored(self, name: str, told: dict[str, Any], result: object) -> None:
         """A call of the store was carried out."""
         if name == "acquire_lease" and result is not None:
             epoch = int(str(result))
@@ -131,7 +130,6 @@ class Audit:
             self._committed(told["job"], told["version"])
         if name in ("save_job", "commit_version"):
             self._saved(told["job"], told["state"])
-        self._bounded(process)
 
     def _saved(self, job: str, packed: bytes) -> None:
         state = msgpack.unpackb(packed, use_list=False, strict_map_key=False)
@@ -248,13 +246,14 @@ class Audit:
 
     # ------------------------------------------------------------ memory
 
-    def _bounded(self, process: Process) -> None:
-        controller = self.controllers.get(process)
-        if controller is None or not hasattr(controller, "_jobs"):
+    def bounded(self, controller: Controller) -> None:
+        """What a controller that waits for the next call keeps of updates and models."""
+        if not hasattr(controller, "_jobs") or not controller._loop._calls.is_waited_for:  # type: ignore[attr-defined]
             return
         for runner in controller._jobs.running():
-            uploads, cohort = runner._receiver._uploads, runner.job.state.cohort
-            check(len(uploads) <= len(cohort), f"{len(uploads)} uploads for a cohort of {len(cohort)}")
+            for learner, upload in runner._receiver._uploads.items():
+                kept = upload.last_at < controller._ticked_at and learner not in runner.job.state.cohort
+                check(not kept, f"the upload of {learner}, which has no task, is kept")
         check(len(controller._requests._pending) <= 16, "models of jobs are kept without end")
 
     # ------------------------------------------------------------ the end

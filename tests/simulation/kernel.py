@@ -357,6 +357,11 @@ class SimQueue:
     def empty(self) -> bool:
         return not self._items
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a thread is in ``get``, with nothing to be had."""
+        return not self._items and any(not waiter.done for waiter in self._waiters)
+
 
 class SimWorkers:
     """See ``concurrent.futures.ThreadPoolExecutor``; its users give it no more calls than it has threads."""

@@ -93,7 +93,7 @@ class Network:
     def latency_s(self) -> float:
         return self.kernel.draw.random() * LATENCY_S
 
-    def inbox_bytes(self) -> int:
+    def fullest_bytes(self) -> int:
         """The most that one queue holds."""
         return max((queue.ready_bytes for queue in self.broker._queues.values()), default=0)
 

@@ -197,7 +197,7 @@ class StoreLine:
             kernel.note(process.name, "store", name, told, repr(error))
             raise
         kernel.note(process.name, "store", name, told)
-        self._audit.stored(process, name, told, result)
+        self._audit.stored(name, told, result)
         if fate < faults.crash:
             kernel.note(process.name, "dies after", name, told)
             process.kill()

@@ -33,6 +33,7 @@ QUIET_S = 3_000.0
 """Within which jobs end once nothing goes wrong any more."""
 PATIENCE_S = 1e6
 DOWNLOAD_S = 30.0
+LOOK_EVERY_S = 5.0
 MAX_STEPS = 400_000
 MAX_QUEUE_BYTES = 4 << 20
 
@@ -110,20 +111,28 @@ class World:
             self._start_driver(number)
         self.kernel.after(self.scenario.until_s, self._end_faults)
         self._next_befall()
+        self._look()
         try:
             self.kernel.run(
                 lambda: self._num_done == len(self.scenario.jobs),
                 until_s=self.scenario.until_s + QUIET_S,
                 max_steps=MAX_STEPS,
             )
-            fullest = self.network.inbox_bytes()
-            check(fullest <= MAX_QUEUE_BYTES, f"a queue holds {fullest} bytes")
         except Violation as violation:
             raise Violation(f"seed {self.seed}: {violation}") from violation
         finally:
             self.kernel.end()
             self._store.close()
         return self.outcomes
+
+    def _look(self) -> None:
+        """What is kept in memory has bounds, whatever happens."""
+        for process, _, controller in self._controllers.values():
+            if process.alive and not process.frozen:
+                self.audit.bounded(controller)
+        fullest = self.network.fullest_bytes()
+        check(fullest <= MAX_QUEUE_BYTES, f"a queue holds {fullest} bytes")
+        self.kernel.after(LOOK_EVERY_S, self._look)
 
     def _end_faults(self) -> None:
         self.kernel.note("world", "FAULTS END")
@@ -160,7 +169,6 @@ class World:
             store = StoreLine(self.server, process, self.audit)
             settings = ControllerSettings(federation=FEDERATION)
             controller = Controller(transport, store, settings, runtime=process)
-            self.audit.controllers[process] = controller
             self._controllers[slot] = process, transport, controller
             controller.start()
             controller.wait()
@@ -268,6 +276,8 @@ class World:
             job.resume()
         except RequestRefused as refused:
             check("has ended" in str(refused), f"a request was refused: {refused}")
+        except BrokerUnavailable as error:
+            self.kernel.note(process.name, "not paused", error)
 
     def _stop(self, process: Process, job: Job) -> None:
         process.sleep(self.kernel.draw.random() * 60.0)
