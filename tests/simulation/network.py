@@ -69,15 +69,15 @@ class Network:
         self.transports: list[SimTransport] = []
         self._topology = topology
 
-    def restart(self, down_s: float) -> None:
-        """``kill -9`` of the broker, and its start after a while."""
+    def restart(self, down_s: float, *, is_wiped: bool = False) -> None:
+        """``kill -9`` of the broker, and its start after a while; ``is_wiped``: on an empty disk."""
         if not self.is_up:
             return
         self.kernel.note("broker", "DIED", f"for {down_s:.1f} s")
         self.is_up = False
         for transport in list(self.transports):
             transport.cut(notice_s=0.0, down_s=down_s + self.kernel.draw.random())
-        self.kernel.after(0.0, self._forget)
+        self.kernel.after(0.0, self._wipe if is_wiped else self._forget)
         self.kernel.after(down_s, self._start)
 
     def _forget(self) -> None:
@@ -85,6 +85,20 @@ class Network:
             if not queue.settings.quorum and queue.name != self._topology.dead:
                 while len(queue):
                     queue.pop()
+
+    def _wipe(self) -> None:
+        self.kernel.note("broker", "WIPED")
+        self.broker = MemoryBroker(clock=lambda: self.kernel.now)
+
+    def delete_a_mailbox(self) -> None:
+        """As an operator may, or the queue's expiry."""
+        prefix = self._topology.mailbox("")
+        names = sorted(name for name in self.broker._queues if name.startswith(prefix))
+        if names and self.is_up:
+            name = self.kernel.draw.choice(names)
+            self.kernel.note("broker", "DELETES", name)
+            for consumer in self.broker.delete_queue(name):
+                consumer.owner.lost(consumer)
 
     def _start(self) -> None:
         self.is_up = True
@@ -346,7 +360,8 @@ class SimTransport:
         for _ in range(kernel.draw.randint(0, len(port.on_the_way))):
             self._enter(port.on_the_way.popleft())
         port.on_the_way.clear()
-        kernel.after(notice_s, lambda: self.network.broker.release(port.consumers))
+        broker = self.network.broker
+        kernel.after(notice_s, lambda: broker.release(port.consumers))
 
     def _come_back(self) -> None:
         if self._closed:

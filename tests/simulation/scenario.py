@@ -9,7 +9,7 @@ from typing import Any
 from broker_fl.wire.job import JobSpec, Termination, Transfer
 from broker_fl.wire.pacing import Aimd
 from broker_fl.wire.protocols import Asynchronous, SemiSynchronous, Synchronous
-from broker_fl.wire.rules import FedAsync, FedBuff
+from broker_fl.wire.rules import FedAsync, FedAvgM, FedBuff
 from broker_fl.wire.selectors import SelectRandom
 from tests.simulation.network import NetworkFaults
 from tests.simulation.storage import StoreFaults
@@ -39,6 +39,11 @@ class Scenario:
     network: NetworkFaults = field(default_factory=NetworkFaults)
     store: StoreFaults = field(default_factory=StoreFaults)
     is_sqlite: bool = False
+    forgets_versions: bool = False
+    """Whether a store without power loses versions too that it had committed within a second."""
+    store_patience_s: float | None = None
+    is_observed: bool = False
+    """Whether somebody lists jobs, learners and versions all the time."""
     pauses: list[bool] = field(default_factory=list)
     """Of each job: whether its driver pauses it for a while."""
     stops: list[bool] = field(default_factory=list)
@@ -59,6 +64,8 @@ BEFALLS = (
     "stop learner",
     "cut driver",
     "restart broker",
+    "wipe broker",
+    "delete mailbox",
     "store outage",
 )
 
@@ -95,6 +102,9 @@ def scenario(seed: int) -> Scenario:
             crash=draw.choice([0.0, 0.0, 0.005, 0.02]),
         ),
         is_sqlite=seed % 8 == 0,
+        forgets_versions=draw.random() < 0.15,
+        store_patience_s=draw.choice([None, None, None, 5.0]),
+        is_observed=draw.random() < 0.1,
         pauses=[draw.random() < 0.15 for _ in range(num_jobs)],
         stops=[draw.random() < 0.03 for _ in range(num_jobs)],
     )
@@ -138,11 +148,13 @@ def _job(draw: random.Random, num_learners: int) -> JobSpec:
     selector: dict[str, Any] = {}
     if draw.random() < 0.3 and num_learners > 2:
         selector = {"selector": SelectRandom(count=2, seed=draw.randint(0, 9))}
+    if draw.random() < 0.2:
+        selector["rule"] = FedAvgM(learning_rate=0.5, momentum=0.5)
     protocol_class = SemiSynchronous if kind == "semi" else Synchronous
     rounds = protocol_class(
         quorum=draw.choice([1.0, 1.0, 0.6, draw.randint(1, 2)]),
         deadline_s=deadline_s,
-        over_selection=draw.choice([0, 0, 1]) if selector else 0,
+        over_selection=draw.choice([0, 0, 1]) if "selector" in selector else 0,
         min_learners=draw.randint(1, 2),
         max_retries=draw.choice([2, 100, 100, 100]),
     )

@@ -20,10 +20,14 @@ UNSYNCED_S = 1.0
 
 
 class MemoryStore:
-    """See ``Store``. What was written since the last commit or lease is lost by ``cut_power``, in part."""
+    """See ``Store``. What was written since the last commit or lease is lost by ``cut_power``, in part.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    ``forgets_versions``: commits too are on the disk within a second only, as with ``appendfsync everysec``.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, forgets_versions: bool = False) -> None:
         self._clock = clock
+        self._forgets_versions = forgets_versions
         self._epoch = 0
         self._owner = ""
         self._expires_s = 0.0
@@ -91,7 +95,7 @@ class MemoryStore:
         self, job: str, version: StoredVersion, state: bytes, *, epoch: int, keep: int
     ) -> None:
         self._fence(epoch)
-        kept, number, newest = self._versions.setdefault(job, {}), version.version, self._newest(job)
+        kept, number, newest = dict(self._versions.get(job, {})), version.version, self._newest(job)
         if number == newest + 1:
             chunks = self._staged.get((job, number, epoch), {})
             if not set(range(version.num_chunks)) <= set(chunks):
@@ -99,10 +103,27 @@ class MemoryStore:
             kept[number] = version, {index: chunks[index] for index in range(version.num_chunks)}
         elif number != newest or kept[number][0] != version:
             raise StoreUnavailable(f"version {number} of job {job!r} does not follow the newest, {newest}")
+        before = self._jobs.get(job), self._versions.get(job, {}), self._staged
         self._jobs[job] = state
         self._versions[job] = {one: kept[one] for one in kept if one > number - keep}
         self._staged = {key: one for key, one in self._staged.items() if key[0] != job or key[1] > number}
-        self._undo.clear()
+        if self._forgets_versions:
+            self._later(lambda: self._uncommit(job, *before))
+        else:
+            self._undo.clear()
+
+    def _uncommit(
+        self,
+        job: str,
+        state: bytes | None,
+        versions: dict[int, tuple[StoredVersion, dict[int, bytes]]],
+        staged: dict[tuple[str, int, int], dict[int, bytes]],
+    ) -> None:
+        self._versions[job], self._staged = versions, staged
+        if state is None:
+            del self._jobs[job]
+        else:
+            self._jobs[job] = state
 
     def versions(self, job: str) -> list[StoredVersion]:
         return [version for version, _ in self._versions.get(job, {}).values()]

@@ -22,8 +22,9 @@ from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Topology
 from broker_fl.wire import events as e
-from tests.simulation.audit import NUM_VALUES, Audit, check, step_of
+from tests.simulation.audit import Audit
 from tests.simulation.kernel import EPOCH_S, Kernel, Process, Violation
+from tests.simulation.lineage import NUM_VALUES, check
 from tests.simulation.network import Network, NetworkFaults, SimTransport
 from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.storage import MemoryStore, StoreFaults, StoreLine, StoreServer
@@ -49,7 +50,7 @@ class CountingLearner:
     def train(self, model: Arrays, task: TaskContext) -> Update:
         world, draw = self._world, self._world.kernel.draw
         values = np.array(model["w"])
-        base = world.audit.base_of(task.job, values)
+        world.audit.lineage(task.job).base_of(values)
         for part in (0.3, 0.7):
             self._process.sleep(draw.expovariate(2.0 / world.scenario.train_s))
             task.progress(part)
@@ -57,8 +58,8 @@ class CountingLearner:
             raise RuntimeError("out of luck")
         is_usable = not (world.are_faults_on and world.kernel.unlucky(world.scenario.refuse))
         weight = draw.randint(1, 5)
-        training = world.audit.trained(task.job, self._number, base, weight, is_usable=is_usable)
-        values += step_of(self._number, training.number) if is_usable else np.nan
+        training = world.audit.trained(task.job, self._number, values.copy(), weight, is_usable=is_usable)
+        values += training.step if is_usable else np.nan
         steps = int(str(task.parameters.get("steps", 4)))
         return Update(model={"w": values}, num_examples=weight, num_steps=steps, num_epochs=steps / 4)
 
@@ -80,11 +81,11 @@ class World:
         self._store: MemoryStore | SQLiteStore = (
             SQLiteStore(":memory:", federation=FEDERATION, clock=self._wall_s)
             if self.scenario.is_sqlite
-            else MemoryStore(self._wall_s)
+            else MemoryStore(self._wall_s, forgets_versions=self.scenario.forgets_versions)
         )
         self.server = StoreServer(self.kernel, self._store, self.scenario.store)
         self.audit = Audit(self.kernel, self._store, self.scenario.num_learners)
-        self.server.on_loss = self.audit.forget_ends
+        self.server.on_loss = self.audit.forget
         self._controllers: dict[int, tuple[Process, SimTransport, Controller]] = {}
         self._hosts: dict[int, tuple[Process, SimTransport, LearnerHost]] = {}
         self._drivers: dict[int, tuple[Process, SimTransport]] = {}
@@ -167,7 +168,9 @@ class World:
         def main() -> None:
             transport = self._connected(process)
             store = StoreLine(self.server, process, self.audit)
-            settings = ControllerSettings(federation=FEDERATION)
+            settings = ControllerSettings(
+                federation=FEDERATION, store_patience_s=self.scenario.store_patience_s
+            )
             controller = Controller(transport, store, settings, runtime=process)
             self._controllers[slot] = process, transport, controller
             controller.start()
@@ -234,9 +237,11 @@ class World:
         self.audit.expect(spec)
         job = driver.submit(spec, {"w": np.zeros(NUM_VALUES)})
         self.kernel.note(process.name, "submitted", job.id)
-        self.audit.check_spec(job.id, spec)
+        check(self.audit.lineage(job.id).spec == spec, f"{job.id} was stored with other settings")
         if self.scenario.pauses[number]:
             process.thread(partial(self._pause, process, job), "pausing").start()
+        if self.scenario.is_observed:
+            process.thread(partial(self._observe, process, driver, job), "observing").start()
         if self.scenario.stops[number]:
             process.thread(partial(self._stop, process, job), "stopping").start()
         heard: list[e.Event] = []
@@ -247,7 +252,8 @@ class World:
         driver.timeout_s = DOWNLOAD_S
         final = self._fetched(process, job)
         check(
-            np.array_equal(final["w"], self.audit.models[job.id][-1]), f"{job.id}: another model was fetched"
+            np.array_equal(final["w"], self.audit.lineage(job.id).models[-1]),
+            f"{job.id}: another model was fetched",
         )
         self.audit.finished(job.id, heard)
         assert isinstance(end, e.JobFinished)
@@ -279,6 +285,20 @@ class World:
         except BrokerUnavailable as error:
             self.kernel.note(process.name, "not paused", error)
 
+    def _observe(self, process: Process, driver: Driver, job: Job) -> None:
+        while self.are_faults_on:
+            try:
+                is_listed = job.id in {one.job for one in driver.jobs()}
+                check(is_listed or self.audit.has_lost, f"{job.id} is not listed")
+                kept = [one.version for one in job.versions()]
+                check(kept == list(range(kept[0], kept[-1] + 1)), f"{job.id}: kept are {kept}")
+                check(len(driver.learners()) <= self.scenario.num_learners, "too many learners")
+            except RequestRefused as refused:
+                check("store" in str(refused), f"a request was refused: {refused}")
+            except BrokerUnavailable as error:
+                self.kernel.note(process.name, "sees nothing", error)
+            process.sleep(self.kernel.draw.random() * 10.0)
+
     def _stop(self, process: Process, job: Job) -> None:
         process.sleep(self.kernel.draw.random() * 60.0)
         job.stop("stopped by its driver")
@@ -295,7 +315,9 @@ class World:
         what, _, whom = self.kernel.draw.choice(self.scenario.befalls).partition(" ")
         self._next_befall()
         if whom == "broker":
-            self.network.restart(self.kernel.draw.random() * 20.0)
+            self.network.restart(self.kernel.draw.random() * 20.0, is_wiped=what == "wipe")
+        elif whom == "mailbox":
+            self.network.delete_a_mailbox()
         elif what == "store":
             self.server.outage(self.kernel.draw.random() * 30.0)
         else:
