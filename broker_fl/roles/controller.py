@@ -13,7 +13,14 @@ from typing import TypeVar
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Lost, Membership
-from broker_fl.errors import Fenced, FrameRefused, MessageRefused, StoreUnavailable, TransportClosed
+from broker_fl.errors import (
+    Fenced,
+    FrameRefused,
+    MessageRefused,
+    StoreUnavailable,
+    TransportClosed,
+    VersionsLost,
+)
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Member, Store, Transport
 from broker_fl.roles.jobs import Jobs
@@ -237,7 +244,7 @@ class Controller:
         except MessageRefused as error:
             self._dead_letter(queue, delivery, str(error))
             self._refuse_broken_result(delivery, str(error))
-        except (Fenced, TransportClosed, StoreUnavailable):
+        except (Fenced, TransportClosed, StoreUnavailable, VersionsLost):
             raise  # not acked: it comes again, to whoever goes on
         except Exception as error:
             log.exception("a message from %s with key %s could not be handled", queue, delivery.routing_key)

@@ -6,7 +6,7 @@ import logging
 import queue
 from collections.abc import Callable
 
-from broker_fl.errors import BrokerFLError, Fenced, TransportClosed
+from broker_fl.errors import BrokerFLError, Fenced, TransportClosed, VersionsLost
 from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Loop:
     def _make(self, call: Call) -> None:
         try:
             call()
-        except (TransportClosed, Fenced):
+        except (TransportClosed, Fenced, VersionsLost):
             raise
         except BrokerFLError as error:
             log.warning("%s", error)

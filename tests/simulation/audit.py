@@ -81,8 +81,10 @@ class Audit:
     def _saved(self, job: str, packed: bytes) -> None:
         state = msgpack.unpackb(packed, use_list=False, strict_map_key=False)
         at, newest = (state["version"], state["round"]), len(self.lineage(job).models) - 1
-        check(at[0] == newest, f"{job}: a state of version {at[0]} was saved, the newest is {newest}")
-        check(at >= self._reached.get(job, (0, 0)), f"{job}: went back from {self._reached.get(job)} to {at}")
+        is_of_newest = at[0] == newest or (self.lineage(job).has_lost and at[0] > newest)
+        check(is_of_newest, f"{job}: a state of version {at[0]} was saved, the newest is {newest}")
+        is_later = at >= self._reached.get(job, (0, 0)) or self.lineage(job).has_lost
+        check(is_later, f"{job}: went back from {self._reached.get(job)} to {at}")
         self._reached[job] = at
         if job in self._ended:
             check(state["phase"] == "ended", f"{job} goes on after its end")
@@ -161,11 +163,11 @@ class Audit:
         folded: dict[str, float] | None = {}
         """Since the last version; None: the record has gaps, as a store without power leaves them."""
         for number, event in enumerate(stored):
-            if self.has_lost and number and event.sequence != stored[number - 1].sequence + 1:
+            if self.has_lost and event.sequence != (stored[number - 1].sequence if number else 0) + 1:
                 folded, versions, rounds = None, 0, 0
             match event:
                 case e.JobResumed():
-                    folded = None if self.lineages[job].has_lost else {}
+                    folded = None if self.has_lost else {}
                     versions = rounds = 0 if self.lineages[job].has_lost else versions
                 case e.RoundStarted():
                     check(event.round >= rounds, f"{job}: round {event.round} was begun after {rounds}")
@@ -198,7 +200,8 @@ class Audit:
     def _ended_with_reason(self, job: str, end: e.JobFinished, stored: list[e.Event]) -> None:
         spec, num_versions = self.lineages[job].spec, len(self.lineages[job].models) - 1
         wanted = spec.termination.rounds or spec.termination.versions
-        check(end.version == num_versions, f"{job}: ended with version {end.version} of {num_versions}")
+        is_newest = end.version == num_versions or self.lineages[job].has_lost
+        check(is_newest, f"{job}: ended with version {end.version} of {num_versions}")
         if end.state == "done":
             check(end.version == wanted, f"{job} is done after {end.version} versions: {end.reason}")
         elif end.state == "failed":

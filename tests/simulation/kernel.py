@@ -10,7 +10,8 @@ import heapq
 import queue
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,7 @@ class Kernel:
         self._heap: list[tuple[float, int, Call]] = []
         self._count = 0
         self._hub = getcurrent()
-        self.violation: BaseException | None = None
+        self.violation: Violation | None = None
         self.processes: list[Process] = []
 
     def after(self, delay_s: float, call: Call) -> None:
@@ -81,6 +82,15 @@ class Kernel:
             if self.violation is not None:
                 raise self.violation
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What is found within ends the run, whatever the role does with the exception."""
+        try:
+            yield
+        except Exception as error:
+            self.violation = self.violation or _as_violation(error)
+            raise
+
     def check_not_hub(self) -> None:
         """Waiting is for threads of processes, not for sinks and callbacks of a transport."""
         if getcurrent() is self._hub:
@@ -98,6 +108,14 @@ class Kernel:
         for process in self.processes:
             process.kill()
         self._heap.clear()
+
+
+def _as_violation(error: Exception) -> Violation:
+    if isinstance(error, Violation):
+        return error
+    violation = Violation(f"the simulation itself failed: {error!r}")
+    violation.__cause__ = error
+    return violation
 
 
 class Waiter:
@@ -283,7 +301,8 @@ class SimThread:
         except BaseException as error:
             violation = Violation(f"thread {self.name} of {self._process.name} ended with {error!r}")
             violation.__cause__ = error
-            self._process.kernel.violation = violation
+            kernel = self._process.kernel
+            kernel.violation = kernel.violation or violation
         finally:
             self._process.ended(self)
             self._over.set()

@@ -67,7 +67,8 @@ class Lineage:
         self.models: list[Array] = []
         self.weights: list[Weights] = []
         self.has_lost = False
-        """Whether the store has ever forgotten a version: trainings from one that is gone may go on."""
+        """Whether the store has ever forgotten a version: what was trained from it may count in the one that took
+        its number, so that from then on nothing is read from the values."""
         self._num_learners = num_learners
         self._numbers: dict[bytes, int] = {}
         self._moments: list[Array] = [np.zeros(NUM_VALUES)]
@@ -91,7 +92,7 @@ class Lineage:
         values = np.frombuffer(data, np.float64, NUM_VALUES)  # what the rule keeps comes behind
         found: list[Training] = []
         weights: Weights = {}
-        if self.models:
+        if self.models and not self.has_lost:
             candidates = [
                 one for one in trainings.values() if one.job == self.job and one.number not in counted
             ]
@@ -163,7 +164,7 @@ class Lineage:
         if isinstance(rule, FedAsync | FedBuff):
             return {one.number: self._share(rule, one) for one in found}
         for one in found:
-            check(self.has_lost or self._age(one) == 0, f"{one} is in {self._name}")
+            check(self._age(one) == 0, f"{one} is in {self._name}")
         return {one.number: float(one.weight) for one in found}
 
     def _is_exact(self, values: Array, found: Sequence[Training], weights: Weights) -> None:

@@ -99,6 +99,7 @@ def scenario(seed: int) -> Scenario:
         store=StoreFaults(
             refuse=draw.choice(rare),
             silence=draw.choice(rare),
+            outage=draw.choice([0.0, 0.0, 0.005, 0.02]),
             crash=draw.choice([0.0, 0.0, 0.005, 0.02]),
         ),
         is_sqlite=seed % 8 == 0,

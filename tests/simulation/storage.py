@@ -157,6 +157,8 @@ class StoreFaults:
     """It fails, and nothing was done."""
     silence: float = 0.0
     """It was done, and the answer is lost."""
+    outage: float = 0.0
+    """It was done and answered, and then the store is gone for a while."""
     crash: float = 0.0
     """The controller dies, before or after it was done."""
 
@@ -218,10 +220,13 @@ class StoreLine:
             kernel.note(process.name, "store", name, told, repr(error))
             raise
         kernel.note(process.name, "store", name, told)
-        self._audit.stored(name, told, result)
+        with kernel.watched():
+            self._audit.stored(name, told, result)
         if fate < faults.crash:
             kernel.note(process.name, "dies after", name, told)
             process.kill()
+        if kernel.unlucky(faults.outage):
+            server.outage(kernel.draw.random() * 10.0)
         process.sleep(kernel.draw.random() * 0.002)
         if fate - faults.crash < faults.silence:
             kernel.note(process.name, "not heard of", name, told)

@@ -13,7 +13,14 @@ import numpy as np
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.job import Job as JobMachine
-from broker_fl.errors import BrokerUnavailable, Fenced, QueueInUse, RequestRefused, StoreUnavailable
+from broker_fl.errors import (
+    BrokerUnavailable,
+    Fenced,
+    QueueInUse,
+    RequestRefused,
+    StoreUnavailable,
+    VersionsLost,
+)
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
@@ -50,7 +57,8 @@ class CountingLearner:
     def train(self, model: Arrays, task: TaskContext) -> Update:
         world, draw = self._world, self._world.kernel.draw
         values = np.array(model["w"])
-        world.audit.lineage(task.job).base_of(values)
+        with world.kernel.watched():
+            world.audit.lineage(task.job).base_of(values)
         for part in (0.3, 0.7):
             self._process.sleep(draw.expovariate(2.0 / world.scenario.train_s))
             task.progress(part)
@@ -177,7 +185,7 @@ class World:
             controller.wait()
             self.kernel.note(process.name, "ENDS", repr(controller.error))
             allowed = controller.error is None or isinstance(
-                controller.error, Fenced | BrokerUnavailable | StoreUnavailable
+                controller.error, Fenced | BrokerUnavailable | StoreUnavailable | VersionsLost
             )
             if not allowed:
                 raise Violation(f"a controller ended with {controller.error!r}") from controller.error
@@ -245,9 +253,14 @@ class World:
         if self.scenario.stops[number]:
             process.thread(partial(self._stop, process, job), "stopping").start()
         heard: list[e.Event] = []
-        events = job.events()
-        while (event := next(events, None)) is not None:
-            heard.append(event)
+        try:
+            heard.extend(job.events())
+        except RequestRefused as refused:
+            lineage = self.audit.lineages.get(job.id)
+            check(lineage is not None and lineage.has_lost and not lineage.models, f"refused: {refused}")
+            self.outcomes.append("lost: the store forgot the job itself")
+            self._num_done += 1
+            return
         end = heard[-1]
         driver.timeout_s = DOWNLOAD_S
         final = self._fetched(process, job)
@@ -268,7 +281,7 @@ class World:
             except BrokerUnavailable as error:
                 self.kernel.note(process.name, "no model", error)
             except RequestRefused as refused:
-                check("store" in str(refused), f"a request was refused: {refused}")
+                check("store" in str(refused) or self.audit.has_lost, f"a request was refused: {refused}")
 
     def _pause(self, process: Process, job: Job) -> None:
         draw = self.kernel.draw
@@ -281,7 +294,7 @@ class World:
                 process.sleep(draw.random() * 60.0)
             job.resume()
         except RequestRefused as refused:
-            check("has ended" in str(refused), f"a request was refused: {refused}")
+            check("has ended" in str(refused) or self.audit.has_lost, f"refused: {refused}")
         except BrokerUnavailable as error:
             self.kernel.note(process.name, "not paused", error)
 
@@ -291,17 +304,21 @@ class World:
                 is_listed = job.id in {one.job for one in driver.jobs()}
                 check(is_listed or self.audit.has_lost, f"{job.id} is not listed")
                 kept = [one.version for one in job.versions()]
-                check(kept == list(range(kept[0], kept[-1] + 1)), f"{job.id}: kept are {kept}")
+                is_row = kept and kept == list(range(kept[0], kept[-1] + 1))
+                check(is_row or self.audit.has_lost, f"{job.id}: kept are {kept}")
                 check(len(driver.learners()) <= self.scenario.num_learners, "too many learners")
             except RequestRefused as refused:
-                check("store" in str(refused), f"a request was refused: {refused}")
+                check("store" in str(refused) or self.audit.has_lost, f"a request was refused: {refused}")
             except BrokerUnavailable as error:
                 self.kernel.note(process.name, "sees nothing", error)
             process.sleep(self.kernel.draw.random() * 10.0)
 
     def _stop(self, process: Process, job: Job) -> None:
         process.sleep(self.kernel.draw.random() * 60.0)
-        job.stop("stopped by its driver")
+        try:
+            job.stop("stopped by its driver")
+        except BrokerUnavailable as error:
+            self.kernel.note(process.name, "not stopped", error)
 
     # ------------------------------------------------------------ what befalls them
 
