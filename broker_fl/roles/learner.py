@@ -303,6 +303,7 @@ class LearnerHost:
             log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
             self._report(seat, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
             return
+        result = result.model_copy(update={"session": seat.session})
         exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
         self._updates.send(exchange, [key], result)
         if (update := held.update) is not None and task.upload == "at_once":

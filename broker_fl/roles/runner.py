@@ -6,7 +6,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from broker_fl.aggregation import make_rule
 from broker_fl.aggregation.scaffold import Variates
@@ -18,8 +18,10 @@ from broker_fl.errors import (
     AppError,
     FrameRefused,
     MessageRefused,
+    RequestRefused,
     StoreUnavailable,
     UpdateRefused,
+    VersionsLost,
 )
 from broker_fl.interfaces import Accumulator, Contribution, Given
 from broker_fl.model import Model, ModelSpec
@@ -42,6 +44,7 @@ from broker_fl.wire.messages import (
 from broker_fl.wire.rules import PerUpdate, Scaffold
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class JobRunner:
@@ -316,14 +319,21 @@ class JobRunner:
         """What the rule kept when it made this version."""
         if self._memory is None or self._memory[0] != version:
             versions = self._services.versions(self.job.state.job)
-            self._memory = (version, self._services.persist(lambda: versions.read_memory(version)))
+            self._memory = (version, self._read(lambda: versions.read_memory(version)))
         return self._memory[1]
 
     def _model_of(self, version: int) -> Model:
         if self._model is None or self._model[0] != version:
             versions = self._services.versions(self.job.state.job)
-            self._model = (version, self._services.persist(lambda: versions.read(version))[1])
+            self._model = (version, self._read(lambda: versions.read(version))[1])
         return self._model[1]
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Read the newest version, which the store can only have lost if it has not got it."""
+        try:
+            return self._services.persist(read)
+        except RequestRefused as error:
+            raise VersionsLost(f"the store has lost a version: {error}") from error
 
     def _now(self) -> float:
         return self._services.clock.now()

@@ -82,6 +82,7 @@ def publish_update(transport: Transport, exchange: str, key: str, result: Result
         header = UpdateChunk(
             learner=result.learner,
             task=result.task,
+            session=result.session,
             index=chunk.index,
             count=chunk.count,
             encoding=manifest.encoding,

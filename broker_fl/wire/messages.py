@@ -262,6 +262,8 @@ class Result(Message):
     KIND: ClassVar[str] = "result"
     learner: Identifier
     task: TaskRef
+    session: Identifier | None = None
+    """The learner's, as in ``join``: one that was started anew has trained anew."""
     num_examples: Count = 0
     num_steps: Count = 0
     num_epochs: Seconds = 0.0
@@ -283,6 +285,8 @@ class UpdateChunk(Message):
     KIND: ClassVar[str] = "update_chunk"
     learner: Identifier
     task: TaskRef
+    session: Identifier | None = None
+    """As in the result: chunks of two trainings for one task are never put together."""
     index: Count
     count: Positive
     encoding: EncodingName = "raw"

@@ -252,26 +252,24 @@ class World:
             process.thread(partial(self._observe, process, driver, job), "observing").start()
         if self.scenario.stops[number]:
             process.thread(partial(self._stop, process, job), "stopping").start()
-        heard: list[e.Event] = []
         try:
-            heard.extend(job.events())
+            self.outcomes.append(self._seen_to_its_end(process, driver, job))
         except RequestRefused as refused:
-            lineage = self.audit.lineages.get(job.id)
-            check(lineage is not None and lineage.has_lost and not lineage.models, f"refused: {refused}")
+            lineage = self.audit.lineage(job.id)
+            check(lineage.has_lost and not lineage.models, f"a request was refused: {refused}")
             self.outcomes.append("lost: the store forgot the job itself")
-            self._num_done += 1
-            return
-        end = heard[-1]
+        self._num_done += 1
+
+    def _seen_to_its_end(self, process: Process, driver: Driver, job: Job) -> str:
+        heard = list(job.events())
         driver.timeout_s = DOWNLOAD_S
         final = self._fetched(process, job)
-        check(
-            np.array_equal(final["w"], self.audit.lineage(job.id).models[-1]),
-            f"{job.id}: another model was fetched",
-        )
+        newest = self.audit.lineage(job.id).models[-1]
+        check(np.array_equal(final["w"], newest), f"{job.id}: another model was fetched")
         self.audit.finished(job.id, heard)
+        end = heard[-1]
         assert isinstance(end, e.JobFinished)
-        self.outcomes.append(f"{end.state}: {end.reason}")
-        self._num_done += 1
+        return f"{end.state}: {end.reason}"
 
     def _fetched(self, process: Process, job: Job) -> Model:
         """What is lost of a download is asked for once more by whoever wants it."""
@@ -280,8 +278,6 @@ class World:
                 return job.model()
             except BrokerUnavailable as error:
                 self.kernel.note(process.name, "no model", error)
-            except RequestRefused as refused:
-                check("store" in str(refused) or self.audit.has_lost, f"a request was refused: {refused}")
 
     def _pause(self, process: Process, job: Job) -> None:
         draw = self.kernel.draw
