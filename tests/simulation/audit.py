@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from broker_fl.interfaces import Store
     from broker_fl.roles.controller import Controller
 
+MAX_LOOKS = 3
 _NOBODYS_FAULT = ("missed its quorum", "nobody is left to ask")
 _MISFORTUNES = (e.TaskFailed, e.UpdateRefused, e.TaskLate, e.LearnerLost, e.LearnerLeft)
 
@@ -37,6 +38,8 @@ class Audit:
         self._manifests: dict[str, bytes] = {}
         self._reached: dict[str, tuple[int, int]] = {}
         self._ended: dict[str, str] = {}
+        self._strays: dict[int, tuple[object, int]] = {}
+        """How often an upload was seen whose learner has no task; the next heartbeat is its end."""
         self.has_lost = False
         """Whether the store was ever without power."""
 
@@ -128,8 +131,10 @@ class Audit:
             return
         for runner in controller._jobs.running():
             for learner, upload in runner._receiver._uploads.items():
-                kept = upload.last_at < controller._ticked_at and learner not in runner.job.state.cohort
-                check(not kept, f"the upload of {learner}, which has no task, is kept")
+                is_stray = learner not in runner.job.state.cohort
+                looks = self._strays.get(id(upload), (upload, 0))[1] + 1 if is_stray else 0
+                self._strays[id(upload)] = upload, looks
+                check(looks <= MAX_LOOKS, f"the upload of {learner}, which has no task, is kept")
         check(len(controller._requests._pending) <= 16, "models of jobs are kept without end")
 
     # ------------------------------------------------------------ the end
@@ -143,6 +148,7 @@ class Audit:
         check(isinstance(end, e.JobFinished), f"{job}: the driver heard {end.KIND} last")
         ends = [event for event in stored if isinstance(event, e.JobFinished)]
         if not self.has_lost:
+            check(self._ended.get(job) == getattr(end, "state", None), f"{job}: its end is not stored")
             is_last = len(ends) == 1 and stored[-1] is ends[0]
             check(is_last, f"{job}: {len(ends)} ends, the last event is {stored[-1].KIND}")
             check(

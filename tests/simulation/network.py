@@ -67,7 +67,7 @@ class Network:
         self.broker = MemoryBroker(clock=lambda: kernel.now)
         self.is_up = True
         self.transports: list[SimTransport] = []
-        self._topology = topology
+        self.topology = topology
 
     def restart(self, down_s: float, *, is_wiped: bool = False) -> None:
         """``kill -9`` of the broker, and its start after a while; ``is_wiped``: on an empty disk."""
@@ -82,7 +82,7 @@ class Network:
 
     def _forget(self) -> None:
         for queue in self.broker._queues.values():
-            if not queue.settings.quorum and queue.name != self._topology.dead:
+            if not queue.settings.quorum and queue.name != self.topology.dead:
                 while len(queue):
                     queue.pop()
 
@@ -92,7 +92,7 @@ class Network:
 
     def delete_a_mailbox(self) -> None:
         """As an operator may, or the queue's expiry."""
-        prefix = self._topology.mailbox("")
+        prefix = self.topology.mailbox("")
         names = sorted(name for name in self.broker._queues if name.startswith(prefix))
         if names and self.is_up:
             name = self.kernel.draw.choice(names)
@@ -275,10 +275,13 @@ class SimTransport:
             kernel.note("network", "LOSES", sent.exchange, ",".join(sent.keys))
             self.process.after(2 * LATENCY_S, partial(self._confirm, sent, port))
             return
-        if kernel.unlucky(network.faults.double):
+        is_in_order = (
+            sent.exchange == network.topology.control
+        )  # requests of one driver follow from one another
+        if not is_in_order and kernel.unlucky(network.faults.double):
             kernel.note("network", "DOUBLES", sent.exchange, ",".join(sent.keys))
             kernel.after(kernel.draw.random() * network.faults.delay_s, partial(self._enter, sent))
-        if kernel.unlucky(network.faults.reorder):
+        if not is_in_order and kernel.unlucky(network.faults.reorder):
             kernel.after(kernel.draw.random() * network.faults.delay_s, partial(self._enter, sent))
             self.process.after(2 * LATENCY_S, partial(self._confirm, sent, port))
             return

@@ -288,11 +288,20 @@ class World:
             if draw.random() < 0.5:
                 job.resume(versions=1)
                 process.sleep(draw.random() * 60.0)
-            job.resume()
         except RequestRefused as refused:
             check("has ended" in str(refused) or self.audit.has_lost, f"refused: {refused}")
         except BrokerUnavailable as error:
             self.kernel.note(process.name, "not paused", error)
+        self._resume(process, job)
+
+    def _resume(self, process: Process, job: Job) -> None:
+        while True:
+            try:
+                return job.resume()
+            except RequestRefused as refused:
+                return check("has ended" in str(refused) or self.audit.has_lost, f"refused: {refused}")
+            except BrokerUnavailable as error:
+                self.kernel.note(process.name, "not resumed", error)
 
     def _observe(self, process: Process, driver: Driver, job: Job) -> None:
         while self.are_faults_on:
@@ -313,6 +322,8 @@ class World:
         process.sleep(self.kernel.draw.random() * 60.0)
         try:
             job.stop("stopped by its driver")
+        except RequestRefused as refused:
+            check(self.audit.has_lost, f"a request was refused: {refused}")
         except BrokerUnavailable as error:
             self.kernel.note(process.name, "not stopped", error)
 
