@@ -41,8 +41,9 @@ help:  ## Say what there is
 demo: demo-env  ## Train on handwritten digits with 10 learners, in one process (about a minute)
 	@$(DEMO) $(ARGS)
 
-test: env servers lint  ## Lint, then every test, on a real RabbitMQ and Redis; ARGS=... goes to pytest
+test: env servers  ## Every test, on a real RabbitMQ and Redis, then lint; ARGS=... goes to pytest
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@$(MAKE) --no-print-directory lint
 
 lint: env  ## Check style, types and the direction of imports
 	@$(BIN)/ruff check .
@@ -54,7 +55,7 @@ format: env  ## Put the code into its format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: env servers  ## Measure rounds; ARGS=... goes to the benchmark
+bench: env servers  ## Measure against other systems (hours), write docs/benchmarks.md; ARGS=... goes to the benchmarks
 	@$(BENCH) $(ARGS)
 
 env: $(VENV)/.made  ## Make .venv with every extra, in the versions of constraints.txt

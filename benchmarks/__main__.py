@@ -1,12 +1,137 @@
-"""All benchmarks, and the page that they fill: ``python -m benchmarks`` (``make bench``)."""
+"""Answers questions on speed by measuring, and writes the page (``make bench``).
+
+python -m benchmarks                                  # all of them
+python -m benchmarks flower --cells 10x100000         # one of them, one cell; the other cells are kept
+python -m benchmarks --quick                          # whether it works, in a minute; nothing is kept
+python -m benchmarks page                             # the page anew, from what is kept
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import shlex
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks import round_overhead
+from benchmarks import machine, page
+from benchmarks.peers import Peer, flare, flower
+from benchmarks.questions import Cell, Options, Question, Row, all_questions
 
-PAGE = ["--page", "docs/benchmarks.md", "--out", "benchmarks/results/round_overhead.json"]
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PEERS: tuple[Peer, ...] = (flower.PEER, flare.PEER)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, keep, and write the page."""
+    questions = all_questions()
+    asked = _parser(list(questions)).parse_args(arguments)
+    if asked.quick and asked.results == RESULTS:
+        asked.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
+        asked.page = asked.page if asked.page != PAGE else asked.results / "benchmarks.md"
+    options = Options(
+        quick=asked.quick,
+        cells=asked.cells,
+        rounds=2 if asked.quick else asked.rounds,
+        repetitions=asked.repetitions,
+        transports=("embedded", "rabbitmq") if asked.transport == "both" else (asked.transport,),
+        end_at=time.monotonic() + asked.budget_s,
+    )
+    names = [name for name in questions if name in asked.questions or not asked.questions]
+    if names:
+        command = "python -m benchmarks " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+        facts = machine.facts(quick=asked.quick)
+        _warn_if_busy()
+        for name in names:
+            _ask(questions[name], options, asked.results, (command.strip(), facts))
+    pictures = asked.page.parent / "pictures"
+    page.write(asked.page, pictures, asked.results, questions)
+    print(f"The page: {asked.page}")
+
+
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known = f"{', '.join(names)}, page"
+
+    def question(name: str) -> str:  # ``choices`` would refuse that there is none
+        if name not in known.split(", "):
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of: {known}")
+        return name
+
+    parser.add_argument("questions", nargs="*", type=question, help=f"of: {known}; all if none is given")
+    parser.add_argument("--quick", action="store_true", help="a tiny cell each; peers only if installed")
+    parser.add_argument("--cells", type=read_cells, help="LEARNERSxPARAMETERS, as 10x100000,50x1000000")
+    parser.add_argument("--rounds", type=int, default=5, help="counted in a block, at least (default: 5)")
+    parser.add_argument("--repetitions", type=int, default=3, help="blocks of each system (default: 3)")
+    parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
+    parser.add_argument(
+        "--budget-s", type=float, default=float("inf"), help="no cell begins when so many seconds are over"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON that is kept")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the Markdown goes")
+    return parser
+
+
+def read_cells(text: str) -> tuple[Cell, ...]:
+    """Read ``LEARNERSxPARAMETERS,…``."""
+    try:
+        cells = tuple((int(n), int(p)) for n, _, p in (cell.partition("x") for cell in text.split(",")))
+    except ValueError:
+        cells = ()
+    if not cells or min(min(cell) for cell in cells) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 10x100000,50x1000000")
+    return cells
+
+
+def _ask(question: Question, options: Options, results: Path, about: tuple[str, dict[str, str]]) -> None:
+    """Run a question; each row is kept as soon as it is there, and replaces the former one of its key."""
+    print(f"{time.strftime('%H:%M:%S')} {question.name}: {question.title}", flush=True)
+    former = page.read(results, question.name)
+    rows: list[Row] = former["rows"] if former else []
+    command, facts = about
+    for row in question.run(options):
+        print(f"{time.strftime('%H:%M:%S')}   {_brief(row)}", flush=True)
+        rows = _with(rows, row)
+        record = {"facts": facts, "command": command, "peers": _peers(rows), "rows": rows}
+        results.mkdir(parents=True, exist_ok=True)
+        (results / f"{question.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _with(rows: list[Row], row: Row) -> list[Row]:
+    """A row in the place of its former self; one that was left out replaces no figures."""
+    keys = [one["key"] for one in rows]
+    if row["key"] not in keys:
+        return [*rows, row]
+    if "left_out" in row and "left_out" not in rows[keys.index(row["key"])]:
+        return rows
+    return [row if one["key"] == row["key"] else one for one in rows]
+
+
+def _brief(row: Row) -> str:
+    """What matters of a row while measuring."""
+    shown = {name: row[name] for name in ("left_out", "failed", "ratios", "setting") if name in row}
+    return f"{row['key']} " + ", ".join(f"{name}: {value}" for name, value in shown.items())
+
+
+def _peers(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """The versions in the environments of the peers that were measured."""
+    titles = {row.get("peer") for row in rows if "blocks" in row}
+    return {peer.title: peer.versions() for peer in PEERS if peer.title in titles and peer.is_there}
+
+
+def _warn_if_busy() -> None:
+    if (share := machine.busy_share()) > machine.BUSY_SHARE:
+        print(f"Others use {share:.0%} of the CPU: the figures will be worth nothing.", file=sys.stderr)
+
 
 if __name__ == "__main__":
-    round_overhead.main(PAGE + sys.argv[1:])
+    main()

@@ -322,6 +322,36 @@ class Store(Protocol):
         """
         ...
 
+    def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
+        """Write a piece of a learner's update that is stored beside the versions; over what was there.
+
+        It can be read at once: what counts is only which names the job's state goes by.
+
+        Raises:
+            Fenced: a newer epoch exists; nothing was written.
+        """
+        ...
+
+    def read_update(self, job: str, name: str, index: int) -> bytes:
+        """One piece of a stored update.
+
+        Raises:
+            KeyError: it is not there (any more).
+        """
+        ...
+
+    def updates(self, job: str) -> list[str]:
+        """Names of the stored updates, sorted, also of those of which only a part was written."""
+        ...
+
+    def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
+        """Delete stored updates, in one step; nothing happens to those that are not there.
+
+        Raises:
+            Fenced: a newer epoch exists; nothing was deleted.
+        """
+        ...
+
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
         """Append packed events, numbered ``first``, ``first + 1``, …; numbers up to the last are left alone.
 
@@ -376,6 +406,12 @@ class Given:
     round: int = 0
     learners: Callable[[], Sequence[str]] = tuple
     """All that are there at the moment, whether they were asked or not."""
+    updates: Mapping[str, Contribution] = field(default_factory=dict)
+    """The newest of each learner that ``Combined.updates`` ever had, by learner; one is read from the store
+    when it is asked for, without its metrics.
+    """
+    carried: object = None
+    """What the rule carried on from the round before; None after a restart of the controller, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,6 +421,12 @@ class Combined:
     model: Model
     memory: Model | None = None
     """What the rule wants to have in the next round; stored together with the version."""
+    updates: Sequence[Contribution] = ()
+    """Updates of this round that are stored as well, each in the place of its learner's last (asynchronous
+    protocol).
+    """
+    carried: object = None
+    """What the next round can use and could also make anew: it stays in memory and is not stored."""
 
 
 class Accumulator(Protocol):

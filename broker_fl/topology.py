@@ -212,6 +212,8 @@ class RedisKeys:
                                                              number → ``<chunks> <stage> <manifest>``
     ``bfl:{F}:chunk:<job>:<version>:<stage>:<i>``  string    chunk ``i`` as written by one attempt, ``stage``,
                                                              at the version; expires if that is not committed
+    ``bfl:{F}:updates:<job>``                      hash      name of a stored update → nothing
+    ``bfl:{F}:updates:<job>:<name>``               hash      index → piece of that update
     ``bfl:{F}:events:<job>``                       stream    id ``<number>-0``, field ``e``: the packed event
     =============================================  ========  ================================================
     """
@@ -244,6 +246,14 @@ class RedisKeys:
     def chunk(self, job: str, version: int, stage: str, index: int) -> str:
         """One chunk."""
         return f"{self.chunks(job)}:{version}:{stage}:{index}"
+
+    def updates(self, job: str) -> str:
+        """Names of a job's stored updates."""
+        return f"bfl:{{{self.federation}}}:updates:{job}"
+
+    def update(self, job: str, name: str) -> str:
+        """Pieces of one stored update."""
+        return f"{self.updates(job)}:{name}"
 
     def events(self, job: str) -> str:
         """A job's events."""

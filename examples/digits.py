@@ -22,24 +22,29 @@ class Digits:
         self.examples = examples
 
     def train(self, model: Arrays, task: TaskContext) -> Update:
-        epochs = int(task.parameters.get("epochs") or 5)
         batch_size = int(task.parameters.get("batch_size") or 16)
         learning_rate = np.float32(task.parameters.get("learning_rate") or 0.2)
         rng = np.random.default_rng([task.round, *task.learner.encode()])
         images, digits = self.examples
         starts = range(0, len(digits), batch_size)
-        for epoch in range(epochs):
-            order = rng.permutation(len(digits))
-            for start in starts:
-                batch = order[start : start + batch_size]
-                for name, gradient in gradients(model, images[batch], digits[batch]).items():
-                    model[name][...] -= learning_rate * gradient
-            task.progress((epoch + 1) / epochs)
+        epochs = int(task.parameters.get("epochs", 5) or 0)
+        if epochs < 1:
+            raise ValueError(f"epochs is {epochs}; train at least 1")
+        steps = int(task.parameters.get("steps") or epochs * len(starts))
+        order = rng.permutation(len(digits))
+        for step in range(steps):
+            if step and step % len(starts) == 0:
+                order = rng.permutation(len(digits))
+            start = starts[step % len(starts)]
+            batch = order[start : start + batch_size]
+            for name, gradient in gradients(model, images[batch], digits[batch]).items():
+                model[name][...] -= learning_rate * gradient
+            task.progress((step + 1) / steps)
         return Update(
             model=model,
             num_examples=len(digits),
-            num_steps=epochs * len(starts),
-            num_epochs=epochs,
+            num_steps=steps,
+            num_epochs=steps / len(starts),
             metrics=measure(model, self.examples),
         )
 

@@ -16,6 +16,7 @@ from broker_fl.aggregation.fedavg import FedAvg
 from broker_fl.aggregation.fedbuff import FedBuff
 from broker_fl.aggregation.fednova import FedNova
 from broker_fl.aggregation.fedopt import FedOpt
+from broker_fl.aggregation.fedrec import FedRec
 from broker_fl.aggregation.geometric_median import GeometricMedian
 from broker_fl.aggregation.krum import Krum
 from broker_fl.aggregation.norm_clipping import NormClipping
@@ -35,6 +36,7 @@ RULES: dict[str, Callable[[Any], Rule]] = {
     "fedyogi": lambda s: FedOpt(fedopt.fedyogi(s.learning_rate, s.beta1, s.beta2, s.tau), s.weighting),
     "fedasync": FedAsync,
     "fedbuff": FedBuff,
+    "fedrec": FedRec,
     "fednova": lambda s: FedNova(s.momentum),
     "median": Median,
     "trimmed_mean": TrimmedMean,

@@ -1,42 +1,57 @@
-"""Multithreaded vector operations on flat arrays, by numexpr.
+"""Sums and checks of flat arrays on all cores.
 
-numexpr evaluates an expression block by block in cache, on all cores, without the temporaries that numpy
-makes. It computes in float64 as soon as one operand is a Python float, which halves the speed for float32
-data: weights are wrapped in the type of the accumulator.
+A plain sum is NumPy's, block by block (``parallel.py``): here it took half the time of numexpr's
+``total + values * factor`` (``python -m benchmarks aggregation``). Longer expressions are numexpr's
+(``fused.py``).
 """
 
 from __future__ import annotations
 
 import math
 
-import numexpr
 import numpy as np
 
+from broker_fl.aggregation.parallel import in_blocks, scratch
 from broker_fl.model import Array
 
-_NUMPY_ONLY = frozenset({np.dtype(np.float16), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.uint8)})
 SMALL_ELEMENTS = 32_768
-"""Below this many elements numexpr's fixed cost per call (about 20 µs) is more than numpy's whole work."""
+"""Below this many elements what numexpr takes per call (about 20 µs) is more than NumPy's whole work."""
 
 
 def add_scaled(total: Array, values: Array, weight: float) -> None:
     """``total += weight * values``, in the type of ``total`` (float32 or float64); both 1-d, equally long."""
     factor = total.dtype.type(weight)
-    if total.size < SMALL_ELEMENTS or _needs_numpy(values):
+
+    def add(block: slice) -> None:
+        part = total[block]
+        product = scratch(part.size, total.dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # the mean is looked at before it is used
-            total += values.astype(total.dtype, copy=False) * factor
-    else:
-        numexpr.evaluate("total + values * factor", out=total, casting="same_kind")
+            np.multiply(values[block].astype(total.dtype, copy=False), factor, out=product)
+            np.add(part, product, out=part)
+
+    in_blocks(total.size, add)
 
 
-def divide(total: Array, divisor: float) -> None:
-    """``total /= divisor`` in place: closer than times its inverse, and a tie stays one."""
-    by = total.dtype.type(divisor)
-    if total.size < SMALL_ELEMENTS:
+def scale(values: Array, weight: float, out: Array) -> None:
+    """``out = weight * values``, in the type of ``out``: the first of a sum."""
+    factor = out.dtype.type(weight)
+
+    def product(block: slice) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
-            total /= by
-    else:
-        numexpr.evaluate("total / by", out=total, casting="same_kind")
+            np.multiply(values[block].astype(out.dtype, copy=False), factor, out=out[block])
+
+    in_blocks(out.size, product)
+
+
+def divide(total: Array, divisor: float, out: Array | None = None) -> None:
+    """``total / divisor`` in place, or into ``out``: closer than times its inverse, and a tie stays one."""
+    by, target = total.dtype.type(divisor), total if out is None else out
+
+    def quotient(block: slice) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.divide(total[block], by, out=target[block])
+
+    in_blocks(total.size, quotient)
 
 
 def magnitude(values: Array) -> float:
@@ -64,7 +79,3 @@ def largest(values: Array) -> float:
 def all_finite(values: Array) -> bool:
     """Whether no element is NaN or infinite."""
     return values.dtype.kind in "iub" or math.isfinite(magnitude(values))
-
-
-def _needs_numpy(values: Array) -> bool:
-    return values.dtype in _NUMPY_ONLY or values.dtype.kind not in "fiu" or values.dtype.name == "bfloat16"

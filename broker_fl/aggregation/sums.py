@@ -45,9 +45,12 @@ class WeightedSum:
         magnitudes = check_addable(self.spec, model, weight)
         self._bounds = self._bounds_with(model, weight, magnitudes)
         if self._totals is None:
-            self._totals = [np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs]
-        for run, total in zip(self.spec.runs, self._totals, strict=True):
-            kernels.add_scaled(total, model.run(run), weight)
+            self._totals = [np.empty(length(run), sum_dtype(run)) for run in self.spec.runs]
+            for run, total in zip(self.spec.runs, self._totals, strict=True):
+                kernels.scale(model.run(run), weight, out=total)
+        else:
+            for run, total in zip(self.spec.runs, self._totals, strict=True):
+                kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
 
     def _bounds_with(self, model: Model, weight: float, magnitudes: list[float]) -> list[float]:
@@ -74,8 +77,11 @@ class WeightedSum:
         totals, self._totals = self._totals, None
         result = Model.empty(self.spec)
         for run, total in zip(self.spec.runs, totals, strict=True):
-            kernels.divide(total, self.total_weight)
-            write_mean(result.run(run), total)
+            if total.dtype.name == run.dtype:
+                kernels.divide(total, self.total_weight, out=result.run(run))
+            else:
+                kernels.divide(total, self.total_weight)
+                write_mean(result.run(run), total)
             if not kernels.all_finite(result.run(run)):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
         return result

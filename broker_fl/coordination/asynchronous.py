@@ -57,6 +57,10 @@ class AsynchronousJob(Job):
         self._laps = Counter[int]()
         self._evaluations = LatestMean()
         self._evaluated_version = -1
+        self._mute = set[str]()
+        """Those whose last evaluation had no metric."""
+        self._bench_ends: deque[tuple[int, str]] = deque()
+        """The round from which on who is benched is asked again."""
 
     # ------------------------------------------------------------ giving tasks
 
@@ -81,6 +85,9 @@ class AsynchronousJob(Job):
         if state.phase is not Phase.TRAINING or state.is_paused or not self._idle:
             return []
         room = len(self._idle) if limit is None else limit - state.cohort.num_open
+        if state.pause_after is not None:  # stepped: no more tasks than the versions need that are wanted
+            wanted = (state.pause_after - state.version) * self._updates_per_version
+            room = min(room, wanted - len(self._buffer) - state.cohort.num_open)
         chosen: list[str] = []
         for learner in self._idle:
             if len(chosen) >= room:
@@ -88,7 +95,7 @@ class AsynchronousJob(Job):
             if not self._is_ahead(learner):
                 chosen.append(learner)
         if not chosen and not state.cohort.num_open:  # the slowest wait for their updates to be in a version
-            chosen = list(self._idle)[:room]
+            chosen = list(self._idle)[: max(0, room)]
         return self._give(chosen, now)
 
     def _give(self, learners: list[str], now: float) -> Actions:
@@ -129,11 +136,15 @@ class AsynchronousJob(Job):
         part = self._part(result.learner, result.task)
         if part is None or part.status not in OPEN:
             return super()._result_arrived(signal, now)
-        if result.evaluation:
+        if not result.evaluation:
+            self._mute.add(result.learner)
+        else:
+            self._mute.discard(result.learner)
             self._evaluations.add(result.learner, result.evaluation, result.evaluation_examples or 1)
             self._evaluated_version = max(self._evaluated_version, result.task.round)
         if self.state.phase is Phase.TRAINING and (reason := self.refusal(result.task)) is not None:
-            return self._too_old(result.learner, result.task, reason, now)
+            finished = s.Emit(self._finished(result))
+            return [finished, *self._too_old(result.learner, result.task, reason, now)]
         return super()._result_arrived(signal, now)
 
     def _update_refused(self, signal: s.UpdateWasRefused, now: float) -> Actions:
@@ -205,8 +216,8 @@ class AsynchronousJob(Job):
                 reason = f"nothing came within {self._protocol.deadline_s:g} s"
                 late = e.TaskLate(job=self.state.job, round=task.round, learner=learner, reason=reason)
                 actions += [s.Emit(late), s.CancelTasks(task, (learner,), reason)]
-                self._records.failed(learner)
-                self._pacer.missed(learner)
+                self._note_late(learner, now)
+                actions += self._exclusion(learner, reason)
                 self._let_go(learner, reason)
                 actions += self._release_upload(learner)
         return actions
@@ -223,6 +234,7 @@ class AsynchronousJob(Job):
         self.state.cohort.remove(learner)
         if self._records.of(learner).num_failures >= self._protocol.max_failures:
             self._benched[learner] = reason
+            self._bench_ends.append((self.state.round + self._protocol.exclude_versions, learner))
             self._leave_lap(learner)
         self._is_free(learner)
 
@@ -253,10 +265,24 @@ class AsynchronousJob(Job):
         state.phase = Phase.TRAINING
         for learner in contributors:
             self._is_free(learner)
+        self._end_benches()
         actions = [s.Emit(committed), *self._note_running_evaluation(), *self._pause_if_due(now)]
         if (over := self._enough() or self._target_of_all()) is not None:
             return actions + self._end_training(over, now)
         return actions + self._settle(now)
+
+    @property
+    def _failures_allowed(self) -> int | None:
+        return self._protocol.max_failures
+
+    def _end_benches(self) -> None:
+        """Ask again who was left out for long enough; one more failure, and it is left out again."""
+        while self._bench_ends and self._bench_ends[0][0] <= self.state.round:
+            _, learner = self._bench_ends.popleft()
+            if self._benched.pop(learner, None) is not None:
+                self._records.of(learner).num_failures = self._protocol.max_failures - 1
+                self._enter_lap(learner)
+                self._is_free(learner)
 
     def _note_running_evaluation(self) -> Actions:
         """The mean over each learner's newest evaluation, of whichever version that was."""
@@ -275,15 +301,22 @@ class AsynchronousJob(Job):
         return [s.Emit(evaluated)]
 
     def _target_of_all(self) -> str | None:
-        """A target counts once every live learner has evaluated: the first few may be the lucky ones."""
-        return self._target_reached() if len(self._evaluations) >= len(self._matching) else None
+        """A target counts once everybody who delivers has evaluated: the first few may be the lucky ones.
+
+        Who is benched is not waited for, nor who delivered without a metric.
+        """
+        reached = self._target_reached()
+        if reached is None:
+            return None
+        waited_for = self._matching - self._benched.keys() - self._mute
+        return reached if all(learner in self._evaluations for learner in waited_for) else None
 
     # ------------------------------------------------------------ the end
 
     def _end_training(self, reason: str, now: float) -> Actions:
         """Have the last version evaluated by all that are there."""
         state = self.state
-        actions = self._dismiss("the job has enough updates", now)
+        actions = self._dismiss("the job has enough updates", now, cancelled=True)
         if not state.spec.evaluate or not self._matching:
             return actions + self._finish("done", reason, now)
         state.phase, state.ending, state.cohort = Phase.EVALUATING, reason, Cohort()

@@ -37,6 +37,9 @@ class LatestMean:
     def __len__(self) -> int:
         return len(self._latest)
 
+    def __contains__(self, learner: object) -> bool:
+        return learner in self._latest
+
     def add(self, learner: str, metrics: Mapping[str, float], weight: float) -> None:
         """Put in the place of the learner's last; values that are not finite are left out."""
         self.remove(learner)

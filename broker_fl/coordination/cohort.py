@@ -46,6 +46,8 @@ class Assignment:
     sent_at: float = 0.0
     workload: Workload = field(default_factory=dict)
     """Task parameters that pacing has set for this member."""
+    weight: float = 0.0
+    """Of its update in the sum."""
     reminders: int = 0
     received: float = 0.0
     """How much of the model it had, 0 to 1, when it was last heard to be receiving."""
@@ -125,16 +127,18 @@ class Cohort:
         live = len(self) - sum(self._counts[status] for status in _NOT_COUNTED)
         return max(1, math.ceil(quorum * min(live, num_wanted or live) - 1e-9))
 
-    def has_quorum(self, quorum: float, num_wanted: int = 0) -> bool:
-        """Whether enough members have delivered."""
-        return self.count(Status.DELIVERED) >= self.num_required(quorum, num_wanted)
-
     def summary(self) -> str:
         """Counts in words, and the first reasons of those that failed."""
         counts = ", ".join(f"{number} {status}" for status, number in sorted(self._counts.items()) if number)
-        reasons = [
-            f"{learner}: {part.reason}"
-            for learner, part in sorted(self._assignments.items())
-            if part.status in (Status.FAILED, Status.REFUSED, Status.LOST) and part.reason
-        ]
-        return counts + (f" ({'; '.join(reasons[:3])}{' …' if len(reasons) > 3 else ''})" if reasons else "")
+        by_reason: dict[str, list[str]] = {}
+        for learner, part in sorted(self._assignments.items()):
+            if part.status in (Status.FAILED, Status.REFUSED, Status.LOST) and part.reason:
+                by_reason.setdefault(part.reason, []).append(learner)
+        reasons = [f"{_some(learners)}: {reason}" for reason, learners in list(by_reason.items())[:3]]
+        more = " …" if len(by_reason) > 3 else ""
+        return counts + (f" ({'; '.join(reasons)}{more})" if reasons else "")
+
+
+def _some(learners: list[str]) -> str:
+    rest = f" and {len(learners) - 3} more" if len(learners) > 3 else ""
+    return ", ".join(learners[:3]) + rest

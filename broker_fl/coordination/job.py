@@ -20,6 +20,7 @@ from broker_fl.coordination.cohort import OPEN, Assignment, Status, Workload
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.pacing import make_pacer
 from broker_fl.coordination.records import SMOOTHING, Records
+from broker_fl.coordination.selection import Eligible
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
 from broker_fl.wire import events as e
@@ -33,6 +34,8 @@ MAX_REMINDER_DOUBLINGS = 5
 
 class Job(ABC):
     """One job: its state, and what follows from each signal. ``members`` is read, never changed."""
+
+    _selector: Eligible
 
     def __init__(self, state: JobState, members: Membership) -> None:
         self.state = state
@@ -87,6 +90,10 @@ class Job(ABC):
         """Whether an update for this task may still be folded."""
         part = self._part(learner, task)
         return part is not None and part.status not in (Status.DELIVERED, Status.REFUSED)
+
+    def learners(self) -> list[str]:
+        """Who is there and may be asked: those that match the selector's ``where``."""
+        return [member.learner for member in self._selector.matching(self._members.members())]
 
     def is_open(self, learner: str) -> bool:
         """Whether something may still come from the learner."""
@@ -195,10 +202,20 @@ class Job(ABC):
         reached = value >= target.value if target.mode == "max" else value <= target.value
         return f"{target.metric} reached {value:.6g}" if reached else None
 
+    def _target_unknown(self) -> str | None:
+        """Why the target can never be reached; None if it can."""
+        target = self.state.spec.termination.target
+        results = [part.result for _, part in self.state.cohort.items() if part.result is not None]
+        names = {name for result in results for name in result.evaluation}
+        if target is None or target.metric in names:
+            return None
+        there = ", ".join(sorted(names))
+        return f"no learner reports the metric {target.metric!r} of 'termination.target'; there are: {there}"
+
     def _finish(self, end: JobEnd, reason: str, now: float) -> Actions:
         state = self.state
         is_open = state.phase in (Phase.TRAINING, Phase.EVALUATING)
-        actions = self._dismiss("the job has ended", now) if is_open else []
+        actions = self._dismiss("the job has ended", now, cancelled=True) if is_open else []
         actions += self._cancel(state.cohort, "the job has ended")
         state.phase, state.end, state.reason = Phase.ENDED, end, text(reason)
         return [*actions, s.Emit(self.finished(now)), s.Finish()]
@@ -313,8 +330,9 @@ class Job(ABC):
             return self._late(result)
         if part.status in (Status.DELIVERED, Status.REFUSED):
             return []
+        finished = self._finished(result)
         if (problem := self._problem(part, result)) is not None:
-            return self._refused(result.learner, result.task, problem, now)
+            return [s.Emit(finished), *self._refused(result.learner, result.task, problem, now)]
         part.result = result
         if part.status is Status.FINISHED:  # sent once more, or of a learner that was started anew
             return []
@@ -322,8 +340,15 @@ class Job(ABC):
             self._records.finished(result, now - part.sent_at)
         if state.phase is Phase.TRAINING:
             self._pacer.delivered(result.learner, now - part.sent_at)
-        finished = e.TaskFinished(
-            job=state.job,
+        if state.phase is Phase.EVALUATING:
+            state.cohort.move(result.learner, Status.DELIVERED, now)
+            return [s.Emit(finished), *self._settle(now)]
+        state.cohort.move(result.learner, Status.FINISHED, now)
+        return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
+
+    def _finished(self, result: Result) -> e.TaskFinished:
+        return e.TaskFinished(
+            job=self.state.job,
             round=result.task.round,
             learner=result.learner,
             num_examples=result.num_examples,
@@ -334,17 +359,12 @@ class Job(ABC):
             timings=result.timings,
             peak_memory_bytes=result.peak_memory_bytes,
         )
-        if state.phase is Phase.EVALUATING:
-            state.cohort.move(result.learner, Status.DELIVERED, now)
-            return [s.Emit(finished), *self._settle(now)]
-        state.cohort.move(result.learner, Status.FINISHED, now)
-        return [s.Emit(finished), *self._grant(self._uploads.add(result.learner))]
 
     def _problem(self, part: Assignment, result: Result) -> str | None:
         """Why the result cannot be right; None if it can."""
         if self.state.phase is not Phase.TRAINING:
             return None
-        return problem_of(result, part.workload.get("steps", self.state.spec.parameters.get("steps")))
+        return problem_of(result, part.workload.get("steps"), self.state.spec.parameters.get("steps"))
 
     def _late(self, result: Result) -> Actions:
         """Say so, if it is of this job and of a task that was given up."""
@@ -353,13 +373,15 @@ class Job(ABC):
         is_known = part is not None and self._ref(part) == task
         if task.job != state.job or task.round >= state.round or is_known:
             return []
-        reason = f"delivered while round {state.round} was open"
+        reason = f"delivered while round {state.round + 1} was open"
         return [s.Emit(e.TaskLate(job=state.job, round=task.round, learner=result.learner, reason=reason))]
 
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
         if not self.expects(signal.learner, signal.task):
             return []
         self.state.cohort.move(signal.learner, Status.DELIVERED, now)
+        if (part := self.state.cohort.get(signal.learner)) is not None:
+            part.weight = signal.weight
         if self._remembers:
             self._records.counted(signal.learner)
         folded = e.UpdateFolded(
@@ -390,9 +412,30 @@ class Job(ABC):
             self._records.failed(learner)
         if self.state.phase is Phase.TRAINING:
             self._pacer.missed(learner)
-        return [*self._release_upload(learner), *self._is_over(learner, now)]
+        part = self.state.cohort.get(learner)
+        excluded = self._exclusion(learner, part.reason if part is not None else "")
+        return [*self._release_upload(learner), *excluded, *self._is_over(learner, now)]
+
+    def _exclusion(self, learner: str, reason: str) -> Actions:
+        """Say so, if the learner has now failed so often that it is left out for a while."""
+        limit = self._failures_allowed
+        if limit is None or self._records.of(learner).num_failures != limit:
+            return []
+        excluded = e.LearnerExcluded(
+            job=self.state.job,
+            round=self.state.round,
+            learner=learner,
+            num_failures=limit,
+            reason=text(reason),
+        )
+        return [s.Emit(excluded)]
 
     # ------------------------------------------------------------ parts
+
+    @property
+    def _failures_allowed(self) -> int | None:
+        """How often in a row a learner may fail before it is left out."""
+        return self.state.spec.selector.exclude_after
 
     @property
     def _remembers(self) -> bool:
@@ -414,11 +457,21 @@ class Job(ABC):
     def _ref(self, part: Assignment) -> TaskRef:
         return TaskRef(job=self.state.job, round=part.round, attempt=part.attempt)
 
-    def _assign(self, learners: Iterable[str], now: float, *, attempt: Callable[[str], int]) -> list[str]:
-        """Give the open round's task, or the newest version, to learners; nothing is sent yet."""
+    def _assign(
+        self,
+        learners: Iterable[str],
+        now: float,
+        *,
+        attempt: Callable[[str], int],
+        beside: Iterable[str] = (),
+    ) -> list[str]:
+        """Give the open round's task, or the newest version, to learners; nothing is sent yet.
+
+        Their work is paced as of one cohort with those ``beside`` them.
+        """
         state, chosen = self.state, list(learners)
         train = state.phase is Phase.TRAINING
-        workloads = self._pacer.workloads(chosen) if train else {}
+        workloads = self._pacer.workloads([*beside, *chosen]) if train and chosen else {}
         for learner in chosen:
             state.cohort.assign(
                 learner,
@@ -461,17 +514,34 @@ class Job(ABC):
         """Have members stop."""
         return [s.CancelTasks(task, tuple(members), reason) for task, _, members in self._by_task(learners)]
 
-    def _dismiss(self, reason: str, now: float) -> Actions:
-        """Close the books on members from whom nothing came, and tell them to stop."""
+    def _dismiss(self, reason: str, now: float, *, cancelled: bool = False) -> Actions:
+        """Close the books on members from whom nothing came, and tell them to stop; ``cancelled``: it is not
+        their fault.
+        """
         late = self.state.cohort.with_status(*OPEN)
         actions: Actions = []
         for learner in late:
             part = self.state.cohort.get(learner)
+            if not cancelled:
+                self._note_late(learner, now)
+                actions += self._exclusion(learner, reason)
             self.state.cohort.move(learner, Status.LATE, now)
             round = part.round if part else self.state.round
-            event = e.TaskLate(job=self.state.job, round=round, learner=learner, reason=reason)
+            event = e.TaskLate(
+                job=self.state.job, round=round, learner=learner, reason=reason, cancelled=cancelled
+            )
             actions.append(s.Emit(event))
         return [*actions, *self._cancel(late, reason)]
+
+    def _note_late(self, learner: str, now: float) -> None:
+        """Nothing has come of its training, as long as it had."""
+        part = self.state.cohort.get(learner)
+        if self.state.phase is not Phase.TRAINING or part is None:
+            return
+        if part.status is not Status.FINISHED:
+            self._pacer.missed(learner)
+        if self._remembers:
+            self._records.late(learner, now - part.sent_at, part.workload.get("steps", 0))
 
     def _note_evaluation(self) -> Actions:
         """Average what the cohort found out about the version it was given."""
@@ -495,7 +565,8 @@ class Job(ABC):
         self, signal: s.VersionWasStored, parts: dict[str, Assignment], now: float
     ) -> e.VersionCommitted:
         """The event of a new version, made of the updates of these members; the state goes on to it."""
-        state, results = self.state, [part.result for part in parts.values() if part.result is not None]
+        state = self.state
+        measured = ((part.result.metrics, part.weight) for part in parts.values() if part.result is not None)
         committed = e.VersionCommitted(
             job=state.job,
             round=state.round,
@@ -505,7 +576,7 @@ class Job(ABC):
             digest=signal.digest,
             contributors=tuple(sorted(parts)),
             total_weight=signal.total_weight,
-            metrics=weighted_mean((result.metrics, result.num_examples) for result in results),
+            metrics=weighted_mean(measured),
             round_s=max(0.0, now - state.round_started_at),
             aggregate_s=signal.aggregate_s,
             store_s=signal.store_s,

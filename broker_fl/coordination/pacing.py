@@ -95,11 +95,14 @@ class SemiSynchronousPacer(FixedPacer):
         """``steps`` of each that is measured."""
         records = {learner: self._records.of(learner) for learner in learners}
         time_s = self._settings.lam * max((record.epoch_s for record in records.values()), default=0.0)
-        return {
+        found = {
             learner: {"steps": self._clamped(time_s / record.step_s)}
             for learner, record in records.items()
             if record.step_s and time_s
         }
+        # Who was too late to be measured gets as little as may be, so that it can be.
+        late = (name for name, record in records.items() if record.num_failures and not record.step_s)
+        return found | {learner: {"steps": self._settings.min_steps} for learner in late}
 
     def _clamped(self, steps: float) -> int:
         most = self._settings.max_steps

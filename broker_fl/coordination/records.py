@@ -52,5 +52,17 @@ class Records:
         """Nothing came of its task, or nothing usable."""
         self.of(learner).num_failures += 1
 
+    def late(self, learner: str, task_s: float, steps: int) -> None:
+        """Nothing came within ``task_s``: its task takes at least so long, and each of its ``steps`` (0: not
+        known how many) its part of that.
+        """
+        record = self.of(learner)
+        record.num_failures += 1
+        record.task_s = self._mean(record.task_s, max(record.task_s, task_s))
+        if steps and record.step_s and (step_s := task_s / steps) > record.step_s:
+            slower = self._mean(record.step_s, step_s)
+            record.epoch_s *= slower / record.step_s
+            record.step_s = slower
+
     def _mean(self, before: float, new: float) -> float:
         return self._smoothing * before + (1.0 - self._smoothing) * new if before else new

@@ -19,10 +19,14 @@ from broker_fl.coordination.job import Actions, Job
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState, Phase
+from broker_fl.errors import AppError
 from broker_fl.interfaces import Extensions, Member
 from broker_fl.wire import events as e
 from broker_fl.wire.fields import text
 from broker_fl.wire.protocols import Rounds
+from broker_fl.wire.rules import Robust
+
+ENOUGH = "enough others have delivered"
 
 
 class RoundsJob(Job):
@@ -83,7 +87,10 @@ class RoundsJob(Job):
         eligible = self._selector.eligible(members, self.state.round, self.state.records)
         rest = [member for member in eligible if member.learner not in chosen]
         while rest and len(found) < self._protocol.over_selection:
-            more = self._selector.select(rest, self.state.round, self.state.records)
+            try:
+                more = self._selector.select(rest, self.state.round, self.state.records)
+            except AppError:  # a user's own selector wants none of them: there are no spares
+                break
             if not more:
                 break
             found += more
@@ -114,11 +121,11 @@ class RoundsJob(Job):
         if state.phase is Phase.COMMITTING:
             return []
         if state.num_wanted and cohort.count(Status.DELIVERED) >= state.num_wanted:
-            return self._close_round("enough others have delivered", now)
+            return self._close_round(ENOUGH, now)
         overdue = state.deadline_at is not None and now >= state.deadline_at
         if cohort.num_open and not overdue:
             return []
-        enough = cohort.has_quorum(self._protocol.quorum, state.num_wanted)
+        enough = cohort.count(Status.DELIVERED) >= self._num_required()
         if state.phase is Phase.EVALUATING:
             enough = enough or cohort.count(Status.DELIVERED) > 0
         return self._close_round("the round closed without it", now) if enough else self._retry(now)
@@ -126,14 +133,16 @@ class RoundsJob(Job):
     def _close_round(self, reason: str, now: float) -> Actions:
         state = self.state
         if state.phase is Phase.TRAINING:
-            for learner in state.cohort.with_status(Status.SENT, Status.ACCEPTED, Status.LOST):
+            for learner in state.cohort.with_status(Status.LOST):
                 self._pacer.missed(learner)
-        actions = self._dismiss(reason, now)
+        actions = self._dismiss(reason, now, cancelled=reason == ENOUGH)
         evaluated = self._note_evaluation()
         actions += evaluated
         state.deadline_at = state.waiting_since = None
         if evaluated and (reached := self._target_reached()) is not None:
             return actions + self._finish("done", reached, now)
+        if evaluated and state.version == 0 and (unknown := self._target_unknown()) is not None:
+            return actions + self._finish("failed", unknown, now)
         if state.phase is Phase.EVALUATING:
             return actions + self._finish("done", state.ending, now)
         state.phase = Phase.COMMITTING
@@ -164,7 +173,7 @@ class RoundsJob(Job):
         ]
         if not (outsiders or failed or cohort.num_open):
             return self._wait_for(len(matching) + 1, len(matching), now)
-        required = cohort.num_required(self._protocol.quorum, state.num_wanted)
+        required = self._num_required()
         reason = f"{cohort.count(Status.DELIVERED)} of {required} delivered; {cohort.summary()}"
         if state.retries >= self._protocol.max_retries:
             return self._give_up(reason, now)
@@ -173,7 +182,7 @@ class RoundsJob(Job):
         replacements = self._replace(outsiders, now)
         again = [learner for learner in failed if self._status(learner) is not Status.REPLACED]
         attempts = {learner: part.attempt + 1 for learner in again if (part := cohort.get(learner))}
-        self._assign(again, now, attempt=lambda learner: attempts[learner])
+        self._assign(again, now, attempt=lambda learner: attempts[learner], beside=cohort)
         self._set_deadline(now)
         retried = e.RoundRetried(
             job=state.job,
@@ -195,7 +204,9 @@ class RoundsJob(Job):
         if state.phase is Phase.EVALUATING:
             return self._finish("done", f"{state.ending}; the last version is not evaluated: {reason}", now)
         tries = state.retries + 1
-        return self._finish("failed", f"round {state.round} missed its quorum {tries} times: {reason}", now)
+        return self._finish(
+            "failed", f"round {state.round + 1} missed its quorum {tries} times: {reason}", now
+        )
 
     def _replace(self, outsiders: list[str], now: float) -> list[str]:
         """Ask outsiders in the place of members that did not deliver: the lost first, the silent last.
@@ -216,13 +227,22 @@ class RoundsJob(Job):
             for learner in cohort.with_status(status)
         ]
         draw = random.Random(f"{state.job}/{state.round}/{state.retries}")  # noqa: S311 - reproducible, not a secret
-        required = cohort.num_required(self._protocol.quorum, state.num_wanted)
-        missing = required - cohort.count(Status.DELIVERED)
+        missing = self._num_required() - cohort.count(Status.DELIVERED)
         chosen = sorted(draw.sample(outsiders, min(len(outsiders), max(len(vacant), missing))))
         for learner in vacant[: len(chosen)]:
+            if self._status(learner) in OPEN:
+                self._note_late(learner, now)
             cohort.move(learner, Status.REPLACED, now)
             self._release_upload(learner)
-        return self._assign(chosen, now, attempt=lambda _: 0)
+        return self._assign(chosen, now, attempt=lambda _: 0, beside=cohort)
+
+    def _num_required(self) -> int:
+        """Deliveries with which the open round may close: never too few for its rule to combine."""
+        rule, state = self.state.spec.rule, self.state
+        required = state.cohort.num_required(self._protocol.quorum, state.num_wanted)
+        if isinstance(rule, Robust) and state.phase is Phase.TRAINING:
+            return max(required, rule.updates_needed())
+        return required
 
     def _status(self, learner: str) -> Status | None:
         part = self.state.cohort.get(learner)

@@ -96,6 +96,11 @@ class CheckedRound:
                     f"{self._where('result')} returned a {what} that is a {type(value).__name__}; it is a "
                     "Model: Model.of(arrays) makes one of a dict of arrays"
                 )
+        if combined.updates:
+            raise AppError(
+                f"{self._where('result')} returned updates that are to be stored, which only rules of the "
+                "asynchronous protocol can: leave updates out"
+            )
         if model.spec != self._spec:
             problems = self._spec.differences(model.spec) or ["the tensors are in another order"]
             raise AppError(f"{self._where('result')} returned another model: {'; '.join(problems[:3])}")

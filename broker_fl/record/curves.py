@@ -19,6 +19,8 @@ from broker_fl.record.timeline import task_seconds
 
 _MAX_DRAWN = 1e100
 """Metrics beyond are not drawn: a diverged training would flatten all else, and overflow the axes."""
+MAX_POINTS = 800
+"""Of a line, as it is drawn."""
 MAX_BANDS = 4
 """More bands would hide one another."""
 _LOG_FROM = 1_000
@@ -142,7 +144,7 @@ def draw_lines(
 ) -> Figure:
     """Curves with their bands; ``label`` is the x axis; ``shown`` writes the values of a y axis from 0."""
     figure, axes = Canvas(width=width, top=26 if with_legend else 12).axes()
-    for line in lines:
+    for line in map(_thinned, lines):
         y = _drawable(line.y)
         if len(lines) <= MAX_BANDS:
             _band(axes, line, "min", "max", 0.14)
@@ -168,6 +170,15 @@ def draw_lines(
     else:
         whole_numbers(axes, label)
     return figure
+
+
+def _thinned(line: Line) -> Line:
+    """The line, or ``MAX_POINTS`` of it at even distances: more than a screen has columns are not seen."""
+    if len(line.x) <= MAX_POINTS:
+        return line
+    rows = np.linspace(0, len(line.x) - 1, MAX_POINTS).astype(int)
+    x, y, spreads = ([values[row] for row in rows] for values in (line.x, line.y, line.spreads))
+    return replace(line, x=x, y=y, spreads=spreads)
 
 
 def _band(axes: Axes, line: Line, low: str, high: str, alpha: float) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from broker_fl.errors import BrokerUnavailable, MessageRefused
+from broker_fl.errors import BrokerUnavailable, MessageRefused, RequestRefused
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
 from broker_fl.record.history import History
@@ -290,6 +290,17 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
+
+    def summary(self) -> m.JobSummary:
+        """State, version and reason at this moment.
+
+        Raises:
+            RequestRefused: there is no such job.
+        """
+        found = next((one for one in self._driver.jobs() if one.job == self.id), None)
+        if found is None:
+            raise RequestRefused(f"there is no job {self.id!r}")
+        return found
 
     def events(self, *, follow: bool = True) -> Iterator[Event]:
         """The job's events from the first on, each once; with ``follow``, until the job has finished.

@@ -16,6 +16,7 @@ from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.services import Services
+from broker_fl.roles.updates import drop_unneeded
 from broker_fl.wire.events import JobFinished, LearnerJoined, LearnerLeft, LearnerLost, decode_event
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Jobs:
             except FrameRefused as error:
                 log.error("job %s cannot be resumed: %s", job, error)
                 continue
+            drop_unneeded(services, state)
             if state.phase is Phase.ENDED:
                 self._ended[job] = state
                 services.persist(partial(self._say_finished, state))

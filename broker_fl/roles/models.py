@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +80,12 @@ class Versions:
             StoreUnavailable: the store does not answer or cannot write; may be tried again.
             VersionsLost: the version before this one is not in the store any more.
         """
-        pieces = _pieces(combined.model)
+        stored_pieces = pieces(combined.model)
         if combined.memory is not None:
-            pieces += _pieces(combined.memory)
-        for index, piece in enumerate(pieces):
+            stored_pieces += pieces(combined.memory)
+        for index, piece in enumerate(stored_pieces):
             self._store.write_chunk(self._job, record.version, index, piece, epoch=self._epoch)
-        stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=len(pieces))
+        stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=len(stored_pieces))
         try:
             self._store.commit_version(self._job, stored, state, epoch=self._epoch, keep=keep)
         except StoreUnavailable:
@@ -141,21 +142,32 @@ class Versions:
         return found
 
     def _assemble(self, stored: StoredVersion, spec: ModelSpec, *, first: int) -> Model:
-        buffer = np.empty(spec.num_bytes, np.uint8)
         try:
-            for index in range(num_chunks(spec.num_bytes, STORE_CHUNK_BYTES)):
-                data = self._store.read_chunk(self._job, stored.version, first + index)
-                buffer[index * STORE_CHUNK_BYTES :][: len(data)] = np.frombuffer(data, np.uint8)
+            return assemble(
+                spec, lambda index: self._store.read_chunk(self._job, stored.version, first + index)
+            )
         except (KeyError, ValueError) as error:
             raise StoreUnavailable(f"{self._name(stored)} is not whole in the store: {error}") from error
-        return Model(spec, buffer)
 
     def _name(self, stored: StoredVersion) -> str:
         return f"version {stored.version} of job {self._job!r}"
 
 
-def _pieces(model: Model) -> list[memoryview]:
+def pieces(model: Model) -> list[memoryview]:
     """What is stored of a model, in order; nothing is copied."""
     view = memoryview(model.buffer.data)
     count = num_chunks(model.spec.num_bytes, STORE_CHUNK_BYTES)
     return [view[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES] for index in range(count)]
+
+
+def assemble(spec: ModelSpec, read: Callable[[int], bytes]) -> Model:
+    """The model of which ``read`` gives the pieces, by index; what it raises goes on to the caller.
+
+    Raises:
+        ValueError: a piece does not fit.
+    """
+    buffer = np.empty(spec.num_bytes, np.uint8)
+    for index in range(num_chunks(spec.num_bytes, STORE_CHUNK_BYTES)):
+        place = buffer[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES]
+        place[...] = np.frombuffer(read(index), np.uint8)
+    return Model(spec, buffer)

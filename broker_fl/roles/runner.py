@@ -23,13 +23,14 @@ from broker_fl.errors import (
     UpdateRefused,
     VersionsLost,
 )
-from broker_fl.interfaces import Accumulator, Contribution, Given
+from broker_fl.interfaces import Accumulator, Combined, Contribution, Given
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.outgoing import OutgoingTasks
 from broker_fl.roles.receiving import UpdateReceiver, Upload
 from broker_fl.roles.services import Services
+from broker_fl.roles.updates import StoredUpdates, drop_unneeded
 from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.control import joined_spec, parted
 from broker_fl.wire.events import Event
@@ -73,6 +74,9 @@ class JobRunner:
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
         self._memory: tuple[int, Model | None] | None = None
+        self._carried: tuple[int, object] = -1, None
+        self._updates = StoredUpdates(services, job.state, spec)
+        self._stores_updates = isinstance(rule, PerUpdate) and rule.stores_updates
         self._signals: deque[s.Signal] = deque()
         self._working = False
         self._sending: Counter[str] = Counter()
@@ -116,7 +120,7 @@ class JobRunner:
         try:
             actions = decision()
         except AppError as error:
-            actions = self.job.step(s.CannotGoOn(f"round {self.job.state.round}: {error}"), self._now())
+            actions = self.job.step(s.CannotGoOn(f"round {self.job.state.round + 1}: {error}"), self._now())
         self._perform_all(actions)
 
     def emit(self, event: Event) -> None:
@@ -199,7 +203,7 @@ class JobRunner:
             self._refuse(learner, upload.task, error)
             raise
         except AppError as error:
-            self.signal(s.CannotGoOn(f"round {self.job.state.round}: {error}"))
+            self.signal(s.CannotGoOn(f"round {self.job.state.round + 1}: {error}"))
             return
         folded = s.UpdateWasFolded(
             learner=learner,
@@ -228,8 +232,9 @@ class JobRunner:
 
     def _finish(self, _: s.Finish) -> None:
         self._save()
-        self._accumulator, self._model, self._memory = None, None, None
+        self._accumulator, self._model, self._memory, self._carried = None, None, None, (-1, None)
         self._receiver.clear()
+        drop_unneeded(self._services, self.job.state)
 
     def _request_upload(self, action: s.RequestUpload) -> None:
         self._tell((action.learner,), UploadRequest(task=action.task, inbox=self._services.inbox))
@@ -248,14 +253,16 @@ class JobRunner:
         services.persist(lambda: services.store.save_job(state.job, packed, epoch=services.epoch))
 
     def _commit(self, action: s.Commit) -> None:
-        services, state, began = self._services, self.job.state, self._services.clock.steady_s()
+        state, steady_s = self.job.state, self._services.clock.steady_s
+        began = steady_s()
         try:
             accumulator = self._sum()
             self._accumulator = None
             self._receiver.keep(self.job.is_open)
+            self._carried = -1, None  # the rule may change it now
             combined = accumulator.result()
         except (AggregationError, AppError) as error:
-            self.signal(s.CommitFailed(f"round {state.round}: {error}"))
+            self.signal(s.CommitFailed(f"round {state.round + 1}: {error}"))
             return
         record = VersionRecord(
             version=action.version,
@@ -264,21 +271,30 @@ class JobRunner:
             committed_at=self._now(),
             memory_spec=combined.memory.spec if combined.memory else None,
         )
-        aggregated = self._services.clock.steady_s()
-        after, keep = self.job.state_after_commit(), state.spec.keep_versions
-        versions = services.versions(state.job)
-        services.persist(lambda: versions.write(record, combined, after, keep=keep))
+        aggregated = steady_s()
+        self._store(record, combined)
         self._model = (action.version, combined.model)
         self._memory = (action.version, combined.memory)
+        self._carried = (action.version, combined.carried)
         stored = s.VersionWasStored(
             version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
             aggregate_s=aggregated - began,
-            store_s=self._services.clock.steady_s() - aggregated,
+            store_s=steady_s() - aggregated,
             memory_bytes=resident_bytes(),
         )
         self.signal(stored)
+
+    def _store(self, record: VersionRecord, combined: Combined) -> None:
+        services, state = self._services, self.job.state
+        after, versions = self.job.state_after_commit(), services.versions(state.job)
+        keep = state.spec.keep_versions
+
+        def commit() -> None:
+            services.persist(lambda: versions.write(record, combined, after, keep=keep))
+
+        self._updates.replace(combined.updates, commit)
 
     def _send_tasks(self, action: s.SendTasks) -> None:
         """Hand task and model to the sender; how long that took comes back as an event."""
@@ -305,12 +321,15 @@ class JobRunner:
         """The open round's."""
         if self._accumulator is None:
             version = self.job.state.version
+            carried_by, carried = self._carried
             given = Given(
                 spec=self._spec,
                 model=lambda: self._model_of(version),
                 memory=self._memory_of(version),
                 round=self.job.state.round,
-                learners=lambda: [member.learner for member in self._services.members.members()],
+                learners=self.job.learners,
+                updates=self._updates if self._stores_updates else {},
+                carried=carried if carried_by == version else None,
             )
             self._accumulator = self._rule.begin(given)
         return self._accumulator

@@ -197,6 +197,29 @@ class RedisStore:
             for key in [key for key in self._stages if key[0] == job and key[1] <= version]:
                 _give_up(self._stages.pop(key), delete=key[1] < version)
 
+    # ------------------------------------------------------------ learners' updates
+
+    def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
+        """Write a piece of a stored update, and its name first."""
+        keys = [self._keys.updates(job), self._keys.update(job, name)]
+        self._run(scripts.WRITE_UPDATE, keys, epoch, name, index, data)
+
+    def read_update(self, job: str, name: str, index: int) -> bytes:
+        """One piece of a stored update."""
+        data: bytes | None = self._read(lambda: self._client.hget(self._keys.update(job, name), str(index)))
+        if data is None:
+            raise KeyError(f"the store has no piece {index} of the update {name!r} of job {job!r}")
+        return data
+
+    def updates(self, job: str) -> list[str]:
+        """Names of the stored updates, sorted."""
+        names = self._read(lambda: self._client.hkeys(self._keys.updates(job)))
+        return sorted(name.decode() for name in names)
+
+    def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
+        """Delete stored updates, in one script."""
+        self._run(scripts.DROP_UPDATES, [self._keys.updates(job)], epoch, *names)
+
     # ------------------------------------------------------------ events
 
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
@@ -227,7 +250,7 @@ class RedisStore:
 
     # ------------------------------------------------------------ Redis
 
-    def _run(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> list[Any]:
+    def _run(self, script: str, keys: Sequence[str], *args: str | bytes | memoryview | int) -> list[Any]:
         """Run a script, once.
 
         Raises:

@@ -104,6 +104,26 @@ end
 return {{'ok'}}
 """
 
+WRITE_UPDATE: Final = f"""
+-- KEYS  1 controller  2 names of the job's stored updates  3 pieces of this one
+-- ARGV  1 epoch  2 name  3 index  4 piece
+{_FENCE}
+redis.call('HSET', KEYS[2], ARGV[2], '')
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
+return {{'ok'}}
+"""
+
+DROP_UPDATES: Final = f"""
+-- KEYS  1 controller  2 names of the job's stored updates, with which the keys of their pieces begin
+-- ARGV  1 epoch  2… names
+{_FENCE}
+for place = 2, #ARGV do
+  redis.call('HDEL', KEYS[2], ARGV[place])
+  redis.call('UNLINK', KEYS[2] .. ':' .. ARGV[place])
+end
+return {{'ok'}}
+"""
+
 APPEND_EVENTS: Final = f"""
 -- KEYS  1 controller  2 events of the job
 -- ARGV  1 epoch  2 number of the first  3… events
@@ -117,4 +137,14 @@ end
 return {{'ok'}}
 """
 
-ALL: Final = (ACQUIRE_LEASE, RENEW_LEASE, RELEASE_LEASE, SAVE_JOB, MAY_WRITE, COMMIT_VERSION, APPEND_EVENTS)
+ALL: Final = (
+    ACQUIRE_LEASE,
+    RENEW_LEASE,
+    RELEASE_LEASE,
+    SAVE_JOB,
+    MAY_WRITE,
+    COMMIT_VERSION,
+    WRITE_UPDATE,
+    DROP_UPDATES,
+    APPEND_EVENTS,
+)

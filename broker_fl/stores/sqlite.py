@@ -18,8 +18,8 @@ from typing import Any
 from broker_fl.errors import Fenced, SettingError, StoreUnavailable
 from broker_fl.interfaces import StoredVersion
 
-_LAYOUT = 1
-"""Kept in ``user_version``; a file with another number is refused."""
+_LAYOUT = 2
+"""Kept in ``user_version``; a newer file is refused, an older one gets what it lacks."""
 
 _SCHEMA = """
 CREATE TABLE federation (name TEXT NOT NULL);
@@ -34,6 +34,12 @@ CREATE TABLE chunks (
 );
 CREATE TABLE events (job TEXT, number INTEGER, data BLOB NOT NULL, PRIMARY KEY (job, number)) WITHOUT ROWID;
 """
+_UPDATES = """
+CREATE TABLE updates (
+    job TEXT, name TEXT, position INTEGER, data BLOB NOT NULL, PRIMARY KEY (job, name, position)
+)
+"""
+"""Of layout 2."""
 
 _BAD_FILE = {
     sqlite3.SQLITE_CANTOPEN,
@@ -96,8 +102,12 @@ class SQLiteStore:
             self._db.execute("PRAGMA secure_delete = OFF")
             self._write_ahead(busy_timeout_s)
         with self._transaction(durable=True):
-            if self._check_layout() == 0:
+            layout = self._check_layout()
+            if layout == 0:
                 self._create(federation)
+            if layout < _LAYOUT:
+                self._db.execute(_UPDATES)
+                self._db.execute(f"PRAGMA user_version = {_LAYOUT}")
             (name,) = self._row("SELECT name FROM federation")
         if name != federation:
             raise SettingError(
@@ -120,9 +130,9 @@ class SQLiteStore:
     def _check_layout(self) -> int:
         """Layout of the tables; 0 in a new file."""
         (layout,) = self._row("PRAGMA user_version")
-        if layout not in (0, _LAYOUT):
+        if not 0 <= layout <= _LAYOUT:
             raise SettingError(
-                f"{self._path} has the layout {layout}; this version of broker_fl reads {_LAYOUT}"
+                f"{self._path} has the layout {layout}; this version of broker_fl reads up to {_LAYOUT}"
             )
         if layout == 0 and self._row("SELECT count(*) FROM sqlite_master") != (0,):
             raise SettingError(f"{self._path} is the database of another program; name another file")
@@ -133,7 +143,6 @@ class SQLiteStore:
             self._db.execute(statement)
         self._db.execute("INSERT INTO federation VALUES (?)", (federation,))
         self._db.execute("INSERT INTO controller VALUES (0, '', 0)")
-        self._db.execute(f"PRAGMA user_version = {_LAYOUT}")
 
     # ------------------------------------------------------------ lease
 
@@ -249,6 +258,33 @@ class SQLiteStore:
             raise KeyError(f"the store has no chunk {index} of version {version} of job {job!r}")
         data: bytes = rows[0][0]
         return data
+
+    # ------------------------------------------------------------ learners' updates
+
+    def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
+        """Write a piece of a stored update."""
+        with self._transaction(epoch):
+            self._db.execute("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?)", (job, name, index, data))
+
+    def read_update(self, job: str, name: str, index: int) -> bytes:
+        """One piece of a stored update."""
+        place = (job, name, index)
+        rows = self._rows("SELECT data FROM updates WHERE job = ? AND name = ? AND position = ?", place)
+        if not rows:
+            raise KeyError(f"the store has no piece {index} of the update {name!r} of job {job!r}")
+        data: bytes = rows[0][0]
+        return data
+
+    def updates(self, job: str) -> list[str]:
+        """Names of the stored updates, sorted."""
+        rows = self._rows("SELECT DISTINCT name FROM updates WHERE job = ? ORDER BY name", (job,))
+        return [name for (name,) in rows]
+
+    def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
+        """Delete stored updates, in one transaction."""
+        with self._transaction(epoch):
+            rows = [(job, name) for name in names]
+            self._db.executemany("DELETE FROM updates WHERE job = ? AND name = ?", rows)
 
     # ------------------------------------------------------------ events
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from broker_fl.wire.fields import MAX_PARAMETERS
+from broker_fl.wire.frames import brief
 from broker_fl.wire.pacing import Aimd
 from broker_fl.wire.protocols import Asynchronous, Rounds, SemiSynchronous
 from broker_fl.wire.rules import PROXIMAL_MU, FedBuff, FedProx, PerUpdate, QFedAvg, Robust
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
 def first_contradiction(spec: JobSpec) -> str | None:
     """The first one in words; None if there is none."""
     return next((text for check in _CHECKS if (text := check(spec)) is not None), None)
+
+
+def round_setting_without_rounds(protocol: Mapping[str, object]) -> str | None:
+    """A setting of rounds that an asynchronous protocol was given: better told than as an unknown field."""
+    if protocol.get("name") != Asynchronous.model_fields["name"].default:
+        return None
+    found = (
+        name for name in Rounds.model_fields if name in protocol and name not in Asynchronous.model_fields
+    )
+    if (name := next(found, None)) is None:
+        return None
+    return (
+        f"'protocol.{name}' = {brief(protocol[name])}: the protocol 'asynchronous' has no rounds, and this "
+        "is a setting of rounds"
+    )
 
 
 def _nothing_measures_the_target(spec: JobSpec) -> str | None:
@@ -54,18 +70,20 @@ def _rule_of_the_other_protocol(spec: JobSpec) -> str | None:
     if not isinstance(spec.rule, PerUpdate) and isinstance(spec.protocol, Asynchronous):
         return (
             f"the rule {rule!r} combines the updates of one round, and the protocol 'asynchronous' has none: "
-            "its rules are 'fedasync' and 'fedbuff'"
+            "its rules are 'fedasync', 'fedbuff' and 'fedrec'"
         )
     return None
 
 
 def _rounds_without_rounds(spec: JobSpec) -> str | None:
-    if isinstance(spec.protocol, Asynchronous) and spec.termination.rounds is not None:
-        return (
-            f"'termination.rounds' = {spec.termination.rounds}: the protocol 'asynchronous' has no rounds; "
-            "give 'termination.versions' or 'termination.updates'"
-        )
-    return None
+    if not isinstance(spec.protocol, Asynchronous) or spec.termination.rounds is None:
+        return None
+    given = "termination" in spec.model_fields_set
+    what = f"'termination.rounds' = {spec.termination.rounds}" if given else "'termination' is missing"
+    return (
+        f"{what}: the protocol 'asynchronous' has no rounds; give 'termination.versions', "
+        "'termination.updates' or 'termination.wall_clock_s'"
+    )
 
 
 def _choosing_without_rounds(spec: JobSpec) -> str | None:
@@ -106,15 +124,44 @@ def _work_that_is_set_twice(spec: JobSpec) -> str | None:
     return None
 
 
-def _nobody_else_to_ask(spec: JobSpec) -> str | None:
-    if (
-        isinstance(spec.protocol, Rounds)
-        and spec.protocol.over_selection
-        and isinstance(spec.selector, SelectAll)
-    ):
+def _pacing_out_of_its_bounds(spec: JobSpec) -> str | None:
+    pacing, epochs, deadline_s = spec.pacing, spec.parameters.get("epochs"), spec.protocol.deadline_s
+    if not isinstance(pacing, Aimd):
+        return None
+    if isinstance(epochs, int) and not pacing.min_epochs <= epochs <= pacing.max_epochs:
         return (
-            f"'protocol.over_selection' = {spec.protocol.over_selection} needs a selector that leaves "
-            "learners over: 'selector.name' = 'all' chooses everybody"
+            f"'parameters.epochs' = {epochs}, with which learners begin, is not from 'pacing.min_epochs' = "
+            f"{pacing.min_epochs} to 'pacing.max_epochs' = {pacing.max_epochs}"
+        )
+    if pacing.target_s is not None and deadline_s is not None and deadline_s < pacing.target_s:
+        return (
+            f"'pacing.target_s' = {pacing.target_s:g} is beyond 'protocol.deadline_s' = {deadline_s:g}: "
+            "nobody could be late and yet deliver"
+        )
+    return None
+
+
+def _nobody_else_to_ask(spec: JobSpec) -> str | None:
+    if not (isinstance(spec.protocol, Rounds) and spec.protocol.over_selection):
+        return None
+    everybody = isinstance(spec.selector, SelectAll)
+    if not everybody and getattr(spec.selector, "fraction", None) != 1.0:
+        return None
+    which = "'selector.name' = 'all'" if everybody else "'selector.fraction' = 1"
+    return (
+        f"'protocol.over_selection' = {spec.protocol.over_selection} needs a selector that leaves learners "
+        f"over: {which} chooses everybody"
+    )
+
+
+def _quorum_beyond_the_cohort(spec: JobSpec) -> str | None:
+    protocol, count = spec.protocol, getattr(spec.selector, "count", None)
+    if not isinstance(protocol, Rounds) or not isinstance(protocol.quorum, int) or count is None:
+        return None
+    if protocol.quorum > count:
+        return (
+            f"'protocol.quorum' = {protocol.quorum} is above 'selector.count' = {count}: no round's cohort "
+            "could reach it"
         )
     return None
 
@@ -198,7 +245,9 @@ _CHECKS: tuple[Callable[[JobSpec], str | None], ...] = (
     _choosing_without_rounds,
     _buffer_that_never_fills,
     _work_that_is_set_twice,
+    _pacing_out_of_its_bounds,
     _nobody_else_to_ask,
+    _quorum_beyond_the_cohort,
     _robust_rule_with_a_cohort_of_any_size,
     _too_few_for_a_robust_rule,
 )

@@ -251,6 +251,17 @@ class VersionCommitted(Event):
         return _counted(fields, "contributors")
 
 
+class LearnerExcluded(Event):
+    """A learner whose tasks came to nothing so often in a row is left out for a while."""
+
+    KIND: ClassVar[str] = "learner_excluded"
+    round: Count
+    learner: Identifier
+    num_failures: Count
+    reason: Text = ""
+    """Of the last failure."""
+
+
 class LearnerJoined(Event):
     """A learner is there (again)."""
 

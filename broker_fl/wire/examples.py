@@ -220,6 +220,7 @@ def _event_examples() -> dict[str, m.Message]:
             aggregate_s=0.02,
             store_s=0.03,
         ),
+        e.LearnerExcluded(**one, num_failures=3, reason="out of memory"),
         e.LearnerJoined(**at, learner="site-1", attributes={"region": "eu"}),
         e.LearnerLeft(**at, learner="site-1", reason="stopped"),
         e.LearnerLost(**at, learner="site-1", silent_s=20.5),

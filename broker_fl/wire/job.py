@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from broker_fl.wire.contradictions import first_contradiction
+from broker_fl.wire.contradictions import first_contradiction, round_setting_without_rounds
 from broker_fl.wire.fields import ChunkBytes, Identifier, Name, Parameters, Positive
 from broker_fl.wire.pacing import AnyPacing, Fixed
 from broker_fl.wire.protocols import AnyProtocol, Asynchronous, SemiSynchronous, Synchronous
@@ -83,6 +83,8 @@ class JobSpec(Setting):
     def _synchronous_unless_named(cls, fields: Any) -> Any:
         """Rounds are what most jobs have: ``protocol`` without ``name`` is theirs."""
         if isinstance(fields, dict) and isinstance(protocol := fields.get("protocol"), dict):
+            if (found := round_setting_without_rounds(protocol)) is not None:
+                raise ValueError(found)
             return {**fields, "protocol": {"name": "synchronous", **protocol}}
         return fields
 

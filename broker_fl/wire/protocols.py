@@ -67,7 +67,7 @@ class SemiSynchronous(Rounds):
 class Asynchronous(Setting):
     """No rounds: each learner gets the newest version when it is free, and updates count as they arrive.
 
-    The rule says how many updates make a version: ``fedasync`` one, ``fedbuff`` a buffer full.
+    The rule says how many updates make a version: ``fedasync`` and ``fedrec`` one, ``fedbuff`` a buffer full.
     A learner has one task at a time, and no new one before its last update is in a version.
     """
 
@@ -85,7 +85,11 @@ class Asynchronous(Setting):
     min_learners: Positive = 1
     """Live learners that there must be before the first task is given."""
     max_failures: Annotated[int, Field(ge=1, le=100)] = 3
-    """A learner whose tasks fail so often in a row is asked no more until it joins again."""
+    """A learner whose tasks fail so often in a row is left out for ``exclude_versions``, or until it joins
+    again.
+    """
+    exclude_versions: Positive = 100
+    """After so many versions it is asked again; one more failure, and it is left out again."""
     max_wait_s: Above0 | None = None
     """How long the job waits while there are too few learners, before it fails; None waits for ever."""
 

@@ -227,6 +227,8 @@ class PerUpdate(Setting):
     name: str
     updates_are_changes: ClassVar[bool] = False
     """Whether learners send what they changed in float tensors, in the place of their values."""
+    stores_updates: ClassVar[bool] = False
+    """Whether the newest update of each learner is in the store, for as long as the job runs."""
 
     def updates_per_version(self) -> int:
         """How many updates make a version."""
@@ -260,6 +262,15 @@ class FedBuff(PerUpdate):
         return self.buffer_size
 
 
+class FedRec(PerUpdate):
+    """Weighted mean of every learner's newest update, which takes the place of its last (MetisFL)."""
+
+    name: Literal["fedrec"] = "fedrec"
+    weighting: Literal["examples", "steps", "equal"] = "examples"
+    """By examples trained on, by optimiser steps done, or each learner alike."""
+    stores_updates: ClassVar[bool] = True
+
+
 class OwnRule(Setting):
     """A rule of the user's own: a class in the app file that the controller was started with."""
 
@@ -270,7 +281,7 @@ class OwnRule(Setting):
     """What it is made with: ``Class(**settings)``."""
 
 
-AsynchronousRule = FedAsync | FedBuff
+AsynchronousRule = FedAsync | FedBuff | FedRec
 MeanRule = FedAvg | FedProx | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedNova | Scaffold | QFedAvg
 RobustRule = Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | NormClipping
 AnyRule = MeanRule | RobustRule | TreeBagging | AsynchronousRule | OwnRule

@@ -139,6 +139,7 @@ def everything(store: Store, job: str = JOB) -> object:
         versions,
         [read(store, stored.version) for stored in versions],
         store.read_events(job, after=0, limit=1000),
+        [(name, store.read_update(job, name, 0)) for name in store.updates(job)],
     )
 
 
@@ -212,6 +213,8 @@ WRITES: dict[str, Callable[[Store, int], None]] = {
     "commit_version": lambda store, epoch: store.commit_version(
         JOB, version(1, 0), b"old", epoch=epoch, keep=1
     ),
+    "write_update": lambda store, epoch: store.write_update(JOB, "a:1", 0, memoryview(b"old"), epoch=epoch),
+    "drop_updates": lambda store, epoch: store.drop_updates(JOB, ["a:1"], epoch=epoch),
     "append_events": lambda store, epoch: store.append_events(JOB, [b"old"], first=2, epoch=epoch),
 }
 
@@ -223,6 +226,7 @@ class TestFencing:
     ) -> None:
         commit(store, 0, b"chunk", epoch=epoch)
         store.append_events(JOB, [b"event"], first=1, epoch=epoch)
+        store.write_update(JOB, "a:1", 0, memoryview(b"update"), epoch=epoch)
         place.expire_lease()
         acquire(place.open(), "second")
         before = everything(store)
@@ -436,6 +440,60 @@ class TestVersions:
         assert store.read_chunk(JOB, 1, 2499) == b"2499"
         with pytest.raises(KeyError):
             store.read_chunk(JOB, 0, 1000)
+
+
+class TestUpdates:
+    def put(self, store: Store, name: str, *pieces: bytes, epoch: int, job: str = JOB) -> None:
+        for index, piece in enumerate(pieces):
+            store.write_update(job, name, index, memoryview(piece), epoch=epoch)
+
+    def test_a_piece_is_read_as_it_was_last_written(self, place: Place, store: Store, epoch: int) -> None:
+        assert store.updates(JOB) == []
+        self.put(store, "b:7", b"x" * 100_000, b"", b"\x00\r\n", epoch=epoch)
+        self.put(store, "a:10", b"a", epoch=epoch)
+        self.put(store, "a:10", b"\xff again", epoch=epoch)
+        for reader in (store, place.open()):
+            assert reader.updates(JOB) == ["a:10", "b:7"]
+            assert reader.read_update(JOB, "a:10", 0) == b"\xff again"
+            assert [reader.read_update(JOB, "b:7", i) for i in range(3)] == [
+                b"x" * 100_000,
+                b"",
+                b"\x00\r\n",
+            ]
+
+    def test_what_is_not_there_is_not_read(self, store: Store, epoch: int) -> None:
+        self.put(store, "a:1", b"a", epoch=epoch)
+        for job, name, index in [(JOB, "a:1", 1), (JOB, "a:2", 0), ("other", "a:1", 0)]:
+            with pytest.raises(KeyError):
+                store.read_update(job, name, index)
+
+    def test_those_that_are_dropped_are_gone_and_no_others(self, store: Store, epoch: int) -> None:
+        for name in ("a:1", "a:11", "b:1"):
+            self.put(store, name, b"0", b"1", epoch=epoch)
+        self.put(store, "a:1", b"of another job", epoch=epoch, job="other")
+        store.drop_updates(JOB, [], epoch=epoch)
+        store.drop_updates(JOB, ["a:1", "never written", "b:1"], epoch=epoch)
+        store.drop_updates(JOB, ["a:1"], epoch=epoch)
+        assert store.updates(JOB) == ["a:11"]
+        assert store.read_update(JOB, "a:11", 1) == b"1"
+        assert store.read_update("other", "a:1", 0) == b"of another job"
+        with pytest.raises(KeyError):
+            store.read_update(JOB, "a:1", 1)
+
+    def test_thousands_are_dropped_at_once(self, store: Store, epoch: int) -> None:
+        names = [f"learner-{number}:3" for number in range(9_000)]
+        for name in names[::500]:
+            self.put(store, name, b"0", epoch=epoch)
+        store.drop_updates(JOB, names, epoch=epoch)
+        assert store.updates(JOB) == []
+
+    def test_versions_and_updates_do_not_meet(self, store: Store, epoch: int) -> None:
+        self.put(store, "0", b"update", epoch=epoch)
+        commit(store, 0, b"version", epoch=epoch)
+        commit(store, 1, b"version", epoch=epoch, keep=1)
+        assert store.read_update(JOB, "0", 0) == b"update"
+        store.drop_updates(JOB, ["0", "1"], epoch=epoch)
+        assert read(store, 1) == [b"version"]
 
 
 class TestEvents:

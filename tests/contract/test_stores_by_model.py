@@ -26,6 +26,7 @@ from broker_fl.stores.redis import RedisStore
 from broker_fl.stores.sqlite import SQLiteStore
 
 JOBS = ("a", "b")
+NAMES = ("a:0", "a:1", "b:0")
 Chunks = dict[int, bytes]
 
 
@@ -39,6 +40,7 @@ class DictStore:
         self.staged: dict[tuple[str, int, int], Chunks] = {}
         self.committed: dict[str, dict[int, tuple[StoredVersion, Chunks]]] = {job: {} for job in JOBS}
         self.logs: dict[str, dict[int, bytes]] = {job: {} for job in JOBS}
+        self.pieces: dict[tuple[str, str, int], bytes] = {}
 
     def _fence(self, epoch: int) -> None:
         if epoch < self.epoch:
@@ -93,6 +95,21 @@ class DictStore:
 
     def read_chunk(self, job: str, version: int, index: int) -> bytes:
         return self.committed[job][version][1][index]
+
+    def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
+        self._fence(epoch)
+        self.pieces[job, name, index] = bytes(data)
+
+    def read_update(self, job: str, name: str, index: int) -> bytes:
+        return self.pieces[job, name, index]
+
+    def updates(self, job: str) -> list[str]:
+        return sorted({name for of, name, _ in self.pieces if of == job})
+
+    def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
+        self._fence(epoch)
+        gone = {key for key in self.pieces if key[0] == job and key[1] in names}
+        self.pieces = {key: piece for key, piece in self.pieces.items() if key not in gone}
 
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
         self._fence(epoch)
@@ -196,6 +213,15 @@ class StoreMachine(RuleBasedStateMachine):
         version = StoredVersion(version=number, manifest=b"m", num_chunks=len(chunks))
         self.both(lambda store: store.commit_version(job, version, b"s", epoch=self.epoch, keep=keep))
 
+    @rule(job=jobs, name=st.sampled_from(NAMES), index=st.integers(0, 1), data=small, age=ages)
+    def store_update(self, job: str, name: str, index: int, data: bytes, age: int) -> None:
+        epoch = self.epoch - age
+        self.both(lambda store: store.write_update(job, name, index, memoryview(data), epoch=epoch))
+
+    @rule(job=jobs, names=st.lists(st.sampled_from(NAMES), max_size=3), age=ages)
+    def drop(self, job: str, names: list[str], age: int) -> None:
+        self.both(lambda store: store.drop_updates(job, names, epoch=self.epoch - age))
+
     @rule(job=jobs, events=st.lists(small, max_size=3), behind=st.integers(-1, 3), age=ages)
     def append(self, job: str, events: list[bytes], behind: int, age: int) -> None:
         first = max(1, self.model.num_events(job) + 1 - behind)
@@ -213,6 +239,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def compare(self, job: str) -> None:
         self.both(lambda store: store.num_events(job))
+        self.both(lambda store: store.updates(job))
+        self.both(lambda store: [store.read_update(job, name, 0) for name in store.updates(job)])
         versions = self.both(lambda store: store.versions(job))
         for number in {version.version for version in versions} | {0}:
             for index in range(4):

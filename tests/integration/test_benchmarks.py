@@ -1,4 +1,4 @@
-"""The benchmarks do what they say, on a tiny cell; how fast is not looked at."""
+"""The benchmarks do what they say, on tiny cells; how fast is not looked at."""
 
 from __future__ import annotations
 
@@ -6,34 +6,127 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import PAGE, RESULTS
+from benchmarks.page import write
+from benchmarks.peers import flare, flower
+from benchmarks.questions import Row, all_questions
 from broker_fl.workers.servers import rabbitmq_available, redis_available
 
 ROOT = Path(__file__).parents[2]
 HAS_PROC = Path("/proc/self/status").exists()
+OWN_TEST = {"flower", "simulators", "rounds", "reaction"}
+needs_servers = pytest.mark.skipif(
+    not (rabbitmq_available() and redis_available()),
+    reason="rabbitmq-server and redis-server are not installed here",
+)
 
 
-@pytest.mark.parametrize("transport", ["embedded", "rabbitmq"])
-def test_round_overhead(transport: str, tmp_path: Path) -> None:
-    if transport == "rabbitmq" and not (rabbitmq_available() and redis_available()):
-        pytest.skip("rabbitmq-server and redis-server are not installed here")
-    out, page = tmp_path / "cells.json", tmp_path / "page.md"
-    options = ["--quick", "--transport", transport, "--out", str(out), "--page", str(page)]
-    subprocess.run([sys.executable, "-m", "benchmarks.round_overhead", *options], cwd=ROOT, check=True)
-    (cell,) = json.loads(out.read_text())["cells"]
-    assert len(cell["rounds"]) == 2
-    for one in cell["rounds"]:
-        assert 0 < one["first_update_s"] <= one["last_update_s"] <= one["total_s"]
+def ask(folder: Path, *arguments: str) -> None:
+    places = ["--results", str(folder), "--page", str(folder / "page.md")]
+    command = [sys.executable, "-m", "benchmarks", "--quick", *places, *arguments]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def rows_of(folder: Path, question: str) -> list[Row]:
+    record: dict[str, Any] = json.loads((folder / f"{question}.json").read_text())
+    rows: list[Row] = record["rows"]
+    return rows
+
+
+@pytest.mark.parametrize("transport", ["embedded", pytest.param("rabbitmq", marks=needs_servers)])
+def test_where_a_rounds_time_goes(transport: str, tmp_path: Path) -> None:
+    ask(tmp_path, "rounds", "--transport", transport)
+    (row,) = rows_of(tmp_path, "rounds")
+    assert len(row["rounds"]) >= 2
+    for one in row["rounds"]:
+        assert 0 < one["first_update_s"] <= one["last_update_s"] <= one["total_s"] <= one["period_s"]
     names = {"process"} if transport == "embedded" else {"driver", "controller", "learner-0", "learner-1"}
     if transport == "rabbitmq" and HAS_PROC:
         names |= {"rabbitmq", "redis"}
-    peaks = cell["peak_memory_bytes"]
+    peaks = row["peak_memory_bytes"]
     assert peaks.keys() == names
     assert min(peaks.values()) > 1e6
     assert all(peak > 10e6 for name, peak in peaks.items() if name != "redis")
-    assert f"| {transport} | 2 | 10,000 |" in page.read_text()
+    assert f"| {transport} | 2 | 10k |" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize("transport", ["embedded", pytest.param("rabbitmq", marks=needs_servers)])
+def test_reaction(transport: str, tmp_path: Path) -> None:
+    ask(tmp_path, "reaction", "--transport", transport)
+    (row,) = rows_of(tmp_path, "reaction")
+    for to_round, to_train in zip(row["submit_to_round_s"], row["submit_to_train_s"], strict=True):
+        assert 0 < to_round < to_train
+    assert len(row["join_to_train_s"]) == 2
+    assert min(row["join_to_train_s"]) > 0
+    assert ("startup_s" in row) == (transport == "embedded")
+    assert "benchmark-reaction.svg" in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "pictures" / "benchmark-reaction.svg").read_text().count("<path") > 5
+
+
+@needs_servers
+def test_flower(tmp_path: Path) -> None:
+    """Where it is not installed, the page says so; where it is, its model was checked by its own process."""
+    ask(tmp_path, "flower")
+    (row,) = rows_of(tmp_path, "flower")
+    page = (tmp_path / "page.md").read_text()
+    if not flower.PEER.is_there:
+        assert "was left out: it is not installed" in page
+        return
+    (block,) = row["blocks"]
+    assert len(block["theirs"]["rounds_s"]) == 2
+    assert row["ratios"][0] > 0
+    assert "| 2 | 10k |" in page
+
+
+def test_simulators(tmp_path: Path) -> None:
+    ask(tmp_path, "simulators")
+    rows = rows_of(tmp_path, "simulators")
+    page = (tmp_path / "page.md").read_text()
+    for row, peer in zip(rows, (flower.PEER, flare.PEER), strict=True):
+        if not peer.is_there:
+            assert f"{peer.title} at 2 × 10k was left out: it is not installed" in page
+            continue
+        (block,) = row["blocks"]
+        assert len(block["theirs"]["rounds_s"]) == 2
+        assert 0 < block["ours"]["startup_s"] < block["theirs"]["startup_s"] + 60
+        assert f"| {peer.title} | 2 | 10k |" in page
+
+
+@needs_servers
+@pytest.mark.parametrize("question", sorted(all_questions().keys() - OWN_TEST))
+def test_every_other_question_is_answered(question: str, tmp_path: Path) -> None:
+    ask(tmp_path, question)
+    rows = rows_of(tmp_path, question)
+    assert rows
+    assert not [row["failed"] for row in rows if "failed" in row]
+    assert f"## {all_questions()[question].title}" in (tmp_path / "page.md").read_text()
+
+
+def test_a_cell_measured_again_replaces_only_itself(tmp_path: Path) -> None:
+    ask(tmp_path, "rounds", "--transport", "embedded", "--cells", "2x10000,3x10000")
+    before = rows_of(tmp_path, "rounds")
+    ask(tmp_path, "rounds", "--transport", "embedded", "--cells", "3x10000")
+    after = rows_of(tmp_path, "rounds")
+    assert [row["key"] for row in after] == ["embedded-2x10000", "embedded-3x10000"]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_an_unknown_question_is_refused_by_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "flowers", "--results", str(tmp_path)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "'flowers' is not one of: flower, simulators, rounds, reaction" in done.stderr
+
+
+def test_the_page_is_what_the_kept_results_say(tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "benchmarks.md"
+    write(page, page.parent / "pictures", RESULTS, all_questions())
+    assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="only /proc tells a process's own peak from its parent's")

@@ -106,3 +106,13 @@ def test_the_learner_and_its_test_in_the_documentation_work(
     model = federate(load_app("my_app.py:make_learner"), num_learners=3, rounds=20, epochs=2)
     assert model["a"].item() == pytest.approx(3, abs=0.1)
     assert model["b"].item() == pytest.approx(1, abs=0.1)
+
+
+def test_the_page_on_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(program, "docs/python.md", "exec"), {"__name__": "docs_python"})
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("done 5 rounds")
+    assert told[2] == "10"
+    assert len(told) == 3 + 20

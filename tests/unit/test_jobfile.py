@@ -9,6 +9,7 @@ import pytest
 from broker_fl.errors import SettingError
 from broker_fl.jobfile import make_spec, read_job
 from broker_fl.wire.job import JobSpec
+from broker_fl.wire.protocols import Synchronous
 from broker_fl.wire.selectors import SelectRandom
 
 
@@ -48,6 +49,7 @@ def test_fields_are_read(tmp_path: Path) -> None:
     learning_rate = 0.1
     """
     job = read_job(write(tmp_path, text))
+    assert isinstance(job.spec.protocol, Synchronous)
     assert job.spec.protocol.quorum == 3
     assert job.spec.protocol.deadline_s == 60.0
     assert job.spec.selector == SelectRandom(fraction=0.5)

@@ -407,4 +407,4 @@ def test_a_round_that_loses_too_many_learners_fails_the_job_and_says_why() -> No
         end = job.wait()
         transport.close()
     assert end.state == "failed"
-    assert "round 0: 2 updates are too few for the rule 'median'" in end.reason
+    assert "round 1: 2 updates are too few for the rule 'median'" in end.reason

@@ -13,6 +13,7 @@ from broker_fl.interfaces import Member
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import Event, JobFinished
 from broker_fl.wire.protocols import Asynchronous
+from broker_fl.wire.rules import FedRec
 
 if TYPE_CHECKING:
     from tests.unit.coordination.world import Disk, World
@@ -94,9 +95,11 @@ class SimController:
             self._save()
             self._perform(self._job.start(self._world.now))
         elif self.ended:
+            self._drop_unneeded()
             if not any(isinstance(event, JobFinished) for event in self._disk.events[-1:]):
                 self._events.append(self._job.finished(self._world.now))
         else:
+            self._drop_unneeded()
             self._signal(s.ControllerRestarted(self.epoch))
         for learner in self._world.learners:
             self._world.to_learner(learner, m.Rejoin())
@@ -217,8 +220,12 @@ class SimController:
                 self._sum, self._uploads = {}, {}
             case s.Commit(version):
                 self._commit(version)
-            case s.Save() | s.Finish():
+            case s.Save():
                 self._save()
+            case s.Finish():
+                self._save()
+                self._may_die()
+                self._drop_unneeded()
 
     def flush(self) -> None:
         """Write events out; a crash before that loses them."""
@@ -241,11 +248,45 @@ class SimController:
     def _commit(self, version: int) -> None:
         assert version == self._disk.version + 1, "versions follow one another"
         assert self._sum, "a version of nothing"
+        replaced = self._store_updates()
         self._disk.state, self._disk.version = self._job.state_after_commit(), version
         self._disk.contributions[version] = self._sum
+        self._may_die()
+        for name in replaced:
+            del self._disk.updates[name]
         total, self._sum = float(len(self._sum)), {}
         self._uploads = {name: one for name, one in self._uploads.items() if self._job.is_open(name)}
         self._signal(s.VersionWasStored(version=version, digest="", total_weight=total))
+
+    # ------------------------------------------------------------ updates, as in ``roles/updates.py``
+
+    def _may_die(self) -> None:
+        if self._world.unlucky(self._world.faults.controller_crash):
+            raise Crash
+
+    def _store_updates(self) -> list[str]:
+        """The names of those that are replaced."""
+        state = self._job.state
+        if not isinstance(state.spec.rule, FedRec):
+            return []
+        for learner, round in state.counted.items():
+            last = max(v for v, made_of in self._disk.contributions.items() if learner in made_of)
+            expected = self._disk.contributions[last][learner]
+            assert self._disk.updates.get(f"{learner}:{round}") == expected, "its last update is another"
+        replaced = [f"{name}:{state.counted[name]}" for name in self._sum if name in state.counted]
+        for learner, training in self._sum.items():
+            part = state.cohort.get(learner)
+            assert part is not None
+            assert f"{learner}:{part.round}" not in replaced, "an update that counts is written over"
+            self._disk.updates[f"{learner}:{part.round}"] = training
+        self._may_die()
+        return replaced
+
+    def _drop_unneeded(self) -> None:
+        state = self._job.state
+        current = {} if self.ended else state.counted
+        names = {f"{learner}:{round}" for learner, round in current.items()}
+        self._disk.updates = {name: one for name, one in self._disk.updates.items() if name in names}
 
 
 class SimLearner:

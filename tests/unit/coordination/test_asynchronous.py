@@ -118,8 +118,10 @@ def test_a_learner_that_keeps_failing_is_asked_no_more_until_it_joins_again() ->
     bench = Bench(asynchronous(max_failures=2), "a", "b")
     bench.fail("a")
     assert bench.asked() == {"a"}
-    bench.fail("a")
+    bench.fail("a", "no disk")
     assert bench.asked() == set()
+    (excluded,) = bench.all(e.LearnerExcluded)
+    assert (excluded.learner, excluded.num_failures, excluded.reason) == ("a", 2, "no disk")
     bench.play("b")
     assert bench.asked() == {"b"}
     bench.up("a")
@@ -147,25 +149,29 @@ def test_names_of_tasks_are_never_used_twice() -> None:
 
 @pytest.mark.parametrize(
     ("termination", "reason"),
-    [
-        (Termination(versions=3), "3 versions"),
-        (Termination(updates=3), "4 updates"),
-        (Termination(wall_clock_s=5.0), "5 s have passed"),
-    ],
+    [(Termination(versions=3), "3 versions"), (Termination(updates=3), "4 updates")],
 )
-def test_it_ends_by_versions_updates_or_time_and_the_last_version_is_evaluated(
+def test_it_ends_by_versions_or_updates_and_the_last_version_is_evaluated(
     termination: Termination, reason: str
 ) -> None:
     rule = FedBuff(buffer_size=2)
     bench = Bench(asynchronous(termination=termination, rule=rule, min_learners=2), "a", "b")
-    for _ in range(3):
-        if bench.phase == Phase.TRAINING:
-            bench.play("a", "b")
-            bench.wait(1.9)
-    if bench.phase == Phase.EVALUATING:
-        bench.deliver("a", "b", evaluation={"accuracy": 0.5}, evaluation_examples=1, update=None)
+    while bench.phase == Phase.TRAINING:
+        bench.play("a", "b")
+    assert bench.phase == Phase.EVALUATING
+    assert bench.asked() == {"a", "b"}
+    bench.deliver("a", "b", evaluation={"accuracy": 0.5}, evaluation_examples=1, update=None)
     (finished,) = bench.all(e.JobFinished)
-    assert (finished.state, finished.reason) == ("done", reason)
+    assert (finished.state, finished.reason, finished.metrics) == ("done", reason, {"accuracy": 0.5})
+    assert bench.all(e.VersionEvaluated)[-1].version == finished.version
+
+
+def test_the_wall_clock_ends_it_at_once() -> None:
+    bench = Bench(asynchronous(termination=Termination(wall_clock_s=5.0)), "a", "b")
+    bench.play("a")
+    bench.wait(5.0)
+    (finished,) = bench.all(e.JobFinished)
+    assert (finished.state, finished.reason, finished.version) == ("done", "5 s have passed", 1)
 
 
 def test_a_target_counts_once_everybody_has_evaluated() -> None:
@@ -176,6 +182,28 @@ def test_a_target_counts_once_everybody_has_evaluated() -> None:
     bench.play("other", evaluation={"accuracy": 0.3}, evaluation_examples=1)
     assert bench.phase == Phase.EVALUATING
     assert bench.all(e.VersionEvaluated)[-1].metrics == {"accuracy": pytest.approx(0.6)}
+
+
+def test_a_target_does_not_wait_for_who_never_evaluates() -> None:
+    termination = Termination(target=MetricTarget(metric="accuracy", value=0.5))
+    bench = Bench(asynchronous(termination=termination, max_failures=1), "a", "broken", "mute")
+    bench.fail("broken")
+    bench.play("mute")
+    bench.play("a", evaluation={"accuracy": 0.9}, evaluation_examples=1)
+    assert bench.phase == Phase.EVALUATING
+
+
+def test_who_failed_too_often_is_asked_again_after_a_while() -> None:
+    bench = Bench(asynchronous(max_failures=2, exclude_versions=3), "a", "b")
+    bench.fail("b")
+    bench.fail("b")
+    for _ in range(2):
+        bench.play("a")
+        assert bench.asked() == {"a"}
+    bench.play("a")
+    assert bench.asked() == {"a", "b"}
+    bench.fail("b")
+    assert bench.asked() == set(), "one more, and it is left out again"
 
 
 def test_another_controller_takes_over_what_is_not_in_a_version_yet() -> None:
@@ -239,12 +267,15 @@ def test_a_paused_job_gives_no_task_and_takes_what_comes() -> None:
     assert bench.asked() == set()
     assert contributors(bench) == [("a",)]
     bench.step(s.ResumeWanted(versions=1))
-    assert bench.asked() == {"a"}
+    assert bench.asked() == set(), "what b has under way is the version that is wanted"
     bench.play("b")
-    assert bench.asked() == set()
     assert bench.job.state.is_paused
+    bench.step(s.ResumeWanted(versions=1))
+    assert len(bench.asked()) == 1
+    bench.play(*bench.asked())
+    assert (bench.job.state.version, bench.asked()) == (3, set())
     bench.step(s.ResumeWanted())
-    assert bench.asked() == {"b"}
+    assert bench.asked() == {"a", "b"}
 
 
 def test_foreign_and_repeated_signals_change_nothing() -> None:

@@ -8,7 +8,8 @@ from broker_fl.coordination.state import Phase
 from broker_fl.wire import events as e
 from broker_fl.wire.job import MetricTarget, Termination, Transfer
 from broker_fl.wire.messages import TaskRef, TaskStatus
-from broker_fl.wire.selectors import SelectRandom
+from broker_fl.wire.rules import Median
+from broker_fl.wire.selectors import SelectAll, SelectRandom
 from tests.unit.coordination.bench import Bench, spec
 
 
@@ -218,7 +219,7 @@ def test_a_job_fails_when_retries_are_used_up_and_names_who_and_why() -> None:
     bench.fail("a", "out of memory")
     (finished,) = bench.all(e.JobFinished)
     assert finished.state == "failed"
-    assert "round 0 missed its quorum 2 times" in finished.reason
+    assert "round 1 missed its quorum 2 times" in finished.reason
     assert "a: out of memory" in finished.reason
 
 
@@ -612,3 +613,50 @@ def test_a_paused_job_can_be_stopped() -> None:
     bench.play("a")
     bench.step(s.StopWanted("enough"))
     assert [event.state for event in bench.all(e.JobFinished)] == ["stopped"]
+
+
+# ---------------------------------------------------------------- what the record says of the late
+
+
+def test_who_is_always_late_is_left_out_like_who_always_fails() -> None:
+    selector = SelectAll(exclude_after=2, exclude_rounds=2)
+    bench = Bench(spec(rounds=9, quorum=0.5, deadline_s=10.0, selector=selector, evaluate=False), "a", "late")
+    asked = []
+    for _ in range(6):
+        asked.append("late" in bench.asked())
+        bench.deliver("a")
+        bench.wait(10.0)
+        bench.stored()
+    assert asked == [True, True, False, False, True, False]
+    assert [(one.learner, one.round) for one in bench.all(e.LearnerExcluded)] == [("late", 1)]
+    assert bench.job.state.records["late"].task_s == pytest.approx(10.0)
+
+
+def test_a_round_is_not_closed_with_too_few_for_a_robust_rule() -> None:
+    bench = Bench(spec(rule=Median(max_attackers=1), min_learners=3, quorum=1.0), "a", "b", "c")
+    bench.deliver("a", "b")
+    bench.down("c")
+    assert not bench.of(s.Commit)
+    bench.up("d")
+    bench.deliver("d")
+    assert bench.of(s.Commit)
+
+
+def test_metrics_are_averaged_by_the_weights_that_the_rule_gave() -> None:
+    bench = Bench(spec(), "honest", "boaster")
+    bench.result("honest", num_examples=1, metrics={"loss": 1.0})
+    bench.fold("honest")
+    bench.result("boaster", num_examples=10**15, metrics={"loss": 9.0})
+    bench.fold("boaster")
+    bench.stored()
+    assert bench.all(e.VersionCommitted)[0].metrics == {"loss": 5.0}
+
+
+def test_a_target_that_nobody_measures_fails_the_job_after_its_first_evaluation() -> None:
+    termination = Termination(target=MetricTarget(metric="acuracy", value=0.9))
+    bench = Bench(spec(termination=termination), "a")
+    bench.deliver("a", evaluation={"loss": 1.0, "accuracy": 0.5}, evaluation_examples=1)
+    (finished,) = bench.all(e.JobFinished)
+    assert finished.state == "failed"
+    assert "no learner reports the metric 'acuracy'" in finished.reason
+    assert "there are: accuracy, loss" in finished.reason

@@ -14,6 +14,7 @@ from broker_fl.wire import events as e
 from broker_fl.wire.messages import Timings
 from broker_fl.wire.pacing import Aimd
 from broker_fl.wire.protocols import SemiSynchronous
+from broker_fl.wire.selectors import SelectRandom
 from tests.unit.coordination.bench import Bench, spec
 
 EPOCHS = st.integers(1, 40)
@@ -99,6 +100,48 @@ def test_one_slow_round_moves_a_smoothed_timing_only_half_of_the_way() -> None:
         bench.stored()
         work = asked(bench)
     assert bench.job.state.records["slow"].epoch_s == pytest.approx(20.0)
+
+
+def test_who_is_always_late_gets_less_until_it_delivers_and_is_measured() -> None:
+    job = spec(rounds=9, evaluate=False).model_copy(
+        update={"protocol": SemiSynchronous(quorum=0.5, deadline_s=10.0)}
+    )
+    bench = Bench(job, "fast", "slow")
+    timed(bench, "fast", steps=10, epochs=1.0, train_s=1.0)
+    bench.wait(10.0)
+    bench.stored()
+    assert asked(bench)["slow"] == {"steps": 1}
+    timed(bench, "fast", steps=10, epochs=1.0, train_s=1.0)
+    timed(bench, "slow", steps=1, epochs=0.1, train_s=5.0)
+    bench.stored()
+    assert asked(bench) == {"fast": {"steps": 500}, "slow": {"steps": 10}}
+    bench.now += 1.0
+    timed(bench, "fast", steps=500, epochs=50.0, train_s=50.0)
+    bench.wait(99.0)
+    assert bench.job.state.records["slow"].step_s == pytest.approx(7.5)
+    assert bench.job.state.records["slow"].num_failures == 1
+
+
+def test_a_retry_is_paced_as_its_whole_cohort() -> None:
+    bench = semi(lam=1.0)
+    timed(bench, "fast", steps=10, epochs=1.0, train_s=1.0)
+    timed(bench, "slow", steps=10, epochs=1.0, train_s=10.0)
+    bench.stored()
+    assert asked(bench) == {"fast": {"steps": 100}, "slow": {"steps": 10}}
+    bench.fail("fast")
+    timed(bench, "slow", steps=10, epochs=1.0, train_s=10.0)
+    assert asked(bench) == {"fast": {"steps": 100}}
+
+
+def test_those_who_were_asked_beyond_need_keep_their_work() -> None:
+    selector = SelectRandom(count=1)
+    pacing = Aimd(target_s=60.0)
+    settings = spec(over_selection=1, selector=selector, pacing=pacing, parameters={"epochs": 4})
+    bench = Bench(settings, "a", "b")
+    for epochs in (4, 5):
+        assert asked(bench)["a"] == {"epochs": epochs}
+        assert asked(bench)["b"] == {"epochs": 4}
+        bench.play("a")
 
 
 def test_timings_survive_the_controller() -> None:

@@ -20,7 +20,7 @@ SPECS = st.builds(
         deadline_s=st.one_of(st.none(), st.floats(0.1, 1e6)),
         max_wait_s=st.one_of(st.none(), st.floats(0.1, 1e6)),
     ),
-    selector=st.builds(SelectRandom, count=st.integers(1, 9), seed=st.integers(0, 2**63 - 1)),
+    selector=st.builds(SelectRandom, count=st.integers(9, 20), seed=st.integers(0, 2**63 - 1)),
     termination=st.builds(
         Termination,
         rounds=st.just(3),

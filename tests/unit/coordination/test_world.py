@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from broker_fl.wire import events as e
 from broker_fl.wire.job import JobSpec, Termination, Transfer
 from broker_fl.wire.pacing import Aimd
-from broker_fl.wire.rules import FedBuff
+from broker_fl.wire.rules import FedBuff, FedRec
 from broker_fl.wire.selectors import SelectRandom
 from tests.unit.coordination.bench import asynchronous, spec
 from tests.unit.coordination.world import Disk, Faults, World
@@ -50,6 +50,7 @@ ASYNCHRONOUS: dict[str, JobSpec] = {
     "nothing old": asynchronous(max_staleness=2),
     "nobody ahead": asynchronous(max_lead=1, max_failures=100),
     "uploads one by one": asynchronous(transfer=Transfer(upload_budget_bytes=1)),
+    "the newest of each": asynchronous(rule=FedRec()),
     "paced": asynchronous(pacing=Aimd(target_s=2.0)),
 }
 
@@ -66,6 +67,7 @@ def check(disk: Disk, rounds: int) -> None:
     ends = [event for event in disk.events if isinstance(event, e.JobFinished)]
     assert len(ends) == 1
     assert disk.events[-1] is ends[0]
+    assert not disk.updates, "of a job that has ended nothing is left"
 
 
 @pytest.mark.parametrize("name", JOBS)

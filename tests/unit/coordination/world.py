@@ -53,6 +53,8 @@ class Disk:
     events: list[Event] = field(default_factory=list)
     contributions: dict[int, dict[str, int]] = field(default_factory=dict)
     """Committed version → learner → number of the training that its update came from."""
+    updates: dict[str, int] = field(default_factory=dict)
+    """Name of a stored update → number of its training (``roles/updates.py``)."""
 
 
 class World:

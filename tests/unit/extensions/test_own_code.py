@@ -92,6 +92,7 @@ def test_a_rule_that_does_what_it_should_passes_its_trial(tmp_path: Path) -> Non
         ({"result": "return Combined(model={})"}, 23, "returned a model that is a dict"),
         ({"result": "return Combined(model=Model.of({'w': np.ones(3)}))"}, 23, "tensor 'h' is missing"),
         ({"result": "return Combined(model=self.sum.mean(), memory=3)"}, 23, "a memory that is a int"),
+        ({"result": "return Combined(model=self.sum.mean(), updates=[1])"}, 23, "updates that are to be"),
         (
             {"result": "m = self.sum.mean(); m['h'][0] = np.nan; return Combined(model=m)"},
             23,

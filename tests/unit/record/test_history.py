@@ -19,9 +19,11 @@ from broker_fl.record.history import History
 from broker_fl.record.tasks import MAX_METRICS
 from broker_fl.wire import events as ev
 from broker_fl.wire.messages import Timings
+from tests.unit.record.asynchronous import asynchronous_events
 from tests.unit.record.events import MODEL_BYTES, fake_events
 
 EVENTS = fake_events()
+ASYNCHRONOUS = asynchronous_events(buffer=3)
 
 
 @pytest.fixture
@@ -110,11 +112,12 @@ def test_versions_know_their_round_and_contributors(history: History) -> None:
 def test_doubled_events_change_nothing(seed: int) -> None:
     draw = random.Random(seed)
     doubled: list[ev.Event] = []
-    for event in EVENTS:
+    events = draw.choice((EVENTS, ASYNCHRONOUS))
+    for event in events:
         doubled.append(event)
         if draw.random() < 0.3:
             doubled.append(draw.choice(doubled))
-    assert History.of(doubled).to_json() == History.of(EVENTS).to_json()
+    assert History.of(doubled).to_json() == History.of(events).to_json()
 
 
 def test_an_event_that_was_missed_is_folded_when_it_comes_after_all() -> None:

@@ -248,6 +248,12 @@ def test_a_large_job_has_a_page_that_a_browser_can_hold() -> None:
     assert "500 of 510 learners" in html
 
 
+def test_a_long_asynchronous_job_has_a_page_that_a_browser_can_hold() -> None:
+    html = render([run_of(asynchronous_events(num_learners=12, num_versions=4_000))])
+    assert len(html) < 2_000_000
+    assert "500 of 4\N{NARROW NO-BREAK SPACE}001 versions, the last" in html
+
+
 def test_the_same_events_make_the_same_drawings(html: str) -> None:
     again = render([run_of(EVENTS)])
     assert re.findall(r"<svg.*?</svg>", again, re.DOTALL) == re.findall(r"<svg.*?</svg>", html, re.DOTALL)

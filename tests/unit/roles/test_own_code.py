@@ -127,7 +127,7 @@ def test_a_rule_that_fails_in_a_round_ends_its_job_and_nothing_else(stage: Stage
     job = stage.submit(rounds=5, min_learners=2, rule=rule(fail_after=2))
     finished = job.wait()
     assert finished.state == "failed"
-    assert "round 2: " in finished.reason
+    assert "round 3: " in finished.reason
     assert "RuntimeError: tired of it, at: raise RuntimeError" in finished.reason
     same(job.model(), model_of(2.0))
     done(stage.submit(rounds=1, min_learners=2))
@@ -141,7 +141,7 @@ def test_a_selector_that_chooses_a_stranger_in_a_round_ends_its_job_and_nothing_
     job = stage.submit(rounds=5, selector=choosing)
     finished = job.wait()
     assert (finished.state, finished.version) == ("failed", 2)
-    assert "round 2: " in finished.reason
+    assert "round 3: " in finished.reason
     assert "chose 'nobody-there', which is not the id of a member" in finished.reason
     done(stage.submit(rounds=1))
     assert controller.error is None
@@ -156,7 +156,7 @@ def test_the_next_controller_goes_on_with_the_rule_and_its_memory_if_it_has_it(s
     stage.kill(first)
     stage.controller(own=OWN)
     slow.gate.set()
-    assert "round 4: " in job.wait().reason  # it has counted on
+    assert "round 5: " in job.wait().reason  # it has counted on
     same(job.model(), model_of(4.0))
 
 

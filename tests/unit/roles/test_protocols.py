@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from broker_fl.errors import RequestRefused
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays, Model
+from broker_fl.roles.driver import Job
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
 from broker_fl.wire import events as e
@@ -23,6 +25,8 @@ from broker_fl.wire.rules import FedAsync, FedAvgM, FedBuff
 from broker_fl.wire.selectors import SelectRandom
 from tests.unit.coordination.bench import asynchronous
 from tests.unit.roles.stage import Adds, Stage, done, eventually, model_of, same, spec
+
+E = TypeVar("E", bound=e.Event)
 
 
 @pytest.fixture
@@ -64,7 +68,8 @@ def held(learner: str, job: str, round: int) -> HeldTask:
     return HeldTask.of(task, learner, 1 << 20)
 
 
-def of(job, kind):  # type: ignore[no-untyped-def]
+def of(job: Job, kind: type[E]) -> list[E]:
+    """The job's stored events of one kind."""
     return [event for event in job.events(follow=False) if isinstance(event, kind)]
 
 

@@ -130,6 +130,25 @@ def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path: Path)
     assert path.read_bytes() == before
 
 
+def test_a_file_of_the_layout_before_is_read_and_gets_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    store = SQLiteStore(path, federation="f")
+    epoch = store.acquire_lease("a", 10)
+    assert epoch is not None
+    store.save_job("job", b"state", epoch=epoch)
+    store.close()
+    with sqlite3.connect(path) as other:
+        other.execute("DROP TABLE updates")
+        other.execute("PRAGMA user_version = 1")
+    other.close()
+    for _ in range(2):
+        store = SQLiteStore(path, federation="f")
+        assert store.jobs() == {"job": b"state"}
+        store.write_update("job", "a:1", 0, memoryview(b"piece"), epoch=epoch)
+        assert store.updates("job") == ["a:1"]
+        store.close()
+
+
 def test_a_newer_layout_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     SQLiteStore(path, federation="f").close()

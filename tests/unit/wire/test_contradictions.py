@@ -19,13 +19,35 @@ ASYNC: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({**ASYNC, "protocol": {"name": "asynchronous", "quorum": 0.5}}, "quorum"),
+        (
+            {**ASYNC, "protocol": {"name": "asynchronous", "quorum": 0.5}},
+            "'protocol.quorum' = 0.5: the protocol 'asynchronous' has no rounds",
+        ),
+        (
+            {"protocol": {"quorum": 5}, "selector": {"name": "random", "count": 3}},
+            "'protocol.quorum' = 5 is above 'selector.count' = 3",
+        ),
+        (
+            {"pacing": {"name": "aimd", "target_s": 1.0}, "parameters": {"epochs": 20}},
+            "'parameters.epochs' = 20",
+        ),
+        (
+            {"pacing": {"name": "aimd", "target_s": 5.0}, "protocol": {"deadline_s": 1.0}},
+            "'pacing.target_s' = 5 is beyond 'protocol.deadline_s' = 1",
+        ),
+        (
+            {"protocol": {"over_selection": 2}, "selector": {"name": "random", "fraction": 1.0}},
+            "'selector.fraction' = 1 chooses everybody",
+        ),
         ({**ASYNC, "protocol": {"name": "asynchronous", "over_selection": 1}}, "over_selection"),
         ({**ASYNC, "rule": {"name": "fedavg"}}, "'fedavg' combines the updates of one round"),
         ({"rule": {"name": "fedasync"}}, "'fedasync' needs 'protocol.name' = 'asynchronous'"),
+        ({**ASYNC, "rule": {"name": "median"}}, "its rules are 'fedasync', 'fedbuff' and 'fedrec'"),
+        ({"rule": {"name": "fedrec"}}, "'fedrec' needs 'protocol.name' = 'asynchronous'"),
+        ({**ASYNC, "rule": {"name": "fedrec", "weighting": "loss"}}, "'steps' or 'equal'"),
         ({"rule": {"name": "fedbuff"}, "protocol": {"name": "semi_synchronous"}}, "not 'semi_synchronous'"),
         ({**ASYNC, "termination": {"rounds": 3}}, "'termination.rounds' = 3"),
-        ({"protocol": {"name": "asynchronous"}, "rule": {"name": "fedasync"}}, "'termination.rounds' = 10"),
+        ({"protocol": {"name": "asynchronous"}, "rule": {"name": "fedasync"}}, "'termination' is missing"),
         ({**ASYNC, "selector": {"name": "random", "count": 2}}, "give 'protocol.max_concurrent'"),
         ({**ASYNC, "rule": {"name": "fedbuff", "buffer_size": 3}}, "'rule.buffer_size' = 3 is above"),
         ({**ASYNC, "rule": {"name": "fedasync", "alpha": 0.0}}, "greater than 0"),

@@ -45,7 +45,6 @@ def test_a_job_whose_every_round_has_enough_updates_is_a_job(
         ({"min_learners": 9, "quorum": 6}, {"name": "all"}, "'protocol.quorum' = 6", 6),
         ({"min_learners": 8, "quorum": 0.7}, {"name": "all"}, "'protocol.quorum' = 0.7", 6),
         ({"min_learners": 9}, {"name": "random", "count": 6}, "'selector.count' = 6", 6),
-        ({"quorum": 7}, {"name": "random", "count": 6}, "'selector.count' = 6", 6),
         ({"min_learners": 12}, {"name": "random", "fraction": 0.5}, "'selector.fraction' = 0.5", 6),
         (
             {"min_learners": 20, "quorum": 0.6},

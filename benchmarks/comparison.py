@@ -1,0 +1,165 @@
+"""Ours and a peer's rounds in alternation, and what of it is shown."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.peers import Peer, PeerFailed
+from benchmarks.questions import Cell, Options, Row
+from benchmarks.tables import cell_name, spread, spread_of_times
+
+MEMORY_SHARE = 0.85
+"""Of what is available, that a cell may be expected to need."""
+START_TIMEOUT_S = 420.0
+"""For a peer to start and to end; its rounds have their own limit."""
+LIMIT_S = 120.0
+"""After so long no new round begins in a block; two are counted however long they take."""
+PEER_SLOWEST_ROUND_S = 180.0
+DEFAULTS_ROUNDS = 3
+NOT_INSTALLED = "it is not installed, and --quick installs nothing"
+OUT_OF_TIME = "the time given to the run was over"
+SWEEP_ROUNDS = 2
+
+Measured = dict[str, Any]
+Setting = dict[str, str | float]
+"""A peer's, by the names of its options."""
+
+
+class Comparison:
+    """One peer in one engine, held against ours cell by cell."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        *,
+        engine: Sequence[str],
+        ours: Callable[[int, int, int], Measured],
+        settings: Sequence[Setting],
+        defaults: Setting | None,
+    ) -> None:
+        """Of ``settings`` the best is taken, cell by cell; ``defaults`` is what the peer does by itself."""
+        self._peer = peer
+        self._engine = engine
+        self._ours = ours
+        self._settings = settings
+        self._defaults = defaults
+
+    def measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
+        """A row; where the peer fails, the row says how."""
+        busy = [machine.busy_share()]
+        row: Row = {"when": time.strftime("%Y-%m-%d %H:%M"), "peer": self._peer.title}
+        try:
+            sweep = [] if options.quick else self._sweep(cell, options)
+            best: Setting = min(sweep, key=_median_s)["setting"] if sweep else self._settings[0]
+            blocks: list[dict[str, Measured]] = []
+            for _ in range(1 if options.quick else options.repetitions):
+                ours = self._ours(*cell, our_rounds)
+                busy.append(machine.busy_share(0.5))
+                theirs = self._run(cell, best, options.rounds)
+                busy.append(machine.busy_share(0.5))
+                blocks.append({"ours": ours, "theirs": theirs})
+            ratios = [ratio(one) for one in blocks]
+            row |= {"sweep": sweep, "setting": best, "blocks": blocks, "ratios": ratios}
+            if self._defaults is not None and not options.quick:
+                row["defaults"] = self._try(cell, {**best, **self._defaults}, DEFAULTS_ROUNDS)
+        except (PeerFailed, BrokenProcessPool) as error:
+            row["failed"] = str(error)
+        return {**row, "busy_share": max(busy)}
+
+    def _sweep(self, cell: Cell, options: Options) -> list[Measured]:
+        """All settings, a few rounds each; one that fails is no reason to give up the others."""
+        tried, failures = [], []
+        for setting in self._settings:
+            try:
+                tried.append(self._try(cell, setting, min(SWEEP_ROUNDS, options.rounds)))
+            except PeerFailed as error:
+                failures.append(error)
+        if not tried:
+            raise failures[0]
+        return tried
+
+    def _try(self, cell: Cell, setting: Setting, rounds: int) -> Measured:
+        rounds_s = self._run(cell, setting, rounds)["rounds_s"]
+        return {"setting": setting, "median_s": statistics.median(rounds_s), "rounds_s": rounds_s}
+
+    def _run(self, cell: Cell, setting: Setting, rounds: int) -> Measured:
+        options = [part for name, value in setting.items() for part in (f"--{name}", str(value))]
+        arguments = ["--learners", str(cell[0]), "--parameters", str(cell[1]), "--rounds", str(rounds)]
+        timeout_s = START_TIMEOUT_S + LIMIT_S + 3 * PEER_SLOWEST_ROUND_S
+        limit = ["--limit-s", str(LIMIT_S)]
+        return self._peer.run([*self._engine, *arguments, *limit, *options], timeout_s)
+
+
+def _median_s(tried: Measured) -> float:
+    return float(tried["median_s"])
+
+
+def periods_s(ours: Measured) -> list[float]:
+    """Seconds a round of ours, from version to version."""
+    return [float(one["period_s"]) for one in ours["rounds"]]
+
+
+def ratio(block: Mapping[str, Measured]) -> float:
+    """How many of our rounds go into one of theirs, by the medians of two blocks that followed each other."""
+    theirs = statistics.median(block["theirs"]["rounds_s"])
+    return float(theirs / statistics.median(periods_s(block["ours"])))
+
+
+def why_left_out(num_bytes: int, who: str) -> str | None:
+    """The reason, where the machine has not the memory for a cell."""
+    available = machine.memory_bytes("MemAvailable")
+    if num_bytes <= available * MEMORY_SHARE:
+        return None
+    return f"{who} would need about {num_bytes / 1e9:.0f} GB, and {available / 1e9:.0f} GB are available"
+
+
+def is_measured(row: Row) -> bool:
+    """Whether it has figures."""
+    return "blocks" in row
+
+
+def columns_of(row: Row) -> list[str]:
+    """Ours, theirs and the ratio of a row with figures: medians of the blocks, with their spread."""
+    ours = [statistics.median(periods_s(one["ours"])) for one in row["blocks"]]
+    theirs = [statistics.median(one["theirs"]["rounds_s"]) for one in row["blocks"]]
+    return [spread(ours), spread(theirs), spread_of_times(row["ratios"])]
+
+
+def ours_s(row: Row) -> float:
+    """Seconds of our round."""
+    return statistics.median([statistics.median(periods_s(one["ours"])) for one in row["blocks"]])
+
+
+def theirs_s(row: Row) -> float:
+    """Seconds of theirs."""
+    medians: list[float] = [statistics.median(one["theirs"]["rounds_s"]) for one in row["blocks"]]
+    return statistics.median(medians)
+
+
+def wins_of_peer(rows: Sequence[Row]) -> str:
+    """A sentence on the cells where the peer is faster; that there is none, if so."""
+    measured = [row for row in rows if is_measured(row)]
+    if not measured:
+        return ""
+    lost = [row for row in measured if statistics.median(row["ratios"]) < 1]
+    if not lost:
+        least = min(measured, key=lambda row: statistics.median(row["ratios"]))
+        factor = spread_of_times(least["ratios"])
+        return f"No peer's round was shorter in any cell measured; closest was {_named(least)}, {factor}."
+    return "A peer's rounds were shorter in: " + ", ".join(_named(row) for row in lost) + "."
+
+
+def _named(row: Row) -> str:
+    return f"{row['peer']} at {cell_name((row['num_learners'], row['num_parameters']))}"
+
+
+def gaps(rows: Sequence[Row]) -> str:
+    """What was left out, and what failed, as a list; empty if nothing."""
+    lines = [f"- {_named(row)} was left out: {row['left_out']}." for row in rows if "left_out" in row]
+    lines += [f"- {_named(row)} failed: `{row['failed']}`" for row in rows if "failed" in row]
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""What the figures depend on: the machine, how busy it is, and the versions of everything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+PACKAGES = ("pika", "redis", "numpy", "numexpr", "msgpack", "pydantic")
+BANDWIDTH_BYTES = 256_000_000
+"""Read in each pass, by each thread: far more than any cache holds."""
+BUSY_SAMPLE_S = 1.0
+BUSY_SHARE = 0.1
+"""Above it, figures are not worth keeping."""
+
+
+def facts(*, quick: bool = False) -> dict[str, str]:
+    """Of this machine, as text for the page; with ``quick``, what takes no time to find."""
+    found = {
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
+        "memory": f"{memory_bytes('MemTotal') / 1e9:.0f} GB",
+        "system": platform.platform(),
+        "Python": platform.python_version(),
+        "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+    }
+    if not quick:
+        found |= {"servers": ", ".join(_server_versions()), "memory bandwidth": _bandwidth()}
+    return found
+
+
+def busy_share(seconds: float = BUSY_SAMPLE_S) -> float:
+    """Of the CPU time of all cores, that which others use while we sleep; 0 where there is no /proc."""
+    try:
+        before = _cpu_times()
+        time.sleep(seconds)
+        after = _cpu_times()
+    except OSError:
+        return 0.0
+    total = sum(after) - sum(before)
+    idle = after[3] + after[4] - before[3] - before[4]
+    return max(0.0, 1 - idle / total) if total else 0.0
+
+
+def memory_bytes(name: str) -> int:
+    """``MemTotal`` or ``MemAvailable``; without /proc, all there is."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _cpu_times() -> list[int]:
+    """User, nice, system, idle, waiting for disks, …, in ticks."""
+    line = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
+    return [int(ticks) for ticks in line.split()[1:9]]
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _server_versions() -> list[str]:
+    commands = {"RabbitMQ": ["rabbitmqctl", "version"], "Redis": ["redis-server", "--version"]}
+    found = []
+    for name, command in commands.items():
+        path = os.environ["PATH"] + ":/usr/sbin:/usr/lib/rabbitmq/bin:/usr/local/sbin:/opt/homebrew/sbin"
+        if (program := shutil.which(command[0], path=path)) is None:
+            continue
+        said = subprocess.run([program, *command[1:]], check=False, capture_output=True, text=True).stdout
+        number = re.search(r"\d+\.\d+(\.\d+)?", said)
+        found.append(f"{name} {number[0] if number else '(version unknown)'}")
+    return found or ["none"]
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that all cores together read: a dot product of float32 by BLAS on each, out of cache."""
+    cores = os.cpu_count() or 1
+    arrays = [np.ones(BANDWIDTH_BYTES // 4, np.float32) for _ in range(cores)]
+    with ThreadPoolExecutor(cores) as pool:
+        together_s = _best_s(lambda: list(pool.map(lambda array: float(np.dot(array, array)), arrays)))
+    return cores * BANDWIDTH_BYTES / together_s
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that one core copies."""
+    source = np.ones(BANDWIDTH_BYTES // 4, np.float32)
+    target = np.empty_like(source)
+    return BANDWIDTH_BYTES / _best_s(lambda: np.copyto(target, source))
+
+
+def _bandwidth() -> str:
+    return (
+        f"{read_bandwidth() / 1e9:.1f} GB/s read by all cores (BLAS dot product), "
+        f"{copy_bandwidth() / 1e9:.1f} GB/s copied by one (numpy)"
+    )
+
+
+def _best_s(work: Callable[[], object], repetitions: int = 5) -> float:
+    times = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)

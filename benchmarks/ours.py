@@ -1,0 +1,110 @@
+"""Rounds of our own system, in processes of their own: over private servers, and embedded."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import processes
+from benchmarks.jobs import read_rounds, run_job
+from benchmarks.peers import run_script
+from broker_fl import connect
+from broker_fl.roles.driver import Driver
+from broker_fl.workers.servers import RabbitMQNode, RedisNode
+
+LEARNER_PROCESSES = 2
+"""That learners are spread over, each with connections of its own."""
+DRIVER_TIMEOUT_S = 300.0
+MAX_ROUNDS = 30
+COPIES = 3.3
+"""Of the model that a learner's process has at its peak, measured at 10 million parameters."""
+OTHERS_BYTES = 2_000_000_000
+"""Controller, broker and store, at most."""
+
+Node = RabbitMQNode | RedisNode
+
+
+def rounds_for(num_learners: int, num_parameters: int, at_least: int) -> int:
+    """Short rounds are measured more often."""
+    return max(at_least, min(MAX_ROUNDS, int(2e8 / (num_learners * num_parameters))))
+
+
+def needed_bytes(num_learners: int, num_parameters: int) -> int:
+    """Memory that a cell takes over RabbitMQ and Redis, all processes together, about."""
+    return int(num_learners * num_parameters * 4 * COPIES + num_learners * 1_000_000 + OTHERS_BYTES)
+
+
+def rabbitmq(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
+    """Private servers, a controller process, and the learners on a few processes, each with its own
+    connection; ``rounds`` and ``peak_memory_bytes`` come back. In a process of its own.
+    """
+    return alone(_measure_rabbitmq, num_learners, num_parameters, rounds)
+
+
+def embedded(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
+    """All in one fresh process; ``rounds``, ``peak_memory_bytes`` and ``startup_s`` come back."""
+    arguments = ["--learners", num_learners, "--parameters", num_parameters, "--rounds", rounds]
+    return run_script(
+        sys.executable, "benchmarks.embedded", [str(one) for one in arguments], DRIVER_TIMEOUT_S
+    )
+
+
+def alone(measure: Callable[..., dict[str, Any]], *arguments: int) -> dict[str, Any]:
+    """In a process of its own, so that peak memory is this cell's."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def _measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
+    with over_servers(num_learners) as (driver, peaks):
+        events = run_job(driver, num_learners, num_parameters, rounds)
+        peak_memory_bytes = peaks()
+    return {"rounds": [asdict(one) for one in read_rounds(events)], "peak_memory_bytes": peak_memory_bytes}
+
+
+@contextmanager
+def over_servers(num_learners: int) -> Iterator[tuple[Driver, Callable[[], dict[str, int]]]]:
+    """A driver of a federation over private servers; what is called at the end ends its processes, and tells
+    the peak memory of each.
+    """
+    with ExitStack() as stack:
+        nodes = stack.enter_context(servers())
+        broker, store = nodes["rabbitmq"].url, nodes["redis"].url
+        running = [stack.enter_context(processes.controller(broker, store, "bench"))]
+        share = -(-num_learners // LEARNER_PROCESSES)
+        for first in range(0, num_learners, share):
+            count = min(share, num_learners - first)
+            running.append(stack.enter_context(processes.learners(broker, "bench", first, count)))
+
+        def peaks() -> dict[str, int]:
+            return {
+                "driver": processes.peak_memory_bytes(),
+                **_peak_memory_bytes_of(nodes),
+                **{process.name: process.stop() for process in reversed(running)},
+            }
+
+        yield stack.enter_context(connect(broker, "bench", timeout_s=DRIVER_TIMEOUT_S)), peaks
+
+
+@contextmanager
+def servers() -> Iterator[dict[str, Node]]:
+    """A private RabbitMQ and a private Redis."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RabbitMQNode(Path(folder) / "rabbitmq") as broker,
+        RedisNode(Path(folder) / "redis") as store,
+    ):
+        yield {"rabbitmq": broker, "redis": store}
+
+
+def _peak_memory_bytes_of(nodes: Mapping[str, Node]) -> dict[str, int]:
+    """Of each server, where the system tells."""
+    peaks = {name: processes.peak_memory_bytes_of(node.pid) for name, node in nodes.items() if node.pid}
+    return {name: peak for name, peak in peaks.items() if peak is not None}

@@ -1,0 +1,48 @@
+// A weighted sum of float32 updates as a C++ controller does it: compiled by questions/aggregation.py.
+#include <cstddef>
+
+extern "C" {
+
+// Tensor by tensor and update by update, each addition on all cores: the design of MetisFL's controller.
+void per_tensor(float *total, const float *const *updates, const float *weights, int num_updates,
+                const std::size_t *ends, std::size_t num_tensors) {
+  std::size_t begin = 0;
+  for (std::size_t tensor = 0; tensor < num_tensors; begin = ends[tensor++])
+    for (int update = 0; update < num_updates; ++update) {
+      const float *values = updates[update];
+      const float weight = weights[update];
+#pragma omp parallel for simd
+      for (std::size_t i = begin; i < ends[tensor]; ++i) total[i] += weight * values[i];
+    }
+}
+
+// All tensors as one array, all updates in one pass: what a controller can do that waits for all of them.
+void fused(float *total, const float *const *updates, const float *weights, int num_updates,
+           std::size_t num_elements) {
+  constexpr std::size_t block = 4096;
+#pragma omp parallel for
+  for (std::size_t begin = 0; begin < num_elements; begin += block) {
+    const std::size_t end = begin + block < num_elements ? begin + block : num_elements;
+    for (int update = 0; update < num_updates; ++update) {
+      const float *values = updates[update];
+      const float weight = weights[update];
+#pragma omp simd
+      for (std::size_t i = begin; i < end; ++i) total[i] += weight * values[i];
+    }
+  }
+}
+
+// One update at a time, as they arrive, all tensors as one array.
+void streamed(float *total, const float *values, float weight, std::size_t num_elements) {
+#pragma omp parallel for simd
+  for (std::size_t i = 0; i < num_elements; ++i) total[i] += weight * values[i];
+}
+
+// How fast the machine reads, on all cores.
+float read(const float *values, std::size_t num_elements) {
+  float sum = 0;
+#pragma omp parallel for simd reduction(+ : sum)
+  for (std::size_t i = 0; i < num_elements; ++i) sum += values[i];
+  return sum;
+}
+}

@@ -1,0 +1,248 @@
+"""The weighted sum of updates that are in memory: ours, NumPy's, Flower's, FLARE's, and two in C++."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine, ours
+from benchmarks.peers import PeerFailed
+from benchmarks.peers.flare import PEER as FLARE
+from benchmarks.peers.flower import PEER as FLOWER
+from benchmarks.questions import Options, Question, Row
+from benchmarks.tables import table, times
+from broker_fl.aggregation import kernels
+from broker_fl.aggregation.sums import WeightedSum
+from broker_fl.model import Array, Model
+
+SOURCE = Path(__file__).parents[1] / "peers" / "openmp.cpp"
+NUM_UPDATES = 8
+SHAPES = {
+    "one tensor of 400 MB": (100_000_000, 1),
+    "200 tensors, 40 MB": (10_000_000, 200),
+    "100,000 tensors of 100": (10_000_000, 100_000),
+    "20 tensors, 4 MB (in cache)": (1_000_000, 20),
+}
+QUICK_SHAPES = {"20 tensors": (100_000, 20)}
+OURS = "ours, update by update, checked"
+SUM_ONLY = "ours, the sum alone"
+FUSED = "C++ and OpenMP, all updates in one pass"
+NAMES = {
+    OURS: "each update is checked (shapes, weight, every value finite, no overflow) and folded; then divided",
+    SUM_ONLY: "`kernels.add_scaled` without checks",
+    "NumPy": "`total += weight * update`, tensor by tensor",
+    "Flower": "its `aggregate`",
+    "NVIDIA FLARE": "its in-time accumulator",
+    "C++ and OpenMP, tensor by tensor": "MetisFL's design; not checked",
+    "C++ and OpenMP, update by update": "all tensors as one array, as updates arrive; not checked",
+    FUSED: "needs all updates in memory at once; not checked",
+}
+
+TEXT = """{num} float32 updates that are in memory become one weighted mean. GB/s are bytes of updates per
+second: the median of the repetitions, which alternate between the systems; in brackets the share of what the
+machine reads in the same run (a sum on all cores in C++, or by NumPy without a compiler).
+
+{table}
+
+{legend}
+{missing}"""
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Shape by shape."""
+    for name, (parameters, tensors) in (QUICK_SHAPES if options.quick else SHAPES).items():
+        if options.is_over:
+            return
+        busy = machine.busy_share()
+        repetitions = 2 if options.quick else options.rounds
+        row: Row = {
+            "key": f"{parameters}x{tensors}",
+            "shape": name,
+            "when": time.strftime("%Y-%m-%d %H:%M"),
+            "busy_share": busy,
+            "num_bytes": 4 * parameters * NUM_UPDATES,
+        }
+        measured = ours.alone(_measure, parameters, tensors, repetitions)
+        missing: dict[str, str] = measured.pop("missing")
+        for title, peer in (("Flower", FLOWER), ("NVIDIA FLARE", FLARE)):
+            try:
+                measured[title] = _peer(peer, parameters, tensors, repetitions, quick=options.quick)
+            except PeerFailed as error:
+                missing[title] = str(error)
+        yield {**row, "times_s": measured, "missing": missing}
+
+
+def _peer(peer: Any, parameters: int, tensors: int, repetitions: int, *, quick: bool) -> list[float]:
+    if quick and not peer.is_there:
+        raise PeerFailed("it is not installed, and --quick installs nothing")
+    peer.set_up()
+    numbers = {
+        "parameters": parameters,
+        "tensors": tensors,
+        "updates": NUM_UPDATES,
+        "repetitions": repetitions,
+    }
+    options = [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
+    found = peer.run([peer.name, *options], 600.0, module="benchmarks.peers.aggregate")
+    return [float(seconds) for seconds in found["times_s"]]
+
+
+def _measure(parameters: int, tensors: int, repetitions: int) -> dict[str, Any]:
+    """In a process of its own."""
+    size = parameters // tensors
+    given = Model.of({f"t{index}": np.zeros(size, np.float32) for index in range(tensors)})
+    updates = [given.copy() for _ in range(NUM_UPDATES)]
+    for number, update in enumerate(updates):
+        _flat(update)[:] = number + 0.5
+    weights = np.arange(1, NUM_UPDATES + 1, dtype=np.float32)
+    expected = float((weights * (weights - 0.5)).sum() / weights.sum())
+    ways: dict[str, Callable[[], float]] = {
+        OURS: lambda: _ours(updates, weights),
+        SUM_ONLY: lambda: _sum_only(updates, weights),
+        "NumPy": lambda: _numpy(updates, weights),
+    }
+    missing = {}
+    try:
+        ways |= _compiled(updates, weights, size)
+    except (OSError, subprocess.CalledProcessError) as error:
+        missing["C++"] = f"{error}"
+        ways["read"] = lambda: sum(float(np.sum(_flat(update))) for update in updates)
+    times_s: dict[str, Any] = {name: [] for name in ways}
+    for _ in range(repetitions + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            found = way()
+            times_s[name].append(time.perf_counter() - began)
+            assert name == "read" or abs(found - expected) < 1e-3 * expected, (name, found, expected)
+    return {**{name: found[1:] for name, found in times_s.items()}, "missing": missing}
+
+
+def _flat(model: Model) -> Array:
+    return model.run(model.spec.runs[0])
+
+
+def _ours(updates: Sequence[Model], weights: Array) -> float:
+    total = WeightedSum(updates[0].spec)
+    for update, weight in zip(updates, weights, strict=True):
+        total.add(update, float(weight))
+    return float(_flat(total.mean())[-1])
+
+
+def _sum_only(updates: Sequence[Model], weights: Array) -> float:
+    total = np.zeros_like(_flat(updates[0]))
+    for update, weight in zip(updates, weights, strict=True):
+        kernels.add_scaled(total, _flat(update), float(weight))
+    return float(total[-1] / weights.sum())
+
+
+def _numpy(updates: Sequence[Model], weights: Array) -> float:
+    totals = {name: np.zeros_like(array) for name, array in updates[0].items()}
+    for update, weight in zip(updates, weights, strict=True):
+        for name, array in update.items():
+            totals[name] += weight * array
+    return float(totals["t0"][-1] / weights.sum())
+
+
+def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, Callable[[], float]]:
+    """The C++ sums, compiled once for this machine.
+
+    Raises:
+        OSError, CalledProcessError: there is no compiler, or it fails.
+    """
+    library = ctypes.CDLL(str(_library()))
+    library.read.restype = ctypes.c_float
+    flats = [_flat(update) for update in updates]
+    pointer = ctypes.POINTER(ctypes.c_float)
+    pointers = (pointer * len(flats))(*[flat.ctypes.data_as(pointer) for flat in flats])
+    num = ctypes.c_size_t(flats[0].size)
+    ends = np.arange(size, flats[0].size + 1, size, dtype=np.uintp)
+
+    def fresh(call: Callable[[Any], object]) -> Callable[[], float]:
+        def run() -> float:
+            total = np.zeros_like(flats[0])
+            call(total.ctypes.data_as(pointer))
+            return float(total[-1] / weights.sum())
+
+        return run
+
+    sums = weights.ctypes.data_as(pointer)
+    return {
+        "C++ and OpenMP, tensor by tensor": fresh(
+            lambda total: library.per_tensor(
+                total,
+                pointers,
+                sums,
+                len(flats),
+                ends.ctypes.data_as(ctypes.c_void_p),
+                ctypes.c_size_t(ends.size),
+            )
+        ),
+        "C++ and OpenMP, update by update": fresh(
+            lambda total: [
+                library.streamed(total, pointers[index], ctypes.c_float(weight), num)
+                for index, weight in enumerate(weights)
+            ]
+        ),
+        FUSED: fresh(lambda total: library.fused(total, pointers, sums, len(flats), num)),
+        "read": lambda: sum(float(library.read(one, num)) for one in pointers),
+    }
+
+
+def _library() -> Path:
+    if (compiler := shutil.which("g++")) is None:
+        raise OSError("there is no g++")
+    name = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    path = FLOWER.folder.parent / f"openmp-{name}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
+        subprocess.run([compiler, *flags, "-o", str(path), str(SOURCE)], check=True, capture_output=True)
+    return path
+
+
+def text(rows: Sequence[Row]) -> str:
+    """GB/s by system and shape, and what they mean."""
+    lines = []
+    for name in NAMES:
+        cells = [_rate(row, name) for row in rows]
+        if any(cell != "–" for cell in cells):
+            lines.append((name, *cells))
+    legend = "\n".join(
+        f"- {name}: {what}." for name, what in NAMES.items() if any(name in r["times_s"] for r in rows)
+    )
+    missing = {name: why for row in rows for name, why in row["missing"].items()}
+    notes = "\n".join(f"- {name} is missing: `{why[-300:]}`" for name, why in missing.items())
+    columns = ("GB/s", *(row["shape"] for row in rows))
+    told = TEXT.format(num=NUM_UPDATES, table=table(columns, lines), legend=legend, missing=notes)
+    return told.rstrip() + "\n\n" + _against_fused(rows)
+
+
+def _rate(row: Row, name: str) -> str:
+    if name not in row["times_s"]:
+        return "–"
+    rate = row["num_bytes"] / statistics.median(row["times_s"][name])
+    read = row["num_bytes"] / statistics.median(row["times_s"]["read"])
+    return f"{rate / 1e9:.1f} ({rate / read:.0%})"
+
+
+def _against_fused(rows: Sequence[Row]) -> str:
+    """A sentence on where we stand against the fastest that was measured."""
+    told = []
+    for row in rows:
+        if FUSED in row["times_s"]:
+            theirs, ours_s = (statistics.median(row["times_s"][name]) for name in (FUSED, OURS))
+            told.append(f"{row['shape']}: {times(theirs / ours_s)}")
+    words = "Ours, with all checks, against the single pass in C++ without any: "
+    return f"{words}{'; '.join(told)}." if told else ""
+
+
+QUESTION = Question(name="aggregation", title="Aggregation alone", place=50, run=run, text=text)

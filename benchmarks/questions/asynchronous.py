@@ -1,0 +1,134 @@
+"""How many versions a second an asynchronous job makes, and whether learners change that."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine, ours, processes
+from benchmarks.comparison import why_left_out
+from benchmarks.peers.rounds import initial_weights
+from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.tables import plot_lines, size, table
+from broker_fl import JobSpec
+from broker_fl.model import Model
+from broker_fl.roles.driver import Driver
+from broker_fl.simulation import Federation
+from broker_fl.wire.events import VersionCommitted
+from broker_fl.wire.job import Termination
+from broker_fl.wire.protocols import Asynchronous
+from broker_fl.wire.rules import FedAsync
+
+CELLS: tuple[Cell, ...] = tuple(
+    (learners, parameters) for parameters in (100_000, 1_000_000) for learners in (10, 50, 200)
+)
+QUICK: Cell = (3, 10_000)
+UPDATES_BYTES = 400_000_000
+"""Of updates in one measurement; at least 40 updates."""
+
+TEXT = """Every update makes a version (`fedasync`): it is received, checked, mixed in, stored durably with
+the job's state and its events, and its learner is sent the new version. All learners work at once and do no
+training, so the controller is never idle. Versions a second, over blocks of a tenth of all versions, the
+first block left out: median (least to most).
+
+{table}"""
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Cell by cell, transport by transport."""
+    for cell in options.cells_of(CELLS, QUICK):
+        for transport in options.transports:
+            if options.is_over:
+                return
+            learners, parameters = cell
+            row: Row = {
+                "key": f"{transport}-{learners}x{parameters}",
+                "transport": transport,
+                "num_learners": learners,
+                "num_parameters": parameters,
+                "when": time.strftime("%Y-%m-%d %H:%M"),
+                "busy_share": machine.busy_share(),
+            }
+            if reason := why_left_out(ours.needed_bytes(*cell), "ours"):
+                yield {**row, "left_out": reason}
+                continue
+            versions = 20 if options.quick else max(40, min(400, UPDATES_BYTES // (4 * parameters)))
+            measure = _embedded if transport == "embedded" else _rabbitmq
+            yield {**row, **ours.alone(measure, learners, parameters, max(versions, 2 * learners))}
+
+
+def _embedded(num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:
+    processes.begin()
+    learners = {f"learner-{i}": processes.AddConstant(i + 1) for i in range(num_learners)}
+    with Federation(learners) as federation:
+        return _versions_per_s(federation.driver, num_learners, num_parameters, versions)
+
+
+def _rabbitmq(num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:
+    with ours.over_servers(num_learners) as (driver, peaks):
+        return {
+            **_versions_per_s(driver, num_learners, num_parameters, versions),
+            "peak_memory_bytes": peaks(),
+        }
+
+
+def _versions_per_s(driver: Driver, num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:
+    """Of each tenth of the job's versions but the first."""
+    spec = JobSpec(
+        protocol=Asynchronous(min_learners=num_learners),
+        rule=FedAsync(),
+        termination=Termination(versions=versions),
+        evaluate=False,
+    )
+    job = driver.submit(spec, Model.of(initial_weights(num_parameters)))
+    times_s = [event.time_s for event in job.events() if isinstance(event, VersionCommitted)]
+    weights = next(iter(job.model().values()))
+    if len(times_s) != versions or not np.isfinite(weights).all():
+        raise AssertionError(f"{len(times_s)} versions of {versions}, or weights that are not finite")
+    block = max(1, versions // 10)
+    marks = times_s[block::block]
+    return {"versions": versions, "per_s": [block / (after - before) for before, after in pairwise(marks)]}
+
+
+def text(rows: Sequence[Row]) -> str:
+    """One table."""
+    columns = ("transport", "parameters", "learners", "versions a second")
+    lines = [
+        (row["transport"], size(row["num_parameters"]), row["num_learners"], _per_s(row))
+        for row in sorted(
+            rows, key=lambda row: (row["transport"], row["num_parameters"], row["num_learners"])
+        )
+    ]
+    return TEXT.format(table=table(columns, lines))
+
+
+def _per_s(row: Row) -> str:
+    if "left_out" in row:
+        return str(row["left_out"])
+    values = row["per_s"]
+    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def plot(rows: Sequence[Row], path: Path) -> bool:
+    """Versions a second against learners."""
+    measured = [row for row in rows if "per_s" in row]
+    panels: dict[str, tuple[dict[str, list[tuple[float, float]]], dict[str, Any]]] = {}
+    for row in measured:
+        ours_of, _ = panels.setdefault(row["transport"], ({}, {}))
+        point = float(row["num_learners"]), statistics.median(row["per_s"])
+        ours_of.setdefault(f"{size(row['num_parameters'])} parameters", []).append(point)
+    if not measured:
+        return False
+    plot_lines(path, panels, ("learners", "versions a second"))
+    return True
+
+
+QUESTION = Question(
+    name="asynchronous", title="Asynchronous throughput", place=70, run=run, text=text, plot=plot
+)

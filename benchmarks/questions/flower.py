@@ -1,0 +1,156 @@
+"""Rounds over RabbitMQ and Redis against rounds of Flower's deployment engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import ours
+from benchmarks.comparison import (
+    NOT_INSTALLED,
+    OUT_OF_TIME,
+    Comparison,
+    Setting,
+    columns_of,
+    gaps,
+    is_measured,
+    ours_s,
+    theirs_s,
+    why_left_out,
+    wins_of_peer,
+)
+from benchmarks.jobs import spec
+from benchmarks.peers import PeerFailed
+from benchmarks.peers.flower import DEFAULT_POLL_S, LAYOUTS, PEER
+from benchmarks.peers.rounds import TENSORS
+from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.tables import plot_lines, seconds, size, table
+
+CELLS: tuple[Cell, ...] = tuple(
+    (learners, parameters)
+    for parameters in (100_000, 1_000_000, 10_000_000)
+    for learners in (10, 25, 50, 100, 200)
+)
+QUICK: Cell = (2, 10_000)
+POLLS_S = (0.05, 0.3, 1.0)
+COPIES = 4
+"""Of the model for each client that Flower has in memory at once, measured at 10 million parameters: client,
+SuperLink and ServerApp together.
+"""
+
+TEXT = """Learners add a constant of their own to every weight and do nothing else, so that a round is what
+the system costs. Ours: RabbitMQ and Redis, each learner with a mailbox and connections of its own;
+controller, learners (in two processes), RabbitMQ and Redis share the machine with the driver. Flower:
+SuperLink (state in memory), ServerApp (`FedAvg`) and clients over HTTP, without the start of a process and
+without the way from SuperNode to ClientApp; telemetry, update check and installation at run time are off.
+It polls, every {default:g} s by itself; here the best of {polls} s and of two layouts ({layouts}) was taken
+for each cell. A model has {tensors} tensors of float32; ours travels in the encoding `{encoding}`, the
+default. Seconds from one version of the model to the next: medians over the rounds of a block, then over
+blocks of ours and theirs in alternation, with the least and the most in brackets; the ratio likewise, of
+blocks that followed each other. The final models of all are checked.
+
+{table}
+
+{wins} Where Flower is ahead by its design: it needs no broker and no store beside it, and an object that
+its SuperLink has already is not sent again, so learners that return equal weights cost it nothing.
+
+{gaps}"""
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Cell by cell."""
+    cells = options.cells_of(CELLS, QUICK)
+    if options.quick and not PEER.is_there:
+        yield from (_named(cell, {"left_out": NOT_INSTALLED}) for cell in cells)
+        return
+    try:
+        PEER.set_up()
+    except PeerFailed as error:
+        yield from (_named(cell, {"failed": str(error)}) for cell in cells)
+        return
+    settings: list[Setting] = [
+        {"poll-s": poll_s, "layout": layout} for layout in LAYOUTS for poll_s in POLLS_S
+    ]
+    comparison = Comparison(
+        PEER,
+        engine=["deployment"],
+        ours=ours.rabbitmq,
+        settings=settings,
+        defaults={"poll-s": DEFAULT_POLL_S},
+    )
+    for cell in cells:
+        if options.is_over:
+            yield _named(cell, {"left_out": OUT_OF_TIME})
+        elif reason := _why_left_out(cell):
+            yield _named(cell, {"left_out": reason})
+        else:
+            yield _named(cell, comparison.measure(cell, options, ours.rounds_for(*cell, options.rounds)))
+
+
+def _named(cell: Cell, row: Row) -> Row:
+    learners, parameters = cell
+    key = f"{learners}x{parameters}"
+    return {
+        "key": key,
+        "num_learners": learners,
+        "num_parameters": parameters,
+        "tensors": TENSORS,
+        "encoding": spec(learners, 1).transfer.encoding,
+        "peer": PEER.title,
+        **row,
+    }
+
+
+def _why_left_out(cell: Cell) -> str | None:
+    learners, parameters = cell
+    return why_left_out(ours.needed_bytes(*cell), "ours") or why_left_out(
+        learners * parameters * 4 * COPIES + 1_000_000_000, PEER.title
+    )
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Table, who wins, what is missing."""
+    columns = ("learners", "parameters", "ours s", "Flower s", "Flower takes", "its setting", "by itself s")
+    lines = []
+    for row in filter(is_measured, rows):
+        setting = row["setting"]
+        chosen = f"{setting['poll-s']:g} s, {setting['layout']}"
+        defaults = seconds(row["defaults"]["median_s"]) if "defaults" in row else "–"
+        lines.append((row["num_learners"], size(row["num_parameters"]), *columns_of(row), chosen, defaults))
+    return TEXT.format(
+        default=DEFAULT_POLL_S,
+        polls=", ".join(f"{one:g}" for one in POLLS_S),
+        layouts="all in one process; SuperLink, ServerApp and clients in four",
+        tensors=TENSORS,
+        encoding=", ".join(sorted({row["encoding"] for row in rows})),
+        table=table(columns, lines) if lines else "(nothing measured)",
+        wins=wins_of_peer(rows),
+        gaps=gaps(rows),
+    )
+
+
+def plot(rows: Sequence[Row], path: Path) -> bool:
+    """A panel for each size of model, seconds a round against learners."""
+    measured = [row for row in rows if is_measured(row)]
+    sizes = sorted({row["num_parameters"] for row in measured})
+    panels = {}
+    for parameters in sizes:
+        here = [row for row in measured if row["num_parameters"] == parameters]
+        mine = [(row["num_learners"], ours_s(row)) for row in here]
+        best = [(row["num_learners"], theirs_s(row)) for row in here]
+        itself = [(row["num_learners"], row["defaults"]["median_s"]) for row in here if "defaults" in row]
+        theirs = {"Flower, best setting": best} | ({"Flower by itself": itself} if itself else {})
+        panels[f"{size(parameters)} parameters"] = ({"broker_fl": mine}, theirs)
+    if panels:
+        plot_lines(path, panels, ("learners", "seconds a round"))
+    return bool(panels)
+
+
+QUESTION = Question(
+    name="flower",
+    title="Round overhead against Flower's deployment engine",
+    place=10,
+    run=run,
+    text=text,
+    plot=plot,
+)

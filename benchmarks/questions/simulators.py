@@ -1,0 +1,170 @@
+"""The embedded federation against Flower's simulation on Ray and NVIDIA FLARE's simulator."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import ours
+from benchmarks.comparison import (
+    NOT_INSTALLED,
+    OUT_OF_TIME,
+    Comparison,
+    Setting,
+    columns_of,
+    gaps,
+    is_measured,
+    ours_s,
+    theirs_s,
+    why_left_out,
+    wins_of_peer,
+)
+from benchmarks.peers import Peer, PeerFailed, flare, flower
+from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.tables import cell_name, plot_bars, seconds, size, spread, table
+
+CELLS: tuple[Cell, ...] = ((10, 1_000_000), (10, 10_000_000), (50, 1_000_000), (200, 100_000))
+QUICK: Cell = (2, 10_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulator:
+    """A peer's."""
+
+    peer: Peer
+    engine: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    defaults: Setting | None
+    learner_bytes: int
+    """Of memory for each learner beside its models: that of its process."""
+
+
+FLOWER = Simulator(
+    peer=flower.PEER,
+    engine=("simulation",),
+    settings=({"cpus": 1.0}, {"cpus": 2.0}, {"cpus": 0.5}),
+    defaults=None,
+    learner_bytes=0,
+)
+FLARE = Simulator(
+    peer=flare.PEER,
+    engine=(),
+    settings=tuple({"poll-s": every, "check-s": every} for every in (0.05, 0.2, 0.5)),
+    defaults={"poll-s": flare.DEFAULT_POLL_S, "check-s": flare.DEFAULT_CHECK_S},
+    learner_bytes=75_000_000,
+)
+COPIES = 7
+"""Of the model for each learner that a simulator has in memory at once; measured at 10 million: 6."""
+
+TEXT = """Learners add a constant of their own and do nothing else, in systems that are made for one
+machine: our federation in one process, Flower's `run_simulation` (Ray keeps the clients' processes; the
+best of {flower} CPUs reserved for a client was taken, 2 being its own; its two waits of 0.1 s are constants
+and were left), and NVIDIA FLARE's simulator with a process for each client (the best of asking for work every
+{flare} s was taken; by itself it does every {default:g} s). Start-up is from the first import of the process
+to the end of the first round.
+
+{table}
+
+{wins} Where the peers are ahead by their design: their clients compute in processes of their own, so
+training that holds Python's lock scales over cores there, and Ray spreads over machines and GPUs; ours
+computes on threads of one process.
+
+{gaps}"""
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Peer by peer, cell by cell."""
+    for simulator in (FLOWER, FLARE):
+        yield from _run(simulator, options)
+
+
+def _run(simulator: Simulator, options: Options) -> Iterator[Row]:
+    peer, cells = simulator.peer, options.cells_of(CELLS, QUICK)
+    if options.quick and not peer.is_there:
+        yield from (_named(peer, cell, {"left_out": NOT_INSTALLED}) for cell in cells)
+        return
+    try:
+        peer.set_up()
+    except PeerFailed as error:
+        yield from (_named(peer, cell, {"failed": str(error)}) for cell in cells)
+        return
+    comparison = Comparison(
+        peer,
+        engine=simulator.engine,
+        ours=ours.embedded,
+        settings=simulator.settings,
+        defaults=simulator.defaults,
+    )
+    for cell in cells:
+        learners, parameters = cell
+        needed = learners * (simulator.learner_bytes + parameters * 4 * COPIES) + 1_000_000_000
+        if options.is_over:
+            yield _named(peer, cell, {"left_out": OUT_OF_TIME})
+        elif reason := why_left_out(needed, peer.title):
+            yield _named(peer, cell, {"left_out": reason})
+        else:
+            rounds = ours.rounds_for(*cell, options.rounds)
+            yield _named(peer, cell, comparison.measure(cell, options, rounds))
+
+
+def _named(peer: Peer, cell: Cell, row: Row) -> Row:
+    learners, parameters = cell
+    key = f"{peer.name}-{learners}x{parameters}"
+    return {"key": key, "num_learners": learners, "num_parameters": parameters, "peer": peer.title, **row}
+
+
+def startups_s(row: Row, whose: str) -> list[float]:
+    """Of each block."""
+    return [float(block[whose]["startup_s"]) for block in row["blocks"]]
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Table, who wins, what is missing."""
+    columns = (
+        *("peer", "learners", "parameters", "ours s", "theirs s", "they take", "their setting"),
+        *("by themselves s", "our start-up s", "their start-up s"),
+    )
+    lines = []
+    for row in filter(is_measured, rows):
+        setting = " ".join(f"{name} {value:g}" for name, value in row["setting"].items())
+        defaults = seconds(row["defaults"]["median_s"]) if "defaults" in row else "–"
+        startups = (spread(startups_s(row, whose)) for whose in ("ours", "theirs"))
+        named = (row["peer"], row["num_learners"], size(row["num_parameters"]))
+        lines.append((*named, *columns_of(row), setting, defaults, *startups))
+    return TEXT.format(
+        flower=", ".join(f"{one['cpus']:g}" for one in FLOWER.settings),
+        flare=", ".join(f"{one['poll-s']:g}" for one in FLARE.settings),
+        default=flare.DEFAULT_POLL_S,
+        table=table(columns, lines) if lines else "(nothing measured)",
+        wins=wins_of_peer(rows),
+        gaps=gaps(rows),
+    )
+
+
+def plot(rows: Sequence[Row], path: Path) -> bool:
+    """Bars for each cell, and for start-up."""
+    groups: dict[str, dict[str, float]] = {}
+    measured = [row for row in rows if is_measured(row)]
+    for row in measured:
+        group = groups.setdefault(cell_name((row["num_learners"], row["num_parameters"])), {})
+        group.setdefault("broker_fl, embedded", ours_s(row))
+        group[row["peer"]] = theirs_s(row)
+    for row in measured[:1]:
+        groups["start-up"] = {"broker_fl, embedded": statistics.median(startups_s(row, "ours"))}
+    for row in measured:
+        groups["start-up"].setdefault(row["peer"], statistics.median(startups_s(row, "theirs")))
+    if groups:
+        plot_bars(path, groups, "seconds")
+    return bool(groups)
+
+
+QUESTION = Question(
+    name="simulators",
+    title="Embedded rounds and start-up against simulators",
+    place=20,
+    run=run,
+    text=text,
+    plot=plot,
+)
