@@ -69,9 +69,9 @@ class Audit:
     def stored(self, name: str, told: dict[str, Any], result: object) -> None:
         """A call of the store was carried out."""
         if name == "acquire_lease" and result is not None:
-            epoch = int(str(result))
-            check(epoch > self._epoch, f"epoch {epoch} was given after {self._epoch}")
-            self._epoch = epoch
+            given = int(str(result))
+            check(given > self._epoch, f"epoch {given} was given after {self._epoch}")
+            self._epoch = given
         epoch = told.get("epoch")
         if epoch is None or name == "write_chunk":
             return
@@ -140,7 +140,7 @@ class Audit:
     # ------------------------------------------------------------ the end
 
     def finished(self, job: str, heard: list[e.Event]) -> None:
-        """The job's record in the store says what happened; and its driver has heard it, once and in order."""
+        """The job's record in the store says what happened; its driver has heard it, once and in order."""
         stored = [decode_event(data) for data in self._store.read_events(job, after=0, limit=100_000)]
         self._is_in_order(job, [event.sequence for event in stored])
         self._is_in_order(job, [event.sequence for event in heard])

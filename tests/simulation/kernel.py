@@ -298,7 +298,7 @@ class SimThread:
                 self._run()
         except Died:
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it ends the run
             violation = Violation(f"thread {self.name} of {self._process.name} ended with {error!r}")
             violation.__cause__ = error
             kernel = self._process.kernel

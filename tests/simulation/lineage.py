@@ -67,8 +67,8 @@ class Lineage:
         self.models: list[Array] = []
         self.weights: list[Weights] = []
         self.has_lost = False
-        """Whether the store has ever forgotten a version: what was trained from it may count in the one that took
-        its number, so that from then on nothing is read from the values."""
+        """Whether the store has ever forgotten a version: what was trained from it may count in the one that
+        took its number, so that from then on nothing is read from the values."""
         self._num_learners = num_learners
         self._numbers: dict[bytes, int] = {}
         self._moments: list[Array] = [np.zeros(NUM_VALUES)]
@@ -175,11 +175,11 @@ class Lineage:
             expected = (1 - share) * before + share * (one.given + one.step)
         elif isinstance(rule, FedBuff):
             check(len(found) == rule.buffer_size, f"{len(found)} updates are in {self._name}")
-            change = sum(weights[one.number] * one.step for one in found)
-            expected = before + rule.learning_rate / len(found) * change
+            moved = sum((weights[one.number] * one.step for one in found), np.zeros(NUM_VALUES))
+            expected = before + rule.learning_rate / len(found) * moved
         else:
-            updates = sum(weights[one.number] * (one.given + one.step) for one in found)
-            expected = updates / sum(weights.values())
+            updates = (weights[one.number] * (one.given + one.step) for one in found)
+            expected = sum(updates, np.zeros(NUM_VALUES)) / sum(weights.values())
         if isinstance(rule, FedAvgM):
             self._moments.append(rule.momentum * self._moments[-1] + expected - before)
             expected = before + rule.learning_rate * self._moments[-1]

@@ -141,11 +141,10 @@ def _job(draw: random.Random, num_learners: int) -> JobSpec:
             max_concurrent=draw.choice([None, None, 1, 2]),
             max_failures=draw.choice([3, 100]),
         )
-        pacing = {"pacing": Aimd(target_s=2.0)} if draw.random() < 0.2 else {}
+        if draw.random() < 0.2:
+            shared["pacing"] = Aimd(target_s=2.0)
         versions = draw.randint(2, 8)
-        return JobSpec(
-            protocol=protocol, rule=rule, termination=Termination(versions=versions), **pacing, **shared
-        )
+        return JobSpec(protocol=protocol, rule=rule, termination=Termination(versions=versions), **shared)
     selector: dict[str, Any] = {}
     if draw.random() < 0.3 and num_learners > 2:
         selector = {"selector": SelectRandom(count=2, seed=draw.randint(0, 9))}

@@ -34,6 +34,7 @@ class MemoryStore:
         self._jobs: dict[str, bytes] = {}
         self._staged: dict[tuple[str, int, int], dict[int, bytes]] = {}
         self._versions: dict[str, dict[int, tuple[StoredVersion, dict[int, bytes]]]] = {}
+        self._updates: dict[str, dict[str, dict[int, bytes]]] = {}
         self._events: dict[str, dict[int, bytes]] = {}
         self._undo: list[tuple[float, Undo]] = []
 
@@ -130,6 +131,21 @@ class MemoryStore:
 
     def read_chunk(self, job: str, version: int, index: int) -> bytes:
         return self._versions.get(job, {})[version][1][index]
+
+    def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
+        self._fence(epoch)
+        self._updates.setdefault(job, {}).setdefault(name, {})[index] = bytes(data)
+
+    def read_update(self, job: str, name: str, index: int) -> bytes:
+        return self._updates.get(job, {})[name][index]
+
+    def updates(self, job: str) -> list[str]:
+        return sorted(self._updates.get(job, {}))
+
+    def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
+        self._fence(epoch)
+        for name in names:
+            self._updates.get(job, {}).pop(name, None)
 
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
         self._fence(epoch)
@@ -280,6 +296,28 @@ class StoreLine:
 
     def read_chunk(self, job: str, version: int, index: int) -> bytes:
         return self._call("read_chunk", lambda store: store.read_chunk(job, version, index))
+
+    def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
+        self._call(
+            "write_update",
+            lambda store: store.write_update(job, name, index, data, epoch=epoch),
+            job=job,
+            epoch=epoch,
+        )
+
+    def read_update(self, job: str, name: str, index: int) -> bytes:
+        return self._call("read_update", lambda store: store.read_update(job, name, index))
+
+    def updates(self, job: str) -> list[str]:
+        return self._call("updates", lambda store: store.updates(job))
+
+    def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
+        self._call(
+            "drop_updates",
+            lambda store: store.drop_updates(job, names, epoch=epoch),
+            job=job,
+            epoch=epoch,
+        )
 
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
         self._call(

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,9 @@ FOUND = {
     707: "chunks of two trainings for one task were put together",
     2981: "a version that the store had lost was looked for again and again",
 }
-"""Seeds that found something, and what; the worlds they stand for have changed since, so they are no proof."""
+"""Seeds that found something, and what. What a seed stands for has changed since; tests of what was found are
+in ``tests/unit/roles/test_lost.py``.
+"""
 
 
 @pytest.mark.timeout(600)
@@ -101,5 +102,9 @@ def test_the_simulation_notices(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     owner, method, mutate, seeds = MUTANTS[name]
     monkeypatch.setattr(owner, method, mutate(getattr(owner, method)))
     with pytest.raises(Violation):
-        for seed in seeds:
-            play(seed)
+        _play_all(seeds)
+
+
+def _play_all(seeds: range) -> None:
+    for seed in seeds:
+        play(seed)

@@ -21,7 +21,7 @@ from broker_fl.errors import (
     StoreUnavailable,
     VersionsLost,
 )
-from broker_fl.interfaces import TaskContext, Update
+from broker_fl.interfaces import Store, TaskContext, Update
 from broker_fl.model import Arrays, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
@@ -86,7 +86,7 @@ class World:
         self.are_faults_on = True
         self.topology = Topology(FEDERATION)
         self.network = Network(self.kernel, self.topology, self.scenario.network)
-        self._store: MemoryStore | SQLiteStore = (
+        self._store: Store = (
             SQLiteStore(":memory:", federation=FEDERATION, clock=self._wall_s)
             if self.scenario.is_sqlite
             else MemoryStore(self._wall_s, forgets_versions=self.scenario.forgets_versions)
@@ -229,15 +229,17 @@ class World:
         def main() -> None:
             transport = self._connected(process)
             self._drivers[number] = process, transport
-            while True:
-                try:
-                    driver = Driver(transport, FEDERATION, timeout_s=PATIENCE_S, runtime=process)
-                    break
-                except BrokerUnavailable:
-                    process.sleep(1.0)
+            while (driver := self._driver(transport, process)) is None:
+                process.sleep(1.0)
             self._drive(process, driver, number)
 
         process.thread(main, "main").start()
+
+    def _driver(self, transport: SimTransport, process: Process) -> Driver | None:
+        try:
+            return Driver(transport, FEDERATION, timeout_s=PATIENCE_S, runtime=process)
+        except BrokerUnavailable:
+            return None
 
     def _drive(self, process: Process, driver: Driver, number: int) -> None:
         spec = self.scenario.jobs[number]
@@ -345,12 +347,12 @@ class World:
         elif what == "store":
             self.server.outage(self.kernel.draw.random() * 30.0)
         else:
-            found: Mapping[int, tuple[Any, ...]] = {
+            all_of_them: dict[str, Mapping[int, tuple[Any, ...]]] = {
                 "controller": self._controllers,
                 "learner": self._hosts,
                 "driver": self._drivers,
-            }[whom]
-            there = [one for _, one in sorted(found.items()) if one[0].alive]
+            }
+            there = [one for _, one in sorted(all_of_them[whom].items()) if one[0].alive]
             if there:
                 self._befalls(what, *self.kernel.draw.choice(there))
 
@@ -400,7 +402,7 @@ def observed(world: World) -> Iterator[None]:
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    JobMachine.step = noted  # type: ignore[method-assign]
+    JobMachine.step = noted  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
