@@ -280,6 +280,9 @@ class World:
                 return job.model()
             except BrokerUnavailable as error:
                 self.kernel.note(process.name, "no model", error)
+            except RequestRefused as refused:
+                if "store" not in str(refused):
+                    raise
 
     def _pause(self, process: Process, job: Job) -> None:
         draw = self.kernel.draw
