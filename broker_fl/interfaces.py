@@ -13,7 +13,7 @@ interface      implementations                               to add one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -403,6 +403,8 @@ class Given:
     """The version that the cohort was given; fetched when it is asked for, and not to be written to."""
     memory: Model | None = None
     """What the rule kept from the round before (momentum, control variates); None in the first round."""
+    buffers: Set[str] = frozenset()
+    """Names of the float tensors that are not trained, such as running variances (``JobSpec.buffers``)."""
     round: int = 0
     learners: Callable[[], Sequence[str]] = tuple
     """All that are there at the moment, whether they were asked or not."""

@@ -36,6 +36,8 @@ _LIMITS = {
     "finite_number": "finite",
     "literal_error": "{expected}",
 }
+_SHARE_OR_COUNT = {"constrained-float", "constrained-int"}
+_ANY_NUMBER = f"{_PLAIN['float_type']} or {_PLAIN['int_type']}"
 _NOUNS = {"constrained-float": "a share ", "constrained-int": "a whole number "}
 
 
@@ -75,6 +77,8 @@ def _text(root: type[BaseModel], place: _Place, found: list[Mapping[str, Any]]) 
             tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"]
             return f"{name}.name = {brief(tag)} is not allowed: it must be one of {expected}"
     wanted = " or ".join(dict.fromkeys(_wanted(place, one) for one in found))
+    if {one["loc"][-1] for one in found} == _SHARE_OR_COUNT and wanted == _ANY_NUMBER:
+        wanted = "a share (a number above 0, to 1) or a count (a whole number)"
     return f"{name} = {brief(first['input'])} is not allowed: it must be {wanted}"
 
 

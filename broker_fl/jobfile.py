@@ -78,14 +78,22 @@ def read_job(path: str | Path) -> JobFile:
     Raises:
         SettingError: it cannot be read, or fields of it are wrong; all of them are named.
     """
+    return parse_job(read_fields(path), path)
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """What stands in a job file, unchecked.
+
+    Raises:
+        SettingError: it cannot be read, or is not TOML.
+    """
     path = Path(path)
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(f"the job file {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not valid TOML: {error}") from error
-    return _parse(fields, path)
 
 
 def make_spec(fields: Mapping[str, Any], source: str) -> JobSpec:
@@ -100,7 +108,13 @@ def make_spec(fields: Mapping[str, Any], source: str) -> JobSpec:
         raise SettingError(f"{source}: {'; '.join(problems(error, JobSpec))}") from None
 
 
-def _parse(fields: Mapping[str, Any], path: Path) -> JobFile:
+def parse_job(fields: Mapping[str, Any], path: str | Path) -> JobFile:
+    """Check what stands in the job file at ``path``.
+
+    Raises:
+        SettingError: fields are wrong; all of them are named.
+    """
+    path = Path(path)
     try:
         read = _JobFile.model_validate(fields)
     except ValidationError as error:

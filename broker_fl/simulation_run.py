@@ -12,12 +12,15 @@ from typing import Any
 from broker_fl.apps import App
 from broker_fl.errors import BrokerFLError
 from broker_fl.extensions import OwnClasses
-from broker_fl.interfaces import LearnerContext
+from broker_fl.interfaces import LearnerContext, Member
 from broker_fl.model import Model
 from broker_fl.record.history import History
 from broker_fl.record.runfolder import RunFolder
+from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.driver import Job
+from broker_fl.roles.learner import SOFTWARE
 from broker_fl.simulation import Federation
+from broker_fl.simulation.fit import check_can_run, lower_min_learners
 from broker_fl.wire.events import Event, JobFinished
 from broker_fl.wire.job import JobSpec
 from broker_fl.world import Profile, World
@@ -46,6 +49,8 @@ class Team:
     """How many compute at a time; None is one for each CPU."""
     world: World | None = None
     """What they are like; None: all alike, and as fast as this machine."""
+    sets_min_learners: bool = False
+    """Whether ``min_learners`` is no setting of the user's, and is lowered to those that can take part."""
 
     def ids(self) -> list[str]:
         """``learner-07``: names sort as numbers do."""
@@ -61,8 +66,8 @@ class Team:
         return self.world.profiles(self.ids()) if self.world else {}
 
     def num_lasting(self) -> int:
-        """How many learners are never killed."""
-        return self.num_learners - sum(bool(profile.kills) for profile in self.profiles().values())
+        """How many learners are never killed; at least 1."""
+        return max(1, self.num_learners - sum(bool(profile.kills) for profile in self.profiles().values()))
 
 
 class AppRun:
@@ -81,17 +86,20 @@ class AppRun:
 
         Raises:
             AppError: the app cannot make its initial model or a learner.
-            SettingError: the run folder cannot be made, or the world does not fit the learners.
+            SettingError: the run folder cannot be made, the world does not fit the learners, or they are
+                fewer than the job needs.
         """
         self.app = app
-        self.spec = spec
         self._team = team
         self._profiles = team.profiles()
+        self._own = OwnClasses.of_module(app.module, app.code)
+        self._own.check(spec)
         self._initial = initial or app.initial_model()
         self._learners = {
             name: app.make(LearnerContext(learner=name, index=index, count=team.num_learners))
             for index, name in enumerate(team.ids())
         }
+        self.spec = self._fitted(spec)
         self._num_workers = team.num_workers or max(1, min(team.num_learners, os.cpu_count() or 1))
         self.folder = RunFolder.create(out, spec.name)
         self._job: Job | None = None
@@ -145,8 +153,19 @@ class AppRun:
             folder=self.folder.path,
             num_workers=self._num_workers,
             name=FEDERATION,
-            own=OwnClasses.of_module(self.app.module, self.app.code),
+            own=self._own,
         )
+
+    def _fitted(self, spec: JobSpec) -> JobSpec:
+        """The job as these learners can run it; nobody else can join them."""
+        members = [
+            Member(learner=name, attributes=attributes_of(name, learner, {}), software=SOFTWARE)
+            for name, learner in self._learners.items()
+        ]
+        if self._team.sets_min_learners:
+            spec = lower_min_learners(spec, members, self._profiles)
+        check_can_run(spec, members, self._profiles)
+        return spec
 
     def _begin(self, federation: Federation) -> Job:
         job = federation.submit(self.spec, self._initial)

@@ -1,11 +1,14 @@
 """The sum of what learners changed, ``Σ sᵢ (xᵢ − x)``, for rules that move the model they gave out.
 
-Float tensors (trained ones, and buffers such as running means alike) have a change; the head of ``sums.py``
-says in which types it is summed. Integer and boolean tensors have none: they take the weighted mean of the
-updates, as in ``sums.py``.
+Trained tensors have a change; the head of ``sums.py`` says in which types it is summed. Integer and boolean
+tensors, and buffers (float tensors that are not trained, such as the running variances of batch
+normalisation), have none: they take the weighted mean of the updates, as in ``sums.py``. An optimiser's step
+beyond that mean would make a variance negative.
 """
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 import numpy as np
 
@@ -17,8 +20,25 @@ from broker_fl.model import FLOATS, Array, Model, ModelSpec, Run
 
 
 def float_runs(spec: ModelSpec) -> tuple[Run, ...]:
-    """The runs that have a change."""
+    """The runs that have a length and a distance."""
     return tuple(run for run in spec.runs if run.dtype in FLOATS)
+
+
+def parts(spec: ModelSpec, buffers: Set[str]) -> dict[Run, bool]:
+    """The model as maximal stretches of one type that are trained, or are not; and which of the two."""
+    found: dict[Run, bool] = {}
+    last = Run("", 0, 0)
+    for tensor, start in zip(spec.tensors, spec.offsets, strict=True):
+        if not tensor.num_bytes:
+            continue
+        run = Run(tensor.dtype, start, start + tensor.num_bytes)
+        is_trained = tensor.dtype in FLOATS and tensor.name not in buffers
+        if (last.dtype, last.stop) == (run.dtype, start) and found[last] == is_trained:
+            del found[last]
+            run = Run(run.dtype, last.start, run.stop)
+        found[run] = is_trained
+        last = run
+    return found
 
 
 class ChangeSum:
@@ -27,9 +47,15 @@ class ChangeSum:
     def __init__(self, given: Given) -> None:
         self.spec = given.spec
         self.total_weight = 0.0
+        self._is_trained = parts(given.spec, given.buffers)
         self._given = given
         self._base: Model | None = None
         self._totals: dict[Run, Array] | None = None
+
+    @property
+    def trained_runs(self) -> tuple[Run, ...]:
+        """The stretches that have a change."""
+        return tuple(run for run, is_trained in self._is_trained.items() if is_trained)
 
     @property
     def base(self) -> Model:
@@ -48,17 +74,17 @@ class ChangeSum:
         check_addable(self.spec, model, weight)
 
     def add(self, model: Model, *, scale: float, weight: float) -> None:
-        """Take in a model that passed ``check``: its change times ``scale``, its integers by ``weight``."""
+        """Take in a model that passed ``check``: its change times ``scale``, all else by ``weight``."""
         for run, total in self._begun().items():
-            if run.dtype in FLOATS:
+            if self._is_trained[run]:
                 fused.add_scaled_change(total, model.run(run), self.base.run(run), scale)
             else:
                 kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
 
     def add_change(self, change: Model, weight: float) -> None:
-        """Take in a change that its learner computed and that passed ``check``; integers are the learner's
-        values.
+        """Take in a change that its learner computed and that passed ``check``; what is not trained are the
+        learner's values.
         """
         for run, total in self._begun().items():
             kernels.add_scaled(total, change.run(run), weight)
@@ -66,39 +92,39 @@ class ChangeSum:
 
     def _begun(self) -> dict[Run, Array]:
         if self._totals is None:
-            self._totals = {run: np.zeros(length(run), sum_dtype(run)) for run in self.spec.runs}
+            self._totals = {run: np.zeros(length(run), sum_dtype(run)) for run in self._is_trained}
         return self._totals
 
     def rescale(self, factor: float) -> None:
         """Multiply ``Σ sᵢ (xᵢ − x)``."""
         for run, total in (self._totals or {}).items():
-            if run.dtype in FLOATS:
+            if self._is_trained[run]:
                 fused.evaluate("total * factor", total, total=total, factor=factor)
 
     def squared_change(self, model: Model) -> float:
-        """``|xᵢ − x|²`` over all float tensors."""
-        runs = float_runs(self.spec)
+        """``|xᵢ − x|²`` over all that is trained."""
+        runs = self.trained_runs
         return sum(fused.squared_distance(model.run(run), self.base.run(run)) for run in runs)
 
     def totals(self) -> list[Array]:
-        """``Σ sᵢ (xᵢ − x)`` of each of ``float_runs``; what is written to them changes what ``moved`` adds.
+        """``Σ sᵢ (xᵢ − x)`` of each of ``trained_runs``; what is written to them changes what ``moved`` adds.
 
         Raises:
             AggregationError: nothing was added.
         """
         if self._totals is None:
             raise AggregationError("no update was folded, so there is nothing to combine")
-        return [total for run, total in self._totals.items() if run.dtype in FLOATS]
+        return [total for run, total in self._totals.items() if self._is_trained[run]]
 
     def moved(self) -> Model:
-        """``x`` plus the totals as they are now, and the mean of the integers; the sum is used up.
+        """``x`` plus the totals as they are now, and the mean of all else; the sum is used up.
 
         Raises:
             AggregationError: a value is not finite.
         """
         result, totals = Model.empty(self.spec), self._totals or {}
         for run, total in totals.items():
-            if run.dtype in FLOATS:
+            if self._is_trained[run]:
                 np.add(total, self.base.run(run).astype(total.dtype, copy=False), out=total)
             else:
                 kernels.divide(total, self.total_weight)

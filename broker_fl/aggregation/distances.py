@@ -21,27 +21,26 @@ from broker_fl.model import Array, Model, ModelSpec
 
 def pairwise(spec: ModelSpec, models: Sequence[Model], origin: Model) -> Array:
     """Squared distances, models × models; infinite where they overflow float64."""
-    products = np.zeros((len(models), len(models)))
+    coefficients = np.zeros(len(models) + 1)
+    coefficients[-1] = 1.0
+    products = inner_products(spec, [*models, origin], coefficients)[:-1, :-1]
     with np.errstate(over="ignore", invalid="ignore"):
-        for rows in float_blocks(spec, [*models, origin]):
-            steps = rows[:-1] - rows[-1]
-            products += steps @ steps.T
         lengths = np.diagonal(products)
         found = lengths[:, None] + lengths[None, :] - 2 * products
     found[~np.isfinite(found)] = np.inf
     np.fill_diagonal(found, 0.0)
-    return np.maximum(found, 0.0)
+    squared: Array = np.maximum(found, 0.0)
+    return squared
 
 
-def to_point(spec: ModelSpec, models: Sequence[Model], coefficients: Array) -> Array:
-    """Distance (not squared) of each model to ``Σ cᵢ xᵢ``, which is never held as a whole."""
-    squared = np.zeros(len(models))
+def inner_products(spec: ModelSpec, models: Sequence[Model], coefficients: Array) -> Array:
+    """Of all pairs ``x_i - o``, with the origin ``o = Σ cᵢ xᵢ``; models × models, not finite on overflow."""
+    products = np.zeros((len(models), len(models)))
     with np.errstate(over="ignore", invalid="ignore"):
         for rows in float_blocks(spec, models):
             away = np.subtract(rows, coefficients @ rows, out=rows)
-            squared += np.einsum("ij,ij->i", away, away)
-    squared[~np.isfinite(squared)] = np.inf
-    return np.sqrt(squared)
+            products += away @ away.T
+    return products
 
 
 def to_model(spec: ModelSpec, model: Model, other: Model) -> float:

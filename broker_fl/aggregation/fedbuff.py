@@ -9,7 +9,8 @@ its section 5 for stale updates::
 ``Δ_i`` is what learner i changed, which it computes itself, so that nobody has to keep the versions that
 learners began from. (The paper's ``Δ`` has the other sign.) As there, the sum is divided by the number of
 updates, not by the sum of their weights. It streams; memory is the newest version and one sum. Integer and
-boolean tensors have no change: they take the mean by ``s(τ_i)``.
+boolean tensors and the job's ``buffers`` have no change: learners send their values, which take the mean by
+``s(τ_i)``. (Of a variance changes would not do: two that each take it from 1 to 0.1 would make it negative.)
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ so that with equal work it is FedAvg, and with unequal work still goes towards t
 SGD ``‖a_k‖₁ = τ_k``, the steps; with local momentum ρ (section 4)
 ``‖a_k‖₁ = [τ_k − ρ (1 − ρ^τ_k) / (1 − ρ)] / (1 − ρ)``.
 
-It streams. Memory: the given model and one sum. Float buffers are normalised like weights; integer and
-boolean tensors take the mean by ``p_k``.
+It streams. Memory: the given model and one sum. Integer and boolean tensors and the job's ``buffers`` take
+the mean by ``p_k``.
 """
 
 from __future__ import annotations

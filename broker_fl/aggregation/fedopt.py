@@ -16,23 +16,24 @@ does not have. FedAvgM (Hsu et al. 2019, "Measuring the Effects of Non-Identical
 Federated Visual Classification") keeps only a momentum: ``m_t = β m_{t−1} + Δ_t``, ``x_{t+1} = x_t + η m_t``.
 
 They stream. Memory within a round: the given model and one sum; between rounds: one model (FedAvgM) or two.
-Integer and boolean tensors take the weighted mean and have no momentum.
+Integer and boolean tensors, and the job's ``buffers`` (batch-norm statistics, which an optimiser's step could
+make negative), take the weighted mean and have no momentum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from broker_fl.aggregation import fused, kernels
-from broker_fl.aggregation.changes import ChangeSum, float_runs
+from broker_fl.aggregation.changes import ChangeSum
 from broker_fl.aggregation.sums import length, sum_dtype
 from broker_fl.aggregation.weighting import Weighting, weight_of
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Combined, Contribution, Given
-from broker_fl.model import Array, Model, ModelSpec, TensorSpec
+from broker_fl.model import Array, Model, ModelSpec, Run, TensorSpec
 
 Moments = Mapping[str, Array]
 """Of one run, by name; a step writes the new values into them."""
@@ -131,7 +132,7 @@ class FedOptRound:
             AggregationError: no update was folded, or a value is not finite.
         """
         changes = self._sum.totals()
-        memory = moments_after(self._before, self._sum.spec, self._optimiser.start)
+        memory = moments_after(self._before, self._sum.trained_runs, self._optimiser.start)
         for place, change in enumerate(changes):
             kernels.divide(change, self._sum.total_weight)
             self._optimiser.step(change, {name: memory[f"{name}.{place}"] for name in self._optimiser.start})
@@ -140,15 +141,15 @@ class FedOptRound:
         return Combined(model=self._sum.moved(), memory=memory)
 
 
-def moments_after(before: Model | None, spec: ModelSpec, start: Mapping[str, float]) -> Model:
+def moments_after(before: Model | None, runs: Sequence[Run], start: Mapping[str, float]) -> Model:
     """The moments of the round before, to be written to; those of a first round if another rule left others.
 
-    Each is one flat tensor per run of float tensors: ``m.0``, ``m.1``, …, ``v.0``, …
+    Each is one flat tensor per run of trained tensors: ``m.0``, ``m.1``, …, ``v.0``, …
     """
     tensors = {
         f"{name}.{place}": (np.dtype(sum_dtype(run)).name, length(run), value)
         for name, value in start.items()
-        for place, run in enumerate(float_runs(spec))
+        for place, run in enumerate(runs)
     }
     memory_spec = ModelSpec(tuple(TensorSpec(key, kind, (size,)) for key, (kind, size, _) in tensors.items()))
     if before is not None and before.spec.digest == memory_spec.digest:

@@ -8,8 +8,10 @@ With ``c_k = 1 / max(1, ‖Δ_k‖ / M)`` that is the mean of ``w^k`` and ``w_t`
 ``Σ α_k (1 - c_k)``: it streams, and memory is two models, however many learners there are.
 
 It withstands no number of attackers in the sense of the other rules: ``f`` of ``n`` move the result by up to
-``M f / n``, whatever they send, in each round; so any cohort will do. The length is that of the float
-tensors. Integer and boolean tensors are the mean of the same weights, rounded, which an attacker can move.
+``M f / n``, whatever they send, in each round; so any cohort will do. The length is that of all float
+tensors, the job's ``buffers`` too, or an attacker could move them at will; what comes of them lies between
+the given and the sent. Integer and boolean tensors are the mean of the same weights, rounded, which an
+attacker can move.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ is then FedAvg. ``weighting = "equal"`` leaves it out. As in the authors' code, 
 that a loss of 0 has a power.
 
 ``F_k`` is the metric ``loss`` of the learner's evaluation: on its training data, as in the paper, if that is
-what it evaluates on. It streams. Memory: the given model and one sum. The norm is over all float tensors,
-buffers too; integer and boolean tensors take the mean by ``p_k``.
+what it evaluates on. It streams. Memory: the given model and one sum. The norm is over what is trained;
+integer and boolean tensors and the job's ``buffers`` take the mean by ``p_k``.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ The server's and the learners' variates must not part: an update that was lost c
 contributed in which round is kept, too, and tells each learner which of its variates counts. A learner that
 has lost its own (it was started anew) says so: then all begin at zero again.
 
-Only float tensors that are trained have a variate other than zero; buffers move by their mean change,
-integers take the mean. Memory: three models, and one between rounds.
+Only float tensors that are trained have a variate other than zero; integers and the job's ``buffers`` take
+the mean, without ``η_g``. Memory: three models, and one between rounds.
 """
 
 from __future__ import annotations

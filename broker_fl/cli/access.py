@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from broker_fl.errors import RequestRefused
+from broker_fl.errors import RequestRefused, SettingError
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
 from broker_fl.wire.messages import JobSummary
@@ -44,13 +44,31 @@ def find_job(driver: Driver, wanted: str) -> Job:
     Raises:
         RequestRefused: there is no such job, or there are several.
     """
-    jobs = driver.jobs()
-    names = [summary.job for summary in jobs]
+    return driver.job(find_summary(driver, wanted).job)
+
+
+def find_version(driver: Driver, wanted: str) -> tuple[Job, int | None]:
+    """``JOB`` or ``JOB@V``, where ``JOB`` is as in all commands; None is the newest version.
+
+    Raises:
+        SettingError: what follows the ``@`` is no number.
+        RequestRefused: there is no such job, or there are several.
+    """
+    job, at, version = wanted.partition("@")
+    if at and not (version.isascii() and version.isdecimal()):
+        raise SettingError(f"{wanted}: {version!r} is no version; give a number, as in {job}@3")
+    return find_job(driver, job), int(version) if at else None
+
+
+def find_summary(driver: Driver, wanted: str) -> JobSummary:
+    """As ``find_job``, with what the job is like now."""
+    jobs = {summary.job: summary for summary in driver.jobs()}
+    names = list(jobs)
     if wanted == LATEST and jobs:
-        return driver.job(max(jobs, key=_submitted_at).job)
-    found = [wanted] if wanted in names else [name for name in names if name.startswith(wanted)]
+        return max(jobs.values(), key=_submitted_at)
+    found = [wanted] if wanted in jobs else [name for name in names if name.startswith(wanted)]
     if len(found) == 1:
-        return driver.job(found[0])
+        return jobs[found[0]]
     federation = driver.topology.federation
     if found:
         raise RequestRefused(

@@ -8,9 +8,13 @@ from typing import Any
 import click
 
 from broker_fl.cli import options
-from broker_fl.cli.access import driver_of, find_job
+from broker_fl.cli.access import driver_of, find_summary
 from broker_fl.cli.command import Command
+from broker_fl.record.text import one_line, plural
 from broker_fl.roles.driver import Job
+from broker_fl.wire.messages import JobSummary
+
+_ENDED = ("done", "stopped", "failed")
 
 
 @click.command(cls=Command)
@@ -23,7 +27,7 @@ def pause(job: str, reason: str, **access: Any) -> None:
 
     An asynchronous job gives no new task; updates that are under way still count.
     """
-    _tell(job, access, lambda found: found.pause(reason))
+    _tell(job, access, lambda found: found.pause(reason), _paused)
 
 
 @click.command(cls=Command)
@@ -33,7 +37,9 @@ def pause(job: str, reason: str, **access: Any) -> None:
 @click.option("--versions", type=click.IntRange(1), metavar="N", help="Pause again after N new versions.")
 def resume(job: str, versions: int | None, **access: Any) -> None:
     """Let a paused JOB go on: to its end, or with --versions 1 step by step."""
-    _tell(job, access, lambda found: found.resume(versions=versions))
+    _tell(
+        job, access, lambda found: found.resume(versions=versions), lambda before: _resumed(before, versions)
+    )
 
 
 @click.command(cls=Command)
@@ -43,11 +49,32 @@ def resume(job: str, versions: int | None, **access: Any) -> None:
 @click.option("--reason", default="stopped by broker-fl stop", metavar="TEXT", help="Kept with the job.")
 def stop(job: str, reason: str, **access: Any) -> None:
     """Stop JOB (an id, a beginning of one, or `latest`); the versions that it committed are kept."""
-    _tell(job, access, lambda found: found.stop(reason))
+    _tell(job, access, lambda found: found.stop(reason), _stopped)
 
 
-def _tell(job: str, access: dict[str, Any], what: Callable[[Job], None]) -> None:
+def _tell(
+    job: str, access: dict[str, Any], what: Callable[[Job], None], said: Callable[[JobSummary], str]
+) -> None:
+    """Do it, and say what came of it, which depends on what the job was like before."""
     with driver_of(access) as driver:
-        found = find_job(driver, job)
-        what(found)
-    click.echo(found.id)
+        before = find_summary(driver, job)
+        what(driver.job(before.job))
+    click.echo(f"{before.job}: {said(before)}")
+
+
+def _paused(before: JobSummary) -> str:
+    if before.state == "paused":
+        return f"was paused already ({one_line(before.reason)})" if before.reason else "was paused already"
+    return "paused; what is under way (the open round) is finished first"
+
+
+def _resumed(before: JobSummary, versions: int | None) -> str:
+    until = f", and pauses after {plural(versions, 'new version')}" if versions else ""
+    return f"goes on{until}" if before.state == "paused" else f"was not paused; goes on{until}"
+
+
+def _stopped(before: JobSummary) -> str:
+    if before.state in _ENDED:
+        why = f", {one_line(before.reason)}" if before.reason else ""
+        return f"has ended already: {before.state}{why}"
+    return "stopped; the versions that it committed are kept"

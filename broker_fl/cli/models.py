@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from broker_fl.cli import options
-from broker_fl.cli.access import driver_of, find_job
+from broker_fl.cli.access import driver_of, find_job, find_version
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.tables import print_table, when
 from broker_fl.errors import SettingError
@@ -48,17 +48,19 @@ def list_versions(job: str, as_json: bool, **access: Any) -> None:
 
 
 @models.command("export", cls=Command)
-@click.argument("job")
+@click.argument("job", metavar="JOB[@V]")
 @options.broker_access
 @options.timeout
-@click.option("--version", type=click.IntRange(0), metavar="V", help="Which.  [default: the newest]")
+@click.option("--version", type=click.IntRange(0), metavar="V", help="As JOB@V.  [default: the newest]")
 @click.option("--out", default="model.safetensors", show_default=True, metavar="FILE", help="Where to.")
 def export(job: str, version: int | None, out: str, **access: Any) -> None:
-    """Write a model version of JOB to a safetensors file."""
+    """Write the newest model version of JOB, or its version V, to a safetensors file."""
     _make_folder(Path(out).parent)
     with driver_of(access) as driver:
-        found = find_job(driver, job)
-        fetched, model = driver.download(found.id, version)
+        found, named = find_version(driver, job)
+        if None not in (named, version) and named != version:
+            raise SettingError(f"{job} and --version {version} are two versions: give one of them")
+        fetched, model = driver.download(found.id, version if named is None else named)
     model.save(out)
     click.echo(f"{out}: version {fetched} of {found.id}, {plural(model.spec.num_elements, 'parameter')}")
 

@@ -27,7 +27,8 @@ def show_files(folder: RunFolder) -> None:
 
 def add_report(folder: RunFolder) -> None:
     """The report page. A run is not lost for want of one: the packages that it needs may be missing."""
-    from broker_fl.record.report import write_report
+    click.echo(f"writing {REPORT} …", err=True)
+    from broker_fl.record.report import write_report  # with jinja2 and matplotlib: takes seconds itself
 
     try:
         write_report([folder], folder.path / REPORT)

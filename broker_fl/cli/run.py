@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from pydantic import ValidationError
 
 from broker_fl.apps import App, load_app
 from broker_fl.cli import options
@@ -17,7 +18,7 @@ from broker_fl.cli.command import Embedded
 from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.trackers import trackers, tracking
 from broker_fl.cli.watching import stopping_on_signal, watching
-from broker_fl.jobfile import JobFile, make_spec, read_job
+from broker_fl.jobfile import JobFile, make_spec, parse_job, read_fields
 from broker_fl.model import Model
 from broker_fl.simulation_run import AppRun, Run, Team
 from broker_fl.wire.events import Event
@@ -73,9 +74,8 @@ def run(app: str, **given: Any) -> None:
 
 def run_app(app: App, chosen: RunOptions) -> Run:
     """Run the app and write everything into the run folder."""
-    job_file = read_job(chosen.job) if chosen.job else None
-    team = Team(num_learners=chosen.learners, num_workers=chosen.workers, world=_world(chosen, job_file))
-    spec = _spec(app, chosen, job_file, team)
+    team, job_file = _read_job(Team(num_learners=chosen.learners, num_workers=chosen.workers), chosen)
+    spec = _spec(app, chosen, job_file)
     initial = Model.load(job_file.model_file) if job_file and job_file.model_file else None
     one = AppRun(app, spec, team=team, out=chosen.out, initial=initial)
     with (
@@ -106,27 +106,44 @@ def seed_generators(seed: int | None) -> None:
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the app may use the old interface
 
 
-def _world(chosen: RunOptions, job_file: JobFile | None) -> World | None:
-    """What the job file says; a seed on the command line is the world's too, unless the file gives one."""
-    world = job_file.simulation if job_file else None
-    if world is None or job_file is None or chosen.seed is None or "simulation.seed" in job_file.given:
-        return world
-    return world.model_copy(update={"seed": chosen.seed})
+def _read_job(team: Team, chosen: RunOptions) -> tuple[Team, JobFile | None]:
+    """The team with its world, and the job file with what ``run`` says for it where it says nothing.
+
+    That is put in before the file is checked: what contradicts a default of ``JobSpec`` is in order here.
+    """
+    if chosen.job is None:
+        return replace(team, sets_min_learners=True), None
+    fields = read_fields(chosen.job)
+    world = fields.get("simulation")
+    if chosen.seed is not None and isinstance(world, dict):
+        fields["simulation"] = {"seed": chosen.seed, **world}
+    protocol = fields.get("protocol", {})
+    if isinstance(protocol, dict) and "min_learners" not in protocol:
+        try:
+            world = None if world is None else World.model_validate(fields["simulation"])
+        except ValidationError:
+            world = None  # told below, with whatever else is wrong
+        team = replace(team, world=world, sets_min_learners=True)
+        fields["protocol"] = {**protocol, "min_learners": team.num_lasting()}
+    job_file = parse_job(fields, chosen.job)
+    return replace(team, world=job_file.simulation), job_file
 
 
-def _spec(app: App, chosen: RunOptions, job_file: JobFile | None, team: Team) -> JobSpec:
+def _spec(app: App, chosen: RunOptions, job_file: JobFile | None) -> JobSpec:
     """The job file's settings, with what the command line says put over them."""
-    fields: dict[str, Any] = job_file.spec.model_dump() if job_file else {"name": app_name(app)}
-    given = job_file.given if job_file else frozenset()
-    if "protocol.min_learners" not in given:
-        # All are there when the first round begins; those that are killed later must not be waited for.
-        fields["protocol"] = {**fields.get("protocol", {}), "min_learners": max(1, team.num_lasting())}
+    fields: dict[str, Any] = (
+        job_file.spec.model_dump()
+        if job_file
+        else {"name": app_name(app), "protocol": {"min_learners": chosen.learners}}
+    )
     if chosen.rounds is not None:
         fields["termination"] = {**fields.get("termination", {}), "rounds": chosen.rounds}
     fields["parameters"] = {**fields.get("parameters", {}), **chosen.parameters}
     if chosen.seed is not None:
         fields["parameters"].setdefault("seed", chosen.seed)
-        if "seed" in fields.get("selector", {}) and "selector.seed" not in given:
+        if "seed" in fields.get("selector", {}) and (
+            job_file is None or "selector.seed" not in job_file.given
+        ):
             fields["selector"]["seed"] = chosen.seed
     return make_spec(fields, "the job's settings")
 

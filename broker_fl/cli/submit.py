@@ -8,7 +8,7 @@ import click
 
 from broker_fl.apps import load_app
 from broker_fl.cli import options
-from broker_fl.cli.access import driver_of, find_job
+from broker_fl.cli.access import driver_of, find_version
 from broker_fl.cli.command import Command
 from broker_fl.cli.jobs import watch_job
 from broker_fl.cli.outcome import exit_code
@@ -50,7 +50,7 @@ def submit(job_file: str, watch: bool, **given: Any) -> None:
     parent = given["parent"]
     initial = None if parent else initial_model(job, job_file, app=given["app"], file=given["model"])
     with driver_of(given) as driver:
-        submitted = driver.submit(job.spec, initial or find_version(driver, parent))
+        submitted = driver.submit(job.spec, initial or _stored(driver, parent))
         click.echo(submitted.id)
         if watch:
             with tracking(tensorboard=given["tensorboard"], mlflow=given["mlflow"]) as track:
@@ -58,17 +58,9 @@ def submit(job_file: str, watch: bool, **given: Any) -> None:
             raise click.exceptions.Exit(exit_code(finished.state, ""))
 
 
-def find_version(driver: Driver, wanted: str) -> VersionRef:
-    """``JOB`` or ``JOB@V``, where ``JOB`` is as in all commands.
-
-    Raises:
-        SettingError: what follows the ``@`` is no number.
-        RequestRefused: there is no such job, or there are several.
-    """
-    job, at, version = wanted.partition("@")
-    if at and not version.isdecimal():
-        raise SettingError(f"--from {wanted}: {version!r} is no version; give a number, as in {job}@3")
-    return find_job(driver, job).version(int(version) if at else None)
+def _stored(driver: Driver, wanted: str) -> VersionRef:
+    job, version = find_version(driver, wanted)
+    return job.version(version)
 
 
 def initial_model(job: JobFile, place: str, *, app: str | None, file: str | None) -> Model:

@@ -241,7 +241,8 @@ class Job(ABC):
         if state.is_paused:
             return []
         state.paused_at, state.pause_after, state.waiting_since = now, None, None
-        return [s.Save(), s.Emit(e.JobPaused(job=state.job, reason=text(signal.reason)))]
+        state.pause_reason = text(signal.reason)
+        return [s.Save(), s.Emit(e.JobPaused(job=state.job, reason=state.pause_reason))]
 
     def _pause_if_due(self, now: float) -> Actions:
         """After a commit: whether that was the last version for which the job was let go on."""

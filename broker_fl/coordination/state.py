@@ -67,6 +67,8 @@ class JobState:
     """How long it was paused before."""
     pause_after: int | None = None
     """The version after which it pauses."""
+    pause_reason: str = ""
+    """Why it is paused; of no meaning while it is not."""
     ending: str = ""
     """Why training is over, while the last version is evaluated."""
     end: JobEnd | None = None
@@ -145,6 +147,11 @@ class JobState:
         self.evaluations = {one: found for one, found in self.evaluations.items() if one <= version}
         self.counted = {learner: round for learner, round in self.counted.items() if round < self.round}
 
+    def _current_reason(self) -> str:
+        if self.end is None and self.is_paused:
+            return self.pause_reason
+        return self.reason if self.end or self.waiting_since is not None else ""
+
     def summary(self) -> JobSummary:
         """The job's line in a list of jobs."""
         running: Literal["paused", "waiting", "running"] = (
@@ -156,7 +163,7 @@ class JobState:
             state=self.end or running,
             round=self.round,
             version=self.version,
-            reason=self.reason if self.end or self.waiting_since is not None else "",
+            reason=self._current_reason(),
             submitted_at=self.submitted_at,
         )
 

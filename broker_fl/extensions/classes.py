@@ -15,7 +15,9 @@ from broker_fl.errors import AppError
 from broker_fl.extensions.rule import CheckedRule
 from broker_fl.extensions.selector import CheckedSelector
 from broker_fl.interfaces import Parameters
-from broker_fl.suggestion import expected_one_of
+from broker_fl.wire.job import JobSpec
+from broker_fl.wire.rules import OwnRule
+from broker_fl.wire.selectors import OwnSelector
 
 RULE_METHOD, SELECTOR_METHOD = "begin", "select"
 
@@ -63,18 +65,33 @@ class OwnClasses:
         """The selector of that class; nothing of it is called yet."""
         return CheckedSelector(name, lambda: self._make(SELECTOR_METHOD, name, settings))
 
+    def check(self, spec: JobSpec) -> None:
+        """Whether the classes that the job names are here and take its settings; nothing of them is called.
+
+        Raises:
+            AppError: one is not, or does not.
+        """
+        if isinstance(spec.rule, OwnRule):
+            self._usable(RULE_METHOD, spec.rule.rule, spec.rule.settings)
+        if isinstance(spec.selector, OwnSelector):
+            self._usable(SELECTOR_METHOD, spec.selector.selector, spec.selector.settings)
+
     def _make(self, method: str, name: str, settings: Parameters) -> tuple[Any, UserCode]:
         """An object of the class, and where its code is.
 
         Raises:
             AppError: there is no such class, it has no such method, or it does not take the settings.
         """
-        cls = self._find(method, name)
-        code = self.code or _code_of(cls)
-        _check_settings(cls, name, settings, code)
+        cls, code = self._usable(method, name, settings)
         with code.explained(f"{name}()"):
             made = cls(**settings)
         return made, code
+
+    def _usable(self, method: str, name: str, settings: Parameters) -> tuple[type, UserCode]:
+        cls = self._find(method, name)
+        code = self.code or _code_of(cls)
+        _check_settings(cls, name, settings, code)
+        return cls, code
 
     def _find(self, method: str, name: str) -> type:
         """Only a class that was offered as what it is wanted for is ever called: a job comes from afar."""
@@ -88,8 +105,8 @@ class OwnClasses:
                 "(broker-fl controller --app APP.py)"
             )
         raise AppError(
-            f"{self.source} has no {kind} {name!r} (a class with the method {method}): "
-            f"{expected_one_of(name, usable)}"
+            f"{self.source} has no {kind} {name!r} (a class with the method {method}); "
+            f"it has {', '.join(sorted(usable)) or 'none'}"
         )
 
 

@@ -30,6 +30,7 @@ def try_own_code(spec: JobSpec, model: Model, members: Sequence[Member], own: Ow
     Raises:
         AppError: something of it does not do what its interface says; the message names the user's line.
     """
+    own.check(spec)
     if isinstance(spec.rule, OwnRule):
         _try_rule(spec, own.rule(spec.rule.rule, spec.rule.settings), model)
     if isinstance(spec.selector, OwnSelector):
@@ -54,17 +55,22 @@ class AnyMetric(Mapping[str, float]):
 
 def _try_rule(spec: JobSpec, rule: Rule, model: Model) -> None:
     count = max(MIN_CONTRIBUTIONS, fewest_updates(spec))
+    buffers = spec.buffers_of(model.spec)
+
+    def given(memory: Model | None) -> Given:
+        return Given(spec=model.spec, model=lambda: model, memory=memory, buffers=buffers)
+
     try:
-        first = _round(rule, model, None, range(count))
-        _round(rule, model, first.memory, reversed(range(count)))
+        first = _round(rule, given(None), range(count))
+        _round(rule, given(first.memory), reversed(range(count)))
     except BrokerFLError as error:
         raise AppError(f"the rule failed when it was tried with {count} made-up updates: {error}") from error
 
 
-def _round(rule: Rule, model: Model, memory: Model | None, indices: Iterable[int]) -> Combined:
-    accumulator = rule.begin(Given(spec=model.spec, model=lambda: model, memory=memory))
+def _round(rule: Rule, given: Given, indices: Iterable[int]) -> Combined:
+    accumulator = rule.begin(given)
     for index in indices:
-        accumulator.fold(_contribution(model, index))
+        accumulator.fold(_contribution(given.model(), index))
     return accumulator.result()
 
 

@@ -95,6 +95,8 @@ def whole_numbers(axes: Axes, label: str) -> None:
 def legend(axes: Axes, num_columns: int, left: float = 0.0) -> None:
     """A legend above the axes, ``left`` of their left edge: areas before lines, and row by row."""
     pairs = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    if not pairs:
+        return  # nothing is drawn: matplotlib would warn
     pairs.sort(key=lambda pair: isinstance(pair[0], Line2D))
     pairs = [pair for column in range(num_columns) for pair in pairs[column::num_columns]]
     axes.legend(

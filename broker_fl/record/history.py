@@ -56,6 +56,8 @@ class History:
         self.incidents: list[Incident] = []
         self.counts: Counter[str] = Counter(folded=0, failed=0, late=0, refused=0, cancelled=0)
         """Updates ``folded`` and tasks ``failed``, ``late``, ``refused``, ``cancelled``."""
+        self.num_asked = 0
+        """Updates that learners were asked for, in all attempts."""
         self.open: dict[str, int] = {}
         """Learners that have a task now, and its round."""
         self._uncommitted: dict[str, RoundRecord] = {}
@@ -132,6 +134,11 @@ class History:
     def metrics(self) -> Mapping[str, float]:
         """The newest evaluation of the model over a cohort; empty if there was none."""
         return self._metrics
+
+    @property
+    def evaluated_version(self) -> int | None:
+        """The version that ``metrics`` are of; None if there was no evaluation."""
+        return self._newest_evaluated if self._newest_evaluated >= 0 else None
 
     @property
     def duration_s(self) -> float | None:
@@ -225,9 +232,10 @@ class History:
         self._version(0).committed_s = event.time_s
 
     def _job_waiting(self, event: ev.JobWaiting) -> None:
-        self.state, self.reason = "waiting", event.reason
-        if self.incidents and self.incidents[-1].kind == "waiting":  # said again at each learner that comes
+        # Said again at each learner that comes.
+        if self.state == "waiting" and self.incidents and self.incidents[-1].kind == "waiting":
             self.incidents.pop()
+        self.state, self.reason = "waiting", event.reason
         self._note(event, "waiting", event.reason)
 
     def _job_paused(self, event: ev.JobPaused) -> None:
@@ -266,16 +274,20 @@ class History:
         for name in record.send(event, self._names(event.learners)):
             learner = self._learner(name)
             learner.tasks += 1
+            self.num_asked += record.train
             learner.bytes_down += event.num_bytes // len(event.learners)
             self.open[name] = event.round
 
     def _task_accepted(self, event: ev.TaskAccepted) -> None:
-        self._round(event.round).accept(event, self._learner(event.learner).learner)
+        learner = self._learner(event.learner)
+        learner.seen()
+        self._round(event.round).accept(event, learner.learner)
 
     def _task_finished(self, event: ev.TaskFinished) -> None:
         record, learner = self._round(event.round), self._learner(event.learner)
         if not record.finish(event, learner.learner):
             return
+        learner.seen()
         learner.num_steps += event.num_steps
         learner.num_epochs += event.num_epochs
         learner.num_examples = event.num_examples or learner.num_examples

@@ -13,7 +13,7 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incidents:
-    """Incidents of one kind and round, with the same reason."""
+    """Incidents of one kind and round, with the same reason; of the lost, whatever their silence was."""
 
     first: Incident
     learners: tuple[str, ...]
@@ -24,7 +24,8 @@ def grouped(incidents: Iterable[Incident]) -> list[Incidents]:
     """Those that say the same of different learners together, in the order of the first of each."""
     groups: dict[tuple[str, int | None, str], list[Incident]] = {}
     for incident in incidents:
-        groups.setdefault((incident.kind, incident.round, incident.reason), []).append(incident)
+        reason = "" if incident.kind == "lost" else incident.reason
+        groups.setdefault((incident.kind, incident.round, reason), []).append(incident)
     return [
         Incidents(
             first=group[0],

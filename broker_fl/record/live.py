@@ -21,7 +21,7 @@ from rich.text import Text
 
 from broker_fl.record.history import History
 from broker_fl.record.incidents import Incidents, grouped, names_of
-from broker_fl.record.plain import MAX_METRICS, MISSED, PlainLog, goal, place
+from broker_fl.record.plain import MAX_METRICS, MISSED, PlainLog, goal, of_version, place
 from broker_fl.record.records import Incident
 from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.tasks import Spread
@@ -88,6 +88,8 @@ class LiveView:
         if self._live is not None:
             self._live.stop()  # draws once more, and gives the cursor back
             self._live = None
+        else:
+            self._plain.flush(self.history)
 
     def show(self, event: ev.Event) -> None:
         """Fold one event and show what it changes, at once or with the next frame."""
@@ -115,6 +117,8 @@ class LiveView:
             parts += _workload(history)
         if history.metrics:
             parts.append(_metrics(history))
+        elif history.committed:
+            parts.append(Text("  evaluation –", style="dim"))
         if incidents := history.incidents[-MAX_GROUPED:]:
             parts.append(_incident_lines(incidents, history))
         return Group(*parts)
@@ -123,9 +127,10 @@ class LiveView:
         history = self.history
         spec = history.spec
         head = Text(no_wrap=True, overflow="ellipsis")
+        if history.job is None:
+            return head.append("waiting for the job's first event", style="dim")
         head.append(spec.name if spec else "job", style="bold")
-        if history.job:
-            head.append(f"  {history.job}", style="dim")
+        head.append(f"  {history.job}", style="dim")
         head.append(f"  {history.state}", style=_STATE_STYLES.get(history.state, "bold cyan"))
         head.append(f"  {seconds(self._elapsed_s())}")
         if history.finished_s is not None and history.reason:
@@ -198,7 +203,7 @@ def _task_lines(history: History) -> Group:
         first.append(f"  {plural(len(history.open), 'learner')} at work", style="dim")
     first.append(f"  ↓ {size(history.bytes_down)}  ↑ {size(history.bytes_up)}", style="dim")
     second = Text("    ", no_wrap=True, overflow="ellipsis")
-    second.append(f"folded {count(history.counts['folded'])}")
+    second.append(f"in all  folded {count(history.counts['folded'])}")
     _add_missed(second, history.counts)
     if newest.mean_staleness is not None:
         second.append(f"  staleness {newest.mean_staleness:.3g}", style="dim")
@@ -238,6 +243,7 @@ def _metrics(history: History) -> Text:
         if index == 0:
             line.append(f" {sparkline(course[-40:])}", style="cyan")
         line.append("  ")
+    line.append(of_version(history).strip(), style="dim")
     return line
 
 

@@ -96,6 +96,11 @@ class LearnerRecord:
     peak_memory_bytes: int = 0
     """Most that its process had in memory; 0 where that is not known."""
 
+    def seen(self) -> None:
+        """It took a task or delivered: it is there, even where nothing told that it came."""
+        if self.presence == "unknown":
+            self.presence = "present"
+
     @property
     def mean_train_s(self) -> float | None:
         """None before its first result."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from broker_fl.record.history import History
 from broker_fl.record.incidents import grouped, names_of
@@ -18,6 +18,10 @@ from broker_fl.record.timeline import typical
 MAX_TABLED_METRICS = 4
 MAX_ROWS = 500
 """Rows of a table; the whole is in the history."""
+
+Measured = RoundRecord | VersionRecord
+MetricColumn = tuple[Literal["evaluation", "metrics"], str]
+"""Where a column's numbers are from, and the metric's name; ``metrics`` are those of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,7 @@ def figures(history: History) -> Iterator[Figure]:
     yield Figure(
         label="updates folded",
         value=count(history.counts["folded"]),
-        note=f"of {count(_asked(history))} asked for"
+        note=f"of {count(history.num_asked)} asked for"
         + (f", {count(cancelled)} not needed" if cancelled else ""),
     )
     yield _missed_figure(history)
@@ -119,11 +123,6 @@ def _first_evaluation(history: History) -> Mapping[str, float]:
     return min(evaluated, key=lambda version: version.version).evaluation if evaluated else {}
 
 
-def _asked(history: History) -> int:
-    """Updates; the evaluation after the last round asks for none."""
-    return sum(len(record.tasks) for record in history.rounds.values() if record.train)
-
-
 def missed(history: History) -> int:
     """Tasks that failed, were late, or whose update was refused."""
     return sum(history.counts[name] for name in ("failed", "late", "refused"))
@@ -144,17 +143,33 @@ def grids(history: History, names: Sequence[str]) -> list[Grid]:
 def _rounds(history: History, names: Sequence[str]) -> Grid:
     rounds = [history.rounds[key] for key in sorted(history.rounds)]
     shown = rounds[-MAX_ROWS:]
+    columns = _metric_columns(rounds, names)
     return Grid(
         title="Rounds",
-        head=("round", "cohort", "folded", "missed", "duration", *map(label, names), "down", "up"),
-        rows=[_round_row(record, names) for record in shown],
+        head=("round", "cohort", "folded", "missed", "duration", *_heads(columns), "down", "up"),
+        rows=[_round_row(record, columns) for record in shown],
         num_text_columns=1,
         note=_left_out(len(rounds), len(shown), "rounds", "the last")
-        + "Metrics: of the evaluation of the version that the round began with, or else of its training.",
+        + "Metrics: of the evaluation of the version that the round began with; “training”: of its training.",
     )
 
 
-def _round_row(record: RoundRecord, names: Sequence[str]) -> list[str]:
+def _metric_columns(records: Iterable[Measured], names: Sequence[str]) -> list[MetricColumn]:
+    """Two columns for a metric that is both of evaluations and of training: they are not the same thing."""
+    kinds: tuple[Literal["evaluation"], Literal["metrics"]] = ("evaluation", "metrics")
+    known = {(kind, name) for record in records for kind in kinds for name in getattr(record, kind)}
+    return [(kind, name) for name in names for kind in kinds if (kind, name) in known]
+
+
+def _heads(columns: Sequence[MetricColumn]) -> list[str]:
+    return [label(name if kind == "evaluation" else f"training {name}") for kind, name in columns]
+
+
+def _metric_cells(record: Measured, columns: Sequence[MetricColumn]) -> list[str]:
+    return [number(getattr(record, kind).get(name)) for kind, name in columns]
+
+
+def _round_row(record: RoundRecord, columns: Sequence[MetricColumn]) -> list[str]:
     parts = [
         f"{record.counts[name]} {name}"
         for name in ("failed", "late", "refused", "retried")
@@ -168,7 +183,7 @@ def _round_row(record: RoundRecord, names: Sequence[str]) -> list[str]:
         count(record.counts["folded"]),
         ", ".join(parts) or "–",
         seconds(record.round_s),
-        *(number(record.evaluation.get(name, record.metrics.get(name))) for name in names),
+        *_metric_cells(record, columns),
         size(record.bytes_down),
         size(record.bytes_up),
     ]
@@ -177,17 +192,19 @@ def _round_row(record: RoundRecord, names: Sequence[str]) -> list[str]:
 def _versions(history: History, names: Sequence[str]) -> Grid:
     versions = [history.versions[key] for key in sorted(history.versions)]
     shown = versions[-MAX_ROWS:]
+    columns = _metric_columns(versions, names)
     return Grid(
         title="Versions",
-        head=("version", "made by", "updates", "staleness", "after", "since the last", *map(label, names)),
-        rows=[_version_row(history, version, names) for version in shown],
+        head=("version", "made by", "updates", "staleness", "after", "since the last", *_heads(columns)),
+        rows=[_version_row(history, version, columns) for version in shown],
         num_text_columns=2,
         note=_left_out(len(versions), len(shown), "versions", "the last")
-        + "Staleness: mean of the updates. Metrics: of the version’s evaluation, or else of its training.",
+        + "Staleness: mean of the updates. Metrics: of the version’s evaluation, the mean over all learners’ "
+        "newest when it was last renewed; “training”: of the training that made it.",
     )
 
 
-def _version_row(history: History, version: VersionRecord, names: Sequence[str]) -> list[str]:
+def _version_row(history: History, version: VersionRecord, columns: Sequence[MetricColumn]) -> list[str]:
     start_s, at_s = history.submitted_s, version.committed_s
     record = None if version.round is None else history.rounds.get(version.round)
     return [
@@ -197,7 +214,7 @@ def _version_row(history: History, version: VersionRecord, names: Sequence[str])
         "–" if version.mean_staleness is None else f"{version.mean_staleness:.3g}",
         seconds(None if start_s is None or at_s is None else max(0.0, at_s - start_s)),
         seconds(record.round_s if record else None),
-        *(number(version.evaluation.get(name, version.metrics.get(name))) for name in names),
+        *_metric_cells(version, columns),
     ]
 
 
@@ -210,7 +227,7 @@ def _learners(history: History) -> Grid:
     total = sum(learner.weight for learner in learners) or 1.0
     columns: dict[str, Callable[[LearnerRecord], str]] = {
         "learner": lambda item: one_line(item.learner, 64),
-        "": lambda item: item.presence,
+        "presence": lambda item: item.presence,
         "tasks": lambda item: count(item.tasks),
         "folded": lambda item: count(item.folded),
         "failed": lambda item: count(item.failed),

@@ -26,6 +26,8 @@ from broker_fl.wire import messages as m
 log = logging.getLogger(__name__)
 MAILBOX_PREFETCH = 16
 DEFAULT_HEARTBEAT_S = 5.0
+SOFTWARE = f"broker_fl {broker_fl.__version__}"
+"""What learners of this library say that they run."""
 MAX_STATUSES = 100
 """Tasks that one heartbeat may name; the controller cancels those of ended jobs, so that others get their
 turn.
@@ -322,7 +324,7 @@ class LearnerHost:
             learner=seat.id,
             session=seat.session,
             attributes=dict(seat.attributes),
-            software=f"broker_fl {broker_fl.__version__}",
+            software=SOFTWARE,
             tasks=seat.statuses(),
         )
         self._report(seat, join)

@@ -44,7 +44,8 @@ class OutgoingTasks:
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        task_bytes = self._publish_task(action, manifest)
+        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
+        task_bytes = self._publish_task(action, manifest, tuple(buffers))
         keys = self._keys(action.learners)
         publish_model(services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer)
         num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
@@ -60,7 +61,7 @@ class OutgoingTasks:
             send_s=services.clock.steady_s() - began,
         )
 
-    def _publish_task(self, action: s.SendTasks, manifest: ModelManifest) -> int:
+    def _publish_task(self, action: s.SendTasks, manifest: ModelManifest, buffers: tuple[str, ...]) -> int:
         """One message for all whose own variate is of the same round; bytes to all learners together."""
         services, transfer, num_bytes = self.services, self.spec.transfer, 0
         task = Task(
@@ -71,6 +72,7 @@ class OutgoingTasks:
             parameters={**self.spec.task_parameters, **action.workload},
             encoding=transfer.encoding,
             form=self.form,
+            buffers=buffers,
             chunk_bytes=transfer.chunk_bytes,
             inbox=services.inbox,
             upload="on_request" if action.upload_on_request else "at_once",

@@ -326,6 +326,7 @@ class JobRunner:
                 spec=self._spec,
                 model=lambda: self._model_of(version),
                 memory=self._memory_of(version),
+                buffers=self.job.state.spec.buffers_of(self._spec),
                 round=self.job.state.round,
                 learners=self.job.learners,
                 updates=self._updates if self._stores_updates else {},

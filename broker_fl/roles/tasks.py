@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
+from collections.abc import Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -162,7 +163,7 @@ class HeldTask:
         _check(update)
         model, used = Model.of(update.model, spec), encoding(self.task.encoding)
         if given is not None:
-            model = _changes(model, given)
+            model = _changes(model, given, frozenset(self.task.buffers))
         if control is None:
             return used.encode(model)
         encoded = used.encode(joined(model, control.change(update.control)))
@@ -212,14 +213,12 @@ def _check(update: object) -> None:
             raise ValueError(f"{name} of an update is at least 0, not {value}")
 
 
-def _changes(trained: Model, given: Model) -> Model:
-    """``trained - given`` of float tensors, in their type; of the others the trained values."""
-    changes = Model.empty(trained.spec)
-    for run in trained.spec.runs:
-        if run.dtype in FLOATS:
-            np.subtract(trained.run(run), given.run(run), out=changes.run(run))
-        else:
-            changes.run(run)[...] = trained.run(run)
+def _changes(trained: Model, given: Model, buffers: Set[str]) -> Model:
+    """``trained - given`` of float tensors, in their type; of ``buffers`` and others the trained values."""
+    changes = trained.copy()
+    for tensor in trained.spec.tensors:
+        if tensor.dtype in FLOATS and tensor.name not in buffers:
+            np.subtract(trained[tensor.name], given[tensor.name], out=changes[tensor.name])
     return changes
 
 

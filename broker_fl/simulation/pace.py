@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from broker_fl.errors import SettingError
+from broker_fl.errors import BrokerFLError, SettingError
 from broker_fl.interfaces import Learner, Metrics, Parameters, TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.world import Profile, World
@@ -16,6 +16,10 @@ SLICE_S = 0.02
 """How long a slow learner pauses before it looks again whether its task is still wanted."""
 
 R = TypeVar("R")
+
+
+class SimulatedFailure(BrokerFLError):
+    """A training that was to fail; its place in the code is of no interest."""
 
 
 class Lock(Protocol):
@@ -51,12 +55,12 @@ class SimulatedLearner:
         """Train, then pause for what a training of so many steps takes on the simulated machine.
 
         Raises:
-            RuntimeError: this training is to fail.
+            SimulatedFailure: this training is to fail.
             SettingError: the world says how long a step takes, and the learner does not count its steps.
         """
         self._begin(task)
         if self._chance.random() < self._profile.fail_probability:
-            raise RuntimeError("the simulation has this training fail")
+            raise SimulatedFailure("the simulation has this training fail")
         declared = self._world.step_s is not None
         pace = Pace(task, self._profile.speed, self._slots, is_declared=declared)
         return pace.run(lambda: self._learner.train(model, pace), self._train_s, self._alone)

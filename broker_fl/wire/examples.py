@@ -108,7 +108,7 @@ def _task_examples() -> dict[str, m.Message]:
         ),
         "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
         "task that asks for changes": m.Task(
-            task=TASK, model=_MANIFEST, form="changes", inbox="controller-7"
+            task=TASK, model=_MANIFEST, form="changes", buffers=("dense.bias",), inbox="controller-7"
         ),
         "model_chunk": m.ModelChunk(
             job="digits-1f",

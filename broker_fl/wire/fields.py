@@ -111,6 +111,12 @@ SpecRow = tuple[
 """Name, element type and shape of one tensor."""
 SpecRows = Annotated[tuple[SpecRow, ...], Field(max_length=MAX_TENSORS), FailFast()]
 
+TensorNames = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)], ...],
+    Field(max_length=MAX_TENSORS),
+    FailFast(),
+]
+
 Listed = Annotated[
     tuple[Identifier, ...],
     FailFast(),

@@ -7,10 +7,12 @@ ignored gives a model that nobody asked for. What parts of a job contradict each
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from broker_fl.model import FLOATS, MAX_NAME_CHARS, ModelSpec
 from broker_fl.wire.contradictions import first_contradiction, round_setting_without_rounds
 from broker_fl.wire.fields import ChunkBytes, Identifier, Name, Parameters, Positive
 from broker_fl.wire.pacing import AnyPacing, Fixed
@@ -18,6 +20,19 @@ from broker_fl.wire.protocols import AnyProtocol, Asynchronous, SemiSynchronous,
 from broker_fl.wire.rules import PROXIMAL_MU, AnyRule, FedAvg, FedProx
 from broker_fl.wire.selectors import AnySelector, SelectAll
 from broker_fl.wire.settings import Setting
+
+STATISTICS = (
+    *("*running_mean", "*running_var"),
+    *("*moving_mean", "*moving_variance"),
+    *("state/*", "*batch_stats/*"),
+)
+"""What batch normalisation calls its statistics in PyTorch, in Keras, and in models of ``JaxLearner``."""
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # in a job file
+    Field(max_length=64),
+]
+"""Of names, as in a shell: ``*`` and ``?`` stand for any characters, ``[ab]`` for one of these."""
 
 
 class MetricTarget(Setting):
@@ -70,6 +85,10 @@ class JobSpec(Setting):
     termination: Termination = Termination(rounds=10)
     parameters: Parameters = Field(default={})
     """Handed to every learner with its task: epochs, learning rate, whatever the app reads."""
+    buffers: Patterns = STATISTICS
+    """Names, or patterns of them, of float tensors that are not trained: a rule that does more than average
+    averages these all the same (``docs/rules.md``).
+    """
     evaluate: bool = True
     """Learners evaluate the version they are given before they train from it, and the last one after the last
     round.
@@ -100,6 +119,14 @@ class JobSpec(Setting):
         if isinstance(self.rule, FedProx):
             return {**self.parameters, PROXIMAL_MU: self.rule.mu}
         return dict(self.parameters)
+
+    def buffers_of(self, model: ModelSpec) -> frozenset[str]:
+        """The float tensors of a model that ``buffers`` names."""
+        return frozenset(
+            tensor.name
+            for tensor in model.tensors
+            if tensor.dtype in FLOATS and any(fnmatchcase(tensor.name, one) for one in self.buffers)
+        )
 
     @property
     def uses_records(self) -> bool:

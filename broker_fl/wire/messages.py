@@ -29,6 +29,7 @@ from broker_fl.wire.fields import (
     Positive,
     Seconds,
     SpecRows,
+    TensorNames,
     Text,
 )
 from broker_fl.wire.frames import brief, pack, unpack
@@ -324,6 +325,10 @@ class Task(Message):
     """Of the update that is asked for."""
     form: Form = "values"
     """Of the update that is asked for; a learner that cannot do it must refuse the task."""
+    buffers: TensorNames = ()
+    """Of the model's float tensors those that have no change, where ``form`` is ``changes``: of these the
+    update holds the values.
+    """
     control: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
     """SCAFFOLD: behind the model's tensors are those of the server's control variate, ``control/<name>`` for
     each float tensor, and the update is made so, too. This is the round that the learner's own variate is

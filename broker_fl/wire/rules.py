@@ -173,12 +173,12 @@ class GeometricMedian(Robust):
     name: Literal["geometric_median"] = "geometric_median"
     weighting: Literal["equal", "examples"] = "equal"
     """``examples``, the paper's, holds while attackers claim less than half of all examples."""
-    smoothing: Above0 = 1e-6
-    """Distances below this count as this, ``ν`` in the paper."""
-    max_iterations: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Each goes over all updates once."""
+    smoothing: Annotated[float, Field(gt=0, le=0.01)] = 1e-6
+    """Updates nearer to the point than this share of the median distance count as lying on it."""
+    max_iterations: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Each costs the square of the number of updates, whatever the size of the model."""
     tolerance: Share = 1e-6
-    """It is over when the sum of distances falls by no more than this share of itself."""
+    """It is over when the updates' pulls, unit vectors by weight, add up to no more than this."""
 
 
 class NormClipping(Setting):

@@ -298,7 +298,7 @@ def test_a_job_can_be_stopped_and_keeps_what_it_committed(shell: Shell, controll
     job = shell.run("submit", "job.toml", "--app", "app.py").strip()
     watching = shell.start("watch", job, "--json")
     watching.wait_said('"version_committed"')
-    assert shell.run("stop", "latest").strip() == job
+    assert shell.run("stop", "latest").startswith(f"{job}: stopped")
     watching.ended(1)
     assert json.loads(shell.run("jobs", "--json"))[0]["state"] == "stopped"
     shell.run("models", "export", job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from broker_fl.simulation import Federation
 from broker_fl.wire.events import TaskFinished, TaskSent
 from broker_fl.wire.job import JobSpec, Termination
 from broker_fl.wire.protocols import SemiSynchronous, Synchronous
-from broker_fl.wire.rules import AnyRule, FedAvg, TreeBagging
+from broker_fl.wire.rules import AnyRule, FedAdam, FedAvg, TreeBagging
 
 torch.set_num_threads(1)
 Part = tuple[Any, Any]
@@ -198,6 +198,17 @@ def test_a_federation_reaches_what_training_on_all_data_reaches(name: str) -> No
     assert accuracy["start"] < 0.7
     assert accuracy["central"] > 0.9
     assert accuracy["federated"] >= accuracy["central"] - 0.03
+
+
+@pytest.mark.parametrize("name", ["torch", "keras", "jax"])
+def test_batch_normalisation_keeps_a_variance_under_an_optimiser_on_the_server(name: str) -> None:
+    """Its statistics are averaged: an optimiser's step beyond the mean makes a variance negative."""
+    case = replace(CASES[name], rule=FedAdam(learning_rate=0.03), rounds=12)
+    model = federate(case)
+    for tensor in JobSpec().buffers_of(model.spec):
+        assert "mean" in tensor or (model[tensor] > 0).all(), tensor
+    assert len(JobSpec().buffers_of(model.spec)) == 2
+    assert case.make(split(case.data)[1]).evaluate(model, LocalTask())["accuracy"] > 0.85
 
 
 def test_a_boosted_model_of_a_federation_is_an_ordinary_booster() -> None:

@@ -93,7 +93,7 @@ def test_all_mistakes_are_told_at_once_with_field_value_and_what_is_allowed(tmp_
         ("protocl = {}", "unknown field 'protocl': did you mean 'protocol'?"),
         ("protocol.deadlin_s = 1", "unknown field 'protocol.deadlin_s': did you mean 'deadline_s'?"),
         ("rounds = 3", "unknown field 'rounds': did you mean 'termination.rounds'?"),
-        ("zzz = 3", "unknown field 'zzz': allowed are evaluate, "),
+        ("zzz = 3", "unknown field 'zzz': allowed are buffers, evaluate, "),
         (
             'selector = { name = "random", fracton = 0.5 }',
             "unknown field 'selector.fracton': did you mean 'fraction'? allowed are count, ",

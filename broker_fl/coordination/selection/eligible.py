@@ -31,7 +31,7 @@ class Eligible:
 
     def matches(self, member: Member) -> bool:
         """Whether its attributes are as ``where`` wants them."""
-        return all(_meets(member, name, condition) for name, condition in self._settings.where.items())
+        return matches(self._settings, member)
 
     def matching(self, members: Sequence[Member]) -> list[Member]:
         """Those that match."""
@@ -58,6 +58,11 @@ class Eligible:
             and round - record.last_round <= self._settings.exclude_rounds
         ]
         return [learner for _, learner in sorted(out)]
+
+
+def matches(settings: Selecting, member: Member) -> bool:
+    """Whether a learner's attributes are as ``where`` wants them."""
+    return all(_meets(member, name, condition) for name, condition in settings.where.items())
 
 
 def _meets(member: Member, name: str, condition: AnyCondition) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -74,24 +75,78 @@ def failed(reason: str, learner: str = "a", number: int = 0) -> ev.Event:
     return ev.TaskFailed(job="j", round=number, learner=learner, reason=reason, time_s=START_S)
 
 
+COMMITTED = ev.VersionCommitted(
+    job="j",
+    round=0,
+    version=1,
+    digest="",
+    contributors=("x",),
+    total_weight=1,
+    round_s=1,
+    aggregate_s=0,
+    store_s=0,
+)
+
+
 def test_many_failures_of_a_round_are_counted_instead_of_listed() -> None:
-    committed = ev.VersionCommitted(
-        job="j",
-        round=0,
-        version=1,
-        digest="",
-        contributors=("x",),
-        total_weight=1,
-        round_s=1,
-        aggregate_s=0,
-        store_s=0,
-    )
-    lines = plain(
-        [*(failed("no data", f"l{index}") for index in range(1_000)), committed, failed("again", "l1", 1)],
-    )
+    failures = [failed(f"no file {index}", f"l{index}") for index in range(1_000)]
+    lines = plain([*failures, COMMITTED, failed("again", "l1", 1)])
     assert len(lines) == 5 + 1 + 1 + 1
-    assert "and 995 more incidents in this round" in lines
+    assert lines[5] == "and 995 more incidents"
     assert lines[-1] == "failed l1 in round 2: again"
+
+
+def test_of_many_that_are_lost_it_is_said_how_many_and_nothing_else_is_swallowed() -> None:
+    lost = [
+        ev.LearnerLost(job="j", learner=f"l{index}", silent_s=3 + index / 7, time_s=START_S)
+        for index in range(10)
+    ]
+    failures = [failed(f"no file {index}", f"l{index}") for index in range(7)]
+    retried = ev.RoundRetried(job="j", round=0, attempt=1, reason="2 of 3 are there", replacements=())
+    waiting = [
+        ev.JobWaiting(job="j", reason=f"{index} of 3 learners are there", num_learners=index, num_needed=3)
+        for index in range(2)
+    ]
+    begun = ev.RoundStarted(job="j", round=0, version=0, cohort=("a",))
+    lines = plain([*lost, *waiting, begun, *waiting, begun, *failures, retried, *waiting, COMMITTED])
+    assert lines[:3] == [
+        "lost l0: silent for 3 s",
+        "lost l1, l2, l3 and 6 more: for the same reason",
+        "waiting: 0 of 3 learners are there",
+    ]
+    assert lines[3] == lines[2], "after a round that nothing went wrong in"
+    assert lines[9:-1] == [
+        "and 2 more incidents",
+        "retried in round 1: 2 of 3 are there",
+        "waiting: 0 of 3 learners are there",
+    ]
+
+
+def test_those_that_are_late_in_a_round_are_one_line() -> None:
+    late = [ev.TaskLate(job="j", round=0, learner=f"l{index}", reason="10 s are over") for index in range(9)]
+    lines = plain([*late, COMMITTED])
+    assert lines[0] == "late l0, l1, l2 and 6 more in round 1: 10 s are over"
+    assert lines[1].startswith("round 1: 1.00 s, 0 of 0 learners, 9 late")
+    assert len(lines) == 2
+
+
+def test_an_asynchronous_version_counts_what_is_new_and_names_the_version_that_was_evaluated() -> None:
+    events: list[ev.Event] = []
+    for event in asynchronous_events(num_versions=120):
+        events.append(event)
+        if isinstance(event, ev.VersionCommitted) and event.version > 2:
+            about: Any = {"job": event.job, "round": event.version, "version": event.version - 1}
+            metrics = {"accuracy": event.version / 1000}
+            events.append(ev.VersionEvaluated(**about, metrics=metrics, num_learners=3, num_examples=9))
+    events = [event.model_copy(update={"sequence": 0}) for event in events]
+    lines = [line for line in plain(events) if line.startswith("version ")]
+    assert lines[0].endswith("; loss –"), "the loss of training is not the version's"
+    assert lines[4].endswith("; accuracy 0.0040 of versions up to 3, by 3 learners")
+    assert History.of(events).versions[3].evaluation == {"accuracy": 0.004}
+    assert all(": 1 update" in line for line in lines[:99])
+    assert sum("1 failed" in line for line in lines) == 1
+    assert ": 10 updates" in lines[100]
+    assert "since version 100" in lines[100]
 
 
 @pytest.mark.parametrize("reason", ["[bold red]x[/]", "[/nonsense]", "a\x1b[2Jb\rc\nd", "{0} %s"])
@@ -259,7 +314,11 @@ def test_what_fails_for_one_reason_is_said_once() -> None:
     assert "l0, l1, l2 and 2 more" in view_of(events)
     lines = plain(events)
     assert lines[0] == "failed l0 in round 1: no file data.csv"
-    assert lines[1:] == [f"failed l{index} in round 1: for the same reason" for index in range(1, 5)]
+    assert lines[1:] == ["failed l1, l2, l3 and 1 more in round 1: for the same reason"]
+
+
+def test_before_the_first_event_it_is_said_what_is_waited_for() -> None:
+    assert "waiting for the job's first event" in view_of([])
 
 
 def test_pacing_is_shown_from_the_least_to_the_most() -> None:

@@ -25,7 +25,7 @@ LATE = {
     f"broker_fl.record.{name}"
     for name in ("plots", "drawing", "curves", "bars", "gantt", "gallery", "per_learner")
 }
-VOID = {"meta", "br", "input", "link", "img", "hr"}
+VOID = {"meta", "br", "input", "link", "img", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -149,6 +149,40 @@ def test_an_asynchronous_run_has_a_window_of_time_and_a_table_of_versions() -> N
         assert words in page.text
     assert "Rounds" not in page.text
     assert "◆" in page.text
+
+
+def table(html: str, title: str) -> list[list[str]]:
+    part = html[html.index(f"<h2>{title}</h2>") :]
+    part = part[: part.index("</table>")]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", part)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_training_is_never_shown_in_the_place_of_an_evaluation() -> None:
+    events = asynchronous_events(num_versions=3)
+    committed = next(index for index, event in enumerate(events) if isinstance(event, ev.VersionCommitted))
+    about: Any = {"job": "async-1", "round": 1, "version": 0}
+    evaluated = ev.VersionEvaluated(**about, metrics={"loss": 9.0}, num_learners=1, num_examples=1)
+    page = render([run_of([*events[: committed + 1], evaluated])])
+    head, initial, first = table(page, "Versions")
+    assert head[-2:] == ["loss", "training loss"]
+    assert (initial[-2], initial[-1], first[-2]) == ("9", "–", "–")
+    assert first[-1] not in ("–", "9")
+
+
+def test_a_run_that_failed_says_what_was_asked_for_and_who_was_there() -> None:
+    events: list[ev.Event] = [ev.RoundStarted(job="j", round=0, version=0, cohort=("a", "b"))]
+    for attempt in range(3):
+        about: Any = {"job": "j", "round": 0, "attempt": attempt}
+        sent: Any = {"version": 0, "learners": ("a", "b"), "num_bytes": 2, "num_messages": 2, "send_s": 0.1}
+        events.append(ev.TaskSent(**about, **sent))
+        for name in ("a", "b"):
+            events.append(ev.TaskAccepted(job="j", round=0, learner=name, receive_s=0.1))
+            events.append(ev.TaskFailed(job="j", round=0, learner=name, reason="no data"))
+    page = render([run_of(events)])
+    assert "of 6 asked for" in page
+    head, *rows = table(page, "Learners")
+    assert [row[head.index("presence")] for row in rows] == ["present", "present"]
 
 
 def test_a_learner_that_fails_like_another_shares_its_line() -> None:

@@ -113,7 +113,7 @@ def test_a_job_is_refused_before_anything_of_it_is_stored(stage: Stage) -> None:
     for wanted, told in (
         ({"rule": rule(least=3)}, r"Capped.* cannot be made .*'least'"),
         ({"rule": rule(fail_after=0)}, "made-up updates: .*test_own_code.py:.*RuntimeError: tired of it"),
-        ({"rule": {"name": "own", "rule": "Cupped"}}, "did you mean 'Capped'"),
+        ({"rule": {"name": "own", "rule": "Cupped"}}, "it has Capped"),
         ({"selector": {"name": "own", "selector": "Capped"}}, "no selector 'Capped'.* Alternating"),
     ):
         with pytest.raises(RequestRefused, match=told):
