@@ -97,8 +97,8 @@ class Versions:
         newest = max((stored.version for stored in self._store.versions(self._job)), default=-1)
         if newest < version - 1:
             raise VersionsLost(
-                f"the store has lost versions of job {self._job!r}: version {version - 1} was in it, the newest "
-                f"is {newest}; whoever starts as controller now goes on from there"
+                f"the store has lost versions of job {self._job!r}: version {version - 1} was in it, the "
+                f"newest is {newest}; whoever starts as controller now goes on from there"
             )
 
     def records(self) -> list[VersionRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -41,6 +42,8 @@ QUIET_S = 3_000.0
 """Within which jobs end once nothing goes wrong any more."""
 PATIENCE_S = 1e6
 DOWNLOAD_S = 30.0
+_MEMORY = re.compile(r"(, )?(peak_)?memory_bytes=\d+")
+"""Of this process: not of the world, and never the same."""
 LOOK_EVERY_S = 5.0
 MAX_STEPS = 400_000
 MAX_QUEUE_BYTES = 4 << 20
@@ -427,7 +430,7 @@ def unobserved() -> Iterator[None]:
 
 
 def _brief(what: object) -> str:
-    return repr(what)[:300]
+    return _MEMORY.sub("", repr(what))[:300]
 
 
 def play(seed: int) -> World:

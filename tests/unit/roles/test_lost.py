@@ -59,8 +59,7 @@ def test_chunks_of_two_trainings_for_one_task_are_not_put_together() -> None:
     for chunk, payload in chunks(first, "a")[:2]:
         receiver.add(chunk, payload, 0.0)
     for chunk, payload in chunks(second, "b"):  # of the learner that was started anew; its result was lost
-        upload = receiver.add(chunk, payload, 1.0)
-    assert not upload.complete
+        assert not receiver.add(chunk, payload, 1.0).complete
     upload = receiver.expect(result(second, "b", 2), 2.0)
     assert upload.complete
     np.testing.assert_array_equal(receiver.model(upload)["w"], second["w"])
