@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -278,6 +278,23 @@ class Model(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         return f"Model({len(self)} tensors, {self.spec.num_elements} parameters, {self.spec.num_bytes} bytes)"
+
+
+def parts(spec: ModelSpec, buffers: Set[str]) -> dict[Run, bool]:
+    """The model as maximal stretches of one type that are trained, or are not; and which of the two."""
+    found: dict[Run, bool] = {}
+    last = Run("", 0, 0)
+    for tensor, start in zip(spec.tensors, spec.offsets, strict=True):
+        if not tensor.num_bytes:
+            continue
+        run = Run(tensor.dtype, start, start + tensor.num_bytes)
+        is_trained = tensor.dtype in FLOATS and tensor.name not in buffers
+        if (last.dtype, last.stop) == (run.dtype, start) and found[last] == is_trained:
+            del found[last]
+            run = Run(run.dtype, last.start, run.stop)
+        found[run] = is_trained
+        last = run
+    return found
 
 
 def _align(offset: int, size: int) -> int:

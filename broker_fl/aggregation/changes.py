@@ -8,37 +8,18 @@ beyond that mean would make a variance negative.
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 import numpy as np
 
 from broker_fl.aggregation import fused, kernels
 from broker_fl.aggregation.sums import check_addable, length, sum_dtype, write_mean
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Given
-from broker_fl.model import FLOATS, Array, Model, ModelSpec, Run
+from broker_fl.model import FLOATS, Array, Model, ModelSpec, Run, parts
 
 
 def float_runs(spec: ModelSpec) -> tuple[Run, ...]:
     """The runs that have a length and a distance."""
     return tuple(run for run in spec.runs if run.dtype in FLOATS)
-
-
-def parts(spec: ModelSpec, buffers: Set[str]) -> dict[Run, bool]:
-    """The model as maximal stretches of one type that are trained, or are not; and which of the two."""
-    found: dict[Run, bool] = {}
-    last = Run("", 0, 0)
-    for tensor, start in zip(spec.tensors, spec.offsets, strict=True):
-        if not tensor.num_bytes:
-            continue
-        run = Run(tensor.dtype, start, start + tensor.num_bytes)
-        is_trained = tensor.dtype in FLOATS and tensor.name not in buffers
-        if (last.dtype, last.stop) == (run.dtype, start) and found[last] == is_trained:
-            del found[last]
-            run = Run(run.dtype, last.start, run.stop)
-        found[run] = is_trained
-        last = run
-    return found
 
 
 class ChangeSum:

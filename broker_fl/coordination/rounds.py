@@ -149,13 +149,21 @@ class RoundsJob(Job):
         return [*actions, s.Commit(state.version + 1)]
 
     def _changes_of_commit(self) -> dict[str, Any]:
-        return {"phase": Phase.IDLE, "cohort": Cohort()}
+        changes: dict[str, Any] = {"phase": Phase.IDLE, "cohort": Cohort()}
+        return {**changes, "counted": self._counted()} if self.state.spec.has_residuals else changes
+
+    def _counted(self) -> dict[str, int]:
+        """With the open round's deliveries."""
+        delivered = self.state.cohort.with_status(Status.DELIVERED)
+        return self.state.counted | dict.fromkeys(delivered, self.state.round)
 
     def _version_stored(self, signal: s.VersionWasStored, now: float) -> Actions:
         state = self.state
         if state.phase is not Phase.COMMITTING or signal.version != state.version + 1:
             return []
         parts = {name: part for name, part in state.cohort.items() if part.status is Status.DELIVERED}
+        if state.spec.has_residuals:
+            state.counted = self._counted()
         committed = self._committed(signal, parts, now)
         state.phase = Phase.IDLE
         return [s.Emit(committed), *self._pause_if_due(now), *self._proceed(now)]

@@ -60,7 +60,9 @@ class JobState:
     records: dict[str, Record] = field(default_factory=dict)
     """What was seen of learners; kept where selector, pacing or protocol go by it."""
     counted: dict[str, int] = field(default_factory=dict)
-    """Asynchronous: the round of each learner's last task whose update is in a version."""
+    """The round of each learner's last task whose update is in a version; kept by asynchronous jobs, and by
+    those with error feedback, whose learners are told.
+    """
     paused_at: float | None = None
     """Since when a driver has it paused; None: it is not."""
     paused_s: float = 0.0

@@ -55,7 +55,8 @@ class Jobs:
             events = self._events(state.job)
             job = make_job(state, self.members, self._services.own)
             events.add(job.finished(self._services.clock.now()))
-            events.flush()
+            if (error := events.flush()) is not None:
+                raise error
 
     def _resume(self, state: JobState, now: float) -> None:
         """Learners of its cohort count as there until they turn out to be silent."""

@@ -15,6 +15,7 @@ from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.loop import Loop
+from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_update
 from broker_fl.roles.tasks import HeldTask
@@ -58,6 +59,7 @@ class _Seat:
     session: str
     held: dict[str, HeldTask] = field(default_factory=dict)
     variates: Variates = field(default_factory=Variates)
+    residuals: Residuals = field(default_factory=Residuals)
 
     def statuses(self) -> tuple[m.TaskStatus, ...]:
         return tuple(held.status() for held in list(self.held.values())[-MAX_STATUSES:])
@@ -236,7 +238,7 @@ class LearnerHost:
             held.cancelled = True
         try:
             seat.held[task.task.job] = HeldTask.of(
-                task, seat.id, self.settings.max_model_bytes, seat.variates, self._clock
+                task, seat.id, self.settings.max_model_bytes, seat.variates, seat.residuals, self._clock
             )
         except FrameRefused as error:
             seat.held.pop(task.task.job, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from broker_fl.aggregation.scaffold import Variates
@@ -14,8 +14,9 @@ from broker_fl.wire.chunks import num_chunks
 from broker_fl.wire.control import joined
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import TaskSent
+from broker_fl.wire.fields import Form
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import Form, ModelManifest, Task
+from broker_fl.wire.messages import ModelManifest, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class OutgoingTasks:
     form: Form
     variates: Variates | None
     """SCAFFOLD's, of the version that goes out; None where the updates have none."""
+    counted: Mapping[str, int] | None = None
+    """Rounds of the learners' last updates that counted; None where they have no residuals."""
 
     def publish(self, action: s.SendTasks, model: Model) -> TaskSent:
         """Send the task, then the model's chunks; what that took comes back."""
@@ -34,17 +37,17 @@ class OutgoingTasks:
         began = services.clock.steady_s()
         if self.variates is not None:
             model = joined(model, self.variates.mean())
-        buffer = encoding(transfer.encoding).encode(model)
+        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
+        buffer = encoding(transfer.of_versions, buffers).encode(model)
         manifest = ModelManifest(
             version=action.version,
             spec=model.spec.to_wire(),
             spec_digest=model.spec.digest,
             digest=model.digest,
-            encoding=transfer.encoding,
+            encoding=transfer.of_versions,
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
         task_bytes = self._publish_task(action, manifest, tuple(buffers))
         keys = self._keys(action.learners)
         publish_model(services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer)
@@ -62,7 +65,9 @@ class OutgoingTasks:
         )
 
     def _publish_task(self, action: s.SendTasks, manifest: ModelManifest, buffers: tuple[str, ...]) -> int:
-        """One message for all whose own variate is of the same round; bytes to all learners together."""
+        """One message for all whose variate or residual is of the same round; bytes to all learners
+        together.
+        """
         services, transfer, num_bytes = self.services, self.spec.transfer, 0
         task = Task(
             task=action.task,
@@ -78,17 +83,19 @@ class OutgoingTasks:
             upload="on_request" if action.upload_on_request else "at_once",
             deadline_s=action.deadline_s,
         )
-        for control, learners in self._by_variate(action.learners).items():
-            body = task.model_copy(update={"control": control}).pack()
+        for (control, residual), learners in self._by_round(action.learners).items():
+            body = task.model_copy(update={"control": control, "residual": residual}).pack()
             services.transport.publish(services.topology.tasks, self._keys(learners), body, mandatory=True)
             num_bytes += len(body) * len(learners)
         return num_bytes
 
-    def _by_variate(self, learners: Sequence[str]) -> dict[int | None, list[str]]:
-        groups: dict[int | None, list[str]] = {}
+    def _by_round(self, learners: Sequence[str]) -> dict[tuple[int | None, int | None], list[str]]:
+        """Learners by the rounds of their variate and of their residual."""
+        groups: dict[tuple[int | None, int | None], list[str]] = {}
         for learner in learners:
             control = None if self.variates is None else self.variates.rounds.get(learner, -1)
-            groups.setdefault(control, []).append(learner)
+            residual = None if self.counted is None else self.counted.get(learner, -1)
+            groups.setdefault((control, residual), []).append(learner)
         return groups
 
     def _keys(self, learners: Sequence[str]) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
+import numpy as np
+
 from broker_fl.errors import FrameRefused, UpdateRefused
-from broker_fl.model import Model, ModelSpec
+from broker_fl.model import Model, ModelSpec, parts
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
+from broker_fl.wire.fields import Form
 from broker_fl.wire.job import Transfer
-from broker_fl.wire.messages import Form, Result, TaskRef, UpdateChunk
+from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
 
 
 @dataclass(slots=True)
@@ -38,14 +41,22 @@ class UpdateReceiver:
     """
 
     def __init__(
-        self, spec: ModelSpec, transfer: Transfer, form: Form = "values", *, has_control: bool = False
+        self,
+        spec: ModelSpec,
+        transfer: Transfer,
+        form: Form = "values",
+        *,
+        has_control: bool = False,
+        buffers: Set[str] = frozenset(),
     ) -> None:
-        """``spec`` is that of the updates: of SCAFFOLD's, with control variates behind the model."""
+        """``spec`` is that of the updates: of SCAFFOLD's, with control variates behind the model; ``buffers``
+        are the job's.
+        """
         self._spec = spec
         self._has_control = has_control
         self._transfer = transfer
         self._form = form
-        self._encoding = encoding(transfer.encoding)
+        self._encoding = encoding(transfer.encoding, buffers)
         self.update_bytes = self._encoding.num_bytes(spec)
         self._uploads: dict[str, Upload] = {}
 
@@ -123,3 +134,15 @@ class UpdateReceiver:
             assembly = Assembly(self.update_bytes, self._transfer.chunk_bytes)
             upload = self._uploads[part.learner] = Upload(part.task, part.session, assembly, now, now)
         return upload
+
+
+def add_back(change: Model, base: Model, buffers: Set[str]) -> None:
+    """Make the change the model that its learner trained from ``base``, in place: one more pass over both.
+
+    Of ``buffers`` and integers it holds the values already.
+    """
+    for run, is_trained in parts(change.spec, buffers).items():
+        if is_trained:
+            values = change.run(run)
+            with np.errstate(over="ignore", invalid="ignore"):  # the rule looks whether all is finite
+                np.add(values, base.run(run), out=values)

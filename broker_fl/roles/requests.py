@@ -172,7 +172,7 @@ class Requests:
             job=submit.job,
             spec=submit.spec,
             driver=submit.driver,
-            update_bytes=encoding(submit.spec.transfer.encoding).num_bytes(_update_spec(submit.spec, model)),
+            update_bytes=_update_bytes(submit.spec, model),
             submitted_at=now,
         )
         record = VersionRecord(
@@ -293,6 +293,11 @@ class Requests:
     def _reply(self, request: m.Request, reply: m.Reply) -> None:
         topology = self._services.topology
         self._services.sender.send(topology.tasks, [topology.driver_key(request.driver)], reply)
+
+
+def _update_bytes(spec: JobSpec, model: Model) -> int:
+    kept = spec.buffers_of(model.spec)
+    return encoding(spec.transfer.encoding, kept).num_bytes(_update_spec(spec, model))
 
 
 def _update_spec(spec: JobSpec, model: Model) -> ModelSpec:

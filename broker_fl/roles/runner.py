@@ -28,15 +28,15 @@ from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.outgoing import OutgoingTasks
-from broker_fl.roles.receiving import UpdateReceiver, Upload
+from broker_fl.roles.receiving import UpdateReceiver, Upload, add_back
 from broker_fl.roles.services import Services
 from broker_fl.roles.updates import StoredUpdates, drop_unneeded
 from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.control import joined_spec, parted
 from broker_fl.wire.events import Event
+from broker_fl.wire.fields import Form
 from broker_fl.wire.messages import (
     Cancel,
-    Form,
     Result,
     TaskRef,
     UpdateChunk,
@@ -65,11 +65,18 @@ class JobRunner:
         self._events = events
         rule = job.state.spec.rule
         self._rule = make_rule(rule, services.own)
-        self._form: Form = "changes" if isinstance(rule, PerUpdate) and rule.updates_are_changes else "values"
+        self._form: Form = job.state.spec.form
+        self._adds_back = self._form == "changes" and not job.state.spec.rule_takes_changes
+        self._base: tuple[int, Model] | None = None
         self._has_control = isinstance(rule, Scaffold)
+        self._buffers = job.state.spec.buffers_of(spec)
         update_spec = joined_spec(spec) if self._has_control else spec
         self._receiver = UpdateReceiver(
-            update_spec, job.state.spec.transfer, self._form, has_control=self._has_control
+            update_spec,
+            job.state.spec.transfer,
+            self._form,
+            has_control=self._has_control,
+            buffers=self._buffers,
         )
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
@@ -188,6 +195,8 @@ class JobRunner:
             if self._has_control and result.update is not None:
                 model, change = parted(model)
                 control = change if result.update.control == "change" else None
+            if self._adds_back:
+                add_back(model, self._base_of(upload.task), self._buffers)
             contribution = Contribution(
                 learner=learner,
                 model=model,
@@ -232,7 +241,8 @@ class JobRunner:
 
     def _finish(self, _: s.Finish) -> None:
         self._save()
-        self._accumulator, self._model, self._memory, self._carried = None, None, None, (-1, None)
+        self._accumulator, self._model, self._memory, self._base = None, None, None, None
+        self._carried = -1, None
         self._receiver.clear()
         drop_unneeded(self._services, self.job.state)
 
@@ -302,7 +312,10 @@ class JobRunner:
         variates = None
         if self._has_control and action.train:
             variates = Variates.of(self._memory_of(action.version), self._spec)
-        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, variates)
+        counted = None
+        if self.job.state.spec.has_residuals and action.train:
+            counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
+        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, variates, counted)
         self._sending.update(action.learners)
 
         def publish() -> None:
@@ -326,7 +339,7 @@ class JobRunner:
                 spec=self._spec,
                 model=lambda: self._model_of(version),
                 memory=self._memory_of(version),
-                buffers=self.job.state.spec.buffers_of(self._spec),
+                buffers=self._buffers,
                 round=self.job.state.round,
                 learners=self.job.learners,
                 updates=self._updates if self._stores_updates else {},
@@ -334,6 +347,17 @@ class JobRunner:
             )
             self._accumulator = self._rule.begin(given)
         return self._accumulator
+
+    def _base_of(self, task: TaskRef) -> Model:
+        """The version that the task gave out; asynchronous jobs may have to read an older one."""
+        state = self.job.state
+        version = state.version - self.job.staleness(task)
+        if version == state.version:
+            return self._model_of(version)
+        if self._base is None or self._base[0] != version:
+            versions = self._services.versions(state.job)
+            self._base = (version, self._services.persist(lambda: versions.read(version))[1])
+        return self._base[1]
 
     def _memory_of(self, version: int) -> Model | None:
         """What the rule kept when it made this version."""

@@ -13,7 +13,8 @@ import numpy as np
 
 from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
-from broker_fl.model import FLOATS, Array, Model, ModelSpec
+from broker_fl.model import Array, Model, ModelSpec, parts
+from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.roles.variates import ControlledTask, Variates
@@ -36,6 +37,7 @@ class HeldTask:
     spec: ModelSpec
     assembly: Assembly
     variates: Variates
+    residuals: Residuals
     clock: Clock
     _began_at: float
     _whole_at: float = 0.0
@@ -54,17 +56,19 @@ class HeldTask:
         learner: str,
         max_bytes: int,
         variates: Variates | None = None,
+        residuals: Residuals | None = None,
         clock: Clock | None = None,
     ) -> HeldTask:
-        """Make room for the model that the task announces.
+        """Make room for the model that the task announces; the learner's own state is that of its seat.
 
         Raises:
             FrameRefused: the announcement contradicts itself, or the model is larger than ``max_bytes``.
         """
-        spec = task.model.model_spec(max_bytes=max_bytes)
+        spec = task.model.model_spec(max_bytes=max_bytes, kept=task.buffers)
         assembly = Assembly(task.model.num_bytes, task.model.chunk_bytes)
         clock = clock or Clock()
-        return cls(task, learner, spec, assembly, variates or Variates(), clock, clock.steady_s())
+        own = variates or Variates(), residuals or Residuals()
+        return cls(task, learner, spec, assembly, *own, clock, clock.steady_s())
 
     def status(self) -> TaskStatus:
         """For heartbeats."""
@@ -143,14 +147,14 @@ class HeldTask:
             evaluation=evaluation,
             timings=timings,
             peak_memory_bytes=peak_bytes(),
-            update=self._manifest(control) if update else None,
+            update=self._manifest(self.update, control) if self.update is not None else None,
         )
         self.progress = 1.0
         self.phase = "finished"
 
     def _received(self) -> tuple[Model, ControlledTask | None]:
         """The model, and the control variates if the job has them."""
-        whole = encoding(self.task.model.encoding).decode(self.assembly.buffer, self.spec)
+        whole = encoding(self.task.model.encoding, self.task.buffers).decode(self.assembly.buffer, self.spec)
         if self.task.control is None:
             return whole, None
         model, server = parted(whole)
@@ -161,21 +165,25 @@ class HeldTask:
     ) -> Array:
         """The update as it is sent: the trained model, or what changed since the ``given`` one."""
         _check(update)
-        model, used = Model.of(update.model, spec), encoding(self.task.encoding)
+        buffers = frozenset(self.task.buffers)
+        model, used = Model.of(update.model, spec), encoding(self.task.encoding, buffers)
         if given is not None:
-            model = _changes(model, given, frozenset(self.task.buffers))
+            model = _changes(model, given, buffers)
+        if self.task.residual is not None:
+            return self.residuals.encode(model, used, self.task.task, self.task.residual, buffers)
         if control is None:
             return used.encode(model)
         encoded = used.encode(joined(model, control.change(update.control)))
         control.keep(parted(used.decode(encoded, self.spec))[1])
         return encoded
 
-    def _manifest(self, control: ControlledTask | None) -> UpdateManifest:
-        return UpdateManifest.of(
-            self.spec,
+    def _manifest(self, encoded: Array, control: ControlledTask | None) -> UpdateManifest:
+        return UpdateManifest(
+            spec_digest=self.spec.digest,
             form=self.task.form,
             control="none" if control is None else control.manifest,
             encoding=self.task.encoding,
+            num_bytes=encoded.nbytes,
             chunk_bytes=self.task.chunk_bytes,
         )
 
@@ -214,12 +222,15 @@ def _check(update: object) -> None:
 
 
 def _changes(trained: Model, given: Model, buffers: Set[str]) -> Model:
-    """``trained - given`` of float tensors, in their type; of ``buffers`` and others the trained values."""
-    changes = trained.copy()
-    for tensor in trained.spec.tensors:
-        if tensor.dtype in FLOATS and tensor.name not in buffers:
-            np.subtract(trained[tensor.name], given[tensor.name], out=changes[tensor.name])
-    return changes
+    """``trained - given`` of float tensors, in their type; of ``buffers`` and others the trained values. In
+    ``given``.
+    """
+    for run, is_trained in parts(trained.spec, buffers).items():
+        if is_trained:
+            np.subtract(trained.run(run), given.run(run), out=given.run(run))
+        else:
+            given.run(run)[...] = trained.run(run)
+    return given
 
 
 def _checked_metrics(metrics: object, method: str) -> dict[str, float]:

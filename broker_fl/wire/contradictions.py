@@ -10,7 +10,16 @@ from broker_fl.wire.fields import MAX_PARAMETERS
 from broker_fl.wire.frames import brief
 from broker_fl.wire.pacing import Aimd
 from broker_fl.wire.protocols import Asynchronous, Rounds, SemiSynchronous
-from broker_fl.wire.rules import PROXIMAL_MU, FedBuff, FedProx, PerUpdate, QFedAvg, Robust
+from broker_fl.wire.rules import (
+    PROXIMAL_MU,
+    FedBuff,
+    FedProx,
+    PerUpdate,
+    QFedAvg,
+    Robust,
+    Scaffold,
+    TreeBagging,
+)
 from broker_fl.wire.selectors import OwnSelector, SelectAll, Selecting, SelectPowerOfChoice, Sized
 
 if TYPE_CHECKING:
@@ -204,6 +213,47 @@ def _too_few_for_a_robust_rule(spec: JobSpec) -> str | None:
     return None
 
 
+def _values_where_changes_are_needed(spec: JobSpec) -> str | None:
+    if spec.transfer.form != "values":
+        return None
+    if spec.rule_takes_changes:
+        return f"'transfer.form' = 'values': the rule {spec.rule.name!r} takes changes"
+    if spec.transfer.needs_changes:
+        return f"'transfer.form' = 'values': {_coarse(spec)} would lose too much of values; leave it out"
+    return None
+
+
+def _changes_where_the_rule_has_none(spec: JobSpec) -> str | None:
+    if spec.form != "changes" or not isinstance(spec.rule, Scaffold | TreeBagging):
+        return None
+    why = (
+        "its updates carry changes of control variates, which must arrive as the learner keeps them"
+        if isinstance(spec.rule, Scaffold)
+        else "trees are bytes, which have no changes and are not encoded"
+    )
+    cause = "'transfer.form' = 'changes'" if spec.transfer.form else _coarse(spec)
+    return f"{cause} is not for the rule {spec.rule.name!r}: {why}"
+
+
+def _coarse(spec: JobSpec) -> str:
+    field = "encoding" if spec.has_residuals else "broadcast"
+    return f"'transfer.{field}' = {getattr(spec.transfer, field)!r}"
+
+
+def _changes_of_versions_that_are_gone(spec: JobSpec) -> str | None:
+    protocol = spec.protocol
+    if not isinstance(protocol, Asynchronous) or spec.form != "changes" or spec.rule_takes_changes:
+        return None
+    if protocol.max_staleness is not None and protocol.max_staleness < spec.keep_versions:
+        return None
+    cause = "'transfer.form' = 'changes'" if spec.transfer.form else _coarse(spec)
+    return (
+        f"{cause} has updates of the rule {spec.rule.name!r} added to the version that they began from, "
+        f"which must be kept until then: give 'protocol.max_staleness' below 'keep_versions' = "
+        f"{spec.keep_versions}"
+    )
+
+
 def fewest_updates(spec: JobSpec) -> int:
     """With how few updates the job lets a round end; 1 where there are no rounds."""
     if not isinstance(spec.protocol, Rounds):
@@ -250,4 +300,7 @@ _CHECKS: tuple[Callable[[JobSpec], str | None], ...] = (
     _quorum_beyond_the_cohort,
     _robust_rule_with_a_cohort_of_any_size,
     _too_few_for_a_robust_rule,
+    _values_where_changes_are_needed,
+    _changes_where_the_rule_has_none,
+    _changes_of_versions_that_are_gone,
 )

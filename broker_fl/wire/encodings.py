@@ -2,26 +2,38 @@
 
 ``raw`` is the buffer itself. ``float32``, ``float16`` and ``bfloat16`` narrow each wider floating-point
 tensor to that type; integer, boolean and already narrower tensors stay as they are. The encoded buffer has
-the layout of a model whose spec names the narrower types (``model.py``).
+the layout of a model whose spec names the narrower types (``model.py``). ``int8`` and ``topk/N`` are in
+``coarse.py``.
 
-To add one: a class with these three methods, its name in ``ENCODINGS``, and in ``Transfer.encoding`` of
-``job.py``.
+To add one: a class with what ``Encoding`` asks for, its name in ``ENCODINGS`` or ``encoding``, and its
+description in ``schemas/README.md``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
+import re
+from collections.abc import Collection
+from functools import lru_cache
+from typing import ClassVar, Protocol
 
 from broker_fl.errors import FrameRefused
-from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec, TensorSpec
+from broker_fl.model import Array, Model, ModelSpec
+from broker_fl.wire.coarse import MAX_TOPK, BlockInt8, TopK
 from broker_fl.wire.frames import brief
+from broker_fl.wire.narrow import Narrowed, Raw
 
 
 class Encoding(Protocol):
     """A way to write a model's buffer."""
+
+    coarse: ClassVar[bool]
+    """Whether updates are sent in it as changes only, with error feedback."""
+    of_versions: ClassVar[bool]
+    """Whether a version of the model may be sent in it."""
+
+    def keeping(self, names: Collection[str]) -> Encoding:
+        """The same, but where it is coarse, it leaves these tensors as they are."""
+        ...
 
     def num_bytes(self, spec: ModelSpec) -> int:
         """Length of the encoded buffer of a model that looks like ``spec``."""
@@ -35,72 +47,9 @@ class Encoding(Protocol):
         """The model again; it may use ``buffer`` as its own.
 
         Raises:
-            FrameRefused: a boolean that is neither 0 nor 1.
+            FrameRefused: a boolean that is neither 0 nor 1, or what this encoding never writes.
         """
         ...
-
-
-class Raw:
-    """The buffer as it is: lossless, no copy."""
-
-    def num_bytes(self, spec: ModelSpec) -> int:
-        """As in memory."""
-        return spec.num_bytes
-
-    def encode(self, model: Model) -> Array:
-        """The model's own buffer."""
-        return model.buffer
-
-    def decode(self, buffer: Array, spec: ModelSpec) -> Model:
-        """A model around ``buffer``."""
-        return _checked(Model(spec, buffer))
-
-
-@dataclass(frozen=True, slots=True)
-class Narrowed:
-    """Floating-point tensors wider than ``dtype`` are sent as ``dtype``; rounding is to nearest, ties to
-    even.
-    """
-
-    dtype: str
-
-    def num_bytes(self, spec: ModelSpec) -> int:
-        """Of the narrower spec."""
-        return self._narrow(spec).num_bytes
-
-    def encode(self, model: Model) -> Array:
-        """A narrower copy, or the model's own buffer where nothing is wider."""
-        narrow = self._narrow(model.spec)
-        return model.buffer if narrow == model.spec else _cast(model, narrow).buffer
-
-    def decode(self, buffer: Array, spec: ModelSpec) -> Model:
-        """Widened to ``spec``."""
-        narrow = self._narrow(spec)
-        model = _checked(Model(narrow, buffer))
-        return model if narrow == spec else _cast(model, spec)
-
-    def _narrow(self, spec: ModelSpec) -> ModelSpec:
-        return ModelSpec(tuple(self._narrow_tensor(tensor) for tensor in spec.tensors))
-
-    def _narrow_tensor(self, tensor: TensorSpec) -> TensorSpec:
-        wider = tensor.dtype in FLOATS and DTYPES[tensor.dtype].itemsize > DTYPES[self.dtype].itemsize
-        return TensorSpec(tensor.name, self.dtype, tensor.shape) if wider else tensor
-
-
-def _cast(model: Model, spec: ModelSpec) -> Model:
-    result = Model.empty(spec)
-    with np.errstate(all="ignore"):  # too large for the narrower type becomes inf, which the receiver refuses
-        for name, array in model.items():
-            np.copyto(result[name], array, casting="unsafe")
-    return result
-
-
-def _checked(model: Model) -> Model:
-    """Refuse what numpy would take for a boolean and then compute with as any number."""
-    for run in model.spec.runs:
-        if run.dtype == "bool" and model.buffer[run.start : run.stop].max() > 1:
-            raise FrameRefused("a boolean tensor holds bytes other than 0 and 1")
-    return model
 
 
 ENCODINGS: dict[str, Encoding] = {
@@ -108,15 +57,27 @@ ENCODINGS: dict[str, Encoding] = {
     "float32": Narrowed("float32"),
     "float16": Narrowed("float16"),
     "bfloat16": Narrowed("bfloat16"),
+    "int8": BlockInt8(),
 }
+"""Those without a parameter."""
+TOPK_PATTERN = r"topk/([1-9][0-9]{0,6})"
+NAMES = (*ENCODINGS, "topk/N")
+"""For people."""
 
 
-def encoding(name: str) -> Encoding:
-    """The encoding of that name.
+def encoding(name: str, kept: Collection[str] = ()) -> Encoding:
+    """The encoding of that name; where it is coarse, it leaves the tensors that are ``kept`` as they are.
 
     Raises:
         FrameRefused: no such encoding is known here.
     """
-    if (found := ENCODINGS.get(name)) is None:
-        raise FrameRefused(f"encoding {brief(name)} is not one of {', '.join(ENCODINGS)}")
-    return found
+    if (found := ENCODINGS.get(name) or _topk(name)) is None:
+        raise FrameRefused(f"encoding {brief(name)} is not one of {', '.join(NAMES)}")
+    return found.keeping(kept) if kept else found
+
+
+@lru_cache(maxsize=64)
+def _topk(name: str) -> TopK | None:
+    match = re.fullmatch(TOPK_PATTERN, name)
+    one_in = int(match[1]) if match else 0
+    return TopK(one_in=one_in) if 2 <= one_in <= MAX_TOPK else None

@@ -110,6 +110,9 @@ def _task_examples() -> dict[str, m.Message]:
         "task that asks for changes": m.Task(
             task=TASK, model=_MANIFEST, form="changes", buffers=("dense.bias",), inbox="controller-7"
         ),
+        "task with error feedback": m.Task(
+            task=TASK, model=_MANIFEST, encoding="topk/100", form="changes", residual=2, inbox="controller-7"
+        ),
         "model_chunk": m.ModelChunk(
             job="digits-1f",
             version=3,

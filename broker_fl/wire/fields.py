@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PlainValidator, WithJsonSchema
 
@@ -100,6 +100,10 @@ Digest = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 """32 hex digits; empty where the sender computes none."""
 Checksum = Annotated[str, Field(max_length=80)]
 EncodingName = Annotated[str, Field(max_length=32)]
+Form = Literal["values", "changes"]
+"""What an update holds of float tensors: their values, or what training changed in them. Integer and boolean
+tensors are values in both.
+"""
 ChunkBytes = Annotated[int, Field(ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)]
 
 _Shape = Annotated[tuple[Count, ...], Field(max_length=MAX_DIMENSIONS)]

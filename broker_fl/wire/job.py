@@ -10,14 +10,18 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from broker_fl.errors import FrameRefused
 from broker_fl.model import FLOATS, MAX_NAME_CHARS, ModelSpec
+from broker_fl.wire.coarse import MAX_TOPK
 from broker_fl.wire.contradictions import first_contradiction, round_setting_without_rounds
-from broker_fl.wire.fields import ChunkBytes, Identifier, Name, Parameters, Positive
+from broker_fl.wire.encodings import ENCODINGS, TOPK_PATTERN, encoding
+from broker_fl.wire.fields import ChunkBytes, EncodingName, Form, Identifier, Name, Parameters, Positive
+from broker_fl.wire.frames import brief
 from broker_fl.wire.pacing import AnyPacing, Fixed
 from broker_fl.wire.protocols import AnyProtocol, Asynchronous, SemiSynchronous, Synchronous
-from broker_fl.wire.rules import PROXIMAL_MU, AnyRule, FedAvg, FedProx
+from broker_fl.wire.rules import PROXIMAL_MU, AnyRule, FedAvg, FedProx, PerUpdate
 from broker_fl.wire.selectors import AnySelector, SelectAll
 from broker_fl.wire.settings import Setting
 
@@ -64,14 +68,71 @@ class Termination(Setting):
         return self
 
 
+def _of_updates(name: str) -> str:
+    try:
+        encoding(name)
+    except FrameRefused:
+        names = ", ".join(map(repr, ENCODINGS))
+        raise ValueError(
+            f"{brief(name)} is not allowed: it must be one of {names}, or 'topk/N' for one element in N, "
+            f"2 to {MAX_TOPK}"
+        ) from None
+    return name
+
+
+def _of_versions(name: str) -> str:
+    if not encoding(_of_updates(name)).of_versions:
+        raise ValueError(f"{brief(name)} is not allowed: it is for updates; a version is sent whole")
+    return name
+
+
+_PATTERN = "|".join(ENCODINGS)
+
+
 class Transfer(Setting):
     """How models travel."""
 
-    encoding: Literal["raw", "float32", "float16", "bfloat16"] = "raw"
-    """``raw`` is lossless; the others narrow wider floating-point tensors to that type on the wire."""
+    encoding: Annotated[
+        EncodingName,
+        AfterValidator(_of_updates),
+        Field(json_schema_extra={"pattern": f"^({_PATTERN}|{TOPK_PATTERN})$"}),
+    ] = "raw"
+    """Of updates. ``raw`` is lossless; ``float32``, ``float16`` and ``bfloat16`` narrow wider floating-point
+    tensors to that type; ``int8`` and ``topk/N`` are coarse: learners send changes in them, and add what
+    was lost to the next ones (error feedback).
+    """
+    broadcast: (
+        Annotated[
+            EncodingName,
+            AfterValidator(_of_versions),
+            Field(json_schema_extra={"pattern": f"^({_PATTERN})$"}),
+        ]
+        | None
+    ) = None
+    """Of the versions that learners are given, which are never sent as ``topk``. None: as ``encoding``, but
+    lossless where that is coarse.
+    """
+    form: Form | None = None
+    """What updates hold of float tensors: their values, or what training changed in them, which the
+    controller adds to the version that was given. None: changes where the rule or an encoding needs them.
+    """
     chunk_bytes: ChunkBytes = 1 << 20
     upload_budget_bytes: Positive = 256 << 20
     """When a cohort's updates together are larger, learners hold them until the controller asks for each."""
+
+    @property
+    def of_versions(self) -> str:
+        """The encoding of what is broadcast."""
+        return self.broadcast or ("raw" if encoding(self.encoding).coarse else self.encoding)
+
+    @property
+    def needs_changes(self) -> bool:
+        """Whether an encoding loses so much that values would not do.
+
+        Of versions, too: values trained from a coarse version would bring its error into the next one, in
+        every round. A change is added to the version as it is stored.
+        """
+        return encoding(self.encoding).coarse or encoding(self.of_versions).coarse
 
 
 class JobSpec(Setting):
@@ -112,6 +173,22 @@ class JobSpec(Setting):
         if (found := first_contradiction(self)) is not None:
             raise ValueError(found)
         return self
+
+    @property
+    def form(self) -> Form:
+        """Of the updates that learners are asked for."""
+        needed = self.transfer.needs_changes or self.rule_takes_changes
+        return self.transfer.form or ("changes" if needed else "values")
+
+    @property
+    def rule_takes_changes(self) -> bool:
+        """Whether the rule is given changes as they come, not models."""
+        return isinstance(self.rule, PerUpdate) and self.rule.updates_are_changes
+
+    @property
+    def has_residuals(self) -> bool:
+        """Whether learners keep what the encoding of their updates lost."""
+        return encoding(self.transfer.encoding).coarse
 
     @property
     def task_parameters(self) -> dict[str, str | int | float | bool | None]:

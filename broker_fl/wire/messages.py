@@ -8,7 +8,7 @@ an unknown kind or protocol version is refused by name. Events are in ``events.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
@@ -23,6 +23,7 @@ from broker_fl.wire.fields import (
     Count,
     Digest,
     EncodingName,
+    Form,
     Identifier,
     Metrics,
     Parameters,
@@ -35,10 +36,6 @@ from broker_fl.wire.fields import (
 from broker_fl.wire.frames import brief, pack, unpack
 from broker_fl.wire.job import JobSpec
 
-Form = Literal["values", "changes"]
-"""What an update holds of float tensors: their values, or what training changed in them. Integer and boolean
-tensors are values in both.
-"""
 Control = Literal["none", "change", "lost"]
 
 
@@ -105,16 +102,19 @@ class ModelManifest(Part):
             chunk_bytes=chunk_bytes,
         )
 
-    def model_spec(self, max_bytes: int) -> ModelSpec:
+    def model_spec(self, max_bytes: int, kept: Collection[str] = ()) -> ModelSpec:
         """The spec, once all else that the manifest says agrees with it; nothing is allocated before that.
 
         Args:
             max_bytes: the largest model that is taken here, in memory; encoded it is never larger.
+            kept: tensors that a coarse encoding leaves as they are.
 
         Raises:
-            FrameRefused: no usable spec, an unknown encoding, a size that does not fit, or one above the
-            limit.
+            FrameRefused: no usable spec, an encoding that is unknown or not for models, a size that does not
+            fit, or one above the limit.
         """
+        if not encoding_named(self.encoding).of_versions:
+            raise FrameRefused(f"a model is not sent as {self.encoding!r}, which is for changes only")
         try:
             spec = ModelSpec.from_wire(self.spec)
         except ModelError as error:
@@ -125,7 +125,7 @@ class ModelManifest(Part):
             )
         if self.spec_digest and self.spec_digest != spec.digest:
             raise FrameRefused(f"the spec's digest is {spec.digest}, the manifest says {self.spec_digest}")
-        _check_num_bytes(self.num_bytes, self.encoding, spec)
+        _check_num_bytes(self.num_bytes, self.encoding, spec, kept)
         return spec
 
 
@@ -175,8 +175,8 @@ class UpdateManifest(Part):
         _check_num_bytes(self.num_bytes, self.encoding, spec)
 
 
-def _check_num_bytes(num_bytes: int, encoding: str, spec: ModelSpec) -> None:
-    expected = encoding_named(encoding).num_bytes(spec)
+def _check_num_bytes(num_bytes: int, encoding: str, spec: ModelSpec, kept: Collection[str] = ()) -> None:
+    expected = encoding_named(encoding, kept).num_bytes(spec)
     if num_bytes != expected:
         raise FrameRefused(
             f"the manifest announces {num_bytes} bytes; as {encoding!r} the model has {expected}"
@@ -327,12 +327,16 @@ class Task(Message):
     """Of the update that is asked for; a learner that cannot do it must refuse the task."""
     buffers: TensorNames = ()
     """Of the model's float tensors those that have no change, where ``form`` is ``changes``: of these the
-    update holds the values.
+    update holds the values. Coarse encodings leave them as they are, in the update and in the model.
     """
     control: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
     """SCAFFOLD: behind the model's tensors are those of the server's control variate, ``control/<name>`` for
     each float tensor, and the update is made so, too. This is the round that the learner's own variate is
     from; -1 if it is zero. None in other jobs. A learner that cannot do it must refuse the task.
+    """
+    residual: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
+    """Error feedback: the round of the learner's own last update that counted. What its encoding lost then
+    is added to the change that is sent now; nothing is for -1. None where the encoding has no residual.
     """
     chunk_bytes: ChunkBytes = 1 << 20
     inbox: Identifier

@@ -21,8 +21,8 @@ from broker_fl.wire.chunks import checksum, cut
 from broker_fl.wire.encodings import ENCODINGS
 from broker_fl.wire.examples import PAYLOAD, TASK, crc32, examples
 from broker_fl.wire.frames import MAX_BODY_BYTES, pack_chunk
+from broker_fl.wire.vectors_coarse import Json, base64_of, coarse, invalid_encoded
 
-Json = dict[str, Any]
 CHUNK_BYTES = 4_096
 
 
@@ -33,6 +33,8 @@ def vectors() -> dict[str, Any]:
         "invalid.json": [_invalid(name, body, reason) for name, (body, reason) in invalid_frames().items()],
         "invalid_manifests.json": invalid_manifests(),
         "models.json": [_model(name, model) for name, model in models().items()],
+        "coarse.json": coarse(),
+        "invalid_encoded.json": invalid_encoded(),
         "invalid_chunks.json": invalid_chunks(),
     }
 
@@ -61,10 +63,6 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _base64(data: bytes | memoryview) -> str:
-    return base64.b64encode(data).decode()
-
-
 # ---------------------------------------------------------------- messages
 
 
@@ -77,8 +75,8 @@ def body_of(message: m.Message) -> bytes:
 
 def _valid(name: str, message: m.Message) -> Json:
     fields = {"v": 1, "kind": message.KIND, **message.model_dump()}
-    payload = _base64(PAYLOAD) if isinstance(message, m.WITH_PAYLOAD) else None
-    return {"name": name, "body": _base64(body_of(message)), "header": to_json(fields), "payload": payload}
+    payload = base64_of(PAYLOAD) if isinstance(message, m.WITH_PAYLOAD) else None
+    return {"name": name, "body": base64_of(body_of(message)), "header": to_json(fields), "payload": payload}
 
 
 # ---------------------------------------------------------------- bodies that must be refused
@@ -157,7 +155,7 @@ def invalid_frames() -> dict[str, tuple[bytes, str]]:
 
 def _invalid(name: str, body: bytes, reason: str) -> Json:
     assert len(body) <= MAX_BODY_BYTES  # noqa: S101 - or it would be refused for another reason
-    return {"name": name, "body": _base64(body), "reason": reason}
+    return {"name": name, "body": base64_of(body), "reason": reason}
 
 
 # ---------------------------------------------------------------- models
@@ -196,16 +194,16 @@ def models() -> dict[str, Model]:
 
 def _model(name: str, model: Model) -> Json:
     with np.errstate(all="ignore"):
-        encoded = {key: encoding.encode(model) for key, encoding in ENCODINGS.items()}
+        encoded = {key: one.encode(model) for key, one in ENCODINGS.items() if not one.coarse}
     return {
         "name": name,
         "spec": model.spec.to_wire(),
-        "spec_msgpack": _base64(msgpack.packb(model.spec.to_wire())),
+        "spec_msgpack": base64_of(msgpack.packb(model.spec.to_wire())),
         "offsets": model.spec.offsets,
         "num_bytes": model.spec.num_bytes,
         "spec_digest": model.spec.digest,
         "digest": model.digest,
-        "encoded": {key: _base64(buffer.tobytes()) for key, buffer in encoded.items()},
+        "encoded": {key: base64_of(buffer.tobytes()) for key, buffer in encoded.items()},
         "chunk_bytes": CHUNK_BYTES,
         "chunks": [
             {
@@ -232,6 +230,13 @@ def invalid_manifests() -> list[Json]:
         "another size than the tensors have": ({"num_bytes": spec.num_bytes + 1}, "num_bytes"),
         "the size without encoding": ({"encoding": "float16"}, "num_bytes"),
         "an unknown encoding": ({"encoding": "int3"}, "encoding"),
+        "the size without int8": (
+            {"encoding": "int8", "spec": [["x", "float32", [300]]], "num_bytes": 1200, "spec_digest": ""},
+            "num_bytes",
+        ),
+        "a model as its largest elements": ({"encoding": "topk/2"}, "encoding"),
+        "one element in one": ({"encoding": "topk/1"}, "encoding"),
+        "one element in too many": ({"encoding": "topk/1000001"}, "encoding"),
         "the digest of another spec": ({"spec_digest": "0" * 32}, "spec_digest"),
         "an unknown element type": ({"spec": [["x", "float8", [4]]], "num_bytes": 4}, "element type"),
         "two tensors of one name": (
@@ -270,7 +275,7 @@ def invalid_chunks() -> list[Json]:
         "no checksum": (1, 3, "", payload),
     }
     return [
-        {"name": name, "index": index, "count": count, "checksum": check, "payload": _base64(data)}
+        {"name": name, "index": index, "count": count, "checksum": check, "payload": base64_of(data)}
         for name, (index, count, check, data) in cases.items()
     ]
 

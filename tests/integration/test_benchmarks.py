@@ -18,7 +18,7 @@ from broker_fl.workers.servers import rabbitmq_available, redis_available
 
 ROOT = Path(__file__).parents[2]
 HAS_PROC = Path("/proc/self/status").exists()
-OWN_TEST = {"flower", "simulators", "rounds", "reaction"}
+OWN_TEST = {"flower", "simulators", "rounds", "reaction", "encodings"}
 needs_servers = pytest.mark.skipif(
     not (rabbitmq_available() and redis_available()),
     reason="rabbitmq-server and redis-server are not installed here",
@@ -94,6 +94,18 @@ def test_simulators(tmp_path: Path) -> None:
         assert len(block["theirs"]["rounds_s"]) == 2
         assert 0 < block["ours"]["startup_s"] < block["theirs"]["startup_s"] + 60
         assert f"| {peer.title} | 2 | 10k |" in page
+
+
+def test_encodings(tmp_path: Path) -> None:
+    ask(tmp_path, "encodings", "--transport", "embedded")
+    lossless, coarse, *timed = rows_of(tmp_path, "encodings")
+    assert coarse["parameters"] == lossless["parameters"] > 4_000
+    assert 4 * coarse["parameters"] == lossless["up_bytes"] > 3.9 * coarse["up_bytes"]
+    assert lossless["final"][0] == pytest.approx(coarse["final"][0], abs=0.1)
+    assert [len(row["round_s"]) for row in timed] == [2, 2]
+    page = (tmp_path / "page.md").read_text()
+    assert "| `int8` | " in page
+    assert " kB / 4.9 kB |" in page
 
 
 @needs_servers

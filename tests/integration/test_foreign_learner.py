@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 
 from broker_fl import connect
-from broker_fl.model import Model
+from broker_fl.interfaces import TaskContext
+from broker_fl.model import Arrays, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver
+from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Topology
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.wire import events as e
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import Join
+from tests.unit.roles.stage import Adds
 
 SCRIPT = Path(__file__).parents[1] / "foreign_learner.py"
 SITES = ("site-a", "site-b")
@@ -119,6 +122,57 @@ def test_foreign_learners_train_a_whole_job(
         np.testing.assert_allclose(final[name], expected, atol=tolerance, err_msg=name)
     mean = float(np.concatenate([a.ravel() for a in final.values() if a.dtype == np.float32]).mean())
     assert finished.metrics["mean"] == pytest.approx(mean, rel=0.01)
+
+
+class AddsOne(Adds):
+    """A learner of this project's, for any model."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> dict[str, float]:
+        return {"num_examples": 1}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "event", "reason"),
+    [
+        ({"encoding": "int8"}, e.TaskFailed, "unknown encoding int8"),
+        ({"encoding": "topk/10"}, e.TaskFailed, "unknown encoding topk/10"),
+        ({"broadcast": "int8"}, e.TaskFailed, "unknown encoding int8"),
+        ({"form": "changes"}, e.UpdateRefused, "sent as values; the task asked for changes"),
+    ],
+    ids=str,
+)
+def test_a_learner_that_does_not_know_an_encoding_says_so_and_one_that_does_goes_on(
+    amqp_url: str, federation: str, tmp_path: Path, transfer: dict[str, str], event: Any, reason: str
+) -> None:
+    """It knows the four encodings of before, and values only; the other is this project's."""
+    spec = JobSpec.model_validate(
+        {
+            "protocol": {"min_learners": 2, "quorum": 0.5, "max_retries": 0},
+            "termination": {"rounds": 2},
+            "transfer": transfer,
+        }
+    )
+    initial = initial_model()
+    with ExitStack() as stack:
+        stack.enter_context(controller(amqp_url, federation, tmp_path))
+        stack.enter_context(foreign_learner(amqp_url, federation, "site-a"))
+        transport = RabbitMQTransport(amqp_url, name="learner")
+        stack.callback(transport.close)
+        host = LearnerHost(transport, {"site-b": AddsOne()}, LearnerSettings(federation=federation))
+        host.start()
+        stack.callback(host.stop, drain_s=0.0)
+        driver = stack.enter_context(connect(amqp_url, federation))
+        job = driver.submit(spec, initial)
+        assert job.wait().state == "done"
+        final = job.model()
+        told = {(one.learner, one.reason) for one in events_of(driver, job.id, event)}
+    assert {learner for learner, _ in told} == {"site-a"}
+    assert all(reason in words for _, words in told)
+    moved = final["weights"] - initial["weights"]  # as one element in ten, not all have yet
+    assert moved.max() == pytest.approx(2, abs=0.02)
 
 
 def test_a_new_controller_gets_what_a_foreign_learner_has_kept(

@@ -27,6 +27,7 @@ FOUND = {
     274: "the upload of a learner that was gone was kept until the next version",
     777: "a store that forgot its last second left the controller asking for ever",
     707: "chunks of two trainings for one task were put together",
+    12837: "the last event of a job was given up when the store refused it once",
     2981: "a version that the store had lost was looked for again and again",
 }
 """Seeds that found something, and what. What a seed stands for has changed since; tests of what was found are

@@ -81,8 +81,8 @@ def test_all_mistakes_are_told_at_once_with_field_value_and_what_is_allowed(tmp_
     assert "protocol.min_learners = '3' is not allowed: it must be a whole number" in told
     assert "transfer.chunk_bytes = 3 is not allowed: it must be at least 4096" in told
     assert (
-        "transfer.encoding = 'zip' is not allowed: it must be 'raw', 'float32', 'float16' or 'bfloat16'"
-        in told
+        "transfer.encoding: 'zip' is not allowed: it must be one of 'raw', 'float32', 'float16', 'bfloat16', "
+        "'int8', or 'topk/N' for one element in N, 2 to 1000000" in told
     )
     assert "evaluate = 'yes' is not allowed: it must be true or false" in told
 

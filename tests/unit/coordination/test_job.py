@@ -4,7 +4,7 @@ import pytest
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import Status
-from broker_fl.coordination.state import Phase
+from broker_fl.coordination.state import JobState, Phase
 from broker_fl.wire import events as e
 from broker_fl.wire.job import MetricTarget, Termination, Transfer
 from broker_fl.wire.messages import TaskRef, TaskStatus
@@ -613,6 +613,23 @@ def test_a_paused_job_can_be_stopped() -> None:
     bench.play("a")
     bench.step(s.StopWanted("enough"))
     assert [event.state for event in bench.all(e.JobFinished)] == ["stopped"]
+
+
+def test_a_job_with_residuals_stores_with_each_version_whose_updates_are_in_it() -> None:
+    transfer = Transfer(encoding="int8")
+    bench = Bench(spec(deadline_s=60.0, quorum=0.5, transfer=transfer), "a", "b")
+    bench.play("a", "b")
+    assert bench.job.state.counted == {"a": 0, "b": 0}
+    bench.deliver("a")
+    bench.wait(61.0)
+    assert bench.phase == Phase.COMMITTING
+    stored = JobState.unpack(bench.job.state_after_commit(), bench.now)
+    assert stored.counted == {"a": 1, "b": 0}
+    bench.stored()
+    assert bench.job.state.counted == stored.counted
+    lossless = Bench(spec(), "a")
+    lossless.play("a")
+    assert lossless.job.state.counted == {}
 
 
 # ---------------------------------------------------------------- what the record says of the late

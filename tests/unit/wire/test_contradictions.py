@@ -14,6 +14,11 @@ ASYNC: dict[str, Any] = {
     "rule": {"name": "fedasync"},
     "termination": {"updates": 10},
 }
+BUFFERED: dict[str, Any] = {
+    **ASYNC,
+    "protocol": {"name": "asynchronous", "min_learners": 3},
+    "rule": {"name": "fedbuff", "buffer_size": 3},
+}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,37 @@ ASYNC: dict[str, Any] = {
             "are the same: give one of them",
         ),
         ({"termination": {"target": {"metric": "a", "value": 1.0}}, "evaluate": False}, "nothing measures"),
+        (
+            {"transfer": {"encoding": "int8", "form": "values"}},
+            "'transfer.form' = 'values': 'transfer.encoding' = 'int8' would lose too much of values",
+        ),
+        ({"transfer": {"broadcast": "int8", "form": "values"}}, "'transfer.broadcast' = 'int8' would lose"),
+        ({**BUFFERED, "transfer": {"form": "values"}}, "the rule 'fedbuff' takes changes"),
+        (
+            {"rule": {"name": "scaffold"}, "transfer": {"encoding": "topk/10"}},
+            "'transfer.encoding' = 'topk/10' is not for the rule 'scaffold': its updates carry changes of",
+        ),
+        (
+            {"rule": {"name": "scaffold"}, "transfer": {"form": "changes"}},
+            "'transfer.form' = 'changes' is not",
+        ),
+        ({"rule": {"name": "tree_bagging"}, "transfer": {"encoding": "int8"}}, "trees are bytes"),
+        (
+            {"rule": {"name": "tree_bagging"}, "transfer": {"broadcast": "int8"}},
+            "'transfer.broadcast' = 'int8'",
+        ),
+        (
+            {**ASYNC, "transfer": {"encoding": "int8"}},
+            "give 'protocol.max_staleness' below 'keep_versions' = 3",
+        ),
+        (
+            {
+                **ASYNC,
+                "protocol": {"name": "asynchronous", "max_staleness": 3},
+                "transfer": {"form": "changes"},
+            },
+            "'transfer.form' = 'changes' has updates of the rule 'fedasync' added",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused_with_field_value_and_reason(
@@ -100,20 +136,45 @@ def test_what_contradicts_itself_is_refused_with_field_value_and_reason(
     "given",
     [
         ASYNC,
-        {
-            **ASYNC,
-            "protocol": {"name": "asynchronous", "min_learners": 3},
-            "rule": {"name": "fedbuff", "buffer_size": 3},
-        },
+        BUFFERED,
         {**ASYNC, "pacing": {"name": "aimd", "target_s": 5.0}},
         {**ASYNC, "termination": {"wall_clock_s": 5.0}},
         {"pacing": {"name": "aimd"}, "protocol": {"deadline_s": 10.0}},
         {"protocol": {"over_selection": 2}, "selector": {"name": "random", "fraction": 0.5}},
         {"protocol": {"quorum": 0.5}},
         {"termination": {"versions": 3}},
+        {"transfer": {"encoding": "int8", "broadcast": "int8", "form": "changes"}},
+        {"transfer": {"encoding": "topk/1000000", "broadcast": "bfloat16"}, "rule": {"name": "fedadam"}},
+        {"transfer": {"encoding": "bfloat16", "form": "changes"}},
+        {"transfer": {"encoding": "bfloat16"}, "rule": {"name": "scaffold"}},
+        {**BUFFERED, "transfer": {"encoding": "topk/100"}},
+        {
+            **ASYNC,
+            "protocol": {"name": "asynchronous", "max_staleness": 2},
+            "transfer": {"encoding": "int8"},
+        },
     ],
 )
 def test_what_goes_together_is_taken_and_comes_back_the_same(given: dict[str, Any]) -> None:
     spec = JobSpec.model_validate(given)
     assert JobSpec.model_validate(spec.model_dump()) == spec
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("transfer", "broadcast", "form", "has_residuals"),
+    [
+        ({}, "raw", "values", False),
+        ({"encoding": "float16"}, "float16", "values", False),
+        ({"encoding": "float16", "broadcast": "raw"}, "raw", "values", False),
+        ({"encoding": "bfloat16", "form": "changes"}, "bfloat16", "changes", False),
+        ({"encoding": "int8"}, "raw", "changes", True),
+        ({"encoding": "topk/50", "broadcast": "float16"}, "float16", "changes", True),
+        ({"broadcast": "int8"}, "int8", "changes", False),
+    ],
+)
+def test_how_versions_and_updates_travel_follows_from_the_encodings(
+    transfer: dict[str, Any], broadcast: str, form: str, has_residuals: bool
+) -> None:
+    spec = JobSpec.model_validate({"transfer": transfer})
+    assert (spec.transfer.of_versions, spec.form, spec.has_residuals) == (broadcast, form, has_residuals)

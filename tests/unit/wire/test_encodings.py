@@ -15,8 +15,10 @@ from hypothesis.extra import numpy as hnp
 
 from broker_fl.errors import FrameRefused
 from broker_fl.model import DTYPES, FLOATS, Model, ModelSpec
-from broker_fl.wire.encodings import ENCODINGS, encoding
+from broker_fl.wire.encodings import ENCODINGS as ALL
+from broker_fl.wire.encodings import encoding
 
+ENCODINGS = {name: one for name, one in ALL.items() if not one.coarse}
 NARROWED = ("float32", "float16", "bfloat16")
 EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8 * (1 + 2.0**-15)}
 """Largest relative error of rounding to nearest; bfloat16 with room for rounding float64 twice."""
@@ -118,7 +120,9 @@ def test_small_models_are_encoded_too(name: str, arrays: dict[str, Any]) -> None
 
 def test_the_encoding_of_an_unknown_name_is_refused() -> None:
     assert encoding("raw") is ENCODINGS["raw"]
-    with pytest.raises(FrameRefused, match="'zip' is not one of raw, float32, float16, bfloat16"):
+    with pytest.raises(
+        FrameRefused, match="'zip' is not one of raw, float32, float16, bfloat16, int8, topk/N"
+    ):
         encoding("zip")
 
 

@@ -1,0 +1,391 @@
+"""What encodings cost in accuracy, and what they save: bytes, and seconds of a round."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine, ours, processes
+from benchmarks.jobs import read_rounds, spec
+from benchmarks.peers.rounds import initial_weights
+from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.tables import seconds, table
+from broker_fl import Model, connect
+from broker_fl.apps import load_app
+from broker_fl.frameworks import LocalTask
+from broker_fl.interfaces import Learner, Metrics, TaskContext, Update
+from broker_fl.model import Arrays
+from broker_fl.partition import dirichlet
+from broker_fl.roles.driver import Driver
+from broker_fl.simulation import Federation
+from broker_fl.wire.events import TaskSent, UpdateFolded
+from broker_fl.wire.job import JobSpec, Termination, Transfer
+from broker_fl.wire.protocols import Synchronous
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.py"
+ALPHA = 1.0
+SEEDS = 5
+FLOAT32 = "float32"
+AGAIN = "float32, other batches"
+"""The same once more with batches in another order: how far apart runs are that differ in nothing else."""
+TRANSFERS: Mapping[str, Mapping[str, str]] = {
+    FLOAT32: {},
+    AGAIN: {},
+    "`float16`": {"encoding": "float16"},
+    "`bfloat16`": {"encoding": "bfloat16"},
+    "`bfloat16`, changes": {"encoding": "bfloat16", "form": "changes"},
+    "`int8`": {"encoding": "int8"},
+    "`int8`, broadcast too": {"encoding": "int8", "broadcast": "int8"},
+    "`topk/10`": {"encoding": "topk/10"},
+    "`topk/100`": {"encoding": "topk/100"},
+}
+TIMED: Cell = (10, 1_000_000)
+TIMED_QUICK: Cell = (2, 10_000)
+
+TEXT = """Both networks learn scikit-learn's digits (1,437 images, 360 held out), of which each learner has
+another mix of digits (Dirichlet, alpha = {alpha:g}). Every one of {seeds} seeds is another split, another
+initial model and another order of batches, the same for all encodings. *Other batches* is float32 with yet
+another order: what differs by as much is chance. Accuracy is of the held-out images,
+its mean ± standard deviation over the seeds; *difference* is to float32 with the same seed, in percentage
+points. Bytes are of one learner in one round, *down* with the task's header, *up* without. Accuracy and bytes
+do not depend on how busy the machine is; seconds do.
+
+{parts}"""
+PART = """**{title}**: {learners} learners, {parameters:,} parameters, {rounds} rounds.
+
+{table}"""
+TIMES = """**Seconds a round**, median (least to most) of {rounds} rounds of {learners} learners that do not
+train, {parameters:,} parameters. Embedded, nothing is carried anywhere: there the encoding itself is what
+takes time.
+
+{table}"""
+NO_TORCH = "The convolutional network was left out: PyTorch is not installed."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A network, and how long it is trained."""
+
+    title: str
+    learners: int
+    rounds: int
+    parameters: Mapping[str, Any]
+
+
+EXPERIMENTS = {
+    "digits": Experiment(
+        title="The network of `examples/digits.py`",
+        learners=10,
+        rounds=20,
+        parameters={"epochs": 1, "learning_rate": 0.2},
+    ),
+    "cnn": Experiment(
+        title="A convolutional network",
+        learners=5,
+        rounds=8,
+        parameters={"epochs": 1, "batch_size": 16},
+    ),
+}
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Accuracies and bytes, then seconds."""
+    transfers = {name: TRANSFERS[name] for name in (FLOAT32, "`int8`")} if options.quick else TRANSFERS
+    names = [name for name in EXPERIMENTS if name != "cnn" or importlib.util.find_spec("torch")]
+    for name in ["digits"] if options.quick else names:
+        for title, transfer in transfers.items():
+            if options.is_over:
+                return
+            yield accuracies(name, title, transfer, quick=options.quick)
+    cell = options.cells_of((TIMED,), TIMED_QUICK)[0]
+    for transport in options.transports:
+        with ExitStack() as stack:
+            driver = stack.enter_context(federation(transport, cell))
+            for title, transfer in transfers.items():
+                if options.is_over:
+                    return
+                if title == AGAIN:
+                    continue
+                yield rounds(driver, (transport, title), cell, transfer, options.rounds)
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+class Seeded:
+    """A learner whose batches are drawn by a seed of the experiment, too."""
+
+    def __init__(self, learner: Learner, seed: int) -> None:
+        self._learner = learner
+        self._seed = seed
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        """As the learner itself, in another order."""
+        name = f"{task.learner}-{self._seed}"
+        drawn = int(np.random.default_rng([task.round, *name.encode()]).integers(2**31))
+        parameters = {**task.parameters, "seed": drawn}
+        return self._learner.train(model, LocalTask(round=task.round, learner=name, parameters=parameters))
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
+        """As the learner itself."""
+        return self._learner.evaluate(model, task)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One seed of an experiment."""
+
+    learners: Mapping[str, Learner]
+    initial: Model
+    judge: Learner
+    """Has the held-out images."""
+
+
+def digits_run(experiment: Experiment, seed: int, order: int) -> Run:
+    """Of the example, with another initial model."""
+    app = load_app(f"{DIGITS}:make_learner").module
+    train, test = app.load()
+    parts = _parts(train.digits, experiment.learners, seed)
+    learners = {
+        f"learner-{index}": Seeded(app.Digits(app.Examples(*(array[part] for array in train))), order)
+        for index, part in enumerate(parts)
+    }
+    rng, signs = np.random.default_rng(seed), np.array([-1, 1], np.float32)
+    initial = {
+        name: array * rng.choice(signs, array.shape) if array.ndim > 1 else array
+        for name, array in app.initial_model().items()
+    }
+    return Run(learners, Model.of(initial), app.Digits(test))
+
+
+def cnn_run(experiment: Experiment, seed: int, order: int) -> Run:
+    """A million parameters: two convolutions and two dense layers, in PyTorch."""
+    import torch
+    from torch import nn
+    from torch.utils.data import TensorDataset
+
+    from broker_fl.frameworks.torch import TorchLearner
+
+    def network() -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(64 * 4 * 4, 950), nn.ReLU(), nn.Linear(950, 10)),
+        )
+
+    def learner(images: Any, digits: Any) -> TorchLearner:
+        data = TensorDataset(torch.from_numpy(images).reshape(-1, 1, 8, 8), torch.from_numpy(digits))
+        return TorchLearner(
+            network(), data, optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+        )
+
+    torch.set_num_threads(1)
+    train, test = load_app(f"{DIGITS}:make_learner").module.load()
+    parts = _parts(train.digits, experiment.learners, seed)
+    learners = {
+        f"learner-{index}": Seeded(learner(*(array[part] for array in train)), order)
+        for index, part in enumerate(parts)
+    }
+    judge = learner(*test)
+    return Run(learners, Model.of(judge.initial_model()), judge)
+
+
+def _parts(labels: Any, count: int, seed: int) -> Sequence[Any]:
+    return dirichlet(labels, count, alpha=ALPHA, seed=seed, min_examples=10)
+
+
+MAKERS = {"digits": digits_run, "cnn": cnn_run}
+
+
+def accuracies(name: str, title: str, transfer: Mapping[str, str], *, quick: bool) -> Row:
+    """One row: an experiment with an encoding, over all seeds."""
+    experiment = EXPERIMENTS[name]
+    rounds = 2 if quick else experiment.rounds
+    settings = JobSpec(
+        name="encodings",
+        protocol=Synchronous(min_learners=experiment.learners),
+        termination=Termination(rounds=rounds),
+        parameters=dict(experiment.parameters),
+        transfer=Transfer.model_validate(transfer),
+        evaluate=False,
+        keep_versions=rounds + 1,
+    )
+    row: Row = {
+        "key": f"{name} {title}",
+        "what": name,
+        "encoding": title,
+        "transfer": dict(transfer),
+        "learners": experiment.learners,
+        "rounds": rounds,
+        "early_round": max(1, rounds // 4),
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "early": [],
+        "final": [],
+        "loss": [],
+    }
+    for seed in range(1 if quick else SEEDS):
+        order = seed + SEEDS if title == AGAIN else seed
+        row |= _run(row, settings, MAKERS[name](experiment, seed, order))
+    print(f"{row['key']}: {[round(one, 3) for one in row['final']]}", file=sys.stderr, flush=True)
+    return row
+
+
+def _run(row: Row, settings: JobSpec, run: Run) -> Row:
+    """One seed: accuracies are added to those of the row; the rest is the same for all."""
+    with Federation(run.learners) as federation:
+        job = federation.submit(settings, run.initial)
+        if (end := job.wait()).state != "done":
+            raise RuntimeError(f"{row['key']}: the job {end.state}: {end.reason}")
+        early, final = (
+            run.judge.evaluate(dict(job.model(version)), LocalTask())
+            for version in (row["early_round"], row["rounds"])
+        )
+        events = list(job.events(follow=False))
+    sent = [one for one in events if isinstance(one, TaskSent)]
+    return {
+        "early": [*row["early"], early["accuracy"]],
+        "final": [*row["final"], final["accuracy"]],
+        "loss": [*row["loss"], final["loss"]],
+        "parameters": run.initial.spec.num_elements,
+        "down_bytes": statistics.fmean(one.num_bytes / len(one.learners) for one in sent),
+        "up_bytes": statistics.fmean(one.num_bytes for one in events if isinstance(one, UpdateFolded)),
+    }
+
+
+# ---------------------------------------------------------------- seconds
+
+
+@contextmanager
+def federation(transport: str, cell: Cell) -> Iterator[Driver]:
+    """Learners that do not train, and a driver."""
+    num_learners = cell[0]
+    if transport == "embedded":
+        learners = {f"learner-{index}": processes.AddConstant(index + 1) for index in range(num_learners)}
+        with Federation(learners) as running:
+            yield running.driver
+        return
+    with ExitStack() as stack:
+        nodes = stack.enter_context(ours.servers())
+        broker, store = nodes["rabbitmq"].url, nodes["redis"].url
+        stack.enter_context(processes.controller(broker, store, "bench"))
+        share = -(-num_learners // ours.LEARNER_PROCESSES)
+        for first in range(0, num_learners, share):
+            count = min(share, num_learners - first)
+            stack.enter_context(processes.learners(broker, "bench", first, count))
+        yield stack.enter_context(connect(broker, "bench", timeout_s=ours.DRIVER_TIMEOUT_S))
+
+
+def rounds(driver: Driver, name: tuple[str, str], cell: Cell, transfer: Mapping[str, str], count: int) -> Row:
+    """One row: the rounds of a job in an encoding."""
+    settings = spec(cell[0], count + 1).model_copy(update={"transfer": Transfer.model_validate(transfer)})
+    busy_share = machine.busy_share()
+    job = driver.submit(settings, Model.of(initial_weights(cell[1])))
+    if (end := job.wait()).state != "done":
+        raise RuntimeError(f"{name}: the job {end.state}: {end.reason}")
+    return {
+        "key": " ".join(name),
+        "what": "seconds",
+        "transport": name[0],
+        "encoding": name[1],
+        "learners": cell[0],
+        "parameters": cell[1],
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "busy_share": busy_share,
+        "round_s": [one.period_s for one in read_rounds(job.events(follow=False))],
+    }
+
+
+# ---------------------------------------------------------------- the page
+
+
+def text(rows: Sequence[Row]) -> str:
+    """A table for each network, and one of seconds."""
+    parts = []
+    for name, experiment in EXPERIMENTS.items():
+        of = [row for row in rows if row["what"] == name]
+        if of:
+            first = of[0]
+            parts.append(
+                PART.format(
+                    title=experiment.title,
+                    learners=first["learners"],
+                    parameters=first["parameters"],
+                    rounds=first["rounds"],
+                    table=_accuracy_table(of),
+                )
+            )
+        elif name == "cnn" and not importlib.util.find_spec("torch"):
+            parts.append(NO_TORCH)
+    if timed := [row for row in rows if row["what"] == "seconds"]:
+        parts.append(_times(timed))
+    seeds = max((len(row["final"]) for row in rows if "final" in row), default=0)
+    return TEXT.format(alpha=ALPHA, seeds=seeds, parts="\n\n".join(parts))
+
+
+def _accuracy_table(rows: Sequence[Row]) -> str:
+    base = next((row for row in rows if row["encoding"] == FLOAT32), None)
+    lines = [
+        (
+            row["encoding"],
+            _percent(row["early"]),
+            _percent(row["final"]),
+            _difference(row, base),
+            f"{_bytes(row['down_bytes'])} / {_bytes(row['up_bytes'])}",
+        )
+        for row in rows
+    ]
+    early = rows[0]["early_round"]
+    columns = ("encoding", f"round {early}", "last round", "difference", "bytes down / up")
+    return table(columns, lines)
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{statistics.fmean(shares):.1%} ± {_deviation(shares):.1%}"
+
+
+def _difference(row: Row, base: Row | None) -> str:
+    if base is None or row is base or len(base["final"]) != len(row["final"]):
+        return "–"
+    points = [100 * (a - b) for a, b in zip(row["final"], base["final"], strict=True)]
+    return f"{statistics.fmean(points):+.1f} ± {_deviation(points):.1f}"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e6:.2f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
+
+
+def _times(rows: Sequence[Row]) -> str:
+    transports = list(dict.fromkeys(row["transport"] for row in rows))
+    by_encoding: dict[str, dict[str, str]] = {}
+    for row in rows:
+        middle, least, most = statistics.median(row["round_s"]), min(row["round_s"]), max(row["round_s"])
+        shown = f"{seconds(middle)} ({seconds(least)}–{seconds(most)})"
+        by_encoding.setdefault(row["encoding"], {})[row["transport"]] = shown
+    lines = [(name, *(of.get(one, "–") for one in transports)) for name, of in by_encoding.items()]
+    names = {"embedded": "embedded", "rabbitmq": "RabbitMQ and Redis"}
+    return TIMES.format(
+        rounds=len(rows[0]["round_s"]),
+        learners=rows[0]["learners"],
+        parameters=rows[0]["parameters"],
+        table=table(("encoding", *(names[one] for one in transports)), lines),
+    )
+
+
+QUESTION = Question(
+    name="encodings", title="Encodings: accuracy, bytes, seconds", place=60, run=run, text=text
+)

@@ -1,0 +1,350 @@
+"""Jobs whose models travel encoded: what comes of them is computed a second time by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker_fl.interfaces import TaskContext, Update
+from broker_fl.model import Array, Arrays, Model
+from broker_fl.roles.driver import Job
+from broker_fl.roles.residuals import Residuals
+from broker_fl.wire import events as e
+from broker_fl.wire import rules
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.job import Transfer
+from broker_fl.wire.messages import TaskRef, UpdateChunk, decode
+from tests.unit.coordination.bench import asynchronous
+from tests.unit.roles.stage import WAIT_S, Stage, done, eventually
+
+SIZE = 600
+ROUNDS = 6
+
+
+@pytest.fixture
+def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Stage(tmp_path, heartbeat_s=0.3, lease_ttl_s=0.6) as made:
+        yield made
+
+
+def initial() -> dict[str, Array]:
+    return {"w": np.linspace(-1, 1, SIZE, dtype=np.float32), "n": np.array([1, 2], np.int32)}
+
+
+def step(learner: str, round: int) -> Array:
+    """What this learner changes in ``w`` in this round."""
+    return np.random.default_rng([*learner.encode(), round]).normal(0, 0.1, SIZE).astype(np.float32)
+
+
+class Wanders:
+    """Changes each element by another amount in every round; in ``ill`` rounds its metric is NaN."""
+
+    def __init__(self, *ill: int) -> None:
+        self.ill = ill
+        self.num_trained = 0
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        self.num_trained += 1
+        metrics = {"loss": float("nan") if task.round in self.ill else 0.5}
+        model["w"][...] += step(
+            task.learner, task.round
+        )  # in place: the given version must be kept elsewhere
+        return Update(model=model, num_examples=1, metrics=metrics)
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
+        return {"first": float(model["w"][0])}
+
+
+def replay(
+    name: str,
+    learners: Iterable[str],
+    missing: Iterable[tuple[str, int]] = (),
+    anew: Mapping[str, int] | None = None,
+) -> Array:
+    """``w`` after all rounds, by FedAvg; ``missing`` updates did not count, ``anew`` says before which round
+    a learner was started anew.
+    """
+    state = {learner: Residuals() for learner in learners}
+    counted = dict.fromkeys(state, -1)
+    w = initial()["w"].astype(np.float64)
+    for round in range(ROUNDS):
+        arrived = []
+        for learner in state:
+            if (anew or {}).get(learner) == round:
+                state[learner] = Residuals()
+            given = w.astype(np.float32)
+            change = Model.of({"w": (given + step(learner, round)) - given, "n": np.zeros(2, np.int32)})
+            task = TaskRef(job="replay", round=round)
+            encoded = state[learner].encode(change, encoding(name), task, counted[learner])
+            if (learner, round) not in missing:
+                arrived.append(encoding(name).decode(encoded, change.spec)["w"].astype(np.float64))
+                counted[learner] = round
+        w = w + sum(arrived) / len(arrived)
+    return w
+
+
+def check(job: Job, expected: Array, atol: float = 1e-5) -> None:
+    final = job.model()
+    np.testing.assert_allclose(final["w"], expected, atol=atol)
+    np.testing.assert_array_equal(final["n"], [1, 2])
+
+
+def of(job: Job, kind: type[Any]) -> list[Any]:
+    return [event for event in job.events(follow=False) if isinstance(event, kind)]
+
+
+# ---------------------------------------------------------------- each encoding
+
+
+@pytest.mark.parametrize("name", ["int8", "topk/10", "topk/100"])
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+def test_learners_send_what_the_encoding_lost_with_their_next_changes(
+    stage: Stage, name: str, budget: int
+) -> None:
+    transfer = Transfer(encoding=name, chunk_bytes=4096, upload_budget_bytes=budget)
+    job = stage.run({one: Wanders() for one in "abc"}, initial(), rounds=ROUNDS, transfer=transfer)
+    done(job)
+    check(job, replay(name, "abc"))
+    sizes = {event.num_bytes for event in of(job, e.UpdateFolded)}
+    assert sizes == {encoding(name).num_bytes(Model.of(initial()).spec)}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "off"),
+    [
+        ({"form": "changes"}, 1e-6),
+        ({"encoding": "float16", "broadcast": "raw"}, 2e-3),
+        ({"encoding": "bfloat16", "form": "changes"}, 4e-3),
+        ({"broadcast": "int8"}, 1e-6),
+        ({"broadcast": "int8", "encoding": "int8"}, 2e-3),
+        ({"broadcast": "bfloat16", "encoding": "topk/2", "form": "changes"}, 1e-6),
+    ],
+    ids=str,
+)
+def test_what_versions_lose_on_the_way_out_is_not_in_the_next_version(
+    stage: Stage, transfer: dict[str, Any], off: float
+) -> None:
+    """But for rounding, since these learners' steps do not depend on what they are given."""
+    job = stage.run({one: Wanders() for one in "ab"}, initial(), rounds=ROUNDS, transfer=Transfer(**transfer))
+    done(job)
+    steps = [step(learner, round).astype(np.float64) for learner in "ab" for round in range(ROUNDS)]
+    check(job, initial()["w"] + sum(steps) / 2, atol=off * (2 if "broadcast" in transfer else 1))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.FedAvgM(momentum=0.0),
+        rules.Median(),
+        rules.GeometricMedian(),
+        rules.NormClipping(max_norm=100.0),
+        rules.FedNova(),
+        rules.Krum(max_attackers=0),
+        rules.QFedAvg(q=0.0, learning_rate=1.0),
+    ],
+    ids=lambda rule: rule.name,
+)
+def test_every_rule_is_given_whole_models(stage: Stage, rule: Any) -> None:
+    """With learners that all do the same, each rule makes of them what they did."""
+
+    class Same(Wanders):
+        def train(self, model: Arrays, task: TaskContext) -> Update:
+            model["w"][...] += step("a", task.round)
+            return Update(model=model, num_examples=1, num_steps=1)
+
+        def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
+            return {"loss": 1.0}
+
+    learners = {one: Same() for one in "abc"}
+    job = stage.run(learners, initial(), rounds=ROUNDS, rule=rule, transfer=Transfer(encoding="int8"))
+    done(job)
+    check(job, replay("int8", "a"), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["int8", "topk/10"])
+def test_statistics_of_batch_normalisation_travel_as_they_are_both_ways(stage: Stage, name: str) -> None:
+    """A residual of an old round could make a variance negative, and a coarse one could be zero."""
+    seen: list[Array] = []
+
+    class Normalised(Wanders):
+        def train(self, model: Arrays, task: TaskContext) -> Update:
+            seen.append(model["running_var"].copy())
+            model["running_var"][...] *= np.float32(0.1)
+            return super().train(model, task)
+
+    tiny = np.linspace(1e-4, 1, SIZE, dtype=np.float32)
+    given = {"w": initial()["w"], "running_var": tiny, "v": 1000 * initial()["w"], "n": initial()["n"]}
+    transfer = Transfer(encoding=name, broadcast="int8")
+    job = stage.run({one: Normalised() for one in "ab"}, given, rounds=3, transfer=transfer)
+    done(job)
+    for round in range(3):
+        for array in seen[2 * round : 2 * round + 2]:
+            np.testing.assert_allclose(array, tiny * 0.1**round, rtol=1e-5)
+    np.testing.assert_allclose(job.model()["running_var"], tiny * 0.1**3, rtol=1e-5)
+    update_bytes = {event.num_bytes for event in of(job, e.UpdateFolded)}
+    assert update_bytes == {encoding(name, ["running_var"]).num_bytes(job.model().spec)}
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_an_update_that_did_not_count_changes_nothing_in_what_is_sent_next(stage: Stage) -> None:
+    learners = {"a": Wanders(2), "b": Wanders(), "c": Wanders(3, 4)}
+    job = stage.run(
+        learners, initial(), rounds=ROUNDS, quorum=0.3, max_retries=0, transfer=Transfer(encoding="topk/10")
+    )
+    done(job)
+    refused = {(event.learner, event.round) for event in of(job, e.UpdateRefused)}
+    assert refused == {("a", 2), ("c", 3), ("c", 4)}
+    check(job, replay("topk/10", "abc", missing=refused))
+
+
+def test_a_refused_update_that_is_asked_for_again_adds_its_residual_once(stage: Stage) -> None:
+    """Its first attempt was not usable; the second is trained anew, and begins from the same residual."""
+    spoiled: list[int] = []
+
+    def spoil(exchange: str, body: bytes) -> Iterable[bytes]:
+        if exchange == stage.topology.updates:
+            message, _ = decode(body)
+            if isinstance(message, UpdateChunk) and message.task.round == 2 and not message.task.attempt:
+                spoiled.append(message.task.round)
+                return [body[:-1] + bytes([body[-1] ^ 1])]
+        return [body]
+
+    stage.controller()
+    learner = Wanders()
+    stage.host({"a": learner}, tamper=spoil)
+    job = stage.submit(initial(), rounds=ROUNDS, transfer=Transfer(encoding="topk/10"))
+    done(job)
+    assert spoiled == [2]
+    assert learner.num_trained == ROUNDS + 1
+    check(job, replay("topk/10", "a"))
+
+
+class Waits(Wanders):
+    """Trains when it is let; it may change nothing then."""
+
+    def __init__(self, *, moves: bool = False) -> None:
+        super().__init__()
+        self.moves = moves
+        self.turns = threading.Semaphore(0)
+        self.at_work = threading.Event()
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        self.at_work.set()
+        while not self.turns.acquire(timeout=0.01):
+            task.progress(0.5)
+        return super().train(model, task) if self.moves else Update(model=model, num_examples=1)
+
+
+def test_a_new_controller_is_sent_the_same_bytes_and_knows_what_counted(stage: Stage) -> None:
+    """Killed after a delivery, in three rounds: what was folded is lost, and sent again."""
+    controller, first, second = stage.controller(), Wanders(), Waits()
+    stage.host({"a": first, "b": second})
+    job = stage.submit(initial(), rounds=ROUNDS, min_learners=2, transfer=Transfer(encoding="topk/10"))
+    for round in range(ROUNDS):
+        eventually(partial(was_folded, job, "a", round), "a's update")
+        if round % 2:
+            stage.kill(controller)
+            controller = stage.controller()
+        second.turns.release()
+    done(job)
+    assert first.num_trained == ROUNDS
+    check(job, (replay("topk/10", "a") + initial()["w"]) / 2)
+
+
+def test_a_learner_that_is_started_anew_goes_on_without_its_residual(stage: Stage) -> None:
+    stage.controller()
+    host, second = stage.host({"a": Wanders()}), Waits()
+    stage.host({"b": second})
+    job = stage.submit(initial(), rounds=ROUNDS, min_learners=2, transfer=Transfer(encoding="topk/10"))
+    for round in range(ROUNDS):
+        eventually(partial(was_folded, job, "a", round), "a's update")
+        if round == 2:
+            host.stop(drain_s=0.0)
+            host._transport.close()
+            stage.host({"a": Wanders()})
+            eventually(lambda: len(stage.driver.learners()) == 2, "its return")
+        second.turns.release()
+    done(job)
+    expected = (replay("topk/10", "a", anew={"a": 3}) + initial()["w"]) / 2
+    assert np.abs(expected - (replay("topk/10", "a") + initial()["w"]) / 2).max() > 0.01
+    check(job, expected)
+
+
+def was_folded(job: Job, learner: str, round: int) -> bool:
+    return any((event.learner, event.round) == (learner, round) for event in of(job, e.UpdateFolded))
+
+
+def test_a_training_that_diverged_fails_in_words_and_the_round_goes_on(stage: Stage) -> None:
+    class Diverges(Wanders):
+        def train(self, model: Arrays, task: TaskContext) -> Update:
+            return Update(model={**model, "w": model["w"] * np.float32(np.nan)}, num_examples=1)
+
+    job = stage.run(
+        {"a": Wanders(), "b": Diverges()},
+        initial(),
+        rounds=ROUNDS,
+        quorum=0.5,
+        max_retries=0,
+        transfer=Transfer(encoding="int8"),
+    )
+    done(job)
+    reasons = {event.reason for event in of(job, e.TaskFailed)}
+    assert all("values of float32 that are NaN or infinite" in reason for reason in reasons)
+    assert reasons
+    check(job, replay("int8", "a"))
+
+
+# ---------------------------------------------------------------- without rounds
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.FedBuff(buffer_size=1),
+        rules.FedAsync(alpha=1.0),
+        rules.FedRec(),
+    ],
+    ids=lambda rule: rule.name,
+)
+@pytest.mark.parametrize("name", ["int8", "topk/10"])
+def test_learners_of_an_asynchronous_job_keep_residuals_too(stage: Stage, name: str, rule: Any) -> None:
+    stage.controller()
+    stage.host({"a": Wanders()})
+    settings = asynchronous(
+        versions=ROUNDS, rule=rule, max_staleness=0, evaluate=False, transfer=Transfer(encoding=name)
+    )
+    job = stage.driver.submit(settings, initial())
+    done(job)
+    check(job, replay(name, "a"))
+
+
+def test_a_change_is_added_to_the_version_that_it_began_from_however_old(stage: Stage) -> None:
+    """With alpha = 1, FedAsync's version is the update: nothing is left of those in between."""
+    stage.controller()
+    late, other = Waits(moves=True), Waits(moves=True)
+    stage.host({"a": late, "b": other})
+    settings = asynchronous(
+        versions=3,
+        min_learners=2,
+        rule=rules.FedAsync(alpha=1.0, staleness=rules.Constant()),
+        max_staleness=2,
+        keep_versions=3,
+        evaluate=False,
+        transfer=Transfer(encoding="int8"),
+    )
+    job = stage.driver.submit(settings, initial())
+    assert late.at_work.wait(WAIT_S)
+    other.turns.release(2)
+    eventually(lambda: len(of(job, e.VersionCommitted)) == 2, "two versions of the other's")
+    late.turns.release()
+    done(job)
+    assert of(job, e.VersionCommitted)[-1].contributors == ("a",)
+    np.testing.assert_allclose(job.model()["w"], initial()["w"] + step("a", 0), atol=2e-3)
