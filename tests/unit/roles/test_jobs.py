@@ -81,7 +81,7 @@ def test_every_type_of_tensor_gets_through(stage: Stage) -> None:
 def test_models_of_many_chunks_in_every_encoding_with_uploads_at_once_or_in_turns(
     stage: Stage, encoding: str, budget: int
 ) -> None:
-    transfer = Transfer(encoding=encoding, chunk_bytes=4096, upload_budget_bytes=budget)  # type: ignore[arg-type]
+    transfer = Transfer(encoding=encoding, chunk_bytes=4096, upload_budget_bytes=budget)
     job = stage.run(
         {name: Adds(2.0) for name in "abc"}, model_of(1.0, size=10_007), rounds=3, transfer=transfer
     )
