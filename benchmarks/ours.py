@@ -56,7 +56,7 @@ def embedded(num_learners: int, num_parameters: int, rounds: int) -> dict[str, A
     )
 
 
-def alone(measure: Callable[..., dict[str, Any]], *arguments: int) -> dict[str, Any]:
+def alone(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """In a process of its own, so that peak memory is this cell's."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()

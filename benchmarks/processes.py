@@ -21,6 +21,9 @@ from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
 
+CROWD_PARAMETERS = 20
+MAX_CHANNELS = 1_000
+"""Mailboxes on one connection: RabbitMQ allows 2,047 channels."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -70,6 +73,14 @@ def controller(broker: str, store: str, federation: str) -> Iterator[Process]:
 def learners(broker: str, federation: str, first: int, count: int) -> Iterator[Process]:
     """``count`` learners in one process, each with a connection of its own."""
     yield from _run(f"learner-{first}", _learners, (broker, federation, first, count))
+
+
+@contextmanager
+def crowd(broker: str, federation: str, name: str, count: int, *, grouped: bool) -> Iterator[Process]:
+    """``count`` learners with data of their own in one process: as one group, or with a mailbox each, a
+    thousand on a connection.
+    """
+    yield from _run(name, _crowd, (broker, federation, name, count, grouped))
 
 
 def peak_memory_bytes() -> int:
@@ -157,4 +168,51 @@ def _learners(pipe: Connection, broker: str, federation: str, first: int, count:
     for stop in stops:
         stop.join(20)
     for _, transport in hosts:
+        transport.close()
+
+
+class OneStep:
+    """A learner that fits a line to 16 points of its own, one step of gradient descent a round."""
+
+    def __init__(self, seed: int) -> None:
+        """Its points follow from ``seed``: they need no place while nobody works on them."""
+        draw = np.random.default_rng(seed)
+        self._x = draw.standard_normal((16, CROWD_PARAMETERS), np.float32)
+        self._y = self._x @ np.linspace(-1, 1, CROWD_PARAMETERS, dtype=np.float32)
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        """One step."""
+        wrong = self._x @ model["w"] - self._y
+        model["w"][...] -= np.float32(0.1) * (wrong @ self._x) / np.float32(len(wrong))
+        return Update(model=model, num_examples=16, num_steps=1, metrics={"loss": float(wrong @ wrong) / 16})
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> dict[str, float]:
+        """The mean of the squares."""
+        wrong = self._x @ model["w"] - self._y
+        return {"loss": float(wrong @ wrong) / 16, "num_examples": 16}
+
+
+def _crowd(pipe: Connection, broker: str, federation: str, name: str, count: int, grouped: bool) -> None:
+    from broker_fl.roles.group import LazyLearners
+    from broker_fl.roles.learner import LearnerHost, LearnerSettings
+    from broker_fl.transports.rabbitmq import RabbitMQTransport
+
+    begin()
+    first = sum(map(ord, name)) * 1_000_000
+    ids = [f"{name}-{index}" for index in range(count)]
+    learners = LazyLearners(ids, lambda context: OneStep(first + context.index))
+    settings = LearnerSettings(federation=federation, group=name if grouped else None)
+    size = count if grouped else MAX_CHANNELS
+    parts = [ids[first : first + size] for first in range(0, count, size)]
+    transports = [RabbitMQTransport(broker, name=part[0]) for part in parts]
+    hosts = [
+        LearnerHost(transport, learners if grouped else {one: learners[one] for one in part}, settings)
+        for transport, part in zip(transports, parts, strict=True)
+    ]
+    for host in hosts:
+        host.start()
+    _serve(pipe)
+    for host in hosts:
+        host.stop(drain_s=0.0)
+    for transport in transports:
         transport.close()

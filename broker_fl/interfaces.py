@@ -458,6 +458,19 @@ class Accumulator(Protocol):
         ...
 
 
+@runtime_checkable
+class SumAccumulator(Accumulator, Protocol):
+    """An accumulator that is a plain weighted sum, so that it takes sums of others: those of groups."""
+
+    def fold_sum(self, total: Model, weight: float) -> None:
+        """Take in ``Σ wⱼ xⱼ`` (a model of ``aggregation.sums.sum_spec``), ``weight`` being ``Σ wⱼ``.
+
+        Raises:
+            UpdateRefused: another spec, or values that are not finite; nothing was changed.
+        """
+        ...
+
+
 class Rule(Protocol):
     """How a round's updates become the next version."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from broker_fl.apps import App
 from broker_fl.errors import BrokerFLError, QueueInUse
 from broker_fl.interfaces import Learner, LearnerContext
+from broker_fl.roles.group import LazyLearners
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.connecting import BrokerAccess, connect_broker
@@ -43,7 +44,7 @@ def run_learners(app: App, options: LearnerOptions) -> None:
         BrokerUnavailable: the broker was not there in time.
     """
     keep_freed_blocks()
-    learners = make_learners(app, options.ids)
+    learners = make_learners(app, options.ids) if options.settings.group is None else lazy(app, options)
     with Signals() as signals:
         try:
             _run(learners, options, signals)
@@ -61,6 +62,22 @@ def make_learners(app: App, ids: Sequence[str]) -> dict[str, Learner]:
         name: app.make(LearnerContext(learner=name, index=index, count=len(ids)))
         for index, name in enumerate(ids)
     }
+
+
+def lazy(app: App, options: LearnerOptions) -> Mapping[str, Learner]:
+    """Learners of a group, made when they are worked on; one of each worker is kept beside those at work.
+
+    Raises:
+        AppError: the factory raises for the first one, or what it makes is not a learner.
+    """
+    learners = LazyLearners(options.ids, app.make, num_cached=2 * options.settings.num_workers)
+    _ = learners[options.ids[0]]  # what is wrong with the app is said before anybody joins
+    return learners
+
+
+def group_ids(group: str, count: int) -> list[str]:
+    """``host-1-0``, ``host-1-1`` and so on."""
+    return [f"{group}-{index}" for index in range(count)]
 
 
 def learner_ids(name: str, count: int) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.aggregation.weighting import Weighting, weight_of
 from broker_fl.interfaces import Combined, Contribution, Given
-from broker_fl.model import ModelSpec
+from broker_fl.model import Model, ModelSpec
 
 
 class FedAvg:
@@ -50,6 +50,14 @@ class FedAvgRound:
         weight = weight_of(contribution, self._weighting)
         self._sum.add(contribution.model, weight)
         return weight
+
+    def fold_sum(self, total: Model, weight: float) -> None:
+        """Add ``Σ n_j w^j`` of others, ``weight`` being their ``Σ n_j``.
+
+        Raises:
+            UpdateRefused: another spec, no weight, or values that are not finite; the sum is unchanged.
+        """
+        self._sum.add_sum(total, weight)
 
     def result(self) -> Combined:
         """``Σ n_k w^k / n``.

@@ -10,13 +10,14 @@ boolean becomes the weighted majority, a tie False.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from broker_fl.aggregation import kernels
 from broker_fl.errors import AggregationError, UpdateRefused
-from broker_fl.model import DTYPES, Array, Model, ModelSpec, Run
+from broker_fl.model import DTYPES, Array, Model, ModelSpec, Run, TensorSpec
 
 SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
     "float16": np.float32,
@@ -66,6 +67,45 @@ class WeightedSum:
             bounds.append(grown)
         return bounds
 
+    def add_sum(self, total: Model, weight: float) -> None:
+        """Take in ``Σ wⱼ xⱼ`` of others, as ``total`` gives it; ``weight`` is their ``Σ wⱼ``.
+
+        Raises:
+            UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
+                infinite, or values with which the sum could overflow; nothing was changed.
+        """
+        check_addable(sum_spec(self.spec), total, weight)
+        self._bounds = self._bounds_with_sum(total)
+        if self._totals is None:
+            self._totals = [theirs.copy() for theirs in total.values()]
+        else:
+            for mine, theirs in zip(self._totals, total.values(), strict=True):
+                kernels.add_scaled(mine, theirs, 1.0)
+        self.total_weight += weight
+
+    def _bounds_with_sum(self, total: Model) -> list[float]:
+        bounds = []
+        for run, bound, theirs in zip(self.spec.runs, self._bounds, total.values(), strict=True):
+            limit = float(np.finfo(sum_dtype(run)).max)
+            grown = bound + kernels.magnitude(theirs)
+            if grown > limit:
+                grown = bound + kernels.largest(theirs)
+            if grown > limit:
+                raise UpdateRefused(f"the sum has {run.dtype} values with which the round's could overflow")
+            bounds.append(grown)
+        return bounds
+
+    def total(self) -> Model:
+        """``Σ wᵢ xᵢ`` as a model of ``sum_spec``; the sum is used up.
+
+        Raises:
+            AggregationError: nothing was added.
+        """
+        if self._totals is None:
+            raise AggregationError("no update was folded, so there is no sum")
+        totals, self._totals = self._totals, None
+        return Model.of(dict(zip(_names(self.spec), totals, strict=True)), sum_spec(self.spec))
+
     def mean(self) -> Model:
         """``Σ wᵢ xᵢ / Σ wᵢ``; the sum is used up.
 
@@ -85,6 +125,25 @@ class WeightedSum:
             if not kernels.all_finite(result.run(run)):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
         return result
+
+
+@lru_cache(maxsize=64)
+def sum_spec(spec: ModelSpec) -> ModelSpec:
+    """What the sum of such models looks like on the wire: a flat tensor ``sum.<i>`` for each run of ``spec``.
+
+    Runs are the maximal stretches of tensors of one element type; those without elements are left out. Its
+    type is that of the sum, ``float32`` or ``float64``.
+    """
+    return ModelSpec(
+        tuple(
+            TensorSpec(name, np.dtype(sum_dtype(run)).name, (length(run),))
+            for name, run in zip(_names(spec), spec.runs, strict=True)
+        )
+    )
+
+
+def _names(spec: ModelSpec) -> list[str]:
+    return [f"sum.{place}" for place in range(len(spec.runs))]
 
 
 def check_addable(spec: ModelSpec, model: Model, weight: float) -> list[float]:

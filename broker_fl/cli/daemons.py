@@ -10,6 +10,10 @@ import click
 from broker_fl.cli import options
 from broker_fl.cli.access import tls_files
 from broker_fl.cli.command import Daemon
+from broker_fl.wire.fields import MAX_GROUP
+
+MAX_ALONE = 2_000
+"""Learners of one process that have a mailbox each: a channel for each, of 2,047 that RabbitMQ allows."""
 
 
 @click.command(cls=Daemon)
@@ -63,17 +67,24 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     "--id",
     "learner_id",
     type=options.Identifier(),
-    required=True,
     metavar="ID",
     help="Its name in the federation.",
 )
 @click.option(
+    "--group",
+    type=options.Identifier(),
+    metavar="NAME",
+    help="Instead of ID: the COUNT learners have one mailbox and send one sum of their updates; for rules "
+    "that are a weighted sum.",
+)
+@click.option(
     "--count",
-    type=click.IntRange(1, 10_000),
+    type=click.IntRange(1, MAX_GROUP),
     default=1,
     show_default=True,
     metavar="N",
-    help="Virtual learners ID-0, ID-1, … in this process.",
+    help="Virtual learners ID-0, ID-1, … (or NAME-0, …) in this process; in a group each is made when it is "
+    "worked on.",
 )
 @options.parameters(
     "attribute", "-a", "Told to the controller, which may select by it; may be given several times."
@@ -118,16 +129,26 @@ def learner(app: str, **given: Any) -> None:
 
 def _learner_options(**given: Any) -> Any:
     from broker_fl.roles.learner import LearnerSettings
-    from broker_fl.workers.learner import LearnerOptions, learner_ids
+    from broker_fl.workers.learner import LearnerOptions, group_ids, learner_ids
 
+    learner_id, group, count = given["learner_id"], given["group"], given["count"]
+    if (learner_id is None) == (group is None):
+        raise click.UsageError("give one of --id and --group: a learner's own name, or that of a group")
+    if group is None and count > MAX_ALONE:
+        raise click.BadParameter(
+            f"{count} learners with a mailbox each are too many for one process; at most {MAX_ALONE}, or "
+            "give --group",
+            param_hint="'--count'",
+        )
     settings = LearnerSettings(
         federation=given["federation"],
         attributes=options.checked_parameters(given["attributes"], "--attribute"),
         num_workers=given["workers"],
+        group=group,
     )
     return LearnerOptions(
         broker=_broker_access(given),
-        ids=learner_ids(given["learner_id"], given["count"]),
+        ids=learner_ids(learner_id, count) if group is None else group_ids(group, count),
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],

@@ -68,7 +68,7 @@ class AsynchronousJob(Job):
         state, num_needed = self.state, self._protocol.min_learners
         if state.is_paused:
             return []
-        matching = [member.learner for member in self._selector.matching(self._members.members())]
+        matching = [member.learner for member in self._selector.matching(self._present())]
         self._matching = set(matching)
         if len(matching) < num_needed:
             return self._wait_for(num_needed, len(matching), now)
@@ -419,7 +419,7 @@ class AsynchronousJob(Job):
         resumed = e.JobResumed(job=state.job, round=state.round, version=state.version, epoch=signal.epoch)
         actions: Actions = [s.Emit(resumed), s.StartSum(state.round)]
         state.round_started_at = now
-        matching = self._selector.matching(self._members.members())
+        matching = self._selector.matching(self._present())
         self._matching = {member.learner for member in matching}
         if state.phase is Phase.EVALUATING:
             deadline_s = self._protocol.deadline_s

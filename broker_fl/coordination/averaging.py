@@ -6,19 +6,49 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+import numpy.typing as npt
+
+Column = npt.NDArray[np.float64]
+
+
+class Means:
+    """Mean of each metric over the learners that report it, by weight; values that are not finite are left
+    out.
+    """
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._weights: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, values: Mapping[str, float], weight: float) -> None:
+        """What one learner reports."""
+        for name, value in values.items():
+            if weight > 0 and math.isfinite(value):
+                self._sums[name] += weight * value
+                self._weights[name] += weight
+
+    def add_columns(self, columns: Mapping[str, Column], weights: Column) -> None:
+        """What many report: a value for each of them, NaN of those that do not."""
+        for name, values in columns.items():
+            usable = np.isfinite(values) & (weights > 0)
+            if usable.any():
+                self._sums[name] += float(np.dot(values[usable], weights[usable]))
+                self._weights[name] += float(weights[usable].sum())
+
+    def means(self) -> dict[str, float]:
+        """Of all metrics."""
+        return {name: self._sums[name] / self._weights[name] for name in self._sums}
+
 
 def weighted_mean(metrics: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
     """Mean of each metric over the learners that report it, by weight; values that are not finite are left
     out.
     """
-    sums: defaultdict[str, float] = defaultdict(float)
-    weights: defaultdict[str, float] = defaultdict(float)
+    means = Means()
     for values, weight in metrics:
-        for name, value in values.items():
-            if weight > 0 and math.isfinite(value):
-                sums[name] += weight * value
-                weights[name] += weight
-    return {name: sums[name] / weights[name] for name in sums}
+        means.add(values, weight)
+    return means.means()
 
 
 class LatestMean:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from broker_fl.coordination.shares import Share
 from broker_fl.wire.messages import Result
 
 Workload = dict[str, int]
@@ -52,7 +53,19 @@ class Assignment:
     received: float = 0.0
     """How much of the model it had, 0 to 1, when it was last heard to be receiving."""
     reason: str = ""
+    group: str | None = None
+    """Through which the member is reached; None if it has a mailbox of its own."""
     result: Result | None = None
+    """Of a member of a group it is in the cohort's ``shares``."""
+
+
+@dataclass(slots=True)
+class GroupPart:
+    """What a round remembers of a group for its reminders, as ``Assignment`` does of a learner."""
+
+    changed_at: float
+    reminders: int = 0
+    received: float = 0.0
 
 
 class Cohort:
@@ -61,6 +74,10 @@ class Cohort:
     def __init__(self, assignments: dict[str, Assignment] | None = None) -> None:
         self._assignments = assignments or {}
         self._counts = Counter(assignment.status for assignment in self._assignments.values())
+        self.shares: dict[str, Share] = {}
+        """Results of groups, by the id that the group drew."""
+        self.groups: dict[str, GroupPart] = {}
+        """Groups of which there are members."""
 
     def __len__(self) -> int:
         return len(self._assignments)
@@ -75,16 +92,29 @@ class Cohort:
         """The member's part; None for one that is not a member."""
         return self._assignments.get(learner)
 
+    def values(self) -> Iterable[Assignment]:
+        """The parts of all members."""
+        return self._assignments.values()
+
     def items(self) -> Iterable[tuple[str, Assignment]]:
         """Members and their parts."""
         return self._assignments.items()
 
     def assign(
-        self, learner: str, now: float, *, round: int, attempt: int = 0, workload: Workload | None = None
+        self,
+        learner: str,
+        now: float,
+        *,
+        round: int,
+        attempt: int = 0,
+        workload: Workload | None = None,
+        group: str | None = None,
     ) -> Assignment:
         """Give a learner the task, for the first time or again."""
         self.remove(learner)
-        part = Assignment(Status.SENT, now, attempt, round, sent_at=now, workload=workload or {})
+        part = Assignment(Status.SENT, now, attempt, round, sent_at=now, workload=workload or {}, group=group)
+        if group is not None:
+            self.groups[group] = GroupPart(now)
         self._assignments[learner] = part
         self._counts[Status.SENT] += 1
         return part
@@ -102,6 +132,11 @@ class Cohort:
         self._counts[assignment.status] -= 1
         self._counts[status] += 1
         assignment.status, assignment.changed_at, assignment.reason = status, now, reason
+
+    def move_all(self, learners: Iterable[str], status: Status, now: float, reason: str = "") -> None:
+        """Note the new status of several members."""
+        for learner in learners:
+            self.move(learner, status, now, reason)
 
     def with_status(self, *statuses: Status) -> list[str]:
         """Members with one of these statuses, sorted."""

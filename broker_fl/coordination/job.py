@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.averaging import weighted_mean
+from broker_fl.coordination.averaging import Means
 from broker_fl.coordination.checking import problem_of
 from broker_fl.coordination.cohort import OPEN, Assignment, Status, Workload
 from broker_fl.coordination.membership import Membership
@@ -23,12 +23,16 @@ from broker_fl.coordination.records import SMOOTHING, Records
 from broker_fl.coordination.selection import Eligible
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
+from broker_fl.interfaces import Member
 from broker_fl.wire import events as e
 from broker_fl.wire.events import JobEnd
 from broker_fl.wire.fields import text
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus
+from broker_fl.wire.rules import Summable
 
 Actions = list[s.Action]
+Addressees = tuple[list[str], dict[str, list[str]]]
+"""Learners with mailboxes of their own, and groups with those of their members that are meant."""
 MAX_REMINDER_DOUBLINGS = 5
 
 
@@ -66,7 +70,8 @@ class Job(ABC):
         """Take a signal in; ``now`` in seconds of the controller's clock, never less than before."""
         if self.state.phase is Phase.ENDED:
             return []
-        actions = self._handlers[type(signal)](signal, now)
+        handler = self._handlers.get(type(signal))  # none for groups where they cannot take part
+        actions = handler(signal, now) if handler is not None else []
         due = self._wall_clock_due()
         committing = self.state.phase in (Phase.COMMITTING, Phase.ENDED)
         if due is not None and not committing and now >= due:
@@ -93,7 +98,7 @@ class Job(ABC):
 
     def learners(self) -> list[str]:
         """Who is there and may be asked: those that match the selector's ``where``."""
-        return [member.learner for member in self._selector.matching(self._members.members())]
+        return [member.learner for member in self._selector.matching(self._present())]
 
     def is_open(self, learner: str) -> bool:
         """Whether something may still come from the learner."""
@@ -177,7 +182,12 @@ class Job(ABC):
 
     def _wait_for(self, num_needed: int, num_matching: int, now: float) -> Actions:
         there = f"{num_matching} learners are there"
-        if self.state.spec.selector.where:
+        if not self.state.spec.takes_groups and len(self._members.alone()) < len(self._members):
+            there += (
+                f" besides members of groups, whose updates come as sums of values: the rule "
+                f"{self.state.spec.rule.name!r} or the encoding needs each by itself"
+            )
+        elif self.state.spec.selector.where:
             there = f"{num_matching} of {len(self._members)} learners match 'selector.where'"
         return self._wait(f"{there}, {num_needed} are needed", num_needed, now)
 
@@ -205,8 +215,10 @@ class Job(ABC):
     def _target_unknown(self) -> str | None:
         """Why the target can never be reached; None if it can."""
         target = self.state.spec.termination.target
-        results = [part.result for _, part in self.state.cohort.items() if part.result is not None]
+        cohort = self.state.cohort
+        results = [part.result for part in cohort.values() if part.result is not None]
         names = {name for result in results for name in result.evaluation}
+        names |= {name for share in cohort.shares.values() for name in share.metrics("evaluation")}
         if target is None or target.metric in names:
             return None
         there = ", ".join(sorted(names))
@@ -444,7 +456,7 @@ class Job(ABC):
         return self.state.spec.uses_records
 
     def _part(self, learner: str, task: TaskRef) -> Assignment | None:
-        """The learner's part, if it is this very task.
+        """The learner's part, if it is this very task and was not given through a group.
 
         An earlier attempt no longer is: that one has failed or was refused, and the learner was asked once
         more.
@@ -453,7 +465,9 @@ class Job(ABC):
         if task.job != state.job or state.phase not in (Phase.TRAINING, Phase.EVALUATING):
             return None
         part = state.cohort.get(learner)
-        return part if part and (part.round, part.attempt) == (task.round, task.attempt) else None
+        if part is None or part.group is not None:
+            return None
+        return part if (part.round, part.attempt) == (task.round, task.attempt) else None
 
     def _ref(self, part: Assignment) -> TaskRef:
         return TaskRef(job=self.state.job, round=part.round, attempt=part.attempt)
@@ -473,6 +487,7 @@ class Job(ABC):
         state, chosen = self.state, list(learners)
         train = state.phase is Phase.TRAINING
         workloads = self._pacer.workloads([*beside, *chosen]) if train and chosen else {}
+        remembers = self._remembers and train
         for learner in chosen:
             state.cohort.assign(
                 learner,
@@ -480,8 +495,9 @@ class Job(ABC):
                 round=state.round,
                 attempt=attempt(learner),
                 workload=workloads.get(learner),
+                group=self._members.group_of(learner),
             )
-            if self._remembers and train:
+            if remembers:
                 self._records.given(learner, state.round)
         return chosen
 
@@ -490,30 +506,40 @@ class Job(ABC):
         return [
             s.SendTasks(
                 task=task,
-                learners=tuple(members),
+                learners=tuple(alone),
+                groups={group: tuple(members) for group, members in groups.items()},
                 version=self.state.version,
                 train=self.state.phase is Phase.TRAINING,
                 upload_on_request=self._uploads.on_request,
                 deadline_s=self.state.spec.protocol.deadline_s,
                 workload=workload,
             )
-            for task, workload, members in self._by_task(learners)
+            for task, workload, (alone, groups) in self._by_task(learners)
         ]
 
-    def _by_task(self, learners: Iterable[str]) -> list[tuple[TaskRef, Workload, list[str]]]:
+    def _by_task(self, learners: Iterable[str]) -> list[tuple[TaskRef, Workload, Addressees]]:
         """Tasks, the work that pacing has set in each, and the members that have it."""
-        tasks: dict[tuple[Any, ...], tuple[TaskRef, Workload, list[str]]] = {}
+        tasks: dict[tuple[Any, ...], tuple[TaskRef, Workload, Addressees]] = {}
         for learner in learners:
             if (part := self.state.cohort.get(learner)) is not None:
                 key = part.round, part.attempt, *part.workload.items()
-                if key not in tasks:
-                    tasks[key] = self._ref(part), part.workload, []
-                tasks[key][2].append(learner)
+                if (found := tasks.get(key)) is None:
+                    found = tasks[key] = self._ref(part), part.workload, ([], {})
+                alone, groups = found[2]
+                if part.group is None:
+                    alone.append(learner)
+                elif (members := groups.get(part.group)) is not None:
+                    members.append(learner)
+                else:
+                    groups[part.group] = [learner]
         return list(tasks.values())
 
     def _cancel(self, learners: Iterable[str], reason: str) -> Actions:
-        """Have members stop."""
-        return [s.CancelTasks(task, tuple(members), reason) for task, _, members in self._by_task(learners)]
+        """Have members stop; a group stops with all of them."""
+        return [
+            s.CancelTasks(task, (*alone, *groups), reason)
+            for task, _, (alone, groups) in self._by_task(learners)
+        ]
 
     def _dismiss(self, reason: str, now: float, *, cancelled: bool = False) -> Actions:
         """Close the books on members from whom nothing came, and tell them to stop; ``cancelled``: it is not
@@ -521,18 +547,41 @@ class Job(ABC):
         """
         late = self.state.cohort.with_status(*OPEN)
         actions: Actions = []
-        for learner in late:
-            part = self.state.cohort.get(learner)
-            if not cancelled:
-                self._note_late(learner, now)
-                actions += self._exclusion(learner, reason)
-            self.state.cohort.move(learner, Status.LATE, now)
-            round = part.round if part else self.state.round
-            event = e.TaskLate(
-                job=self.state.job, round=round, learner=learner, reason=reason, cancelled=cancelled
-            )
-            actions.append(s.Emit(event))
+        for learner in () if cancelled else late:
+            self._note_late(learner, now)
+            actions += self._exclusion(learner, reason)
+        self.state.cohort.move_all(late, Status.LATE, now)
+        for task, _, (alone, groups) in self._by_task(late):
+            actions += [
+                s.Emit(
+                    e.TaskLate(
+                        job=self.state.job,
+                        round=task.round,
+                        learner=learner,
+                        reason=reason,
+                        cancelled=cancelled,
+                    )
+                )
+                for learner in alone
+            ]
+            outcome: e.Missed = "cancelled" if cancelled else "late"
+            actions += [
+                s.Emit(self._missed(group, task, outcome, dict.fromkeys(members, reason)))
+                for group, members in groups.items()
+            ]
         return [*actions, *self._cancel(late, reason)]
+
+    def _missed(self, group: str, task: TaskRef, outcome: e.Missed, why: dict[str, str]) -> e.GroupMissed:
+        """The event of members of a group whose tasks came to nothing, each with the reason."""
+        reasons = tuple(why.values())
+        return e.GroupMissed(
+            job=self.state.job,
+            round=task.round,
+            group=group,
+            outcome=outcome,
+            learners=tuple(why),
+            reasons=tuple(map(text, reasons[:1] if len(set(reasons)) == 1 else reasons)),
+        )
 
     def _note_late(self, learner: str, now: float) -> None:
         """Nothing has come of its training, as long as it had."""
@@ -546,19 +595,24 @@ class Job(ABC):
 
     def _note_evaluation(self) -> Actions:
         """Average what the cohort found out about the version it was given."""
-        results = [
-            part.result for _, part in self.state.cohort.items() if part.result and part.result.evaluation
-        ]
-        if not results:
+        cohort, means, num_learners, num_examples = self.state.cohort, Means(), 0, 0
+        for part in cohort.values():
+            if (result := part.result) is not None and result.evaluation:
+                means.add(result.evaluation, result.evaluation_examples or 1)
+                num_learners, num_examples = num_learners + 1, num_examples + result.evaluation_examples
+        for share in cohort.shares.values():
+            learners, examples = share.add_evaluation(means)
+            num_learners, num_examples = num_learners + learners, num_examples + examples
+        if not num_learners:
             return []
-        self.state.note_evaluation(weighted_mean((r.evaluation, r.evaluation_examples or 1) for r in results))
+        self.state.note_evaluation(means.means())
         evaluated = e.VersionEvaluated(
             job=self.state.job,
             round=self.state.round,
             version=self.state.version,
             metrics=self.state.evaluation,
-            num_learners=len(results),
-            num_examples=sum(result.evaluation_examples for result in results),
+            num_learners=num_learners,
+            num_examples=num_examples,
         )
         return [s.Emit(evaluated)]
 
@@ -566,8 +620,14 @@ class Job(ABC):
         self, signal: s.VersionWasStored, parts: dict[str, Assignment], now: float
     ) -> e.VersionCommitted:
         """The event of a new version, made of the updates of these members; the state goes on to it."""
-        state = self.state
-        measured = ((part.result.metrics, part.weight) for part in parts.values() if part.result is not None)
+        state, means = self.state, Means()
+        for part in parts.values():
+            if part.result is not None:
+                means.add(part.result.metrics, part.weight)
+        rule = state.spec.rule
+        for share in state.cohort.shares.values():
+            if share.is_folded and isinstance(rule, Summable):
+                share.add_metrics(means, rule.weighting)
         committed = e.VersionCommitted(
             job=state.job,
             round=state.round,
@@ -577,7 +637,7 @@ class Job(ABC):
             digest=signal.digest,
             contributors=tuple(sorted(parts)),
             total_weight=signal.total_weight,
-            metrics=weighted_mean(measured),
+            metrics=means.means(),
             round_s=max(0.0, now - state.round_started_at),
             aggregate_s=signal.aggregate_s,
             store_s=signal.store_s,
@@ -594,3 +654,9 @@ class Job(ABC):
         """Ask these learners for the updates that they hold."""
         parts = ((learner, self.state.cohort.get(learner)) for learner in learners)
         return [s.RequestUpload(learner, self._ref(part)) for learner, part in parts if part is not None]
+
+    def _present(self) -> list[Member]:
+        """Who is there and may take part, sorted: members of groups where the rule is a sum of sums alone."""
+        if self.state.spec.takes_groups:
+            return self._members.members()
+        return self._members.alone()

@@ -1,10 +1,12 @@
-"""Who is there: learners that joined and have been heard of lately."""
+"""Who is there: learners that joined and have been heard of lately, each by itself or as one of a group."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+from broker_fl.errors import FrameRefused
 from broker_fl.interfaces import Member
 from broker_fl.wire.messages import TaskStatus
 
@@ -14,6 +16,9 @@ SILENT_AFTER_HEARTBEATS = 1.5
 """Without a word from anybody for so long, it is all of them who are silent."""
 ALL_LOST_AFTER_HEARTBEATS = 24
 """Heartbeats that all of them may miss together: 2 minutes at 5 s, in which a broker restarts."""
+
+UNKNOWN_SESSION = "unknown"
+"""Of a learner that a new controller awaits because a stored cohort names it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,12 +32,37 @@ class Presence:
     tasks: tuple[TaskStatus, ...] = ()
 
 
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """A host of many learners: what is heard of it is heard of all of them."""
+
+    group: str
+    session: str
+    members: Mapping[str, Member]
+    """In the order in which the group named them."""
+    software: str = ""
+    last_seen: float
+    tasks: tuple[TaskStatus, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A learner that has been silent for too long."""
+    """A learner, or a group, that has been silent for too long."""
 
     learner: str
     silent_s: float
+    members: tuple[str, ...] | None = None
+    """Of a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChange:
+    """What the joining of a group changed."""
+
+    is_new: bool
+    """It was not there, or is another session than before."""
+    gone: tuple[str, ...] = field(default=())
+    """Members that it had before and has no more."""
 
 
 class Membership:
@@ -44,34 +74,80 @@ class Membership:
     When nobody at all is heard of, it is more likely that the broker is away than that all died at once:
     they are lost after ``ALL_LOST_AFTER_HEARTBEATS`` only, and the first that is heard of again gives the
     others their time.
+
+    An id is one learner's, in a group or not. Joining, leaving and a heartbeat cost O(log N), or the size of
+    the group.
     """
 
     def __init__(self, heartbeat_s: float, now: float) -> None:
         self.heartbeat_s = heartbeat_s
         self._presences: dict[str, Presence] = {}
+        self._groups: dict[str, Group] = {}
+        self._group_of: dict[str, str] = {}
+        """Member of a group → the group."""
+        self._sorted: list[str] = []
+        """Ids of all."""
+        self._members: list[Member] | None = None
+        """All, in the same order; None: to be made anew."""
         self._expired_at = now
         self._heard_at = now
 
     def __len__(self) -> int:
-        return len(self._presences)
+        return len(self._sorted)
 
     def __contains__(self, learner: object) -> bool:
-        return learner in self._presences
+        return learner in self._presences or learner in self._group_of
 
     def __iter__(self) -> Iterator[Presence]:
-        return iter(self._presences.values())
+        yield from self._presences.values()
+        for group in self._groups.values():
+            for member in group.members.values():
+                yield Presence(
+                    member=member,
+                    session=group.session,
+                    software=group.software,
+                    last_seen=group.last_seen,
+                )
 
     def get(self, learner: str) -> Member | None:
         """The learner, if it is there."""
+        if (group := self._group_of.get(learner)) is not None:
+            return self._groups[group].members[learner]
         presence = self._presences.get(learner)
         return presence.member if presence is not None else None
 
     def members(self) -> list[Member]:
-        """All live learners, sorted by id."""
-        return [self._presences[learner].member for learner in sorted(self._presences)]
+        """All live learners, sorted by id; to be read at once, and not to be changed."""
+        if self._members is None:
+            self._members = [member for name in self._sorted if (member := self.get(name)) is not None]
+        return self._members
+
+    def alone(self) -> list[Member]:
+        """Those that are in no group, sorted by id."""
+        if not self._group_of:
+            return self.members()
+        return [member for member in self.members() if member.learner not in self._group_of]
+
+    def group_of(self, learner: str) -> str | None:
+        """The group through which a learner is reached; None if it has a mailbox of its own."""
+        return self._group_of.get(learner)
+
+    def is_group(self, name: str) -> bool:
+        """Whether that is a group that is there."""
+        return name in self._groups
+
+    def members_of(self, group: str) -> Mapping[str, Member]:
+        """Of a group; none if it is not there."""
+        found = self._groups.get(group)
+        return found.members if found is not None else {}
 
     def join(self, member: Member, *, session: str, software: str, now: float) -> bool:
-        """Take a learner in, or refresh it; True if it was not there, or is another session than before."""
+        """Take a learner in, or refresh it; True if it was not there, or is another session than before.
+
+        Raises:
+            FrameRefused: it is there as one of a group, or its id is that of a group.
+        """
+        self._refuse_taken(member.learner)
         self._heard_somebody(now)
         known = self._presences.get(member.learner)
         self._presences[member.learner] = Presence(
@@ -80,11 +156,53 @@ class Membership:
             software=software,
             last_seen=now,
         )
+        self._keep_sorted(member, is_new=known is None)
         return known is None or known.session != session
 
-    def heard(self, learner: str, session: str, tasks: tuple[TaskStatus, ...], now: float) -> bool:
-        """Note a heartbeat; False if this session of the learner is not known and has to join first."""
+    def _refuse_taken(self, learner: str) -> None:
+        if (group := self._group_of.get(learner)) is not None:
+            raise FrameRefused(f"learner {learner!r} is there already, as one of group {group!r}")
+        if learner in self._groups:
+            raise FrameRefused(f"{learner!r} is the name of a group that is there")
+
+    def join_group(self, joining: Group) -> GroupChange:
+        """Take a group in with all of its members, or refresh it.
+
+        Raises:
+            FrameRefused: one of its members is there already, by itself or in another group, or the group's
+                name is that of a learner; nothing was changed.
+        """
+        name = joining.group
+        if name in self._group_of or name in joining.members or not self._is_unheard(name):
+            raise FrameRefused(f"{name!r} is the name of a learner that is there")
+        for learner in joining.members:
+            if self._group_of.get(learner, name) != name or not self._is_unheard(learner):
+                how = self._group_of.get(learner)
+                where = f"as one of group {how!r}" if how else "with a mailbox of its own"
+                raise FrameRefused(f"learner {learner!r} of group {name!r} is there already, {where}")
+        self._heard_somebody(joining.last_seen)
+        before = self._groups.get(name)
+        was = before.members if before is not None else {}
+        self._groups[name] = joining
+        gone = tuple(learner for learner in was if learner not in joining.members)
+        for learner in gone:
+            del self._group_of[learner]
+        for learner in (name, *joining.members):
+            self._presences.pop(learner, None)
+        self._group_of.update(dict.fromkeys(joining.members, name))
+        self._sort_anew()
+        return GroupChange(before is None or before.session != joining.session, gone)
+
+    def _is_unheard(self, learner: str) -> bool:
+        """Whether nobody has joined under this id: it is only awaited, as one of a stored cohort."""
         presence = self._presences.get(learner)
+        return presence is None or presence.session == UNKNOWN_SESSION
+
+    def heard(self, learner: str, session: str, tasks: tuple[TaskStatus, ...], now: float) -> bool:
+        """Note a heartbeat of a learner or a group; False if this session of it is not known and has to join
+        first.
+        """
+        presence = self._presences.get(learner) or self._groups.get(learner)
         if presence is None or presence.session != session:
             return False
         self._heard_somebody(now)
@@ -97,8 +215,15 @@ class Membership:
         presence = self._presences.get(learner)
         if presence is None or presence.session != session:
             return False
-        del self._presences[learner]
+        self._remove(learner)
         return True
+
+    def leave_group(self, name: str, session: str) -> tuple[str, ...] | None:
+        """Take a group out, and return its members; None if it is not there, or is there under a newer
+        session.
+        """
+        group = self._groups.get(name)
+        return self._remove_group(name) if group is not None and group.session == session else None
 
     def expire(self, now: float) -> list[Lost]:
         """Take out and return who has been silent for too long."""
@@ -115,8 +240,36 @@ class Membership:
             if now - presence.last_seen > limit
         ]
         for gone in lost:
-            del self._presences[gone.learner]
-        return lost
+            self._remove(gone.learner)
+        silent = [(name, group) for name, group in self._groups.items() if now - group.last_seen > limit]
+        return lost + [Lost(name, now - group.last_seen, self._remove_group(name)) for name, group in silent]
+
+    def _keep_sorted(self, member: Member, *, is_new: bool) -> None:
+        place = bisect_left(self._sorted, member.learner)
+        if is_new:
+            self._sorted.insert(place, member.learner)
+            if self._members is not None:
+                self._members.insert(place, member)
+        elif self._members is not None:
+            self._members[place] = member
+
+    def _remove(self, learner: str) -> None:
+        del self._presences[learner]
+        place = bisect_left(self._sorted, learner)
+        del self._sorted[place]
+        if self._members is not None:
+            del self._members[place]
+
+    def _remove_group(self, name: str) -> tuple[str, ...]:
+        members = tuple(self._groups.pop(name).members)
+        for learner in members:
+            del self._group_of[learner]
+        self._sort_anew()
+        return members
+
+    def _sort_anew(self) -> None:
+        self._sorted = sorted([*self._presences, *self._group_of])
+        self._members = None
 
     def _heard_somebody(self, now: float) -> None:
         silent_s = now - self._heard_at
@@ -125,5 +278,6 @@ class Membership:
             self._give_back(silent_s, now)
 
     def _give_back(self, seconds: float, now: float) -> None:
-        for presence in self._presences.values():
+        parties: list[Presence | Group] = [*self._presences.values(), *self._groups.values()]
+        for presence in parties:
             presence.last_seen = min(now, presence.last_seen + seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker_fl.interfaces import Record
+from broker_fl.interfaces import Metrics, Record
 from broker_fl.wire.messages import Result
 
 SMOOTHING = 0.5
@@ -31,16 +31,38 @@ class Records:
 
     def finished(self, result: Result, task_s: float) -> None:
         """Its result is there, ``task_s`` after the task was sent."""
-        record, train_s = self.of(result.learner), result.timings.train_s
+        self.finished_as(
+            result.learner,
+            task_s,
+            train_s=result.timings.train_s,
+            num_examples=result.num_examples,
+            num_steps=result.num_steps,
+            num_epochs=result.num_epochs,
+            evaluation=result.evaluation,
+        )
+
+    def finished_as(  # noqa: PLR0913 - what a result says
+        self,
+        learner: str,
+        task_s: float,
+        *,
+        train_s: float,
+        num_examples: float,
+        num_steps: float,
+        num_epochs: float,
+        evaluation: Metrics,
+    ) -> None:
+        """The same, of a result whose values stand in columns."""
+        record = self.of(learner)
         record.task_s = self._mean(record.task_s, task_s)
-        if result.num_examples:
-            record.num_examples = result.num_examples
-        if result.num_steps and train_s:
-            record.step_s = self._mean(record.step_s, train_s / result.num_steps)
-        if result.num_epochs and train_s:
-            record.epoch_s = self._mean(record.epoch_s, train_s / result.num_epochs)
-        if result.evaluation:
-            record.evaluation = result.evaluation
+        if num_examples:
+            record.num_examples = int(num_examples)
+        if num_steps and train_s:
+            record.step_s = self._mean(record.step_s, train_s / num_steps)
+        if num_epochs and train_s:
+            record.epoch_s = self._mean(record.epoch_s, train_s / num_epochs)
+        if evaluation:
+            record.evaluation = evaluation
 
     def counted(self, learner: str) -> None:
         """Its update is taken."""

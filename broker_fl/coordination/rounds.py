@@ -11,11 +11,13 @@ Semi-synchronous rounds differ only in the work that learners are given: ``pacin
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
-from broker_fl.coordination.job import Actions, Job
+from broker_fl.coordination.groups import GroupJob
+from broker_fl.coordination.job import Actions
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState, Phase
@@ -29,7 +31,7 @@ from broker_fl.wire.rules import Robust
 ENOUGH = "enough others have delivered"
 
 
-class RoundsJob(Job):
+class RoundsJob(GroupJob):
     """A cohort trains from one version, and its updates make the next."""
 
     def __init__(
@@ -52,7 +54,7 @@ class RoundsJob(Job):
             return self._finish("done", over, now)
         quorum = protocol.quorum if isinstance(protocol.quorum, int) else 1
         num_needed = 1 if over is not None else max(protocol.min_learners, quorum)
-        num_matching = len(self._selector.matching(self._members.members()))
+        num_matching = len(self._selector.matching(self._present()))
         if num_matching < num_needed:
             return self._wait_for(num_needed, num_matching, now)
         chosen, spare = self._select()
@@ -73,7 +75,7 @@ class RoundsJob(Job):
 
     def _select(self) -> tuple[list[str], list[str]]:
         """Whom the selector chooses, and who is asked besides."""
-        members, number = self._members.members(), self.state.round
+        members, number = self._present(), self.state.round
         chosen = self._selector.select(members, number, self.state.records)
         if not self._protocol.over_selection:
             return chosen, []
@@ -81,7 +83,7 @@ class RoundsJob(Job):
         draw = random.Random(f"{self.state.job}/{number}/spare")  # noqa: S311 - reproducible, not a secret
         return chosen, draw.sample(others, min(len(others), self._protocol.over_selection))
 
-    def _others(self, members: list[Member], chosen: set[str]) -> list[str]:
+    def _others(self, members: Sequence[Member], chosen: set[str]) -> list[str]:
         """Whom the selector would choose if those that it chose were not there: it may not want everybody."""
         found: list[str] = []
         eligible = self._selector.eligible(members, self.state.round, self.state.records)
@@ -172,7 +174,7 @@ class RoundsJob(Job):
 
     def _retry(self, now: float) -> Actions:
         state, cohort = self.state, self.state.cohort
-        matching = self._selector.matching(self._members.members())
+        matching = self._selector.matching(self._present())
         outsiders = self._outsiders(matching)
         failed = [
             learner
@@ -201,7 +203,7 @@ class RoundsJob(Job):
         )
         return [s.Save(), s.Emit(retried), *self._send([*replacements, *again])]
 
-    def _outsiders(self, matching: list[Member]) -> list[str]:
+    def _outsiders(self, matching: Sequence[Member]) -> list[str]:
         """Who may be asked in another's place; those that keep failing only if there is nobody else."""
         outside = [member for member in matching if member.learner not in self.state.cohort]
         eligible = self._selector.eligible(outside, self.state.round, self.state.records)
@@ -276,6 +278,7 @@ class RoundsJob(Job):
         part = self.state.cohort.get(signal.learner)
         if self.state.phase not in (Phase.TRAINING, Phase.EVALUATING) or part is None:
             return self._settle(now)
+        part.group = None  # it may have been in one before
         if part.status is Status.LOST:
             self.state.cohort.move(signal.learner, Status.SENT, now)
             if self.state.waiting_since is not None:
@@ -309,10 +312,15 @@ class RoundsJob(Job):
         is_open = self.state.phase in (Phase.TRAINING, Phase.EVALUATING) and self.state.cohort.num_open > 0
         return self.state.deadline_at if is_open else None
 
+    def _deadline_anew(self, now: float) -> None:
+        self._set_deadline(now)
+
     def _set_deadline(self, now: float) -> None:
         deadline_s = self._protocol.deadline_s
         self.state.deadline_at = None if deadline_s is None else now + deadline_s
 
     def _open_uploads(self) -> None:
         """Nobody waits for a turn; an evaluation brings nothing to upload, so there nobody will."""
-        self._uploads.open(len(self.state.cohort) if self.state.phase is Phase.TRAINING else 0)
+        alone = sum(part.group is None for part in self.state.cohort.values())
+        num_uploads = alone + len(self.state.cohort.groups)
+        self._uploads.open(num_uploads if self.state.phase is Phase.TRAINING else 0)

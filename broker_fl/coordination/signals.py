@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker_fl.coordination.cohort import Workload
+from broker_fl.coordination.shares import Share
 from broker_fl.wire.events import Event
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus
 
@@ -85,6 +87,79 @@ class UpdateWasRefused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class GroupUp:
+    """A group joined, or joined again, with all of its members; ``tasks`` is what it holds."""
+
+    group: str
+    tasks: tuple[TaskStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDown:
+    """Members of a group are gone: it left, is lost, or goes on without them."""
+
+    group: str
+    learners: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReported:
+    """A group's heartbeat; ``receiving`` as of a learner's."""
+
+    group: str
+    tasks: tuple[TaskStatus, ...]
+    receiving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHasAccepted:
+    """A group has task and model."""
+
+    group: str
+    task: TaskRef
+    receive_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHasFailed:
+    """A group could not do a task for any of its members."""
+
+    group: str
+    task: TaskRef
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShareArrived:
+    """Results of a group's learners are there, all pages; the sum of their updates may still be on the
+    way.
+    """
+
+    share: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareWasFolded:
+    """The sum of a share is in the round's sum."""
+
+    share: Share
+    weight: float
+    num_bytes: int = 0
+    num_messages: int = 0
+    upload_s: float = 0.0
+    fold_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShareWasRefused:
+    """The sum of a share cannot be folded; the round's sum is as it was."""
+
+    share: Share
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionWasStored:
     """What ``Commit`` asked for is durable."""
@@ -153,6 +228,14 @@ Signal = (
     | ResultArrived
     | UpdateWasFolded
     | UpdateWasRefused
+    | GroupUp
+    | GroupDown
+    | GroupReported
+    | GroupHasAccepted
+    | GroupHasFailed
+    | ShareArrived
+    | ShareWasFolded
+    | ShareWasRefused
     | VersionWasStored
     | CommitFailed
     | CannotGoOn
@@ -184,6 +267,9 @@ class SendTasks:
 
     task: TaskRef
     learners: tuple[str, ...]
+    """With a mailbox of their own."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group → those of its members that are meant."""
     version: int
     train: bool
     upload_on_request: bool
@@ -193,7 +279,7 @@ class SendTasks:
 
 @dataclass(frozen=True, slots=True)
 class RequestUpload:
-    """Ask a learner for the update that it holds."""
+    """Ask a learner for the update that it holds, or a group for its sums."""
 
     learner: str
     task: TaskRef
@@ -201,7 +287,7 @@ class RequestUpload:
 
 @dataclass(frozen=True, slots=True)
 class CancelTasks:
-    """Tell learners that their task is no longer wanted."""
+    """Tell learners and groups that their task is no longer wanted."""
 
     task: TaskRef
     learners: tuple[str, ...]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 
 class Uploads:
-    """Turns for uploading. With room for the whole cohort nobody has to ask; otherwise as many at a time as
-    fit, at least one.
+    """Turns for uploading, of learners and of groups. With room for the whole cohort nobody has to ask;
+    otherwise as many at a time as fit, at least one.
     """
 
     def __init__(self, update_bytes: int, budget_bytes: int) -> None:
         self._update_bytes = max(1, update_bytes)
         self._budget_bytes = budget_bytes
-        self._waiting: deque[str] = deque()
+        self._waiting: OrderedDict[str, None] = OrderedDict()
         self._uploading: set[str] = set()
         self.on_request = False
 
@@ -31,15 +31,14 @@ class Uploads:
         """A learner has something to upload; who shall begin now comes back."""
         if not self.on_request:
             return []
-        if learner not in self._uploading and learner not in self._waiting:
-            self._waiting.append(learner)
+        if learner not in self._uploading:
+            self._waiting[learner] = None
         return self._next()
 
     def release(self, learner: str) -> list[str]:
         """A learner's upload is done, or will never be; who shall begin now comes back."""
         self._uploading.discard(learner)
-        if learner in self._waiting:
-            self._waiting.remove(learner)
+        self._waiting.pop(learner, None)
         return self._next()
 
     def is_waiting(self, learner: str) -> bool:
@@ -50,7 +49,7 @@ class Uploads:
         room = max(1, self._budget_bytes // self._update_bytes)
         granted = []
         while self._waiting and len(self._uploading) < room:
-            learner = self._waiting.popleft()
+            learner, _ = self._waiting.popitem(last=False)
             self._uploading.add(learner)
             granted.append(learner)
         return granted

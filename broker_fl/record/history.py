@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from broker_fl.record import export
+from broker_fl.record import export, groups
 from broker_fl.record.export import Table
 from broker_fl.record.lineage import lineage, note_contributions, spreads_of
 from broker_fl.record.records import (
@@ -271,11 +271,12 @@ class History:
         if self.state in ("unknown", "submitted", "waiting"):
             self.state, self.reason = "running", ""
         record = self._round(event.round)
+        self.num_asked += record.train * max(0, event.num_learners - len(event.learners))
         for name in record.send(event, self._names(event.learners)):
             learner = self._learner(name)
             learner.tasks += 1
             self.num_asked += record.train
-            learner.bytes_down += event.num_bytes // len(event.learners)
+            learner.bytes_down += event.num_bytes // max(1, event.num_learners, len(event.learners))
             self.open[name] = event.round
 
     def _task_accepted(self, event: ev.TaskAccepted) -> None:
@@ -311,6 +312,56 @@ class History:
         learner.bytes_up += event.num_bytes
         self.open.pop(learner.learner, None)
         self._uncommitted[learner.learner] = record
+
+    # ------------------------------------------------------------ groups
+
+    def _group_accepted(self, event: ev.GroupAccepted) -> None:
+        self._round(event.round).accept_group(event)
+
+    def _group_finished(self, event: ev.GroupFinished) -> None:
+        weighting = getattr(self.spec.rule, "weighting", "examples") if self.spec is not None else "examples"
+        self._round(event.round).shares.setdefault(event.share, {}).update(groups.weights(event, weighting))
+        for one in groups.finished(event):
+            self._task_finished(one)
+
+    def _group_folded(self, event: ev.GroupFolded) -> None:
+        record = self._round(event.round)
+        for one in groups.folded(event, record.shares.pop(event.share, {})):
+            self._update_folded(one)
+        record.fold_share(event)
+
+    def _group_missed(self, event: ev.GroupMissed) -> None:
+        record, outcome = self._round(event.round), event.outcome
+        reasons = event.reasons if len(event.reasons) == len(event.learners) else event.reasons[:1] or ("",)
+        num = event.num_learners - len(event.learners)
+        for place, name in enumerate(event.learners):
+            learner = self._learner(name)
+            if self.open.get(learner.learner) == event.round:
+                del self.open[learner.learner]
+            if record.miss(learner.learner, outcome, reasons[place % len(reasons)]):
+                setattr(learner, outcome, getattr(learner, outcome) + 1)
+                num += 1
+        self.counts[outcome] += num
+        if num and outcome != "cancelled":
+            self._note(event, outcome, f"{num} learner(s) of group {event.group}: {reasons[0]}")
+
+    def _group_joined(self, event: ev.GroupJoined) -> None:
+        for name in event.learners:
+            learner = self._learner(name)
+            learner.presence, learner.attributes = "present", event.attributes
+
+    def _group_left(self, event: ev.GroupLeft) -> None:
+        for name in event.learners:
+            self._gone(name, "left")
+        self._note(event, "left", f"{event.num_learners} learner(s) of group {event.group}: {event.reason}")
+
+    def _group_lost(self, event: ev.GroupLost) -> None:
+        for name in event.learners:
+            self._gone(name, "lost").lost += 1
+        what = f"{event.num_learners} learner(s) of group {event.group}"
+        self._note(event, "lost", f"{what}: silent for {event.silent_s:.3g} s")
+
+    # ------------------------------------------------------------ what came to nothing
 
     def _task_failed(self, event: ev.TaskFailed) -> None:
         self._learner(event.learner).failed += self._missed(event, "failed")
@@ -398,6 +449,13 @@ class History:
         ev.TaskFailed: _task_failed,
         ev.TaskLate: _task_late,
         ev.UpdateRefused: _update_refused,
+        ev.GroupAccepted: _group_accepted,
+        ev.GroupFinished: _group_finished,
+        ev.GroupFolded: _group_folded,
+        ev.GroupMissed: _group_missed,
+        ev.GroupJoined: _group_joined,
+        ev.GroupLeft: _group_left,
+        ev.GroupLost: _group_lost,
         ev.VersionEvaluated: _version_evaluated,
         ev.VersionCommitted: _version_committed,
         ev.LearnerJoined: _learner_joined,

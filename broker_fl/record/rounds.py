@@ -48,6 +48,10 @@ class RoundRecord:
     contributors: tuple[str, ...] = ()
     num_contributors: int = 0
     tasks: TaskTable = field(default_factory=TaskTable)
+    groups: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Group → those of its learners that were named when its task was sent."""
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Share of a group that is not folded yet → learner → weight."""
     counts: Counter[str] = field(default_factory=_counts)
     """Learners by how far they came in the newest attempt, and by what went wrong in all attempts."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -108,9 +112,14 @@ class RoundRecord:
         self.messages_down += event.num_messages
         self.send_s += event.send_s
         self.version = max(self.version, event.version)
-        share = max(1, len(event.learners))
+        share = max(1, event.num_learners, len(event.learners))
+        unnamed = max(0, event.num_learners - len(event.learners))
+        self.counts["sent"] += min(unnamed, max(0, self.num_learners - self.counts["sent"]))
+        names = tuple(learners)
+        if event.group is not None:
+            self.groups.setdefault(event.group, {}).update(dict.fromkeys(names))
         new = []
-        for learner in learners:
+        for learner in names:
             row = self.tasks.row(learner)
             if not self._begins_anew(row, event.attempt):
                 continue
@@ -141,6 +150,16 @@ class RoundRecord:
         row = self.tasks.row(learner)
         if self._reach(row, "accepted", event.time_s):
             self.tasks.set(row, "receive_s", event.receive_s)
+
+    def accept_group(self, event: ev.GroupAccepted) -> None:
+        """A group has task and model, for those of its learners to whom it was sent."""
+        before, named = self.counts["accepted"], self.groups.get(event.group, {})
+        for learner in named:
+            row = self.tasks.row(learner)
+            if self._reach(row, "accepted", event.time_s):
+                self.tasks.set(row, "receive_s", event.receive_s)
+        unnamed = max(0, event.num_learners - len(named))
+        self.counts["accepted"] = min(max(self.num_learners, before), self.counts["accepted"] + unnamed)
 
     def finish(self, event: ev.TaskFinished, learner: str) -> bool:
         """A result arrived; whether that is news."""
@@ -181,6 +200,12 @@ class RoundRecord:
         tasks.set_outcome(row, "folded")
         self.fold_s += event.fold_s
         return True
+
+    def fold_share(self, event: ev.GroupFolded) -> None:
+        """What a group's sum took, of which its learners have no part of their own."""
+        self.bytes_up += event.num_bytes
+        self.messages_up += event.num_messages
+        self.fold_s += event.fold_s
 
     def miss(self, learner: str, outcome: Missed, reason: str) -> bool:
         """A task came to nothing; whether that is news."""

@@ -23,6 +23,7 @@ from broker_fl.errors import (
 )
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Member, Store, Transport
+from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
 from broker_fl.roles.loop import Loop
@@ -32,7 +33,7 @@ from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
-from broker_fl.wire.events import LearnerJoined, LearnerLeft, LearnerLost
+from broker_fl.wire.events import GroupJoined, GroupLeft, GroupLost, LearnerJoined, LearnerLeft, LearnerLost
 from broker_fl.wire.fields import text
 from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk
 
@@ -84,6 +85,7 @@ class Controller:
         self._settled = runtime.event()  # it is active, or has ended before it was
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
+        self._groups = Groups(self._members)
         self._ticked_at = 0.0
         self._unflushed_since: float | None = None
         self._owner = f"controller-{runtime.unique()[:12]}"
@@ -256,6 +258,9 @@ class Controller:
         broken = m.broken_result(delivery.body)
         if broken is not None and broken[0] == delivery.routing_key.partition(".")[0]:
             learner, task = broken
+            if self._members.is_group(learner):
+                self._jobs.signal(task.job, s.GroupHasFailed(learner, task, reason[:1000]))
+                return
             self._jobs.signal(task.job, s.UpdateWasRefused(learner, task, reason[:1000]))
 
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
@@ -271,27 +276,22 @@ class Controller:
         self._sender.post(lambda: self._transport.publish(self.topology.dead, [""], body, persistent=True))
 
     def _on_report(self, message: m.Message, _payload: memoryview | None, sender: str) -> None:
-        if (
-            isinstance(message, m.Join | m.Leave | m.Heartbeat | m.Accepted | m.Failed)
-            and message.learner != sender
-        ):
-            raise FrameRefused(
-                f"{sender!r} sent a {message.KIND!r} report in the name of {message.learner!r}",
-            )
+        _refuse_foreign(message, sender)
         match message:
             case m.Join():
                 self._on_join(message)
-            case m.Leave(learner=learner, session=session, reason=reason):
-                if self._members.leave(learner, session):
-                    log.info("learner %s left: %s", learner, reason)
-                    self._jobs.emit(lambda job: LearnerLeft(job=job, learner=learner, reason=reason))
-                    self._jobs.signal_all(s.LearnerDown(learner, reason or "it left"))
+            case m.GroupJoin():
+                self._on_group_join(message)
+            case m.Leave():
+                self._on_leave(message)
             case m.Heartbeat():
                 self._on_heartbeat(message)
             case m.Accepted(learner=learner, task=task, receive_s=receive_s):
-                self._jobs.signal(task.job, s.TaskWasAccepted(learner, task, receive_s))
+                accepted = s.GroupHasAccepted if self._members.is_group(learner) else s.TaskWasAccepted
+                self._jobs.signal(task.job, accepted(learner, task, receive_s))
             case m.Failed(learner=learner, task=task, reason=reason):
-                self._jobs.signal(task.job, s.TaskHasFailed(learner, task, reason))
+                failed = s.GroupHasFailed if self._members.is_group(learner) else s.TaskHasFailed
+                self._jobs.signal(task.job, failed(learner, task, reason))
             case _:
                 raise FrameRefused(f"a {message.KIND!r} message is not a report")
 
@@ -299,8 +299,7 @@ class Controller:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
         new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
-        welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
-        self._sender.send(self.topology.tasks, [self.topology.learner_key(join.learner)], welcome)
+        self._welcome(join.learner)
         if new:
             log.info("learner %s joined; %d are there", join.learner, len(self._members))
             self._jobs.emit(
@@ -308,12 +307,52 @@ class Controller:
             )
         self._jobs.signal_all(s.LearnerUp(join.learner, join.tasks))
 
+    def _on_group_join(self, page: m.GroupJoin) -> None:
+        joining = self._groups.page(page, self._clock.now())
+        if joining is None:
+            return
+        change = self._members.join_group(joining)
+        self._welcome(page.group)
+        if change.gone:
+            self._say_gone(page.group, change.gone, "its group goes on without it")
+        if change.is_new:
+            num = len(joining.members)
+            log.info("group %s joined with %d learners; %d are there", page.group, num, len(self._members))
+            self._jobs.emit(
+                lambda job: GroupJoined(
+                    job=job, group=page.group, learners=tuple(joining.members), attributes=page.attributes
+                )
+            )
+        self._jobs.signal_all(s.GroupUp(page.group, joining.tasks))
+
+    def _welcome(self, name: str) -> None:
+        welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
+        self._sender.send(self.topology.tasks, [self.topology.learner_key(name)], welcome)
+
+    def _on_leave(self, leave: m.Leave) -> None:
+        learner, reason = leave.learner, leave.reason or "it left"
+        if (members := self._members.leave_group(learner, leave.session)) is not None:
+            log.info("group %s left with %d learners: %s", learner, len(members), leave.reason)
+            self._say_gone(learner, members, reason)
+        elif self._members.leave(learner, leave.session):
+            log.info("learner %s left: %s", learner, leave.reason)
+            self._jobs.emit(lambda job: LearnerLeft(job=job, learner=learner, reason=leave.reason))
+            self._jobs.signal_all(s.LearnerDown(learner, reason))
+
+    def _say_gone(self, group: str, members: tuple[str, ...], reason: str) -> None:
+        self._jobs.emit(lambda job: GroupLeft(job=job, group=group, learners=members, reason=reason))
+        self._jobs.signal_all(s.GroupDown(group, members, reason))
+
     def _on_heartbeat(self, beat: m.Heartbeat) -> None:
         if not self._members.heard(beat.learner, beat.session, beat.tasks, self._clock.now()):
             self._sender.send(self.topology.tasks, [self.topology.learner_key(beat.learner)], m.Rejoin())
             return
+        is_group = self._members.is_group(beat.learner)
         for runner in self._jobs.running():
-            runner.heartbeat(s.LearnerReported(beat.learner, beat.tasks))
+            if is_group:
+                runner.group_heartbeat(s.GroupReported(beat.learner, beat.tasks))
+            else:
+                runner.heartbeat(s.LearnerReported(beat.learner, beat.tasks))
         self._forget_ended(beat.learner, beat.tasks)
 
     def _forget_ended(self, learner: str, tasks: tuple[m.TaskStatus, ...]) -> None:
@@ -327,15 +366,18 @@ class Controller:
         if isinstance(message, m.ModelChunk) and payload is not None:
             self._requests.initial_chunk(sender, message, payload)
             return
-        if not isinstance(message, m.Result | m.UpdateChunk):
+        if not isinstance(message, m.Result | m.GroupResult | m.UpdateChunk):
             raise FrameRefused(f"a {message.KIND!r} message does not belong into an inbox")
-        if message.learner != sender:
-            raise FrameRefused(f"{sender!r} sent a {message.KIND!r} in the name of {message.learner!r}")
+        _refuse_foreign(message, sender)
         runner = self._jobs.runner(message.task.job)
         if runner is None:
             log.info("a %s of learner %s for job %s came too late", message.KIND, sender, message.task.job)
         elif isinstance(message, m.Result):
             runner.result(message)
+        elif isinstance(message, m.GroupResult):
+            runner.group_result(message)
+        elif payload is not None and message.share:
+            runner.group_chunk(message, payload)
         elif payload is not None:
             runner.chunk(message, payload)
 
@@ -365,9 +407,24 @@ class Controller:
         self._flush()
 
     def _lost(self, lost: Lost) -> None:
+        if lost.members is not None:
+            self._lost_group(lost.learner, lost.members, lost.silent_s)
+            return
         log.info("learner %s has not been heard of for %.0f s", lost.learner, lost.silent_s)
         self._jobs.emit(lambda job: LearnerLost(job=job, learner=lost.learner, silent_s=lost.silent_s))
         self._jobs.signal_all(s.LearnerDown(lost.learner, f"not heard of for {lost.silent_s:.0f} s"))
 
+    def _lost_group(self, group: str, members: tuple[str, ...], silent_s: float) -> None:
+        log.info("group %s of %d learners has not been heard of for %.0f s", group, len(members), silent_s)
+        self._jobs.emit(lambda job: GroupLost(job=job, group=group, learners=members, silent_s=silent_s))
+        self._jobs.signal_all(s.GroupDown(group, members, f"not heard of for {silent_s:.0f} s"))
+
     def _ask_who_is_there(self) -> None:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
+
+
+def _refuse_foreign(message: m.Message, sender: str) -> None:
+    """Hold the name in a message against the routing key, which the broker's permissions guard."""
+    name = getattr(message, "group", None) or getattr(message, "learner", sender)
+    if name != sender:
+        raise FrameRefused(f"{sender!r} sent a {message.KIND!r} in the name of {name!r}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.membership import UNKNOWN_SESSION, Membership
 from broker_fl.coordination.protocols import make_job
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import FrameRefused, StoreUnavailable
@@ -17,7 +17,7 @@ from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.services import Services
 from broker_fl.roles.updates import drop_unneeded
-from broker_fl.wire.events import JobFinished, LearnerJoined, LearnerLeft, LearnerLost, decode_event
+from broker_fl.wire.events import Event, JobFinished, decode_event
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Jobs:
         state.go_back_to(records[-1].version)
         for learner in state.cohort:
             if learner not in self.members:
-                self.members.join(Member(learner=learner), session="unknown", software="", now=now)
+                self.members.join(Member(learner=learner), session=UNKNOWN_SESSION, software="", now=now)
         log.info("job %s goes on in round %d from version %d", state.job, state.round, state.version)
         self._add(state, records[-1].spec, None).signal(s.ControllerRestarted(self._services.epoch))
 
@@ -115,7 +115,7 @@ class Jobs:
         for runner in self.running():
             runner.signal(signal)
 
-    def emit(self, make: Callable[[str], LearnerJoined | LearnerLeft | LearnerLost]) -> None:
+    def emit(self, make: Callable[[str], Event]) -> None:
         """Add an event that concerns all running jobs to the log of each."""
         for job, runner in self._runners.items():
             runner.emit(make(job))

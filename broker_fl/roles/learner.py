@@ -1,23 +1,27 @@
 """The learner's side: takes tasks from its mailbox, works on them, sends results back.
 
-One host carries one learner or many (virtual learners in one process). Threads: one decides (``Loop``),
-``num_workers`` run the users' code, one publishes (``Sender``); the transport has its own.
+One host carries one learner or many (virtual learners in one process): each with a mailbox of its own, or
+all of them as one group (``group.py``). Threads: one decides (``Loop``), ``num_workers`` run the users' code,
+one publishes (``Sender``); the transport has its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
 from broker_fl.roles.attributes import attributes_of
+from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_update
+from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
 from broker_fl.roles.variates import Variates
@@ -47,6 +51,10 @@ class LearnerSettings:
     """Tasks of this host's learners that are worked on at the same time."""
     max_model_bytes: int = 8 << 30
     """A task with a larger model is refused."""
+    group: str | None = None
+    """Name of the group that the learners are: they have one mailbox, and send one sum of their updates,
+    which serves jobs whose rule is a weighted sum. None: each is by itself.
+    """
 
 
 @dataclass(slots=True)
@@ -79,11 +87,14 @@ class LearnerHost:
 
         Raises:
             AppError: a learner has ``attributes`` that are none.
+            SettingError: a group of none, or of too many.
         """
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
         self._clock = Clock(runtime)
+        self._group = self._group_of(learners)
+        alone = learners.items() if self._group is None else ()
         self._seats = {
             learner_id: _Seat(
                 learner_id,
@@ -91,7 +102,7 @@ class LearnerHost:
                 attributes_of(learner_id, learner, self.settings.attributes),
                 session=runtime.unique()[:16],
             )
-            for learner_id, learner in learners.items()
+            for learner_id, learner in alone
         }
         self._heartbeat_s = DEFAULT_HEARTBEAT_S
         self._beat_at = 0.0
@@ -109,6 +120,24 @@ class LearnerHost:
         self._updates = Sender(transport, "learner-updates", runtime)
         self._workers = runtime.workers(self.settings.num_workers, "learner-worker")
 
+    def _group_of(self, learners: Mapping[str, Learner]) -> Group | None:
+        settings = self.settings
+        if settings.group is None:
+            return None
+        group = Group(
+            settings.group,
+            learners,
+            attributes=settings.attributes,
+            num_workers=settings.num_workers,
+            max_model_bytes=settings.max_model_bytes,
+        )
+        group.report = lambda report: self._report(group.id, report)
+        group.send = lambda task, share, is_asked_for: self._loop.post(
+            lambda: self._send_share(group, task, share, is_asked_for=is_asked_for)
+        )
+        group.on_idle = lambda: self._loop.post(self._see_whether_idle)
+        return group
+
     # ------------------------------------------------------------ life
 
     def start(self) -> None:
@@ -118,10 +147,13 @@ class LearnerHost:
             AccessDenied: no permission, or another process reads the mailbox of one of these learners.
             BrokerUnavailable: the broker does not answer.
         """
-        entities = [entity for seat in self._seats.values() for entity in self.topology.for_learner(seat.id)]
+        mailboxes = list(self._seats) if self._group is None else [self._group.id]
+        entities = [entity for name in mailboxes for entity in self.topology.for_learner(name)]
         self._transport.declare([*self.topology.for_controller(), *entities])
         for seat in self._seats.values():
-            self._consume(seat)
+            self._consume(seat.id, partial(self._handle, seat))
+        if self._group is not None:
+            self._consume(self._group.id, partial(self._handle_for, self._group))
         self._transport.on_reconnect(lambda: self._loop.post(self._join_all))
         self._loop.post(self._join_all)
         self._loop.start()
@@ -147,6 +179,8 @@ class LearnerHost:
             log.warning("a task was not finished within %g s; it is handed back", drain_s)
         self._loop.post(self._cancel_all)
         self._workers.shutdown(wait=False, cancel_futures=True)
+        if self._group is not None:
+            self._group.stop()
         self._updates.stop(max(5.0, drain_s))
         self._loop.post(lambda: self._leave_all(reason))
         self._loop.stop()
@@ -164,6 +198,8 @@ class LearnerHost:
         self._loop.stop()
         self._loop.join(10.0)
         self._workers.shutdown(wait=False, cancel_futures=True)
+        if self._group is not None:
+            self._group.stop()
         for sender in (self._updates, self._reports):
             sender.stop(5.0)
         self._stopped.set()
@@ -177,31 +213,56 @@ class LearnerHost:
         for seat in self._seats.values():
             for held in seat.held.values():
                 held.cancelled = True
+        if self._group is not None:
+            self._group.cancel_all()
 
     def _leave_all(self, reason: str) -> None:
-        for seat in self._seats.values():
-            self._report(seat, m.Leave(learner=seat.id, session=seat.session, reason=reason))
+        for party in self._parties():
+            self._report(party.id, m.Leave(learner=party.id, session=party.session, reason=reason))
+
+    def _parties(self) -> Sequence[_Seat | Group]:
+        """Who has a mailbox and a session."""
+        return list(self._seats.values()) if self._group is None else [self._group]
 
     # ------------------------------------------------------------ what comes in
 
-    def _consume(self, seat: _Seat) -> None:
+    def _consume(self, name: str, handle: Callable[[m.Message, memoryview | None], None]) -> None:
         def sink(delivery: Delivery) -> None:
-            self._loop.post(lambda: self._take(seat, delivery))
+            self._loop.post(lambda: self._take(name, delivery, handle))
 
         self._transport.consume(
-            self.topology.mailbox(seat.id),
+            self.topology.mailbox(name),
             sink,
             prefetch=MAILBOX_PREFETCH,
             exclusive=True,
         )
 
-    def _take(self, seat: _Seat, delivery: Delivery) -> None:
+    def _take(
+        self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]
+    ) -> None:
         try:
             message, payload = m.decode(delivery.body)
-            self._handle(seat, message, payload)
+            handle(message, payload)
         except MessageRefused as error:
-            log.warning("learner %s refuses a message: %s", seat.id, error)
+            log.warning("learner %s refuses a message: %s", name, error)
         delivery.ack()
+
+    def _handle_for(self, group: Group, message: m.Message, payload: memoryview | None) -> None:
+        match message:
+            case m.ModelChunk() if payload is not None:
+                if not self._draining:
+                    group.on_chunk(message, payload)
+            case m.Task():
+                if not self._draining:
+                    group.on_task(message)
+            case m.UploadRequest():
+                group.on_upload_request(message)
+            case m.Cancel():
+                group.cancel(message)
+            case m.Rejoin():
+                self._join_group(group)
+            case _:
+                self._on_welcome(message)
 
     def _handle(self, seat: _Seat, message: m.Message, payload: memoryview | None) -> None:
         match message:
@@ -217,13 +278,16 @@ class LearnerHost:
                     held.cancelled = True
                     del seat.held[task.job]
                     log.info("task %s is over for learner %s: %s", task, seat.id, reason)
-            case m.Welcome(heartbeat_s=heartbeat_s):
-                self._heartbeat_s = heartbeat_s
-                self._welcomed.set()
             case m.Rejoin():
                 self._join(seat)
             case _:
-                raise FrameRefused(f"a {message.KIND!r} message is not for learners")
+                self._on_welcome(message)
+
+    def _on_welcome(self, message: m.Message) -> None:
+        if not isinstance(message, m.Welcome):
+            raise FrameRefused(f"a {message.KIND!r} message is not for learners")
+        self._heartbeat_s = message.heartbeat_s
+        self._welcomed.set()
 
     def _on_task(self, seat: _Seat, task: m.Task) -> None:
         if self._draining:
@@ -242,7 +306,7 @@ class LearnerHost:
             )
         except FrameRefused as error:
             seat.held.pop(task.task.job, None)
-            self._report(seat, m.Failed(learner=seat.id, task=task.task, reason=str(error)[:1000]))
+            self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=str(error)[:1000]))
 
     def _on_chunk(self, seat: _Seat, chunk: m.ModelChunk, payload: memoryview) -> None:
         held = seat.held.get(chunk.job)
@@ -255,7 +319,7 @@ class LearnerHost:
             return
         if held.receive(chunk, payload):
             accepted = m.Accepted(learner=seat.id, task=held.task.task, receive_s=held.receive_s)
-            self._report(seat, accepted)
+            self._report(seat.id, accepted)
             self._turns.add(held)
             self._num_waiting += 1
             self._work_on_next()
@@ -297,7 +361,8 @@ class LearnerHost:
         self._see_whether_idle()
 
     def _see_whether_idle(self) -> None:
-        if self._draining and not self._num_working and not self._num_waiting:
+        group_is_idle = self._group is None or self._group.is_idle
+        if self._draining and group_is_idle and not self._num_working and not self._num_waiting:
             self._idle_workers.set()
 
     def _send_outcome(self, seat: _Seat, held: HeldTask) -> None:
@@ -305,7 +370,7 @@ class LearnerHost:
         task, result = held.task, held.result
         if result is None:
             log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
-            self._report(seat, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
+            self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
             return
         result = result.model_copy(update={"session": seat.session})
         exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
@@ -313,11 +378,28 @@ class LearnerHost:
         if (update := held.update) is not None and task.upload == "at_once":
             self._updates.post(lambda: publish_update(self._transport, exchange, key, result, update))
 
+    def _send_share(self, group: Group, task: GroupTask, share: FinishedShare, *, is_asked_for: bool) -> None:
+        """Send the pages of a group's result, and its sum unless that is to be asked for."""
+        if task.cancelled:
+            return
+        exchange, key, newest = self.topology.updates, f"{group.id}.{task.newest.inbox}", task.newest
+        for page in share.pages:
+            self._updates.send(exchange, [key], page)
+        if share.total is not None and (is_asked_for or newest.upload == "at_once"):
+            self._updates.post(lambda: publish_sum(self._transport, exchange, key, share))
+
     # ------------------------------------------------------------ reports
 
     def _join_all(self) -> None:
         for seat in self._seats.values():
             self._join(seat)
+        if self._group is not None:
+            self._join_group(self._group)
+
+    def _join_group(self, group: Group) -> None:
+        if not self._draining:
+            for page in group.joins(f"broker_fl {broker_fl.__version__}"):
+                self._report(group.id, page)
 
     def _join(self, seat: _Seat) -> None:
         if self._draining:
@@ -329,16 +411,20 @@ class LearnerHost:
             software=SOFTWARE,
             tasks=seat.statuses(),
         )
-        self._report(seat, join)
+        self._report(seat.id, join)
 
-    def _report(self, seat: _Seat, report: m.Message) -> None:
-        self._reports.send(self.topology.reports, [f"{seat.id}.{report.KIND}"], report, persistent=True)
+    def _report(self, name: str, report: m.Message) -> None:
+        self._reports.send(self.topology.reports, [f"{name}.{report.KIND}"], report, persistent=True)
 
     def _timeout_s(self) -> float:
-        return self._beat_at + self._heartbeat_s - self._clock.now()
+        beat_s = self._beat_at + self._heartbeat_s - self._clock.now()
+        due_s = self._group.due_s() if self._group is not None else None
+        return beat_s if due_s is None else min(beat_s, due_s)
 
     def _beat_if_due(self) -> None:
         """Send heartbeats, unless the last ones are still waiting for the broker."""
+        if self._group is not None:
+            self._group.send_due()
         now = self._clock.now()
         if now < self._beat_at + self._heartbeat_s:
             return
@@ -346,8 +432,9 @@ class LearnerHost:
         if self._beat_waits:
             return
         self._beat_waits = True
-        for seat in self._seats.values():
-            self._report(seat, m.Heartbeat(learner=seat.id, session=seat.session, tasks=seat.statuses()))
+        for party in self._parties():
+            beat = m.Heartbeat(learner=party.id, session=party.session, tasks=party.statuses())
+            self._report(party.id, beat)
         self._reports.post(self._beat_sent)
 
     def _beat_sent(self) -> None:

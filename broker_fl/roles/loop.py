@@ -11,6 +11,7 @@ from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 
 log = logging.getLogger(__name__)
 Call = Callable[[], None]
+LOOK_AT_TIMERS_EVERY_S = 0.005
 
 
 class Loop:
@@ -30,6 +31,7 @@ class Loop:
         self._on_idle = on_idle
         self._timeout_s = timeout_s
         self._thread = runtime.thread(self._run, name)
+        self._look_at = 0.0
         self.error: BaseException | None = None
         """What ended the thread, if it was not ``stop``."""
 
@@ -64,16 +66,31 @@ class Loop:
 
     def _once(self) -> bool:
         try:
-            call = self._calls.get(timeout=max(0.0, self._timeout_s()))
+            call = self._next()
         except queue.Empty:
             self._make(self._on_idle)
             return True
         if call is None:
             return False
         self._make(call)
-        if self._calls.empty() or self._timeout_s() <= 0:
+        if self._calls.empty() or self._is_timer_due():
             self._make(self._on_idle)
         return True
+
+    def _next(self) -> Call | None:
+        """Wait for a call until a timer is due; what waits already needs no look at the timers."""
+        try:
+            return self._calls.get_nowait()
+        except queue.Empty:
+            return self._calls.get(timeout=max(0.0, self._timeout_s()))
+
+    def _is_timer_due(self) -> bool:
+        """While calls wait, timers are looked at now and then: that costs as much as a small call."""
+        now = self._runtime.steady_s()
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_AT_TIMERS_EVERY_S
+        return self._timeout_s() <= 0
 
     def _make(self, call: Call) -> None:
         try:

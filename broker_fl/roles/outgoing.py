@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
 from broker_fl.model import Model
 from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
+from broker_fl.roles.shares import ENCODING
 from broker_fl.wire.chunks import num_chunks
 from broker_fl.wire.control import joined
 from broker_fl.wire.encodings import encoding
@@ -31,8 +33,8 @@ class OutgoingTasks:
     counted: Mapping[str, int] | None = None
     """Rounds of the learners' last updates that counted; None where they have no residuals."""
 
-    def publish(self, action: s.SendTasks, model: Model) -> TaskSent:
-        """Send the task, then the model's chunks; what that took comes back."""
+    def publish(self, action: s.SendTasks, model: Model) -> list[TaskSent]:
+        """Send the task, then the model's chunks; what that took comes back, for each group by itself."""
         services, transfer = self.services, self.spec.transfer
         began = services.clock.steady_s()
         if self.variates is not None:
@@ -48,28 +50,45 @@ class OutgoingTasks:
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        task_bytes = self._publish_task(action, manifest, tuple(buffers))
-        keys = self._keys(action.learners)
+        task = self._task(action, manifest, tuple(buffers))
+        task_bytes = self._publish_task(action, task)
+        group_bytes = {
+            group: self._publish_to_group(task, group, members) for group, members in action.groups.items()
+        }
+        keys = self._keys((*action.learners, *action.groups))
         publish_model(services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer)
+        send_s = services.clock.steady_s() - began
         num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
-        return TaskSent(
+        sent = partial(
+            TaskSent,
             job=action.task.job,
             round=action.task.round,
             attempt=action.task.attempt,
             version=action.version,
-            learners=action.learners,
             workload=dict(action.workload),
+            send_s=send_s,
+        )
+        events = [
+            sent(
+                group=group,
+                learners=members,
+                num_bytes=group_bytes[group] + buffer.nbytes,
+                num_messages=num_messages,
+            )
+            for group, members in action.groups.items()
+        ]
+        if not action.learners:
+            return events
+        alone = sent(
+            learners=action.learners,
             num_bytes=task_bytes + buffer.nbytes * len(action.learners),
             num_messages=num_messages * len(action.learners),
-            send_s=services.clock.steady_s() - began,
         )
+        return [alone, *events]
 
-    def _publish_task(self, action: s.SendTasks, manifest: ModelManifest, buffers: tuple[str, ...]) -> int:
-        """One message for all whose variate or residual is of the same round; bytes to all learners
-        together.
-        """
-        services, transfer, num_bytes = self.services, self.spec.transfer, 0
-        task = Task(
+    def _task(self, action: s.SendTasks, manifest: ModelManifest, buffers: tuple[str, ...]) -> Task:
+        transfer = self.spec.transfer
+        return Task(
             task=action.task,
             model=manifest,
             train=action.train,
@@ -79,15 +98,33 @@ class OutgoingTasks:
             form=self.form,
             buffers=buffers,
             chunk_bytes=transfer.chunk_bytes,
-            inbox=services.inbox,
+            inbox=self.services.inbox,
             upload="on_request" if action.upload_on_request else "at_once",
             deadline_s=action.deadline_s,
         )
+
+    def _publish_task(self, action: s.SendTasks, task: Task) -> int:
+        """One message for all whose variate or residual is of the same round; bytes to all learners
+        together.
+        """
+        services, num_bytes = self.services, 0
         for (control, residual), learners in self._by_round(action.learners).items():
             body = task.model_copy(update={"control": control, "residual": residual}).pack()
             services.transport.publish(services.topology.tasks, self._keys(learners), body, mandatory=True)
             num_bytes += len(body) * len(learners)
         return num_bytes
+
+    def _publish_to_group(self, task: Task, group: str, members: Sequence[str]) -> int:
+        """One message for all of its members that are meant; its bytes come back."""
+        asked = {
+            "learners": tuple(members),
+            "weighting": getattr(self.spec.rule, "weighting", "examples"),
+            "encoding": ENCODING,
+        }
+        body = task.model_copy(update=asked).pack()
+        services = self.services
+        services.transport.publish(services.topology.tasks, self._keys([group]), body, mandatory=True)
+        return len(body)
 
     def _by_round(self, learners: Sequence[str]) -> dict[tuple[int | None, int | None], list[str]]:
         """Learners by the rounds of their variate and of their residual."""

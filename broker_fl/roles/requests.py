@@ -10,6 +10,7 @@ from typing import Any
 from broker_fl.aggregation.kernels import all_finite
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
+from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState
 from broker_fl.errors import AppError, FrameRefused, RequestRefused, StoreUnavailable
 from broker_fl.extensions import try_own_code
@@ -27,7 +28,7 @@ from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import JobSubmitted
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.pages import pages
-from broker_fl.wire.rules import Scaffold
+from broker_fl.wire.rules import Scaffold, Summable
 
 log = logging.getLogger(__name__)
 EVENTS_PER_PAGE = 2_000
@@ -168,6 +169,7 @@ class Requests:
     def _begin(self, submit: m.Submit, initial: Combined, parent: m.VersionRef | None = None) -> None:
         model, services, now = initial.model, self._services, self._services.clock.now()
         self._try_own_code(submit.spec, model)
+        self._refuse_groups(submit.spec)
         state = JobState(
             job=submit.job,
             spec=submit.spec,
@@ -203,6 +205,23 @@ class Requests:
             try_own_code(spec, model, self._jobs.members.members(), self._services.own)
         except AppError as error:
             raise RequestRefused(str(error)) from error
+
+    def _refuse_groups(self, spec: JobSpec) -> None:
+        """Members of groups send sums; a rule that needs each update by itself is told so at once."""
+        members = self._jobs.members
+        if spec.takes_groups or len(alone := members.alone()) == len(members):
+            return
+        selector = make_selector(spec.selector, self._services.own)
+        in_groups = len(selector.matching(members.members())) - len(selector.matching(alone))
+        if in_groups:
+            cause = f"the rule {spec.rule.name!r} needs"
+            if isinstance(spec.rule, Summable):
+                cause = f"updates as changes (encoding {spec.transfer.encoding!r}) need"
+            raise RequestRefused(
+                f"{cause} the update of each learner by itself, and {in_groups} of the learners are in "
+                "groups, which send sums: choose 'fedavg' or 'fedprox' with an encoding of values, leave "
+                "these learners out by 'selector.where', or start their hosts without a group"
+            )
 
     # ------------------------------------------------------------ stopping and reading
 

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 from broker_fl.aggregation import make_rule
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
+from broker_fl.coordination.groups import GroupJob
 from broker_fl.coordination.job import Job
+from broker_fl.coordination.shares import Share
 from broker_fl.coordination.state import Phase
 from broker_fl.errors import (
     AggregationError,
@@ -23,13 +25,14 @@ from broker_fl.errors import (
     UpdateRefused,
     VersionsLost,
 )
-from broker_fl.interfaces import Accumulator, Combined, Contribution, Given
+from broker_fl.interfaces import Accumulator, Combined, Contribution, Given, SumAccumulator
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.outgoing import OutgoingTasks
 from broker_fl.roles.receiving import UpdateReceiver, Upload, add_back
 from broker_fl.roles.services import Services
+from broker_fl.roles.shares import ShareReceiver, SumUpload
 from broker_fl.roles.updates import StoredUpdates, drop_unneeded
 from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.control import joined_spec, parted
@@ -37,12 +40,13 @@ from broker_fl.wire.events import Event
 from broker_fl.wire.fields import Form
 from broker_fl.wire.messages import (
     Cancel,
+    GroupResult,
     Result,
     TaskRef,
     UpdateChunk,
     UploadRequest,
 )
-from broker_fl.wire.rules import PerUpdate, Scaffold
+from broker_fl.wire.rules import PerUpdate, Scaffold, Summable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -78,6 +82,7 @@ class JobRunner:
             has_control=self._has_control,
             buffers=self._buffers,
         )
+        self._shares = ShareReceiver(spec, job.state.spec.transfer)
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
         self._memory: tuple[int, Model | None] | None = None
@@ -87,7 +92,7 @@ class JobRunner:
         self._signals: deque[s.Signal] = deque()
         self._working = False
         self._sending: Counter[str] = Counter()
-        """Learners to whom a task is on its way out, and how many are."""
+        """Learners and groups to whom a task is on its way out, and how many are."""
         self._performers: dict[type, Callable[[Any], None]] = {
             s.Emit: lambda action: self._events.add(action.event),
             s.Save: lambda _: self._save(),
@@ -145,6 +150,12 @@ class JobRunner:
         receiving = report.learner in self._sending or self._receiver.active(report.learner, recent)
         self.signal(s.LearnerReported(report.learner, report.tasks, receiving))
 
+    def group_heartbeat(self, report: s.GroupReported) -> None:
+        """Take in what a group says it holds."""
+        recent = self._now() - 2 * self._services.heartbeat_s
+        receiving = report.group in self._sending or self._shares.active(report.group, recent)
+        self.signal(s.GroupReported(report.group, report.tasks, receiving))
+
     def result(self, result: Result) -> None:
         """Take in a learner's result.
 
@@ -176,6 +187,79 @@ class JobRunner:
             self._refuse(chunk.learner, chunk.task, error)
             raise
         self._fold_if_complete(chunk.learner, upload)
+
+    # ------------------------------------------------------------ sums of groups
+
+    def group_result(self, page: GroupResult) -> None:
+        """Take in a page of a group's result.
+
+        Raises:
+            MessageRefused: it contradicts an earlier one, or the sum that it announces cannot be folded.
+        """
+        known = page.group in self.job.state.cohort.groups or self._services.members.is_group(page.group)
+        if not known or not isinstance(self.job, GroupJob):
+            log.info("a result of %s for job %s is of no group", page.group, page.task.job)
+            return
+        if (share := self._shares.page(page)) is None:
+            return
+        self.signal(s.ShareArrived(share))
+        if not self.job.expects_share(share):
+            return
+        try:
+            upload = self._shares.expect(share, self._now())
+        except UpdateRefused as error:
+            self._refuse_share(share, error)
+            raise
+        self._fold_sum_if_complete(upload)
+
+    def group_chunk(self, chunk: UpdateChunk, payload: memoryview) -> None:
+        """Take in a part of a group's sum.
+
+        Raises:
+            MessageRefused: the part, or the sum that it completes, is not usable.
+        """
+        share = self._shares.of(chunk)
+        try:
+            upload = self._shares.add(chunk, payload, self._now())
+        except FrameRefused as error:
+            if share is not None:
+                self._refuse_share(share, error)
+            raise
+        if upload is None:
+            self.num_dropped += 1
+        else:
+            self._fold_sum_if_complete(upload)
+
+    def _fold_sum_if_complete(self, upload: SumUpload) -> None:
+        if not upload.assembly.complete:
+            return
+        share, began = upload.share, self._services.clock.steady_s()
+        self._shares.drop(share)
+        if not isinstance(self.job, GroupJob) or not self.job.expects_share(share):
+            return
+        rule = self.job.state.spec.rule
+        weight = float(share.weights(rule.weighting if isinstance(rule, Summable) else "examples").sum())
+        accumulator = self._sum()
+        try:
+            if not isinstance(accumulator, SumAccumulator):
+                raise UpdateRefused(f"the rule {self.job.state.spec.rule.name!r} takes no sums of groups")
+            accumulator.fold_sum(self._shares.model(upload), weight)
+        except MessageRefused as error:
+            self._refuse_share(share, error)
+            raise
+        folded = s.ShareWasFolded(
+            share=share,
+            weight=weight,
+            num_bytes=self._shares.sum_bytes,
+            num_messages=upload.num_messages,
+            upload_s=max(0.0, self._now() - upload.first_at),
+            fold_s=self._services.clock.steady_s() - began,
+        )
+        self.signal(folded)
+
+    def _refuse_share(self, share: Share, error: MessageRefused) -> None:
+        self._shares.drop(share)
+        self.signal(s.ShareWasRefused(share, str(error)[:1000]))
 
     # ------------------------------------------------------------ updates
 
@@ -238,12 +322,14 @@ class JobRunner:
     def _start_sum(self, _: s.StartSum) -> None:
         self._accumulator = None
         self._receiver.clear()
+        self._shares.clear()
 
     def _finish(self, _: s.Finish) -> None:
         self._save()
         self._accumulator, self._model, self._memory, self._base = None, None, None, None
         self._carried = -1, None
         self._receiver.clear()
+        self._shares.clear()
         drop_unneeded(self._services, self.job.state)
 
     def _request_upload(self, action: s.RequestUpload) -> None:
@@ -269,6 +355,7 @@ class JobRunner:
             accumulator = self._sum()
             self._accumulator = None
             self._receiver.keep(self.job.is_open)
+            self._shares.clear()
             self._carried = -1, None  # the rule may change it now
             combined = accumulator.result()
         except (AggregationError, AppError) as error:
@@ -316,19 +403,23 @@ class JobRunner:
         if self.job.state.spec.has_residuals and action.train:
             counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
         outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, variates, counted)
-        self._sending.update(action.learners)
+        addressees = (*action.learners, *action.groups)
+        self._sending.update(addressees)
 
         def publish() -> None:
             try:
-                sent = outgoing.publish(action, model)
-                self._services.post(lambda: self.emit(sent))
+                for event in outgoing.publish(action, model):
+                    self._services.post(partial(self.emit, event))
             finally:
-                self._services.post(lambda: self._sent(action.learners))
+                self._services.post(lambda: self._sent(addressees))
 
         self._services.bulk_sender.post(publish)
 
-    def _sent(self, learners: tuple[str, ...]) -> None:
-        self._sending -= Counter(learners)
+    def _sent(self, addressees: tuple[str, ...]) -> None:
+        self._sending.subtract(addressees)
+        for name in addressees:
+            if self._sending[name] <= 0:
+                del self._sending[name]
 
     def _sum(self) -> Accumulator:
         """The open round's."""

@@ -1,5 +1,6 @@
 """What roles have of the machine that they run on: threads, time and names. Nothing else in them blocks or
-asks what time it is; so the fault simulation (``tests/simulation``) can run them on a clock of its own.
+asks what time it is (groups do, which have workers of their own); so the fault simulation
+(``tests/simulation``) can run them on a clock of its own.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Waiting(Protocol[T]):
     def put(self, item: T) -> None: ...
 
     def get(self, block: bool = True, timeout: float | None = None) -> T: ...
+
+    def get_nowait(self) -> T: ...
 
     def empty(self) -> bool: ...
 

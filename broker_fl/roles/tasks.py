@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Set
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from broker_fl.wire.fields import text
 from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
 
 Phase = Literal["receiving", "queued", "evaluating", "training", "finished", "failed"]
-_NUM_EXAMPLES = "num_examples"
+NUM_EXAMPLES = "num_examples"
+"""The metric of an evaluation that is its weight."""
 
 
 @dataclass(slots=True)
@@ -110,7 +111,7 @@ class HeldTask:
         except BaseException as error:
             if self.cancelled:
                 raise TaskCancelled(str(self.task.task)) from error
-            self.failure, self.phase = _describe(error), "failed"
+            self.failure, self.phase = describe(error), "failed"
         finally:
             self.assembly = Assembly(0, 1)
 
@@ -122,7 +123,7 @@ class HeldTask:
         evaluation: dict[str, float] = {}
         if self.task.evaluate:
             self.phase = "evaluating"
-            evaluation = _checked_metrics(learner.evaluate(dict(model), context), "evaluate")
+            evaluation = checked_metrics(learner.evaluate(dict(model), context), "evaluate")
         evaluated = self.clock.steady_s()
         update: Update | None = None
         if self.task.train:
@@ -142,8 +143,8 @@ class HeldTask:
             num_examples=int(update.num_examples) if update else 0,
             num_steps=int(update.num_steps) if update else 0,
             num_epochs=float(update.num_epochs) if update else 0.0,
-            metrics=_checked_metrics(update.metrics, "train") if update else {},
-            evaluation_examples=max(0, int(evaluation.pop(_NUM_EXAMPLES, 0))),
+            metrics=checked_metrics(update.metrics, "train") if update else {},
+            evaluation_examples=max(0, int(evaluation.pop(NUM_EXAMPLES, 0))),
             evaluation=evaluation,
             timings=timings,
             peak_memory_bytes=peak_bytes(),
@@ -164,7 +165,7 @@ class HeldTask:
         self, update: Update, spec: ModelSpec, given: Model | None, control: ControlledTask | None
     ) -> Array:
         """The update as it is sent: the trained model, or what changed since the ``given`` one."""
-        _check(update)
+        check_update(update)
         buffers = frozenset(self.task.buffers)
         model, used = Model.of(update.model, spec), encoding(self.task.encoding, buffers)
         if given is not None:
@@ -188,10 +189,27 @@ class HeldTask:
         )
 
 
+class Held(Protocol):
+    """What a context needs of the task that it is of."""
+
+    learner: str
+    progress: float
+
+    @property
+    def task(self) -> Task:
+        """As it was given."""
+        ...
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants the result any more."""
+        ...
+
+
 class Context:
     """The ``TaskContext`` that a user's learner is given."""
 
-    def __init__(self, held: HeldTask, control: ControlledTask | None = None) -> None:
+    def __init__(self, held: Held, control: ControlledTask | None = None) -> None:
         self._held = held
         self.control = control.correction() if control is not None else None
         self.job = held.task.task.job
@@ -210,8 +228,12 @@ class Context:
             raise TaskCancelled(f"task {self._held.task.task} was cancelled")
 
 
-def _check(update: object) -> None:
-    """Hold what ``train`` returned against what it should return."""
+def check_update(update: object) -> None:
+    """Hold what ``train`` returned against what it should return.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
     if not isinstance(update, Update):
         raise TypeError(f"train must return broker_fl.Update, not {type(update).__name__}")
     if update.num_examples < 1:
@@ -233,19 +255,24 @@ def _changes(trained: Model, given: Model, buffers: Set[str]) -> Model:
     return given
 
 
-def _checked_metrics(metrics: object, method: str) -> dict[str, float]:
+def checked_metrics(metrics: object, method: str) -> dict[str, float]:
+    """Hold metrics that a learner returned against what they should be.
+
+    Raises:
+        TypeError: they are not numbers by name.
+    """
     try:
         return {str(name): float(value) for name, value in dict(metrics).items()}  # type: ignore[call-overload]
     except (TypeError, ValueError) as error:
         raise TypeError(f"metrics of {method} are numbers by name, not {metrics!r:.200}") from error
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """One line: type, message, and where in the user's code it was raised."""
     words = text(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     if isinstance(error, BrokerFLError):
         return words[:1000]
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not frames[-1].filename.endswith("roles/tasks.py"):
+    if frames and not frames[-1].filename.endswith(("roles/tasks.py", "roles/sharing.py")):
         words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
     return words[:1000]

@@ -9,16 +9,38 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from broker_fl.errors import FrameRefused
-from broker_fl.wire.fields import Count, Digest, Identifier, Listed, Metrics, Name, Parameters, Seconds, Text
+from broker_fl.wire.fields import (
+    MAX_LISTED,
+    Count,
+    Digest,
+    Identifier,
+    Listed,
+    Metrics,
+    Name,
+    Parameters,
+    Seconds,
+    Text,
+    listed,
+)
 from broker_fl.wire.frames import unpack
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import Message, Timings, VersionRef, concrete, first_problem, parse
+from broker_fl.wire.messages import (
+    GroupColumns,
+    Message,
+    Timings,
+    VersionRef,
+    concrete,
+    first_problem,
+    parse,
+)
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 JobEnd = Literal["done", "stopped", "failed"]
+Missed = Literal["failed", "late", "refused", "cancelled"]
+"""What becomes of a task of which nothing comes; cancelled: it was not needed any more."""
 
 
 class Event(Message):
@@ -130,12 +152,21 @@ class TaskSent(Event):
     version: Count = 0
     """That the learners are given."""
     learners: Listed
+    num_learners: Count = 0
+    """To whom it was sent; ``learners`` names at most ``MAX_LISTED`` of them."""
+    group: Identifier | None = None
+    """Whose members these learners are, if they are a group's: then one copy went to all of them."""
     workload: Parameters = Field(default={})
     """The task parameters that pacing has set for these learners."""
     num_bytes: Count
     """For all of them together, a copy each; over the link to the broker one copy goes for up to 100."""
     num_messages: Count
     send_s: Seconds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, fields: Any) -> Any:
+        return _counted(fields, "learners")
 
 
 class TaskAccepted(Event):
@@ -284,6 +315,87 @@ class LearnerLost(Event):
     KIND: ClassVar[str] = "learner_lost"
     learner: Identifier
     silent_s: Seconds
+
+
+class GroupEvent(Event):
+    """Base of events of several members of a group at once."""
+
+    group: Identifier
+    learners: Listed = ()
+    num_learners: Count = 0
+    """How many; ``learners`` names at most ``MAX_LISTED`` of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, fields: Any) -> Any:
+        return _counted(fields, "learners")
+
+
+class GroupJoined(GroupEvent):
+    """A group is there (again), with these learners."""
+
+    KIND: ClassVar[str] = "group_joined"
+    attributes: Parameters = Field(default={})
+    """Of each of them."""
+
+
+class GroupLeft(GroupEvent):
+    """Learners are no longer there: their group said that it goes, or that it goes on without them."""
+
+    KIND: ClassVar[str] = "group_left"
+    reason: Text = ""
+
+
+class GroupLost(GroupEvent):
+    """A group has not been heard of for too long."""
+
+    KIND: ClassVar[str] = "group_lost"
+    silent_s: Seconds
+
+
+class GroupAccepted(Event):
+    """A group has task and model, whole, for the learners to whom it was sent."""
+
+    KIND: ClassVar[str] = "group_accepted"
+    round: Count
+    group: Identifier
+    num_learners: Count
+    receive_s: Seconds = 0.0
+
+
+class GroupFinished(GroupColumns, Event):
+    """Results of a group's learners arrived; the sum of their updates is on the way or was not asked for."""
+
+    KIND: ClassVar[str] = "group_finished"
+    round: Count
+
+
+class GroupFolded(Event):
+    """The sum of a group's updates was whole and usable, and is part of the round's sum."""
+
+    KIND: ClassVar[str] = "group_folded"
+    round: Count
+    group: Identifier
+    share: Identifier
+    """As in ``group_finished``."""
+    num_learners: Count
+    """Whose updates are in it."""
+    weight: Weight
+    """Of all of them together."""
+    num_bytes: Count
+    num_messages: Count
+    upload_s: Seconds = 0.0
+    fold_s: Seconds = 0.0
+
+
+class GroupMissed(GroupEvent):
+    """Tasks of a group's learners came to nothing, for one kind of reason."""
+
+    KIND: ClassVar[str] = "group_missed"
+    round: Count
+    outcome: Missed
+    reasons: Annotated[tuple[Text, ...], Field(max_length=MAX_LISTED), BeforeValidator(listed)] = ()
+    """One for each of ``learners``, or one for all."""
 
 
 class JobFinished(Event):

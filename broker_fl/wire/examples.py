@@ -42,6 +42,19 @@ _SPEC_OF_JOB = JobSpec(
     transfer=Transfer(encoding="float16", chunk_bytes=1 << 20),
 )
 _METRICS = {"accuracy": 0.875, "loss": 0.5}
+_GROUP: dict[str, Any] = {
+    "group": "host-1",
+    "share": "8c1f",
+    "learners": ("host-1-0", "host-1-1"),
+    "num_examples": (120, 80),
+    "num_steps": (15,),
+    "metrics": {"loss": (0.5, 0.25)},
+    "evaluation": {"accuracy": (0.75, 0.875)},
+    "evaluation_examples": (40,),
+    "train_s": (4.25, 2.5),
+    "receive_s": 0.125,
+    "peak_memory_bytes": 300_000_000,
+}
 _TIMINGS = m.Timings(receive_s=0.125, queue_s=0.0, evaluate_s=0.5, train_s=4.25)
 
 
@@ -81,6 +94,33 @@ def _learner_examples() -> dict[str, m.Message]:
         "result of a training that diverged": result.model_copy(
             update={"metrics": {"loss": math.nan, "norm": math.inf, "margin": -math.inf}}
         ),
+        "group_join": m.GroupJoin(
+            group="host-1",
+            session="5f2e8a",
+            members=("host-1-0", "host-1-1"),
+            attributes={"region": "eu"},
+            columns={"num_examples": (120, None)},
+            software="broker_fl 0.1.0",
+            tasks=(_STATUS.model_copy(update={"num_learners": 2}),),
+        ),
+        "group_result": m.GroupResult(
+            **_GROUP,
+            task=TASK,
+            failed=("host-1-7",),
+            reasons=("ValueError: größer als erlaubt",),
+            update=m.UpdateManifest(
+                spec_digest=_MANIFEST.spec_digest, form="sum", num_bytes=40, chunk_bytes=1 << 20
+            ),
+        ),
+        "update_chunk of a group": m.UpdateChunk(
+            learner="host-1",
+            task=TASK,
+            share="8c1f",
+            index=0,
+            count=1,
+            encoding="raw",
+            checksum=crc32(PAYLOAD),
+        ),
         "update_chunk": m.UpdateChunk(
             learner="site-1", task=TASK, index=0, count=1, encoding="float16", checksum=crc32(PAYLOAD)
         ),
@@ -109,6 +149,9 @@ def _task_examples() -> dict[str, m.Message]:
         "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
         "task that asks for changes": m.Task(
             task=TASK, model=_MANIFEST, form="changes", buffers=("dense.bias",), inbox="controller-7"
+        ),
+        "task of a group": m.Task(
+            task=TASK, model=_MANIFEST, learners=("host-1-0", "host-1-1"), inbox="controller-7"
         ),
         "task with error feedback": m.Task(
             task=TASK, model=_MANIFEST, encoding="topk/100", form="changes", residual=2, inbox="controller-7"
@@ -192,7 +235,7 @@ def _reply_examples() -> dict[str, m.Message]:
 def _event_examples() -> dict[str, m.Message]:
     at: dict[str, Any] = {"job": "digits-1f", "sequence": 5, "time_s": 1_700_000_000.5}
     one: dict[str, Any] = {**at, "round": 3, "learner": "site-1"}
-    two = ("site-1", "site-2")
+    two, members = ("site-1", "site-2"), ("host-1-0", "host-1-1")
     found: tuple[e.Event, ...] = (
         e.JobSubmitted(**at, driver="driver-9", spec=_SPEC_OF_JOB, num_parameters=10, model_bytes=48),
         e.JobPaused(**at, reason="maintenance"),
@@ -227,6 +270,24 @@ def _event_examples() -> dict[str, m.Message]:
         e.LearnerJoined(**at, learner="site-1", attributes={"region": "eu"}),
         e.LearnerLeft(**at, learner="site-1", reason="stopped"),
         e.LearnerLost(**at, learner="site-1", silent_s=20.5),
+        e.GroupJoined(**at, group="host-1", learners=members, attributes={"region": "eu"}),
+        e.GroupLeft(**at, group="host-1", learners=members, reason="stopped"),
+        e.GroupLost(**at, group="host-1", learners=members, silent_s=20.5),
+        e.GroupAccepted(**at, round=3, group="host-1", num_learners=2, receive_s=0.125),
+        e.GroupFinished(**at, round=3, **_GROUP),
+        e.GroupFolded(
+            **at,
+            round=3,
+            group="host-1",
+            share="8c1f",
+            num_learners=2,
+            weight=200.0,
+            num_bytes=40,
+            num_messages=1,
+        ),
+        e.GroupMissed(
+            **at, round=3, group="host-1", outcome="late", learners=members, reasons=("the round closed",)
+        ),
         e.JobFinished(
             **at, state="done", reason="10 rounds", version=10, rounds=10, duration_s=70.5, metrics=_METRICS
         ),

@@ -22,6 +22,8 @@ MAX_PARAMETERS = 128
 MAX_TENSORS = 100_000
 MAX_LISTED = 20_000
 """Learners that one event names; it says how many there are besides."""
+MAX_GROUP = 50_000
+"""Members of a group: a task that names all of them stays below ``MAX_BODY_BYTES``."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -57,7 +59,8 @@ def _metric(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """Leave out what an event does not name."""
     return tuple(value[:MAX_LISTED]) if isinstance(value, tuple | list) else value
 
 
@@ -124,10 +127,13 @@ TensorNames = Annotated[
 Listed = Annotated[
     tuple[Identifier, ...],
     FailFast(),
-    BeforeValidator(_listed),
+    BeforeValidator(listed),
     Field(json_schema_extra={"maxItems": MAX_LISTED}),
 ]
 """Ids of learners; those beyond ``MAX_LISTED`` are left out."""
+
+MemberIds = Annotated[tuple[Identifier, ...], Field(max_length=MAX_GROUP), FailFast()]
+"""Ids of members of a group."""
 
 
 def text(value: object) -> str:

@@ -21,7 +21,7 @@ from broker_fl.wire.fields import ChunkBytes, EncodingName, Form, Identifier, Na
 from broker_fl.wire.frames import brief
 from broker_fl.wire.pacing import AnyPacing, Fixed
 from broker_fl.wire.protocols import AnyProtocol, Asynchronous, SemiSynchronous, Synchronous
-from broker_fl.wire.rules import PROXIMAL_MU, AnyRule, FedAvg, FedProx, PerUpdate
+from broker_fl.wire.rules import PROXIMAL_MU, AnyRule, FedAvg, FedProx, PerUpdate, Summable
 from broker_fl.wire.selectors import AnySelector, SelectAll
 from broker_fl.wire.settings import Setting
 
@@ -184,6 +184,11 @@ class JobSpec(Setting):
     def rule_takes_changes(self) -> bool:
         """Whether the rule is given changes as they come, not models."""
         return isinstance(self.rule, PerUpdate) and self.rule.updates_are_changes
+
+    @property
+    def takes_groups(self) -> bool:
+        """Whether members of groups can take part: the rule is a sum of values, of which groups send sums."""
+        return isinstance(self.rule, Summable) and self.form == "values"
 
     @property
     def has_residuals(self) -> bool:

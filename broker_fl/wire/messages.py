@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from broker_fl.errors import FrameRefused
 from broker_fl.model import ModelError, ModelSpec
 from broker_fl.wire.encodings import encoding as encoding_named
 from broker_fl.wire.fields import (
+    MAX_GROUP,
     MAX_INT,
+    MAX_METRICS,
+    MAX_PARAMETERS,
     Checksum,
     ChunkBytes,
     Count,
@@ -25,7 +28,11 @@ from broker_fl.wire.fields import (
     EncodingName,
     Form,
     Identifier,
+    MemberIds,
+    Metric,
     Metrics,
+    Name,
+    Parameter,
     Parameters,
     Positive,
     Seconds,
@@ -36,7 +43,10 @@ from broker_fl.wire.fields import (
 from broker_fl.wire.frames import brief, pack, unpack
 from broker_fl.wire.job import JobSpec
 
+UpdateForm = Literal["values", "changes", "sum"]
+"""``sum`` is a group's: the weighted sum of its learners' values, un-normalised (``Task.learners``)."""
 Control = Literal["none", "change", "lost"]
+Weighting = Literal["examples", "steps", "equal"]
 
 
 class Message(BaseModel):
@@ -134,7 +144,7 @@ class UpdateManifest(Part):
 
     spec_digest: Digest = ""
     """As in the task's manifest."""
-    form: Form = "values"
+    form: UpdateForm = "values"
     control: Control = "none"
     """What the tensors behind the model's are, where the task has ``control``: the change of the learner's
     control variate; or zeros, because it has lost its own.
@@ -151,7 +161,7 @@ class UpdateManifest(Part):
         *,
         encoding: str,
         chunk_bytes: int,
-        form: Form = "values",
+        form: UpdateForm = "values",
         control: Control = "none",
     ) -> Self:
         """Announce an update that looks like ``spec``."""
@@ -201,6 +211,8 @@ class TaskStatus(Part):
     task: TaskRef
     phase: Literal["receiving", "queued", "evaluating", "training", "finished"]
     progress: Annotated[float, Field(ge=0, le=1)] = 0.0
+    num_learners: Count = 0
+    """Of a group's task: its learners that the group has it for."""
 
 
 TaskStatuses = Annotated[tuple[TaskStatus, ...], Field(max_length=100), FailFast()]
@@ -254,6 +266,38 @@ class Failed(Message):
     reason: Text
 
 
+class GroupJoin(Message):
+    """A host of many learners is there, again or for the first time, and takes tasks for all of them.
+
+    It is one party: a mailbox, a session and heartbeats as a learner has them, under the name ``group``. Its
+    members come in pages; it has joined when all of them are there.
+    """
+
+    KIND: ClassVar[str] = "group_join"
+    group: Identifier
+    session: Identifier
+    """Drawn anew at each start of the host."""
+    members: MemberIds
+    """Ids of learners, those of this page. At most 50,000 in all pages."""
+    attributes: Parameters = {}
+    """Of each member."""
+    columns: Annotated[dict[Name, tuple[Parameter, ...]], Field(max_length=MAX_PARAMETERS)] = {}
+    """Attributes in which members differ, one value for each member of this page; nil where one has none."""
+    page: Count = 0
+    num_pages: Annotated[int, Field(ge=1, le=MAX_GROUP)] = 1
+    software: Annotated[str, Field(max_length=128)] = ""
+    tasks: TaskStatuses = ()
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        for name, values in self.columns.items():
+            if len(values) != len(self.members):
+                raise ValueError(f"column {name!r} has {len(values)} values for {len(self.members)} members")
+        if self.page >= self.num_pages:
+            raise ValueError(f"page {self.page} of {self.num_pages}: pages are counted from 0")
+        return self
+
+
 # ---------------------------------------------------------------- learner → inbox, exchange `updates`
 
 
@@ -280,14 +324,97 @@ class Result(Message):
     update: UpdateManifest | None = None
 
 
+Counts = Annotated[tuple[Count, ...], FailFast()]
+Durations = Annotated[tuple[Seconds, ...], FailFast()]
+MetricColumns = Annotated[
+    dict[Name, Annotated[tuple[Metric, ...], FailFast()]], Field(max_length=MAX_METRICS)
+]
+
+
+class GroupColumns(Message):
+    """What a group's learners did, in columns: the fields of ``Result``, for many.
+
+    A column has a value for each of ``learners``, in their order; one value, if it is the same for all; or
+    none, if it is 0 for all. A metric that a learner does not report is NaN.
+    """
+
+    group: Identifier
+    share: Identifier
+    """Drawn by the group: of the learners whose updates are in one sum. A task may have several."""
+    page: Count = 0
+    num_pages: Positive = 1
+    learners: MemberIds = ()
+    """That have done the task; those of this page."""
+    num_examples: Counts = ()
+    num_steps: Counts = ()
+    num_epochs: Durations = ()
+    metrics: MetricColumns = {}
+    evaluation: MetricColumns = {}
+    evaluation_examples: Counts = ()
+    queue_s: Durations = ()
+    evaluate_s: Durations = ()
+    train_s: Durations = ()
+    receive_s: Seconds = 0.0
+    """Of the model, by the group."""
+    peak_memory_bytes: Count = 0
+
+    COLUMNS: ClassVar = (
+        "num_examples",
+        "num_steps",
+        "num_epochs",
+        "evaluation_examples",
+        "queue_s",
+        "evaluate_s",
+        "train_s",
+    )
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        columns = {name: getattr(self, name) for name in self.COLUMNS}
+        columns |= {f"metrics.{name}": values for name, values in self.metrics.items()}
+        columns |= {f"evaluation.{name}": values for name, values in self.evaluation.items()}
+        for name, values in columns.items():
+            if len(values) not in (0, 1, len(self.learners)):
+                raise ValueError(
+                    f"column {name!r} has {len(values)} values for {len(self.learners)} learners"
+                )
+        if self.page >= self.num_pages:
+            raise ValueError(f"page {self.page} of {self.num_pages}: pages are counted from 0")
+        return self
+
+
+class GroupResult(GroupColumns):
+    """Learners of a group are done with a task, or could not do it.
+
+    If ``update`` is there, it is the one sum of the updates of all ``learners`` of all pages.
+    """
+
+    KIND: ClassVar[str] = "group_result"
+    task: TaskRef
+    failed: MemberIds = ()
+    """Learners that could not do it; no update of theirs is in the sum."""
+    reasons: Annotated[tuple[Text, ...], FailFast()] = ()
+    """Of each of ``failed``."""
+    update: UpdateManifest | None = None
+
+    @model_validator(mode="after")
+    def _reasons_fit(self) -> Self:
+        if len(self.reasons) != len(self.failed):
+            raise ValueError(f"{len(self.reasons)} reasons for {len(self.failed)} learners that failed")
+        return self
+
+
 class UpdateChunk(Message):
     """Header of a chunk frame that carries a part of an update."""
 
     KIND: ClassVar[str] = "update_chunk"
     learner: Identifier
+    """Or the group."""
     task: TaskRef
     session: Identifier | None = None
     """As in the result: chunks of two trainings for one task are never put together."""
+    share: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{0,64}$")] = ""
+    """Of a group: which of its sums."""
     index: Count
     count: Positive
     encoding: EncodingName = "raw"
@@ -329,6 +456,12 @@ class Task(Message):
     """Of the model's float tensors those that have no change, where ``form`` is ``changes``: of these the
     update holds the values. Coarse encodings leave them as they are, in the update and in the model.
     """
+    learners: MemberIds = ()
+    """Of a group's task: the members that shall do it. Its update is the sum ``Σ w x`` of theirs, in the form
+    ``sum`` and never encoded.
+    """
+    weighting: Weighting = "examples"
+    """Of a group's task: what the ``w`` in that sum are."""
     control: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
     """SCAFFOLD: behind the model's tensors are those of the server's control variate, ``control/<name>`` for
     each float tensor, and the update is made so, too. This is the round that the learner's own variate is
@@ -633,13 +766,15 @@ def parse(fields: dict[str, Any], kinds: Mapping[str, type[Message]]) -> Message
 
 
 def broken_result(body: bytes) -> tuple[str, TaskRef] | None:
-    """Learner and task of a ``result`` whose other fields are wrong; None if it is no such thing."""
+    """Learner (or group) and task of a ``result`` (or ``group_result``) whose other fields are wrong; None if
+    it is no such thing.
+    """
     try:
         fields, _ = unpack(body)
-        if fields["kind"] != Result.KIND:
+        names = {Result.KIND: "learner", GroupResult.KIND: "group"}
+        if (name := names.get(fields["kind"])) is None:
             return None
-        known = {name: fields[name] for name in ("learner", "task") if name in fields}
-        result = Result.model_validate(known)
+        result = Result.model_validate({"learner": fields.get(name), "task": fields.get("task")})
     except (FrameRefused, ValidationError):
         return None
     return result.learner, result.task

@@ -20,13 +20,20 @@ class Weighted(Setting):
     """By examples trained on, by optimiser steps done, or each learner alike."""
 
 
-class FedAvg(Weighted):
+class Summable(Weighted):
+    """Base of the rules that are a plain weighted sum of values: sums of sums are the same.
+
+    The members of a group can take part in their jobs alone, since a group sends one sum for all of them.
+    """
+
+
+class FedAvg(Summable):
     """Weighted mean of the updates (McMahan et al. 2017)."""
 
     name: Literal["fedavg"] = "fedavg"
 
 
-class FedProx(Weighted):
+class FedProx(Summable):
     """FedAvg whose learners add ``mu/2 |w - w_t|²`` to their loss (Li et al. 2020, MLSys).
 
     Learners get ``mu`` as the task parameter ``proximal_mu``; one that does not read it does plain FedAvg.

@@ -292,6 +292,34 @@ def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, control
     controller.terminate()
 
 
+def test_a_group_is_a_host_of_learners_that_are_made_when_needed(shell: Shell, controller: Daemon) -> None:
+    host = shell.start("learner", "app.py", "--group", "many", "--count", "200", "-a", "region=eu")
+    host.wait_said("takes tasks")
+    job = shell.run("submit", "job.toml", "--watch").split()[0]
+    there = {one["learner"]: one["attributes"] for one in json.loads(shell.run("learners", "--json"))}
+    assert there == {f"many-{index}": {"region": "eu"} for index in range(200)}
+    events = [json.loads(line) for line in shell.run("watch", job, "--json").splitlines()]
+    committed = [event for event in events if event["kind"] == "version_committed"]
+    assert [event["num_learners"] for event in committed] == [200] * 5
+    host.terminate()
+    controller.terminate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--count", "3"), "give one of --id and --group"),
+        (("--id", "a", "--group", "b"), "give one of --id and --group"),
+        (
+            ("--id", "a", "--count", "20000"),
+            "20000 learners with a mailbox each are too many for one process",
+        ),
+    ],
+)
+def test_a_learner_or_a_group_is_named(shell: Shell, arguments: tuple[str, ...], reason: str) -> None:
+    assert reason in " ".join(shell.refusal("learner", "app.py", *arguments, code=2).split())
+
+
 def test_a_job_can_be_stopped_and_keeps_what_it_committed(shell: Shell, controller: Daemon) -> None:
     start_learners(shell)
     (shell.folder / "job.toml").write_text(JOB.replace("rounds = 5", "rounds = 100000"), "utf-8")

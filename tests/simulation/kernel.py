@@ -373,6 +373,9 @@ class SimQueue:
                 raise queue.Empty
         return self._items.popleft()
 
+    def get_nowait(self) -> Any:
+        return self.get(timeout=0.0)
+
     def empty(self) -> bool:
         return not self._items
 

@@ -33,14 +33,19 @@ class Eligible:
         """Whether its attributes are as ``where`` wants them."""
         return matches(self._settings, member)
 
-    def matching(self, members: Sequence[Member]) -> list[Member]:
+    def matching(self, members: Sequence[Member]) -> Sequence[Member]:
         """Those that match."""
+        if not self._settings.where:
+            return members
         return [member for member in members if self.matches(member)]
 
-    def eligible(self, members: Sequence[Member], round: int, history: Mapping[str, Record]) -> list[Member]:
+    def eligible(
+        self, members: Sequence[Member], round: int, history: Mapping[str, Record]
+    ) -> Sequence[Member]:
         """Those that match and are not left out: who may be asked in this round, also in another's place."""
         matching = self.matching(members)
-        out = self._left_out(matching, round, history)
+        if not (out := self._left_out(matching, round, history)):
+            return matching
         back = max(0, self._at_least - (len(matching) - len(out)))
         left_out = set(out[back:])
         return [member for member in matching if member.learner not in left_out]

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from broker_fl.coordination import signals as s
+from broker_fl.coordination.groups import GroupJob
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.protocols import make_job
+from broker_fl.coordination.shares import Share
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.interfaces import Member
+from broker_fl.roles.groups import Groups
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import Event, JobFinished
 from broker_fl.wire.protocols import Asynchronous
 from broker_fl.wire.rules import FedRec
+from tests.unit.coordination.group_actors import GroupAsked, SumArrived
 
 if TYPE_CHECKING:
     from tests.unit.coordination.world import Disk, World
@@ -77,6 +81,7 @@ class SimController:
         self._job = make_job(state, self._members)
         self._sum: dict[str, int] = {}
         self._uploads: dict[str, _Upload] = {}
+        self._shares: dict[str, Share] = {}
         self._signals: list[s.Signal] = []
         self._events: list[Event] = []
 
@@ -116,7 +121,10 @@ class SimController:
 
     def tick(self) -> None:
         for lost in self._members.expire(self._world.now):
-            self._signal(s.LearnerDown(lost.learner, "silent"))
+            if lost.members is None:
+                self._signal(s.LearnerDown(lost.learner, "silent"))
+            else:
+                self._signal(s.GroupDown(lost.learner, lost.members, "silent"))
         self._signal(s.TimePassed())
 
     # ------------------------------------------------------------ what comes in
@@ -128,16 +136,32 @@ class SimController:
                 member = Member(learner=message.learner)
                 self._members.join(member, session=message.session, software="", now=now)
                 self._signal(s.LearnerUp(message.learner, message.tasks))
+            case m.GroupJoin():
+                joining = Groups(self._members).page(message, now)
+                assert joining is not None
+                self._members.join_group(joining)
+                self._signal(s.GroupUp(message.group, message.tasks))
             case m.Leave():
-                if self._members.leave(message.learner, message.session):
+                gone = self._members.leave_group(message.learner, message.session)
+                if gone is not None:
+                    self._signal(s.GroupDown(message.learner, gone, "left"))
+                elif self._members.leave(message.learner, message.session):
                     self._signal(s.LearnerDown(message.learner, "left"))
             case m.Heartbeat():
                 if self._members.heard(message.learner, message.session, message.tasks, now):
-                    self._signal(s.LearnerReported(message.learner, message.tasks))
+                    is_group = self._members.is_group(message.learner)
+                    reported = s.GroupReported if is_group else s.LearnerReported
+                    self._signal(reported(message.learner, message.tasks))
                 else:
                     self._world.to_learner(message.learner, m.Rejoin())
             case m.Accepted():
-                self._signal(s.TaskWasAccepted(message.learner, message.task))
+                is_group = self._members.is_group(message.learner)
+                accepted = s.GroupHasAccepted if is_group else s.TaskWasAccepted
+                self._signal(accepted(message.learner, message.task))
+            case m.GroupResult():
+                self._on_share(Share.of([message]))
+            case SumArrived():
+                self._fold_sum(message)
             case m.Failed():
                 self._signal(s.TaskHasFailed(message.learner, message.task, message.reason))
             case m.Result():
@@ -149,6 +173,26 @@ class SimController:
                 if self._wants(message.learner, message.task):
                     self._upload(message.learner, message.task).update = message
                     self._fold(message.learner)
+
+    def _on_share(self, share: Share) -> None:
+        self._signal(s.ShareArrived(share))
+        if isinstance(self._job, GroupJob) and self._job.expects_share(share):
+            self._shares[share.id] = share
+
+    def _fold_sum(self, total: SumArrived) -> None:
+        """A sum that is whole; one that nobody waits for changes nothing."""
+        share = self._shares.pop(total.share, None)
+        if share is None or not isinstance(self._job, GroupJob) or not self._job.expects_share(share):
+            return
+        if not total.usable:
+            self._signal(s.ShareWasRefused(share, "not usable"))
+            return
+        assert set(total.trainings) == set(share.learners)
+        twice = set(total.trainings) & set(self._sum)
+        assert not twice, f"{twice} are counted twice"
+        assert total.version == self._job.state.version, "a sum of another version is counted"
+        self._sum |= total.trainings
+        self._signal(s.ShareWasFolded(share=share, weight=float(len(total.trainings))))
 
     def _wants(self, learner: str, task: m.TaskRef) -> bool:
         return self._job.state.phase is Phase.TRAINING and self._job.expects(learner, task)
@@ -217,7 +261,7 @@ class SimController:
                 for learner in learners:
                     self._world.to_learner(learner, m.Cancel(task=task))
             case s.StartSum():
-                self._sum, self._uploads = {}, {}
+                self._sum, self._uploads, self._shares = {}, {}, {}
             case s.Commit(version):
                 self._commit(version)
             case s.Save():
@@ -241,6 +285,11 @@ class SimController:
 
     def _send_tasks(self, action: s.SendTasks) -> None:
         assert action.version == self._disk.version, "a version is sent that is not the newest"
+        for group, members in action.groups.items():
+            asked = GroupAsked(
+                action.task, action.version, members, action.train, action.upload_on_request, self.epoch
+            )
+            self._world.to_learner(group, asked)
         for learner in action.learners:
             held = Held(action.task, action.version, action.train, action.upload_on_request, self.epoch)
             self._world.to_learner(learner, held)

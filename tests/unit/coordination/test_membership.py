@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_fl.coordination.membership import (
     ALL_LOST_AFTER_HEARTBEATS,
     LOST_AFTER_HEARTBEATS,
+    UNKNOWN_SESSION,
+    Group,
     Lost,
     Membership,
 )
+from broker_fl.errors import FrameRefused
 from broker_fl.interfaces import Member
 from broker_fl.wire.messages import TaskRef, TaskStatus
 
@@ -125,3 +131,77 @@ def test_nobody_is_lost_without_having_been_silent_for_that_long(steps: list[flo
             assert now > LOST_AFTER_HEARTBEATS * BEAT_S
             return
         assert all(presence.last_seen <= now for presence in there)
+
+
+# ---------------------------------------------------------------- groups
+
+
+def group(name: str, *learners: str, session: str = "1", now: float = 0.0) -> Group:
+    there = {learner: Member(learner=learner) for learner in learners}
+    return Group(group=name, session=session, members=there, last_seen=now)
+
+
+def test_members_of_groups_are_members_like_all_others() -> None:
+    there = members("b", "d")
+    assert there.join_group(group("g", "c", "a")).is_new
+    assert [one.learner for one in there.members()] == ["a", "b", "c", "d"]
+    assert [one.learner for one in there.alone()] == ["b", "d"]
+    assert len(there) == 4
+    assert "c" in there
+    assert (there.group_of("c"), there.group_of("b"), there.is_group("g")) == ("g", None, True)
+    assert sorted(one.member.learner for one in there) == ["a", "b", "c", "d"]
+
+
+def test_a_group_that_joins_again_keeps_those_it_names_and_loses_the_others() -> None:
+    there = members()
+    there.join_group(group("g", "a", "b"))
+    assert not there.join_group(group("g", "a", "b")).is_new
+    change = there.join_group(group("g", "b", "c", session="2"))
+    assert (change.is_new, change.gone) == (True, ("a",))
+    assert [one.learner for one in there.members()] == ["b", "c"]
+    assert there.leave_group("g", "1") is None
+    assert there.leave_group("g", "2") == ("b", "c")
+    assert len(there) == 0
+
+
+def test_a_silent_group_is_lost_as_a_whole() -> None:
+    there = members("solo")
+    there.join_group(group("g", "a", "b"))
+    now, lost = 0.0, list[Lost]()
+    while not lost and now < 100.0:
+        now += BEAT_S
+        there.heard("solo", "1", (), now)
+        lost = there.expire(now)
+    assert [(one.learner, one.members) for one in lost] == [("g", ("a", "b"))]
+    assert [one.learner for one in there.members()] == ["solo"]
+    assert not there.heard("g", "1", (), now)
+
+
+@pytest.mark.parametrize(
+    ("joining", "reason"),
+    [
+        (group("g", "x", "solo"), "learner 'solo' of group 'g' is there already, with a mailbox of its own"),
+        (group("g", "x", "h-1"), "learner 'h-1' of group 'g' is there already, as one of group 'h'"),
+        (group("solo", "x"), "'solo' is the name of a learner that is there"),
+        (group("h-1", "x"), "'h-1' is the name of a learner that is there"),
+        (group("x", "x"), "'x' is the name of a learner that is there"),
+    ],
+)
+def test_an_id_is_one_learners_and_a_refused_group_changes_nothing(joining: Group, reason: str) -> None:
+    there = members("solo")
+    there.join_group(group("h", "h-1"))
+    with pytest.raises(FrameRefused, match=re.escape(reason)):
+        there.join_group(joining)
+    assert [one.learner for one in there.members()] == ["h-1", "solo"]
+    for taken in ("h-1", "h"):
+        with pytest.raises(FrameRefused, match=r"group 'h'|name of a group"):
+            there.join(Member(learner=taken), session="9", software="", now=1.0)
+
+
+def test_learners_that_a_stored_cohort_names_may_come_back_in_a_group() -> None:
+    there = members()
+    for learner in ("a", "b"):
+        there.join(Member(learner=learner), session=UNKNOWN_SESSION, software="", now=0.0)
+    there.join_group(group("g", "a", "b"))
+    assert len(there) == 2
+    assert there.group_of("a") == "g"

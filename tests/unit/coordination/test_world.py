@@ -101,6 +101,45 @@ def test_whatever_goes_wrong_a_job_is_done_once_it_stops(seed: int, name: str, *
         assert "missed its quorum 101 times" in disk.events[-1].reason  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", JOBS)
+def test_groups_and_single_learners_get_through_a_world_of_faults(name: str) -> None:
+    for seed in range(8):
+        settings = spec(rounds=12, max_retries=100, **JOBS[name])
+        world = World(settings, seed=seed, num_learners=2, group_sizes=(4, 3), faults=ALL)
+        disk = world.run()
+        assert disk.events[-1].state == "done", f"seed {seed}"  # type: ignore[attr-defined]
+        check(disk, 12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    lose=st.sampled_from([0.0, 0.02, 0.3]),
+    double=st.sampled_from([0.0, 0.5]),
+    delay_s=st.sampled_from([0.01, 3.0, 30.0]),
+    fail=st.sampled_from([0.0, 0.3]),
+    refuse=st.sampled_from([0.0, 0.3]),
+    learner_crash=st.sampled_from([0.0, 0.05]),
+    controller_crash=st.sampled_from([0.0, 0.05]),
+    down_s=st.sampled_from([1.0, 60.0]),
+    name=st.sampled_from(sorted(JOBS)),
+    num_learners=st.sampled_from([0, 3]),
+)
+def test_whatever_goes_wrong_a_job_of_groups_is_done_once_it_stops(
+    seed: int, name: str, num_learners: int, **faults: float
+) -> None:
+    settings = spec(rounds=5, max_retries=100, **JOBS[name])
+    group_sizes = (5 - num_learners, 3)
+    world = World(
+        settings, seed=seed, num_learners=num_learners, group_sizes=group_sizes, faults=Faults(**faults)
+    )
+    disk = world.run()
+    if disk.events[-1].state == "done":  # type: ignore[attr-defined]
+        check(disk, 5)
+    else:
+        assert "missed its quorum 101 times" in disk.events[-1].reason  # type: ignore[attr-defined]
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), wall_clock_s=st.sampled_from([5.0, 50.0, 500.0]))
 def test_the_wall_clock_ends_a_job_among_faults(seed: int, wall_clock_s: float) -> None:

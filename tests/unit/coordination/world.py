@@ -17,6 +17,7 @@ from typing import Any
 from broker_fl.wire.events import Event
 from broker_fl.wire.job import JobSpec
 from tests.unit.coordination.actors import Crash, SimController, SimLearner
+from tests.unit.coordination.group_actors import SimGroup
 
 JOB = "job-1"
 
@@ -61,7 +62,13 @@ class World:
     """Everything that happens, in the order of its time."""
 
     def __init__(
-        self, spec: JobSpec, *, seed: int, num_learners: int = 5, faults: Faults | None = None
+        self,
+        spec: JobSpec,
+        *,
+        seed: int,
+        num_learners: int = 5,
+        group_sizes: tuple[int, ...] = (),
+        faults: Faults | None = None,
     ) -> None:
         self.spec = spec
         self.draw = random.Random(seed)
@@ -74,7 +81,11 @@ class World:
         self._order = itertools.count()
         self.trainings = itertools.count()
         self.controller: SimController | None = None
-        self.learners = {f"l{index:02}": SimLearner(self, f"l{index:02}") for index in range(num_learners)}
+        self.learners: dict[str, SimLearner | SimGroup] = {
+            f"l{index:02}": SimLearner(self, f"l{index:02}") for index in range(num_learners)
+        }
+        for index, size in enumerate(group_sizes):
+            self.learners[f"g{index}"] = SimGroup(self, f"g{index}", size)
 
     # ------------------------------------------------------------ time and chance
 

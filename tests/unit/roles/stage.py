@@ -154,6 +154,7 @@ class Stage:
         self._closing: list[Callable[[], object]] = []
         self.cords: dict[Controller, tuple[Cord, MemoryTransport]] = {}
         self.hosts: list[LearnerHost] = []
+        self.transports: dict[LearnerHost, MemoryTransport] = {}
         self.transport = self.broker.connect("test")
         self.driver: Driver
 
@@ -195,15 +196,25 @@ class Stage:
         *,
         tamper: Callable[[str, bytes], Iterable[bytes]] | None = None,
         num_workers: int = 4,
+        group: str | None = None,
     ) -> LearnerHost:
-        """Start learners."""
+        """Start learners, each by itself or as a ``group`` that is there when this returns."""
         transport = self.broker.connect("learners")
         used = Faulty(transport, tamper) if tamper else transport
-        host = LearnerHost(used, learners, LearnerSettings(federation=FEDERATION, num_workers=num_workers))
+        settings = LearnerSettings(federation=FEDERATION, num_workers=num_workers, group=group)
+        host = LearnerHost(used, learners, settings)
         self._closing += [transport.close, lambda: host.stop(drain_s=0.0)]
         host.start()
         self.hosts.append(host)
+        self.transports[host] = transport
+        if group is not None:
+            assert host.wait_welcomed(WAIT_S)
         return host
+
+    def kill_host(self, host: LearnerHost) -> None:
+        """End it as ``kill -9`` does."""
+        self.transports[host].close()
+        host.abandon()
 
     def run(
         self, learners: Mapping[str, Learner], model: Mapping[str, Array] | None = None, **settings: Any

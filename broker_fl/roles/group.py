@@ -1,0 +1,312 @@
+"""A host's group: many learners behind one mailbox, which sends one sum for those that it has worked on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from broker_fl.errors import FrameRefused, SettingError, TaskCancelled
+from broker_fl.interfaces import Learner, LearnerContext, Parameters
+from broker_fl.roles.attributes import attributes_of
+from broker_fl.roles.sharing import FinishedShare, GroupTask, IncomingModel, MemberTask
+from broker_fl.wire import messages as m
+from broker_fl.wire.fields import MAX_GROUP
+
+log = logging.getLogger(__name__)
+MEMBERS_PER_PAGE = 10_000
+COLUMN_BYTES = 1_000_000
+"""About what the attributes in a page of ``group_join`` take."""
+MAX_CACHED = 64
+MAX_STATUSES = 100
+MAX_TASKS = 8
+"""Of one job's round that a group holds; an attempt is one."""
+
+Make = Callable[[LearnerContext], Learner]
+
+
+class LazyLearners(Mapping[str, Learner]):
+    """Learners that are made when they are worked on, and forgotten when others were since.
+
+    100,000 learners with data of their own do not fit into memory; those at work do.
+    """
+
+    def __init__(self, ids: Iterable[str], make: Make, *, num_cached: int = MAX_CACHED) -> None:
+        """``make`` makes a learner; it is called again when one is needed that is not among the
+        ``num_cached`` that were used last.
+        """
+        self._index = {learner: place for place, learner in enumerate(ids)}
+        self._make = make
+        self._num_cached = num_cached
+        self._cache: OrderedDict[str, Learner] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, learner: str) -> Learner:
+        with self._lock:
+            if (found := self._cache.get(learner)) is not None:
+                self._cache.move_to_end(learner)
+                return found
+        context = LearnerContext(learner=learner, index=self._index[learner], count=len(self._index))
+        made = self._make(context)
+        with self._lock:
+            self._cache[learner] = made
+            while len(self._cache) > self._num_cached:
+                self._cache.popitem(last=False)
+        return made
+
+    def __contains__(self, learner: object) -> bool:
+        return learner in self._index
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
+class Group:
+    """The learners of one host, and the newest round's tasks of each job.
+
+    The loop's thread hands in what comes; ``num_workers`` threads work; ``send`` has a share published and
+    ``report`` a report.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        learners: Mapping[str, Learner],
+        *,
+        attributes: Parameters,
+        num_workers: int,
+        max_model_bytes: int,
+    ) -> None:
+        """Nothing is connected yet.
+
+        Raises:
+            SettingError: it has no learners, or too many.
+            AppError: a learner has ``attributes`` that are none.
+        """
+        if not 0 < len(learners) <= MAX_GROUP:
+            raise SettingError(f"group {name!r} has {len(learners)} learners; it may have 1 to {MAX_GROUP}")
+        self.id = name
+        self.session = uuid.uuid4().hex[:16]
+        self._learners = learners
+        self._attributes = attributes
+        self._own_attributes: Mapping[str, Parameters] = (
+            {} if isinstance(learners, LazyLearners) else _own(learners, attributes)
+        )
+        self._max_model_bytes = max_model_bytes
+        self._tasks: dict[str, dict[m.TaskRef, GroupTask]] = {}
+        self._models: dict[str, IncomingModel] = {}
+        self._lock = threading.Lock()
+        self._num_workers = num_workers
+        self._num_working = 0
+        self._busy: set[str] = set()
+        self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="learner-worker")
+        self.report: Callable[[m.Message], None]
+        self.send: Callable[[GroupTask, FinishedShare, bool], None]
+        """With its sum, or as the task says."""
+        self.on_idle: Callable[[], None]
+
+    # ------------------------------------------------------------ what comes in
+
+    def joins(self, software: str) -> Iterator[m.GroupJoin]:
+        """The pages of ``group_join``."""
+        names = sorted({name for own in self._own_attributes.values() for name in own})
+        size = max(1, min(MEMBERS_PER_PAGE, COLUMN_BYTES // (1 + 20 * len(names))))
+        ids = iter(self._learners)
+        num_pages = -(-len(self._learners) // size)
+        for page in range(num_pages):
+            members = tuple(islice(ids, size))
+            yield m.GroupJoin(
+                group=self.id,
+                session=self.session,
+                members=members,
+                attributes=dict(self._attributes),
+                columns={
+                    name: tuple(self._own_attributes.get(learner, {}).get(name) for learner in members)
+                    for name in names
+                },
+                page=page,
+                num_pages=num_pages,
+                software=software,
+                tasks=self.statuses(),
+            )
+
+    def statuses(self) -> tuple[m.TaskStatus, ...]:
+        """For heartbeats."""
+        return tuple(whole.status() for whole in self._all()[-MAX_STATUSES:])
+
+    def on_task(self, task: m.Task) -> None:
+        """Take a task for some of the learners; those that have it already are asked for what they have."""
+        job = task.task.job
+        try:
+            self._check(task)
+            incoming = self._incoming(task)
+        except FrameRefused as error:
+            self.report(m.Failed(learner=self.id, task=task.task, reason=str(error)[:1000]))
+            return
+        self._drop_others(task)
+        with self._lock:
+            held = self._tasks.setdefault(job, {})
+        whole = held.get(task.task)
+        if whole is None:
+            whole = GroupTask(self.id, task, incoming)
+            with self._lock:
+                held[task.task] = whole
+        is_new = whole.add(task)
+        self._send_again(whole, set(task.learners))
+        if is_new and incoming.model is not None:
+            self._accept(whole)
+            self._begin_work()
+
+    def _check(self, task: m.Task) -> None:
+        if not task.learners:
+            raise FrameRefused(f"the task names none of the learners of group {self.id!r}")
+        if task.form != "values" or task.control is not None:
+            raise FrameRefused("a group sends the sum of its learners' values, and nothing else")
+
+    def _incoming(self, task: m.Task) -> IncomingModel:
+        """The version that the task announces; one that is there already is not received anew."""
+        incoming = self._models.get(task.task.job)
+        if incoming is None or incoming.manifest != task.model:
+            incoming = self._models[task.task.job] = IncomingModel(task.model, self._max_model_bytes)
+        return incoming
+
+    def _drop_others(self, task: m.Task) -> None:
+        """A task replaces those of other rounds."""
+        held = self._tasks.get(task.task.job, {})
+        with self._lock:
+            for ref in [ref for ref in held if ref.round != task.task.round]:
+                held.pop(ref).cancel()
+            while len(held) >= MAX_TASKS and task.task not in held:
+                held.pop(next(iter(held))).cancel()
+
+    def on_chunk(self, chunk: m.ModelChunk, payload: memoryview) -> None:
+        """Take a part of a model in; work begins when it is whole."""
+        incoming = self._models.get(chunk.job)
+        if incoming is None or incoming.manifest.version != chunk.version:
+            return
+        if incoming.receive(chunk, payload):
+            for whole in self._tasks.get(chunk.job, {}).values():
+                if whole.incoming is incoming:
+                    self._accept(whole)
+            self._begin_work()
+
+    def _accept(self, whole: GroupTask) -> None:
+        accepted = m.Accepted(learner=self.id, task=whole.newest.task, receive_s=whole.incoming.receive_s)
+        self.report(accepted)
+
+    def on_upload_request(self, request: m.UploadRequest) -> None:
+        """Send what is finished of a task, again or for the first time."""
+        whole = self._tasks.get(request.task.job, {}).get(request.task)
+        if whole is None or not whole.shares:
+            log.info("group %s has no result of task %s to send", self.id, request.task)
+            return
+        whole.newest = whole.newest.model_copy(update={"inbox": request.inbox})
+        for share in whole.shares:
+            self.send(whole, share, True)
+
+    def _send_again(self, whole: GroupTask, learners: set[str]) -> None:
+        """Finished shares of learners that are asked for once more."""
+        for share in whole.shares:
+            if not learners.isdisjoint(share.learners):
+                self.send(whole, share, False)
+
+    def cancel(self, cancel: m.Cancel) -> None:
+        """Stop working on a job's tasks up to a round, and forget them."""
+        held = self._tasks.get(cancel.task.job, {})
+        with self._lock:
+            for ref in [ref for ref in held if ref.round <= cancel.task.round]:
+                held.pop(ref).cancel()
+            if not held:
+                self._tasks.pop(cancel.task.job, None)
+                self._models.pop(cancel.task.job, None)
+
+    def cancel_all(self) -> None:
+        """Stop working."""
+        for whole in self._all():
+            whole.cancel()
+
+    # ------------------------------------------------------------ work
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody works or waits."""
+        with self._lock:
+            return not self._num_working and all(whole.is_idle for whole in self._all())
+
+    def due_s(self) -> float | None:
+        """In how many seconds ``send_due`` may have something to do."""
+        due = [due_s for whole in self._all() if (due_s := whole.due_s()) is not None]
+        return min(due, default=None)
+
+    def send_due(self) -> None:
+        """Send what is done of tasks whose deadlines are near."""
+        for whole in self._all():
+            if (share := whole.share_if_due()) is not None:
+                self.send(whole, share, False)
+
+    def _all(self) -> list[GroupTask]:
+        return [whole for tasks in self._tasks.values() for whole in tasks.values()]
+
+    def stop(self) -> None:
+        """Let the workers end."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _begin_work(self) -> None:
+        with self._lock:
+            waiting = sum(whole.num_waiting for whole in self._all() if whole.incoming.model is not None)
+            free = min(waiting, self._num_workers - self._num_working)
+            self._num_working += max(0, free)
+        for _ in range(free):
+            self._workers.submit(self._work)
+
+    def _work(self) -> None:
+        """On a worker's thread: one learner after the other, until nobody waits."""
+        while (held := self._next()) is not None:
+            began = time.perf_counter()
+            try:
+                held.whole.work(held, self._made(held))
+            except TaskCancelled:
+                log.debug("learner %s of group %s stopped working", held.learner, self.id)
+            with self._lock:
+                self._busy.discard(held.learner)
+            share = held.whole.worked(time.perf_counter() - began)
+            if share is not None:
+                self.send(held.whole, share, False)
+        self.on_idle()
+
+    def _made(self, held: MemberTask) -> Callable[[], Learner]:
+        def made() -> Learner:
+            if held.learner not in self._learners:
+                raise SettingError(f"it is not in group {self.id!r}")
+            return self._learners[held.learner]
+
+        return made
+
+    def _next(self) -> MemberTask | None:
+        """The next learner, of the task that was worked on least; None ends the worker."""
+        with self._lock:
+            ready = [whole for whole in self._all() if whole.incoming.model is not None]
+            for whole in sorted(ready, key=lambda one: one.worked_s) if len(ready) > 1 else ready:
+                if (held := whole.take(self._busy)) is not None:
+                    self._busy.add(held.learner)
+                    return held
+            self._num_working -= 1
+            return None
+
+
+def _own(learners: Mapping[str, Learner], given: Parameters) -> dict[str, Parameters]:
+    """Attributes that learners tell besides those that are told of all."""
+    found: dict[str, Parameters] = {}
+    for learner_id, learner in learners.items():
+        told = attributes_of(learner_id, learner, given)
+        if told is not given:
+            found[learner_id] = {name: value for name, value in told.items() if name not in given}
+    return found
