@@ -1,4 +1,4 @@
-"""What attackers do to FedAvg and to the robust rules: test accuracy on the digits, for each rule and attack.
+"""What attackers do to each of the aggregation rules: test accuracy on the digits, for each rule and attack.
 
 python -m benchmarks.attacks --out docs/attacks.md
 python -m benchmarks.attacks --quick          # few rounds, one attack: for checking that it works
@@ -9,25 +9,28 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from broker_fl.apps import App, load_app
+from broker_fl.frameworks import ControlVariate, ProximalTerm
 from broker_fl.interfaces import Learner, Metrics, TaskContext, Update
 from broker_fl.model import Array, Arrays
 from broker_fl.partition import dirichlet
 from broker_fl.simulation import Federation
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.rules import Robust
+from broker_fl.wire.rules import NormClipping, Robust
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
 COMMAND = "python -m benchmarks.attacks --out docs/attacks.md"
 FLIP_SCALE = 5.0
 NOISE_SCALE = 1.0
 MAX_NORM = 1.0
+LEARNING_RATE, BATCH_SIZE, EPOCHS = 0.2, 16, 5
+BUFFER_SIZE = 5
 SPLITS = {"alike": 100.0, "uneven": 0.3}
 """How the digits are split over the learners: the Dirichlet distribution's alpha."""
 
@@ -47,7 +50,7 @@ FULL = Setting(
     num_learners=15,
     num_attackers=3,
     rounds=20,
-    attacks=("none", "sign-flipping", "label-flipping", "scaled noise"),
+    attacks=("none", "sign-flipping", "label-flipping", "scaled noise", "free rider"),
     splits=("alike", "uneven"),
 )
 QUICK = Setting(
@@ -77,6 +80,33 @@ Corruption = Callable[[Arrays, Arrays, np.random.Generator], Arrays]
 """From the given model and the trained one, with an attacker's own chance, to what is sent."""
 
 
+class Honest:
+    """Trains the network of the example, with what FedProx and SCAFFOLD add to the gradients."""
+
+    def __init__(self, app: App, examples: Any) -> None:
+        self._app = app
+        self._examples = examples
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        images, digits = self._examples
+        control, proximal = ControlVariate(task), ProximalTerm(model, task)
+        rng = np.random.default_rng([task.round, *task.learner.encode()])
+        num_steps = 0
+        for _ in range(EPOCHS):
+            order = rng.permutation(len(digits))
+            for start in range(0, len(digits), BATCH_SIZE):
+                batch = order[start : start + BATCH_SIZE]
+                for name, gradient in self._app.module.gradients(model, images[batch], digits[batch]).items():
+                    step = control.corrected(name, gradient) + proximal.gradient(name, model[name])
+                    model[name][...] -= np.float32(LEARNING_RATE) * step
+                num_steps += 1
+        return Update(model=model, num_examples=len(digits), num_steps=num_steps, control=control.result())
+
+    def evaluate(self, model: Arrays, _: TaskContext) -> Metrics:
+        found: Metrics = self._app.module.measure(model, self._examples)
+        return found
+
+
 class Attacker:
     """A learner that trains like the others, and sends something else."""
 
@@ -88,7 +118,7 @@ class Attacker:
         given = {name: array.copy() for name, array in model.items()}
         update = self._honest.train(model, task)
         rng = np.random.default_rng([task.round, *task.learner.encode()])
-        return Update(model=self._corrupt(given, update.model, rng), num_examples=update.num_examples)
+        return replace(update, model=self._corrupt(given, update.model, rng))
 
     def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
         return self._honest.evaluate(model, task)
@@ -99,6 +129,11 @@ def flip_sign(given: Arrays, trained: Arrays, _: np.random.Generator) -> Arrays:
     return {name: given[name] - np.float32(FLIP_SCALE) * (trained[name] - given[name]) for name in given}
 
 
+def send_back(given: Arrays, _: Arrays, __: np.random.Generator) -> Arrays:
+    """The given model, as if there had been nothing to learn."""
+    return given
+
+
 def add_noise(given: Arrays, _: Arrays, rng: np.random.Generator) -> Arrays:
     """Large normal noise in place of training."""
     return {name: _noisy(array, rng) for name, array in given.items()}
@@ -106,6 +141,9 @@ def add_noise(given: Arrays, _: Arrays, rng: np.random.Generator) -> Arrays:
 
 def _noisy(array: Array, rng: np.random.Generator) -> Array:
     return (array + rng.normal(0, NOISE_SCALE, array.shape)).astype(array.dtype)
+
+
+CORRUPTIONS = {"sign-flipping": flip_sign, "scaled noise": add_noise, "free rider": send_back}
 
 
 def make_learners(app: App, setting: Setting, split: str, attack: str) -> dict[str, Learner]:
@@ -118,14 +156,17 @@ def make_learners(app: App, setting: Setting, split: str, attack: str) -> dict[s
     for index, chosen in enumerate(parts):
         flip = attack == "label-flipping" and index in bad
         digits = 9 - train.digits[chosen] if flip else train.digits[chosen]
-        learner: Learner = app.module.Digits(train._replace(images=train.images[chosen], digits=digits))
+        learner: Learner = Honest(app, train._replace(images=train.images[chosen], digits=digits))
         if index in bad and not flip:
-            learner = Attacker(learner, flip_sign if attack == "sign-flipping" else add_noise)
+            learner = Attacker(learner, CORRUPTIONS[attack])
         learners[f"learner-{index:02}"] = learner
     return learners
 
 
 # ---------------------------------------------------------------- measuring
+
+
+ASYNCHRONOUS = ("fedasync", "fedbuff", "fedrec")
 
 
 def rules(num_attackers: int) -> dict[str, dict[str, Any]]:
@@ -140,6 +181,17 @@ def rules(num_attackers: int) -> dict[str, dict[str, Any]]:
     }
     return {
         "FedAvg": {"name": "fedavg"},
+        "FedProx": {"name": "fedprox", "mu": 0.1},
+        "FedAvgM": {"name": "fedavgm"},
+        "FedAdagrad": {"name": "fedadagrad"},
+        "FedAdam": {"name": "fedadam", "learning_rate": 0.03},
+        "FedYogi": {"name": "fedyogi", "learning_rate": 0.03},
+        "FedNova": {"name": "fednova"},
+        "q-FedAvg": {"name": "qfedavg", "learning_rate": LEARNING_RATE},
+        "SCAFFOLD": {"name": "scaffold"},
+        "FedAsync": {"name": "fedasync"},
+        "FedBuff": {"name": "fedbuff", "buffer_size": BUFFER_SIZE},
+        "FedRec": {"name": "fedrec"},
         f"Norm clipping to {MAX_NORM:g}": {"name": "norm_clipping", "max_norm": MAX_NORM},
         **{title: {"name": name, "max_attackers": num_attackers} for name, title in robust.items()},
     }
@@ -160,23 +212,27 @@ def accuracies(setting: Setting, split: str) -> dict[str, dict[str, float]]:
 
 def spec_of(setting: Setting, rule: Mapping[str, Any]) -> JobSpec:
     """One job of the experiment."""
+    protocol: dict[str, Any] = {"min_learners": setting.num_learners}
+    termination = {"rounds": setting.rounds}
+    if rule["name"] in ASYNCHRONOUS:
+        protocol["name"], termination = "asynchronous", {"updates": setting.rounds * setting.num_learners}
     return JobSpec.model_validate(
         {
             "rule": rule,
-            "protocol": {"min_learners": setting.num_learners},
-            "termination": {"rounds": setting.rounds},
-            "evaluate": False,
+            "protocol": protocol,
+            "termination": termination,
+            "evaluate": rule["name"] == "qfedavg",
         }
     )
 
 
 def accuracy(app: App, learners: Mapping[str, Learner], spec: JobSpec) -> float:
-    """Of the job's last version, on the held-out digits; a job that failed gives none."""
+    """Of the job's last version, on the held-out digits."""
     with Federation(learners) as federation:
         job = federation.submit(spec, app.initial_model())
         end = job.wait()
-        if end.state != "done":
-            raise RuntimeError(f"the job {end.state}: {end.reason}")
+        if end.state != "done":  # attackers have ruined the model beyond what its type can hold
+            print(f"the job {end.state}: {end.reason}", file=sys.stderr, flush=True)
         with np.errstate(over="ignore", invalid="ignore"):  # of a model that attackers have ruined
             return float(app.module.test_metrics(job.model())["accuracy"])
 
@@ -189,7 +245,12 @@ def page(setting: Setting, found: Mapping[str, Mapping[str, Mapping[str, float]]
     share = setting.num_attackers / setting.num_learners
     parts = [
         INTRODUCTION.format(
-            command=COMMAND, flip_scale=FLIP_SCALE, noise_scale=NOISE_SCALE, share=share, **asdict(setting)
+            command=COMMAND,
+            flip_scale=FLIP_SCALE,
+            noise_scale=NOISE_SCALE,
+            share=share,
+            buffer_size=BUFFER_SIZE,
+            **asdict(setting),
         )
     ]
     for split, rows in found.items():
@@ -210,7 +271,16 @@ the held-out digits. One run each: differences of a percent or two say nothing.
 - **sign-flipping**: sends its training step times -{flip_scale:g};
 - **label-flipping**: trains on digits 9 - d in place of d;
 - **scaled noise**: sends the given model plus normal noise, {noise_scale:g} standard deviation for each
-  weight."""
+  weight;
+- **free rider**: sends back the model that it was given.
+
+What else an update has (examples, steps, SCAFFOLD's control variate) attackers tell as honest learners do.
+FedAsync, FedBuff and FedRec are asynchronous: they take as many updates as {rounds} rounds have, in the
+order in which they come, so that theirs are the numbers that differ most from run to run. Rules are at their
+defaults, but FedProx with mu = 0.1, FedAdam and FedYogi with a learning rate of 0.03, q-FedAvg with that of
+the learners, FedBuff with a buffer of {buffer_size}. All but the robust ones and norm clipping are here for
+comparison: none claims to withstand attackers. Where nothing finite can be made of a ruined model any more,
+its job fails, and the number is that of its last version."""
 TITLES = {
     "alike": "## Learners whose data is alike\n\nThe digits are split evenly at random "
     "(Dirichlet, alpha = 100). This is what the papers of the robust rules assume.",
@@ -218,10 +288,13 @@ TITLES = {
     "(Dirichlet, alpha = 0.3, as in the example). An honest learner is then far from the others too, and a "
     "rule that leaves updates out leaves out what only they know.",
 }
-NOTES = """`f` is the job's `rule.max_attackers`, `n` the updates of a round. A job whose settings let a round
+NOTES = """Free riders send the same to the last bit. That is what Krum looks for, and where honest learners
+are far from one another, a few of them are its choice.
+
+`f` is the job's `rule.max_attackers`, `n` the updates of a round. A job whose settings let a round
 end with fewer updates is refused when it is submitted; a round that ends with fewer all the same fails with
 the reason. Norm clipping does not keep attackers out, it bounds what they can do in a round: `f` of `n` move
-the model by no more than `max_norm` × f / n. All but FedAvg give each update one vote by default, since how
+the model by no more than `max_norm` × f / n. These rules give each update one vote by default, since how
 many examples it stands for is its learner's own word."""
 
 
@@ -231,6 +304,16 @@ def table(setting: Setting, rows: Mapping[str, Mapping[str, float]]) -> str:
     lines = [head, ["---", *("---:" for _ in setting.attacks)]]
     lines += [[title, *(f"{row[attack]:.3f}" for attack in setting.attacks)] for title, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+MEMORY = {
+    **dict.fromkeys(["fedavg", "fedprox"], "one model"),
+    **dict.fromkeys(["norm_clipping", "fednova", "qfedavg", "fedasync", "fedbuff"], "two models"),
+    **dict.fromkeys(["fedavgm", "scaffold"], "three models"),
+    **dict.fromkeys(["fedadagrad", "fedadam", "fedyogi"], "four models"),
+    "fedrec": "seven models",
+}
+"""Of rules that stream, with what is kept between rounds."""
 
 
 def requirements(setting: Setting) -> str:
@@ -243,8 +326,8 @@ def requirements(setting: Setting) -> str:
             most = max(f for f in range(setting.num_learners) if _fits(settings, f, setting.num_learners))
             lines.append([title, f"n ≥ {settings.formula}", str(most), "one model per learner"])
         else:
-            streams = "one model" if settings.name == "fedavg" else "two models"
-            lines.append([title, "n ≥ 1", "none" if settings.name == "fedavg" else "bounded", streams])
+            bounded = isinstance(settings, NormClipping)
+            lines.append([title, "n ≥ 1", "bounded" if bounded else "none", MEMORY[settings.name]])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -427,6 +427,10 @@ class Combined:
     """Updates of this round that are stored as well, each in the place of its learner's last (asynchronous
     protocol).
     """
+    used: Mapping[str, float] | None = None
+    """Shares of the learners in the model, for rules that choose among updates: 0 for one that was left out.
+    None: all are in it by their weights.
+    """
     carried: object = None
     """What the next round can use and could also make anew: it stays in memory and is not stored."""
 

@@ -38,12 +38,15 @@ class Bulyan:
         """Begin a round."""
         return KeptUpdates(given, self._settings, self._combine)
 
-    def _combine(self, given: Given, updates: Sequence[Contribution]) -> Model:
+    def _combine(self, given: Given, updates: Sequence[Contribution]) -> tuple[Model, Array]:
         models = [update.model for update in updates]
         f = self._settings.max_attackers
         chosen = select(pairwise(given.spec, models, given.model()), f)
         selected = [models[index] for index in chosen]
-        return by_coordinate(given.spec, selected, lambda rows: mean_about_median(rows, len(rows) - 2 * f))
+        shares = np.zeros(len(models))
+        shares[chosen] = 1.0 / len(chosen)
+        count = len(selected) - 2 * f
+        return by_coordinate(given.spec, selected, lambda rows: mean_about_median(rows, count)), shares
 
 
 def select(squared: Array, max_attackers: int) -> list[int]:

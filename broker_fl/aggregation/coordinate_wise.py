@@ -36,10 +36,10 @@ class TrimmedMean:
         """Begin a round."""
         return KeptUpdates(given, self._settings, self._combine)
 
-    def _combine(self, given: Given, updates: Sequence[Contribution]) -> Model:
+    def _combine(self, given: Given, updates: Sequence[Contribution]) -> tuple[Model, None]:
         trim = self._settings.max_attackers
         models = [update.model for update in updates]
-        return by_coordinate(given.spec, models, lambda rows: trimmed_mean(rows, trim))
+        return by_coordinate(given.spec, models, lambda rows: trimmed_mean(rows, trim)), None
 
 
 class Median:
@@ -52,9 +52,9 @@ class Median:
         """Begin a round."""
         return KeptUpdates(given, self._settings, self._combine)
 
-    def _combine(self, given: Given, updates: Sequence[Contribution]) -> Model:
+    def _combine(self, given: Given, updates: Sequence[Contribution]) -> tuple[Model, None]:
         models = [update.model for update in updates]
-        return by_coordinate(given.spec, models, median)
+        return by_coordinate(given.spec, models, median), None
 
 
 def trimmed_mean(rows: Array, trim: int) -> Array:

@@ -51,12 +51,12 @@ class GeometricMedian:
         """Begin a round."""
         return KeptUpdates(given, self._settings, self._combine, self._settings.weighting)
 
-    def _combine(self, given: Given, updates: Sequence[Contribution]) -> Model:
+    def _combine(self, given: Given, updates: Sequence[Contribution]) -> tuple[Model, Array]:
         by_examples = self._settings.weighting == "examples"
         weights = np.array([update.num_examples if by_examples else 1 for update in updates], np.float64)
         models = [update.model for update in updates]
         found = self._shares(given.spec, [*models, given.model()], weights)
-        return by_coordinate(given.spec, models, lambda rows: found @ rows.astype(np.float64))
+        return by_coordinate(given.spec, models, lambda rows: found @ rows.astype(np.float64)), found
 
     def _shares(self, spec: ModelSpec, points: Sequence[Model], weights: Array) -> Array:
         """Of the updates in their median. The last point, where it begins to look, weighs nothing."""

@@ -12,10 +12,11 @@ from broker_fl.aggregation.sums import check_addable
 from broker_fl.aggregation.weighting import Weighting, weight_of
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Combined, Contribution, Given
-from broker_fl.model import Model
+from broker_fl.model import Array, Model
 from broker_fl.wire.rules import Robust
 
-Combine = Callable[[Given, Sequence[Contribution]], Model]
+Combine = Callable[[Given, Sequence[Contribution]], tuple[Model, Array | None]]
+"""A model, and for each update its share in it, where the rule chooses among them."""
 
 
 class KeptUpdates:
@@ -60,7 +61,11 @@ class KeptUpdates:
                 f"{len(updates)} updates are too few for the rule {rule.name!r}: to withstand "
                 f"f = {rule.max_attackers} attackers it needs {rule.updates_needed()} ({rule.formula})"
             )
-        return Combined(model=self._combine(self._given, updates))
+        model, shares = self._combine(self._given, updates)
+        if shares is None:
+            return Combined(model=model)
+        names = [update.learner for update in updates]
+        return Combined(model=model, used=dict(zip(names, shares.tolist(), strict=True)))
 
 
 def checked_weight(given: Given, contribution: Contribution, weighting: Weighting) -> float:

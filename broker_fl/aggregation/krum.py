@@ -35,14 +35,16 @@ class Krum:
         """Begin a round."""
         return KeptUpdates(given, self._settings, self._combine)
 
-    def _combine(self, given: Given, updates: Sequence[Contribution]) -> Model:
+    def _combine(self, given: Given, updates: Sequence[Contribution]) -> tuple[Model, Array]:
         models = [update.model for update in updates]
         squared = pairwise(given.spec, models, given.model())
         found = scores(squared, self._settings.max_attackers)
         # Of equal scores the first learner's is taken, whoever came first.
         best = np.argsort(found, kind="stable")[: self._num_selected(len(models))]
         chosen = [models[index] for index in best]
-        return by_coordinate(given.spec, chosen, lambda rows: rows.mean(axis=0, dtype=np.float64))
+        shares = np.zeros(len(models))
+        shares[best] = 1.0 / len(best)
+        return by_coordinate(given.spec, chosen, lambda rows: rows.mean(axis=0, dtype=np.float64)), shares
 
     def _num_selected(self, num_updates: int) -> int:
         if isinstance(self._settings, rules.Krum):

@@ -637,6 +637,7 @@ class Job(ABC):
             digest=signal.digest,
             contributors=tuple(sorted(parts)),
             total_weight=signal.total_weight,
+            used=None if signal.used is None else dict(signal.used),
             metrics=means.means(),
             round_s=max(0.0, now - state.round_started_at),
             aggregate_s=signal.aggregate_s,

@@ -167,6 +167,8 @@ class VersionWasStored:
     version: int
     digest: str
     total_weight: float
+    used: Mapping[str, float] | None = None
+    """``Combined.used``."""
     aggregate_s: float = 0.0
     store_s: float = 0.0
     memory_bytes: int = 0

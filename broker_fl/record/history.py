@@ -408,6 +408,7 @@ class History:
         version.committed_s, version.digest = event.time_s, event.digest
         version.metrics, version.total_weight = event.metrics, event.total_weight
         version.contributors = contributors
+        version.used = event.used or {}
         version.num_contributors = max(event.num_learners, len(contributors))
         # Where the list of contributors was cut, whoever was folded since the last version is in this one.
         inside = contributors if version.num_contributors == len(contributors) else tuple(self._uncommitted)

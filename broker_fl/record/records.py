@@ -41,6 +41,8 @@ class VersionRecord:
     committed_s: float | None = None
     digest: str = ""
     contributors: tuple[str, ...] = ()
+    used: Mapping[str, float] = field(default_factory=dict)
+    """Shares of the contributors in it, where the rule chose among them; else empty."""
     num_contributors: int = 0
     """Updates in it; ``contributors`` names at most ``MAX_LISTED`` of their learners."""
     total_weight: float = 0.0

@@ -204,13 +204,20 @@ def _versions(history: History, names: Sequence[str]) -> Grid:
     )
 
 
+def _used(version: VersionRecord) -> str:
+    """How many of the updates are in the version, where the rule chose among them."""
+    if not version.used:
+        return ""
+    return f", {sum(share > 0 for share in version.used.values())} used"
+
+
 def _version_row(history: History, version: VersionRecord, columns: Sequence[MetricColumn]) -> list[str]:
     start_s, at_s = history.submitted_s, version.committed_s
     record = None if version.round is None else history.rounds.get(version.round)
     return [
         str(version.version),
         names_of(version.contributors) or "–",
-        count(version.num_contributors),
+        count(version.num_contributors) + _used(version),
         "–" if version.mean_staleness is None else f"{version.mean_staleness:.3g}",
         seconds(None if start_s is None or at_s is None else max(0.0, at_s - start_s)),
         seconds(record.round_s if record else None),

@@ -377,6 +377,7 @@ class JobRunner:
             version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
+            used=combined.used,
             aggregate_s=aggregated - began,
             store_s=steady_s() - aggregated,
             memory_bytes=resident_bytes(),

@@ -22,6 +22,7 @@ from broker_fl.wire.fields import (
     Name,
     Parameters,
     Seconds,
+    Shares,
     Text,
     listed,
 )
@@ -268,6 +269,10 @@ class VersionCommitted(Event):
     num_learners: Count = 0
     """That contributed; ``contributors`` names at most ``MAX_LISTED`` of them."""
     total_weight: Weight
+    used: Shares | None = None
+    """Shares of contributors in the version, where the rule chose among them: 0 if it left one out. At most
+    ``MAX_LISTED`` of them.
+    """
     metrics: Metrics = Field(default={})
     """Of training, averaged by weight."""
     round_s: Seconds

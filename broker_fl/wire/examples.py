@@ -261,6 +261,7 @@ def _event_examples() -> dict[str, m.Message]:
             digest=_MANIFEST.digest,
             contributors=two,
             total_weight=240.0,
+            used={"site-1": 1.0, "site-2": 0.0},
             metrics=_METRICS,
             round_s=6.5,
             aggregate_s=0.02,

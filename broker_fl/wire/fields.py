@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PlainValidator, WithJsonSchema
@@ -134,6 +135,18 @@ Listed = Annotated[
 
 MemberIds = Annotated[tuple[Identifier, ...], Field(max_length=MAX_GROUP), FailFast()]
 """Ids of members of a group."""
+
+
+def _shares(value: Any) -> Any:
+    return dict(islice(value.items(), MAX_LISTED)) if isinstance(value, dict) else value
+
+
+Shares = Annotated[
+    dict[Identifier, Annotated[float, Field(ge=0, le=1)]],
+    BeforeValidator(_shares),
+    Field(json_schema_extra={"maxProperties": MAX_LISTED}),
+]
+"""By learner; those beyond ``MAX_LISTED`` are left out."""
 
 
 def text(value: object) -> str:

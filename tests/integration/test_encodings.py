@@ -35,7 +35,7 @@ def test_a_job_in_each_encoding_on_real_servers(
 
     With one element in four, each quarter is sent when its turn comes, with what had to wait.
     """
-    initial = {"w": np.arange(SIZE, dtype=np.float32) % 7, "n": np.arange(5)}
+    initial: dict[str, Any] = {"w": np.arange(SIZE, dtype=np.float32) % 7, "n": np.arange(5)}
     spec = JobSpec.model_validate(
         {
             "protocol": {"min_learners": len(NAMES)},

@@ -20,7 +20,7 @@ from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.simulation import Federation
 from broker_fl.wire.job import JobSpec
 from tests.unit.aggregation.attacked import Round, check, check_refusals, rounds
-from tests.unit.roles.stage import FEDERATION, WAIT_S, Adds, model_of
+from tests.unit.roles.stage import FEDERATION, WAIT_S, Adds, model_of, same
 
 NEEDED: dict[str, Callable[[int], int]] = {
     "median": lambda f: 2 * f + 1,
@@ -158,7 +158,7 @@ def geometric_median(points: Array, alpha: Array) -> Array:
     points = np.asarray(points, np.longdouble)
     alpha = np.asarray(alpha / alpha.sum(), np.longdouble)
     best = np.argmin([sum_of_distances(points, alpha, point) for point in points])
-    shares = np.eye(len(points), dtype=np.longdouble)[best]
+    shares: Array = np.eye(len(points), dtype=np.longdouble)[best]
     for _ in range(20_000):
         away = points - shares @ points
         distances = np.sqrt((away**2).sum(axis=1))
@@ -278,6 +278,30 @@ def test_the_order_of_arrival_does_not_change_a_bit_and_refused_updates_do_not_c
     }
     assert len(digests) == 1
     check_refusals(round, name=name, max_attackers=3)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_rule_that_chooses_says_which_updates_the_result_is_made_of(name: str) -> None:
+    """One update is far away; Krum takes one, Multi-Krum n - f - 2, Bulyan n - 2 f, the others all but it."""
+    round = Round([("float64", (20,))], 9, 1, seed=15)
+    accumulator = round.begin(name=name, max_attackers=1)
+    for index in round.order:
+        accumulator.fold(round.updates[index])
+    combined = accumulator.result()
+    if name in ("median", "trimmed_mean"):
+        assert combined.used is None
+        return
+    assert combined.used is not None
+    shares = np.array([combined.used[update.learner] for update in round.updates])
+    assert len(combined.used) == 9
+    assert shares.sum() == pytest.approx(1.0)
+    if name == "geometric_median":
+        assert 0 < shares[0] < shares[1:].min()
+    else:
+        assert shares[0] == 0
+        assert (shares > 0).sum() == {"krum": 1, "multi_krum": 6, "bulyan": 7}[name]
+    if name != "bulyan":
+        np.testing.assert_allclose(combined.model["t0"], shares @ round.values("t0"), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -425,21 +449,34 @@ def test_a_job_with_the_rule_makes_the_model_computed_by_hand(rule: dict[str, An
         assert job.wait().state == "done"
         for array in job.model().values():
             np.testing.assert_allclose(array, 3 * added, rtol=1e-5)
+        newest = job.history().versions[3]
+        assert len(newest.contributors) == 7
+        if rule["name"] == "krum":
+            assert newest.used == {
+                name: float(f"l{np.argmin(krum_scores(LINE, 1))}" == name) for name in learners
+            }
 
 
-def test_a_round_that_loses_too_many_learners_fails_the_job_and_says_why() -> None:
-    """Enough are there when it begins; then one leaves, and a quorum is a share of those that are left."""
+def test_a_round_that_loses_too_many_learners_waits_for_enough_and_combines_no_fewer() -> None:
+    """Enough are there when it begins; then one leaves, and comes back."""
     leaver = Adds(1.0)
     leaver.gate.clear()
-    settings = {"rule": {"name": "median"}, "protocol": {"min_learners": 3}}
+    spec = {"rule": {"name": "median"}, "protocol": {"min_learners": 3}, "termination": {"rounds": 2}}
     with Federation({"a": Adds(1.0), "b": Adds(1.0)}, name=FEDERATION) as federation:
-        transport = federation.broker.connect("leaver")
-        host = LearnerHost(transport, {"c": leaver}, LearnerSettings(federation=FEDERATION))
-        host.start()
-        job = federation.submit(JobSpec.model_validate(settings), model_of())
+        transports = [federation.broker.connect(name) for name in ("leaver", "back")]
+        hosts = [
+            LearnerHost(transport, {"c": leaver}, LearnerSettings(federation=FEDERATION))
+            for transport in transports
+        ]
+        hosts[0].start()
+        job = federation.submit(JobSpec.model_validate(spec), model_of())
         assert leaver.at_work.wait(WAIT_S)
-        host.stop(drain_s=0.0, reason="it has had enough")
-        end = job.wait()
-        transport.close()
-    assert end.state == "failed"
-    assert "round 1: 2 updates are too few for the rule 'median'" in end.reason
+        hosts[0].stop(drain_s=0.0, reason="it has had enough")
+        transports[0].close()
+        leaver.gate.set()
+        hosts[1].start()
+        assert job.wait().state == "done"
+        hosts[1].stop(drain_s=0.0)
+        transports[1].close()
+        same(job.model(), model_of(2.0))
+        assert all(len(version.contributors) == 3 for version in list(job.history().versions.values())[1:])
