@@ -16,6 +16,7 @@
     │   ├── BrokerUnavailable
     │   └── StoreUnavailable
     ├── Fenced                    another controller holds the lease    → stop writing at once
+    ├── VersionsLost              the store forgot what it had taken    → begin anew from what it has
     ├── TaskCancelled             the controller no longer wants it     → leave ``train`` quietly
     └── TransportClosed           closed by its owner while in use      → the role is shutting down
 """
@@ -77,6 +78,10 @@ class StoreUnavailable(ServerUnavailable):
 
 class Fenced(BrokerFLError):
     """A controller with a newer epoch holds the federation's lease; this one changed nothing."""
+
+
+class VersionsLost(BrokerFLError):
+    """The store has lost versions that it had confirmed; who starts anew goes on from those that are left."""
 
 
 class TaskCancelled(BrokerFLError):

@@ -38,11 +38,8 @@ class FedAsyncStep:
         self._alpha = alpha
         self._discount = discount
         self._sum = WeightedSum(given.spec)
-
-    @property
-    def total_weight(self) -> float:
+        self.total_weight = 0.0
         """``α_t`` of the update; 0 before it came."""
-        return self._sum.total_weight
 
     def fold(self, contribution: Contribution) -> float:
         """Take the update in; ``α_t`` comes back.
@@ -50,10 +47,11 @@ class FedAsyncStep:
         Raises:
             UpdateRefused: another spec, values that are not finite, or a second update.
         """
-        if self._sum.total_weight:
+        if self.total_weight:
             raise UpdateRefused("one update makes a version, and it is there already")
         share = self._alpha * self._discount(contribution.staleness)
         self._sum.add(contribution.model, share)
+        self.total_weight = share
         return share
 
     def result(self) -> Combined:
@@ -62,7 +60,7 @@ class FedAsyncStep:
         Raises:
             AggregationError: no update came, or a value is not finite.
         """
-        share = self._sum.total_weight
+        share = self.total_weight
         if 0.0 < share < 1.0:
             self._sum.add(self._given.model(), 1.0 - share)
         return Combined(model=self._sum.mean())

@@ -341,12 +341,14 @@ class Job(ABC):
         part = self._part(result.learner, result.task)
         if part is None:
             return self._late(result)
-        if part.status in (Status.DELIVERED, Status.REFUSED, Status.FINISHED):
+        if part.status in (Status.DELIVERED, Status.REFUSED):
             return []
         finished = self._finished(result)
         if (problem := self._problem(part, result)) is not None:
             return [s.Emit(finished), *self._refused(result.learner, result.task, problem, now)]
         part.result = result
+        if part.status is Status.FINISHED:  # sent once more, or of a learner that was started anew
+            return []
         if self._remembers:
             self._records.finished(result, now - part.sent_at)
         if state.phase is Phase.TRAINING:

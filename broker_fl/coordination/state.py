@@ -139,6 +139,16 @@ class JobState:
         oldest = self.version - self.spec.keep_versions
         self.evaluations = {version: found for version, found in self.evaluations.items() if version > oldest}
 
+    def go_back_to(self, version: int) -> None:
+        """Begin anew after this version, if the store has lost those after it; ``num_updates`` counts on."""
+        if version >= self.version:
+            return
+        self.round -= self.version - version
+        self.version, self.phase, self.cohort = version, Phase.IDLE, Cohort()
+        self.retries, self.ending = 0, ""
+        self.evaluations = {one: found for one, found in self.evaluations.items() if one <= version}
+        self.counted = {learner: round for learner, round in self.counted.items() if round < self.round}
+
     def _current_reason(self) -> str:
         if self.end is None and self.is_paused:
             return self.pause_reason

@@ -7,24 +7,28 @@ All state belongs to the deciding thread.
 from __future__ import annotations
 
 import logging
-import threading
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Lost, Membership
-from broker_fl.errors import Fenced, FrameRefused, MessageRefused, StoreUnavailable, TransportClosed
+from broker_fl.errors import (
+    Fenced,
+    FrameRefused,
+    MessageRefused,
+    StoreUnavailable,
+    TransportClosed,
+    VersionsLost,
+)
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Member, Store, Transport
-from broker_fl.roles.clock import Clock
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.requests import Requests
+from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
 from broker_fl.topology import Topology
@@ -68,6 +72,7 @@ class Controller:
         store: Store,
         settings: ControllerSettings | None = None,
         own: OwnClasses | None = None,
+        runtime: Runtime = THREADS,
     ) -> None:
         """``own``: the rules and selectors that jobs may name besides those of the library."""
         self._own = own or OwnClasses()
@@ -75,20 +80,22 @@ class Controller:
         self.topology = Topology(self.settings.federation)
         self._transport = transport
         self._store = store
-        self._clock = Clock()
-        self._stop = threading.Event()
-        self._settled = threading.Event()  # it is active, or has ended before it was
+        self._clock = Clock(runtime)
+        self._stop = runtime.event()
+        self._settled = runtime.event()  # it is active, or has ended before it was
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
         self._groups = Groups(self._members)
         self._ticked_at = 0.0
         self._unflushed_since: float | None = None
-        self._owner = f"controller-{uuid.uuid4().hex[:12]}"
-        self._lease = Lease(store, self._owner, ttl_s=self.settings.lease_ttl_s, on_fenced=self._fenced)
-        self._loop = Loop("controller", on_idle=self._idle, timeout_s=self._timeout_s)
-        self._sender = Sender(transport, "controller-sender")
-        self._bulk_sender = Sender(transport, "controller-bulk-sender")
-        self._main = threading.Thread(target=self._run, name="controller-main", daemon=True)
+        self._owner = f"controller-{runtime.unique()[:12]}"
+        self._lease = Lease(
+            store, self._owner, ttl_s=self.settings.lease_ttl_s, on_fenced=self._fenced, runtime=runtime
+        )
+        self._loop = Loop("controller", on_idle=self._idle, timeout_s=self._timeout_s, runtime=runtime)
+        self._sender = Sender(transport, "controller-sender", runtime)
+        self._bulk_sender = Sender(transport, "controller-bulk-sender", runtime)
+        self._main = runtime.thread(self._run, "controller-main")
         self.error: BaseException | None = None
         """What ended the controller, if it was not ``stop``."""
 
@@ -190,7 +197,7 @@ class Controller:
             Fenced: another controller has taken over.
             StoreUnavailable: the controller was stopped while the store was away, or its patience is over.
         """
-        began, pause_s = time.monotonic(), 0.05
+        began, pause_s = self._clock.steady_s(), 0.05
         while True:
             try:
                 return operation()
@@ -205,7 +212,7 @@ class Controller:
 
     def _is_too_long(self, began: float) -> bool:
         patience_s = self.settings.store_patience_s
-        return patience_s is not None and time.monotonic() - began >= patience_s
+        return patience_s is not None and self._clock.steady_s() - began >= patience_s
 
     def _give_up(self, error: StoreUnavailable) -> None:
         self.error = self.error or error
@@ -217,7 +224,7 @@ class Controller:
         if error is None:
             self._unflushed_since = None
         elif self._unflushed_since is None:
-            self._unflushed_since = time.monotonic()
+            self._unflushed_since = self._clock.steady_s()
         elif self._is_too_long(self._unflushed_since):
             self._give_up(error)
 
@@ -239,7 +246,7 @@ class Controller:
         except MessageRefused as error:
             self._dead_letter(queue, delivery, str(error))
             self._refuse_broken_result(delivery, str(error))
-        except (Fenced, TransportClosed, StoreUnavailable):
+        except (Fenced, TransportClosed, StoreUnavailable, VersionsLost):
             raise  # not acked: it comes again, to whoever goes on
         except Exception as error:
             log.exception("a message from %s with key %s could not be handled", queue, delivery.routing_key)

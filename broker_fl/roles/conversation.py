@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import queue
-import threading
-import time
-import uuid
 from typing import TYPE_CHECKING, Self
 
 from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, RequestRefused
 from broker_fl.interfaces import Delivery
 from broker_fl.model import Model
+from broker_fl.roles.runtime import Runtime, Waiting
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
@@ -25,6 +23,7 @@ EVENTS_PREFETCH = 256
 MAX_MODEL_BYTES = 8 << 30
 _REPEAT_AFTER_S = 10.0
 _TRY_AGAIN_AFTER_S = 0.25
+_REFUSED_AGAIN_AFTER_S = 1.0
 
 
 class Answers:
@@ -43,9 +42,15 @@ class Answers:
         self._driver.forget(self._request.request)
 
     def next(self, *expected: type[m.Reply]) -> m.Reply:
-        """The next answer of an expected kind."""
-        give_up_at = time.monotonic() + self._driver.timeout_s
-        while (left_s := give_up_at - time.monotonic()) > 0:
+        """The next answer of an expected kind.
+
+        Raises:
+            RequestRefused: with the controller's reason; one that may pass has not, for ``timeout_s``.
+            BrokerUnavailable: no controller answered within ``timeout_s``.
+        """
+        steady_s, refused = self._driver.runtime.steady_s, None
+        give_up_at = steady_s() + self._driver.timeout_s
+        while (left_s := give_up_at - steady_s()) > 0:
             try:
                 reply = self._answers.get(timeout=min(left_s, _REPEAT_AFTER_S))
             except queue.Empty:
@@ -54,9 +59,16 @@ class Answers:
             if isinstance(reply, Exception):
                 raise reply
             if isinstance(reply, m.Refused):
-                raise RequestRefused(reply.reason)
+                refused = reply
+                if not reply.again:
+                    break
+                self._driver.runtime.sleep(_REFUSED_AGAIN_AFTER_S)
+                self._driver.send(self._request)
+                continue
             if isinstance(reply, expected):
                 return reply
+        if refused is not None:
+            raise RequestRefused(refused.reason)
         raise BrokerUnavailable(
             f"no controller of federation {self._driver.topology.federation!r} answered within "
             f"{self._driver.timeout_s:g} s; is one running (broker-fl controller)?"
@@ -66,25 +78,21 @@ class Answers:
 class Download:
     """A model on its way to the driver."""
 
-    def __init__(self, follows: m.ModelFollows) -> None:
+    def __init__(self, follows: m.ModelFollows, runtime: Runtime) -> None:
         self.model = (follows.job, follows.model.version)
         self._manifest = follows.model
         self._spec = follows.model.model_spec(max_bytes=MAX_MODEL_BYTES)
         self._assembly = Assembly(follows.model.num_bytes, follows.model.chunk_bytes)
-        self._progress = threading.Condition()
-        self._failure: Exception | None = None
+        self._arrived: Waiting[Exception | None] = runtime.queue()
 
     def add(self, chunk: m.ModelChunk, payload: memoryview) -> None:
         """Take a chunk that came in; one that is there already is ignored."""
-        with self._progress:
-            self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
-            self._progress.notify_all()
+        self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
+        self._arrived.put(None)
 
     def fail(self, error: Exception) -> None:
         """Raise ``error`` from ``wait``: nothing more comes."""
-        with self._progress:
-            self._failure = error
-            self._progress.notify_all()
+        self._arrived.put(error)
 
     def wait(self, timeout_s: float) -> Model:
         """The model, once it is whole.
@@ -93,16 +101,16 @@ class Download:
             BrokerUnavailable: no chunk came for ``timeout_s``.
             FrameRefused: what came is not what was announced.
         """
-        with self._progress:
-            while not self._assembly.complete:
-                if self._failure is not None:
-                    raise self._failure
+        while not self._assembly.complete:
+            try:
+                failure = self._arrived.get(timeout=timeout_s)
+            except queue.Empty:
                 missing = self._assembly.num_missing
-                moved = self._progress.wait(timeout_s)
-                if not moved and self._assembly.num_missing == missing:
-                    raise BrokerUnavailable(
-                        f"{missing} chunks of the model did not arrive within {timeout_s:g} s",
-                    )
+                raise BrokerUnavailable(
+                    f"{missing} chunks of the model did not arrive within {timeout_s:g} s",
+                ) from None
+            if failure is not None:
+                raise failure
         model = encoding(self._manifest.encoding).decode(self._assembly.buffer, self._spec)
         if self._manifest.encoding == "raw" and model.digest != self._manifest.digest:
             raise FrameRefused("the model arrived with another digest than was announced")
@@ -114,17 +122,17 @@ class Watch:
 
     def __init__(self, driver: Driver, job: str) -> None:
         self._driver = driver
-        self._watcher = f"{driver.id}-{uuid.uuid4().hex[:8]}"
+        self._watcher = f"{driver.id}-{driver.unique()[:8]}"
         self._job = job
-        self._batches: queue.SimpleQueue[tuple[bytes, ...] | None] = queue.SimpleQueue()
+        self._batches: Waiting[tuple[bytes, ...] | None] = driver.runtime.queue()
 
     def __enter__(self) -> Self:
-        driver = self._driver
-        give_up_at = time.monotonic() + driver.timeout_s
+        driver, runtime = self._driver, self._driver.runtime
+        give_up_at = runtime.steady_s() + driver.timeout_s
         while not self._is_consuming():
-            if time.monotonic() >= give_up_at:
+            if runtime.steady_s() >= give_up_at:
                 raise BrokerUnavailable(f"the broker has not been there for {driver.timeout_s:g} s")
-            time.sleep(_TRY_AGAIN_AFTER_S)
+            runtime.sleep(_TRY_AGAIN_AFTER_S)
         driver.add_watch(self)
         return self
 
@@ -167,8 +175,3 @@ class Watch:
                 return []
             if fresh := [event for event in map(decode_event, batch) if event.sequence > last]:
                 return fresh
-
-
-def request_id() -> str:
-    """A new one."""
-    return uuid.uuid4().hex

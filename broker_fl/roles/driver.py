@@ -11,9 +11,7 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Self, TypeVar
@@ -22,7 +20,8 @@ from broker_fl.errors import BrokerUnavailable, MessageRefused, RequestRefused
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
 from broker_fl.record.history import History
-from broker_fl.roles.conversation import Answer, Answers, Download, Watch, request_id
+from broker_fl.roles.conversation import Answer, Answers, Download, Watch
+from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 from broker_fl.roles.sender import publish_model
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
@@ -32,21 +31,31 @@ from broker_fl.wire.job import JobSpec
 R = TypeVar("R", bound=m.Reply)
 P = TypeVar("P", m.Jobs, m.Learners, m.Versions)
 REPLY_PREFETCH = 64
+FIRST_PATIENCE_S = 9.0
+"""An initial model that has not arrived after so long is sent again, ever less often."""
 
 
 class Driver:
     """A connection to one federation, for any number of threads."""
 
-    def __init__(self, transport: Transport, federation: str = "default", *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        federation: str = "default",
+        *,
+        timeout_s: float = 30.0,
+        runtime: Runtime = THREADS,
+    ) -> None:
         """Use ``transport``, which is closed with the driver; a request waits ``timeout_s`` for the
         controller's answer.
         """
         self.topology = Topology(federation)
-        self.id = f"driver-{uuid.uuid4().hex[:12]}"
+        self.runtime = runtime
+        self.id = f"driver-{runtime.unique()[:12]}"
         self.timeout_s = timeout_s
         self._transport = transport
         self._lock = threading.Lock()
-        self._waiting: dict[str, queue.SimpleQueue[Answer]] = {}
+        self._waiting: dict[str, Waiting[Answer]] = {}
         self._downloads: dict[str, Download] = {}  # by request
         self._watches: set[Watch] = set()
         self._failure: Exception | None = None
@@ -80,9 +89,9 @@ class Driver:
             RequestRefused: the controller does not take the job; says why.
             BrokerUnavailable: no controller answered within ``timeout_s``.
         """
-        job = f"{spec.name[:51]}-{uuid.uuid4().hex[:12]}"
+        job = f"{spec.name[:51]}-{self.unique()[:12]}"
         if isinstance(model, m.VersionRef):
-            submit = m.Submit(driver=self.id, request=request_id(), job=job, spec=spec, parent=model)
+            submit = m.Submit(driver=self.id, request=self.unique(), job=job, spec=spec, parent=model)
             self.ask(submit, m.Done)
         else:
             self._submit(job, spec, model)
@@ -97,20 +106,20 @@ class Driver:
             encoding="raw",
             chunk_bytes=spec.transfer.chunk_bytes,
         )
-        submit = m.Submit(driver=self.id, request=request_id(), job=job, spec=spec, model=manifest)
-        inbox = ""
+        submit = m.Submit(driver=self.id, request=self.unique(), job=job, spec=spec, model=manifest)
+        inbox, patience_s, again_at = "", 0.0, 0.0
         with Answers(self, submit) as answers:
             while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
-                if answer.inbox != inbox:  # another controller has taken over, and has nothing of the model
-                    inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
-                    publish_model(
-                        self._transport,
-                        self.topology.updates,
-                        [key],
-                        job,
-                        manifest,
-                        initial.buffer,
-                    )
+                is_new = (
+                    answer.inbox != inbox
+                )  # another controller has taken over, and has nothing of the model
+                if not is_new and self.runtime.steady_s() < again_at:
+                    continue
+                inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
+                publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
+                # A broker that was started anew has lost what was on its way; a slow one has it still.
+                patience_s = FIRST_PATIENCE_S if is_new else 2 * patience_s
+                again_at = self.runtime.steady_s() + patience_s
 
     def job(self, job: str) -> Job:
         """A job that was submitted before, by whomever. Nothing is sent."""
@@ -118,12 +127,12 @@ class Driver:
 
     def jobs(self) -> tuple[m.JobSummary, ...]:
         """All jobs of the federation, oldest first."""
-        pages = self.ask_for_pages(m.ListJobs(driver=self.id, request=request_id()), m.Jobs)
+        pages = self.ask_for_pages(m.ListJobs(driver=self.id, request=self.unique()), m.Jobs)
         return tuple({job.job: job for page in pages for job in page.jobs}.values())
 
     def learners(self) -> tuple[m.LearnerSummary, ...]:
         """The learners that are there."""
-        pages = self.ask_for_pages(m.ListLearners(driver=self.id, request=request_id()), m.Learners)
+        pages = self.ask_for_pages(m.ListLearners(driver=self.id, request=self.unique()), m.Learners)
         return tuple({one.learner: one for page in pages for one in page.learners}.values())
 
     # ------------------------------------------------------------ asking
@@ -162,7 +171,7 @@ class Driver:
             RequestRefused: there is no such job or version.
             BrokerUnavailable: the model did not arrive; ``timeout_s`` counts from the last chunk.
         """
-        request = m.ReadModel(driver=self.id, request=request_id(), job=job, version=version)
+        request = m.ReadModel(driver=self.id, request=self.unique(), job=job, version=version)
         try:
             follows = self.ask(request, m.ModelFollows)
             with self._lock:
@@ -192,7 +201,7 @@ class Driver:
             if waiting is None:
                 return
             if isinstance(reply, m.ModelFollows) and reply.request not in self._downloads:
-                self._downloads[reply.request] = Download(reply)
+                self._downloads[reply.request] = Download(reply, self.runtime)
         waiting.put(reply)
 
     def _on_chunk(self, chunk: m.ModelChunk, payload: memoryview) -> None:
@@ -224,9 +233,13 @@ class Driver:
         for watch in watches:
             watch.check()
 
-    def expect(self, request: str) -> queue.SimpleQueue[Answer]:
+    def unique(self) -> str:
+        """A name that nobody else has: of a request, or a part of a job's."""
+        return self.runtime.unique()
+
+    def expect(self, request: str) -> Waiting[Answer]:
         """Collect the answers to a request, until ``forget``."""
-        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        answers: Waiting[Answer] = self.runtime.queue()
         with self._lock:
             self._waiting[request] = answers
             if self._failure is not None:
@@ -336,7 +349,7 @@ class Job:
     def stop(self, reason: str = "") -> None:
         """End the job; what it has committed is kept."""
         driver = self._driver
-        driver.ask(m.StopJob(driver=driver.id, request=request_id(), job=self.id, reason=reason), m.Done)
+        driver.ask(m.StopJob(driver=driver.id, request=driver.unique(), job=self.id, reason=reason), m.Done)
 
     def pause(self, reason: str = "") -> None:
         """Begin no new round (asynchronous: give no new task); what is under way is finished.
@@ -345,7 +358,7 @@ class Job:
             RequestRefused: the job has ended.
         """
         driver = self._driver
-        driver.ask(m.PauseJob(driver=driver.id, request=request_id(), job=self.id, reason=reason), m.Done)
+        driver.ask(m.PauseJob(driver=driver.id, request=driver.unique(), job=self.id, reason=reason), m.Done)
 
     def resume(self, *, versions: int | None = None) -> None:
         """Go on after ``pause``; with ``versions``, pause again after so many new ones.
@@ -354,7 +367,7 @@ class Job:
             RequestRefused: the job has ended.
         """
         driver = self._driver
-        request = m.ResumeJob(driver=driver.id, request=request_id(), job=self.id, versions=versions)
+        request = m.ResumeJob(driver=driver.id, request=driver.unique(), job=self.id, versions=versions)
         driver.ask(request, m.Done)
 
     def step(self) -> None:
@@ -368,7 +381,7 @@ class Job:
     def versions(self) -> tuple[m.VersionSummary, ...]:
         """The model versions that are kept, oldest first."""
         driver = self._driver
-        request = m.ListVersions(driver=driver.id, request=request_id(), job=self.id)
+        request = m.ListVersions(driver=driver.id, request=driver.unique(), job=self.id)
         pages = driver.ask_for_pages(request, m.Versions)
         return tuple({one.version: one for page in pages for one in page.versions}.values())
 
@@ -383,7 +396,7 @@ class Job:
     def _stored(self, *, after: int) -> Iterator[Event]:
         driver = self._driver
         while True:
-            request = m.ReadEvents(driver=driver.id, request=request_id(), job=self.id, after=after)
+            request = m.ReadEvents(driver=driver.id, request=driver.unique(), job=self.id, after=after)
             page = driver.ask(request, m.Events)
             for body in page.events:
                 event = decode_event(body)

@@ -6,7 +6,7 @@ import logging
 
 from broker_fl.errors import StoreUnavailable
 from broker_fl.interfaces import Store
-from broker_fl.roles.clock import Clock
+from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
 from broker_fl.wire.events import Event

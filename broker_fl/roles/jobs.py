@@ -55,16 +55,21 @@ class Jobs:
             events = self._events(state.job)
             job = make_job(state, self.members, self._services.own)
             events.add(job.finished(self._services.clock.now()))
-            events.flush()
+            if (error := events.flush()) is not None:
+                raise error
 
     def _resume(self, state: JobState, now: float) -> None:
         """Learners of its cohort count as there until they turn out to be silent."""
+        records = self._services.persist(self._services.versions(state.job).records)
+        if not records:
+            log.error("job %s cannot be resumed: the store has lost its versions", state.job)
+            return
+        state.go_back_to(records[-1].version)
         for learner in state.cohort:
             if learner not in self.members:
                 self.members.join(Member(learner=learner), session=UNKNOWN_SESSION, software="", now=now)
-        spec = self._services.persist(self._services.versions(state.job).records)[-1].spec
         log.info("job %s goes on in round %d from version %d", state.job, state.round, state.version)
-        self._add(state, spec, None).signal(s.ControllerRestarted(self._services.epoch))
+        self._add(state, records[-1].spec, None).signal(s.ControllerRestarted(self._services.epoch))
 
     def add(self, state: JobState, model: Model) -> JobRunner:
         """Take a job whose initial model is stored."""

@@ -8,11 +8,7 @@ one publishes (``Sender``); the transport has its own.
 from __future__ import annotations
 
 import logging
-import threading
-import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,10 +16,10 @@ import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
 from broker_fl.roles.attributes import attributes_of
-from broker_fl.roles.clock import Clock
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.residuals import Residuals
+from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_update
 from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
 from broker_fl.roles.tasks import HeldTask
@@ -68,7 +64,7 @@ class _Seat:
     id: str
     learner: Learner
     attributes: Parameters
-    session: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    session: str
     held: dict[str, HeldTask] = field(default_factory=dict)
     variates: Variates = field(default_factory=Variates)
     residuals: Residuals = field(default_factory=Residuals)
@@ -85,6 +81,7 @@ class LearnerHost:
         transport: Transport,
         learners: Mapping[str, Learner],
         settings: LearnerSettings | None = None,
+        runtime: Runtime = THREADS,
     ) -> None:
         """Nothing is connected yet.
 
@@ -95,12 +92,15 @@ class LearnerHost:
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
-        self._clock = Clock()
+        self._clock = Clock(runtime)
         self._group = self._group_of(learners)
         alone = learners.items() if self._group is None else ()
         self._seats = {
             learner_id: _Seat(
-                learner_id, learner, attributes_of(learner_id, learner, self.settings.attributes)
+                learner_id,
+                learner,
+                attributes_of(learner_id, learner, self.settings.attributes),
+                session=runtime.unique()[:16],
             )
             for learner_id, learner in alone
         }
@@ -111,14 +111,14 @@ class LearnerHost:
         self._turns = Turns()
         self._num_waiting = 0
         self._num_working = 0
-        self._drain_began = threading.Event()
-        self._idle_workers = threading.Event()
-        self._welcomed = threading.Event()
-        self._stopped = threading.Event()
-        self._loop = Loop("learner", on_idle=self._beat_if_due, timeout_s=self._timeout_s)
-        self._reports = Sender(transport, "learner-reports")
-        self._updates = Sender(transport, "learner-updates")
-        self._workers = ThreadPoolExecutor(self.settings.num_workers, thread_name_prefix="learner-worker")
+        self._drain_began = runtime.event()
+        self._idle_workers = runtime.event()
+        self._welcomed = runtime.event()
+        self._stopped = runtime.event()
+        self._loop = Loop("learner", on_idle=self._beat_if_due, timeout_s=self._timeout_s, runtime=runtime)
+        self._reports = Sender(transport, "learner-reports", runtime)
+        self._updates = Sender(transport, "learner-updates", runtime)
+        self._workers = runtime.workers(self.settings.num_workers, "learner-worker")
 
     def _group_of(self, learners: Mapping[str, Learner]) -> Group | None:
         settings = self.settings
@@ -302,7 +302,7 @@ class LearnerHost:
             held.cancelled = True
         try:
             seat.held[task.task.job] = HeldTask.of(
-                task, seat.id, self.settings.max_model_bytes, seat.variates, seat.residuals
+                task, seat.id, self.settings.max_model_bytes, seat.variates, seat.residuals, self._clock
             )
         except FrameRefused as error:
             seat.held.pop(task.task.job, None)
@@ -343,13 +343,13 @@ class LearnerHost:
 
     def _work(self, seat: _Seat, held: HeldTask) -> None:
         """On a worker's thread."""
-        began = time.perf_counter()
+        began = self._clock.steady_s()
         try:
             held.work(seat.learner)
         except TaskCancelled:
             log.info("learner %s stopped working on task %s", seat.id, held.task.task)
         finally:
-            seconds = time.perf_counter() - began
+            seconds = self._clock.steady_s() - began
             self._loop.post(lambda: self._worked(seat, held, seconds))
 
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
@@ -372,6 +372,7 @@ class LearnerHost:
             log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
             return
+        result = result.model_copy(update={"session": seat.session})
         exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
         self._updates.send(exchange, [key], result)
         if (update := held.update) is not None and task.upload == "at_once":

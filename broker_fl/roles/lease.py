@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable
 
 from broker_fl.errors import Fenced, StoreUnavailable
 from broker_fl.interfaces import Store
+from broker_fl.roles.runtime import THREADS, Event, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -27,33 +26,35 @@ class Lease:
         *,
         ttl_s: float,
         on_fenced: Callable[[Fenced], None],
+        runtime: Runtime = THREADS,
     ) -> None:
         self._store = store
         self._owner = owner
         self._ttl_s = ttl_s
         self._on_fenced = on_fenced
-        self._released = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._runtime = runtime
+        self._released = runtime.event()
+        self._thread = runtime.thread(self._renew, "lease")
         self.epoch = 0
 
-    def acquire(self, stop: threading.Event, store_patience_s: float | None = None) -> bool:
+    def acquire(self, stop: Event, store_patience_s: float | None = None) -> bool:
         """Wait until the lease is free, as a standby; False if ``stop`` was set first.
 
         Raises:
             StoreUnavailable: the store has failed for ``store_patience_s``.
         """
         announced = False
-        answered = time.monotonic()
+        answered = self._runtime.steady_s()
         while not stop.is_set():
             try:
                 epoch = self._store.acquire_lease(self._owner, self._ttl_s)
             except StoreUnavailable as error:
-                if store_patience_s is not None and time.monotonic() - answered >= store_patience_s:
+                if store_patience_s is not None and self._runtime.steady_s() - answered >= store_patience_s:
                     raise
                 log.warning("waiting for the store: %s", error)
                 epoch = None
             else:
-                answered = time.monotonic()
+                answered = self._runtime.steady_s()
             if epoch is not None:
                 self.epoch = epoch
                 self._thread.start()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
-import time
 from collections.abc import Callable
 
-from broker_fl.errors import BrokerFLError, Fenced, TransportClosed
+from broker_fl.errors import BrokerFLError, Fenced, TransportClosed, VersionsLost
+from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 
 log = logging.getLogger(__name__)
 Call = Callable[[], None]
@@ -24,11 +23,14 @@ class Loop:
     of a queue.
     """
 
-    def __init__(self, name: str, *, on_idle: Call, timeout_s: Callable[[], float]) -> None:
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+    def __init__(
+        self, name: str, *, on_idle: Call, timeout_s: Callable[[], float], runtime: Runtime = THREADS
+    ) -> None:
+        self._runtime = runtime
+        self._calls: Waiting[Call | None] = runtime.queue()
         self._on_idle = on_idle
         self._timeout_s = timeout_s
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = runtime.thread(self._run, name)
         self._look_at = 0.0
         self.error: BaseException | None = None
         """What ended the thread, if it was not ``stop``."""
@@ -47,7 +49,7 @@ class Loop:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread's end; False if that takes longer."""
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread.is_alive() and self._thread is not self._runtime.current():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -84,7 +86,7 @@ class Loop:
 
     def _is_timer_due(self) -> bool:
         """While calls wait, timers are looked at now and then: that costs as much as a small call."""
-        now = time.monotonic()
+        now = self._runtime.steady_s()
         if now < self._look_at:
             return False
         self._look_at = now + LOOK_AT_TIMERS_EVERY_S
@@ -93,7 +95,7 @@ class Loop:
     def _make(self, call: Call) -> None:
         try:
             call()
-        except (TransportClosed, Fenced):
+        except (TransportClosed, Fenced, VersionsLost):
             raise
         except BrokerFLError as error:
             log.warning("%s", error)

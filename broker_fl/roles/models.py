@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from broker_fl.errors import RequestRefused, StoreUnavailable
+from broker_fl.errors import RequestRefused, StoreUnavailable, VersionsLost
 from broker_fl.interfaces import Combined, Store, StoredVersion
 from broker_fl.model import Model, ModelSpec
 from broker_fl.wire.chunks import num_chunks
@@ -78,6 +78,7 @@ class Versions:
         Raises:
             Fenced: another controller has taken over.
             StoreUnavailable: the store does not answer or cannot write; may be tried again.
+            VersionsLost: the version before this one is not in the store any more.
         """
         stored_pieces = pieces(combined.model)
         if combined.memory is not None:
@@ -85,7 +86,20 @@ class Versions:
         for index, piece in enumerate(stored_pieces):
             self._store.write_chunk(self._job, record.version, index, piece, epoch=self._epoch)
         stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=len(stored_pieces))
-        self._store.commit_version(self._job, stored, state, epoch=self._epoch, keep=keep)
+        try:
+            self._store.commit_version(self._job, stored, state, epoch=self._epoch, keep=keep)
+        except StoreUnavailable:
+            self._check_not_lost(record.version)
+            raise
+
+    def _check_not_lost(self, version: int) -> None:
+        """A store that lost power may have forgotten its last second, as Redis does by default."""
+        newest = max((stored.version for stored in self._store.versions(self._job)), default=-1)
+        if newest < version - 1:
+            raise VersionsLost(
+                f"the store has lost versions of job {self._job!r}: version {version - 1} was in it, the "
+                f"newest is {newest}; whoever starts as controller now goes on from there"
+            )
 
     def records(self) -> list[VersionRecord]:
         """The versions that are kept, oldest first."""

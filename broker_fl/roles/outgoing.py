@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,8 @@ class OutgoingTasks:
 
     def publish(self, action: s.SendTasks, model: Model) -> list[TaskSent]:
         """Send the task, then the model's chunks; what that took comes back, for each group by itself."""
-        services, transfer, began = self.services, self.spec.transfer, time.perf_counter()
+        services, transfer = self.services, self.spec.transfer
+        began = services.clock.steady_s()
         if self.variates is not None:
             model = joined(model, self.variates.mean())
         buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
@@ -57,7 +57,7 @@ class OutgoingTasks:
         }
         keys = self._keys((*action.learners, *action.groups))
         publish_model(services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer)
-        send_s = time.perf_counter() - began
+        send_s = services.clock.steady_s() - began
         num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
         sent = partial(
             TaskSent,

@@ -21,6 +21,8 @@ class Upload:
     """One update that is arriving."""
 
     task: TaskRef
+    session: str | None
+    """Of the learner: two trainings for one task are never mixed."""
     assembly: Assembly
     first_at: float
     last_at: float
@@ -82,11 +84,10 @@ class UpdateReceiver:
         wanted = f"{self._transfer.encoding} in {self.update_bytes} bytes by {self._transfer.chunk_bytes}"
         if announced != wanted:
             raise UpdateRefused(f"the update is announced as {announced}; the task asked for {wanted}")
-        upload = self._upload(result.learner, result.task, now)
-        if upload.result not in (None, result):
-            # The learner was started anew and has trained again: parts of the two must not be mixed.
+        upload = self._upload(result, now)
+        if upload.result not in (None, result):  # the same, where learners do not say their session
             self.drop(result.learner)
-            upload = self._upload(result.learner, result.task, now)
+            upload = self._upload(result, now)
         upload.result = result
         return upload
 
@@ -100,7 +101,7 @@ class UpdateReceiver:
             raise FrameRefused(
                 f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}",
             )
-        upload = self._upload(chunk.learner, chunk.task, now)
+        upload = self._upload(chunk, now)
         upload.assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
         upload.last_at = now
         upload.num_messages += 1
@@ -127,11 +128,11 @@ class UpdateReceiver:
         upload = self._uploads.get(learner)
         return upload is not None and upload.last_at >= since
 
-    def _upload(self, learner: str, task: TaskRef, now: float) -> Upload:
-        upload = self._uploads.get(learner)
-        if upload is None or upload.task != task:
+    def _upload(self, part: Result | UpdateChunk, now: float) -> Upload:
+        upload = self._uploads.get(part.learner)
+        if upload is None or (upload.task, upload.session) != (part.task, part.session):
             assembly = Assembly(self.update_bytes, self._transfer.chunk_bytes)
-            upload = self._uploads[learner] = Upload(task, assembly, now, now)
+            upload = self._uploads[part.learner] = Upload(part.task, part.session, assembly, now, now)
         return upload
 
 

@@ -75,7 +75,9 @@ class Requests:
             self._answer(request)
         except (RequestRefused, FrameRefused, StoreUnavailable) as error:
             log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
-            self._reply(request, m.Refused(request=request.request, reason=str(error)[:2000]))
+            again = isinstance(error, StoreUnavailable)
+            refused = m.Refused(request=request.request, reason=str(error)[:2000], again=again)
+            self._reply(request, refused)
 
     def _answer(self, request: m.Request) -> None:
         if (answer := self._answers.get(type(request))) is None:

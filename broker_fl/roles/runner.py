@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from broker_fl.aggregation import make_rule
 from broker_fl.aggregation.scaffold import Variates
@@ -21,8 +20,10 @@ from broker_fl.errors import (
     AppError,
     FrameRefused,
     MessageRefused,
+    RequestRefused,
     StoreUnavailable,
     UpdateRefused,
+    VersionsLost,
 )
 from broker_fl.interfaces import Accumulator, Combined, Contribution, Given, SumAccumulator
 from broker_fl.model import Model, ModelSpec
@@ -48,6 +49,7 @@ from broker_fl.wire.messages import (
 from broker_fl.wire.rules import PerUpdate, Scaffold, Summable
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class JobRunner:
@@ -120,6 +122,8 @@ class JobRunner:
             while self._signals:
                 signal = self._signals.popleft()
                 self._decide(partial(self.job.step, signal, self._now()))
+                if isinstance(signal, s.TimePassed):  # who has no task any more uploads no more
+                    self._receiver.keep(self.job.state.cohort.__contains__)
         finally:
             self._working = False
 
@@ -229,7 +233,7 @@ class JobRunner:
     def _fold_sum_if_complete(self, upload: SumUpload) -> None:
         if not upload.assembly.complete:
             return
-        share, began = upload.share, time.perf_counter()
+        share, began = upload.share, self._services.clock.steady_s()
         self._shares.drop(share)
         if not isinstance(self.job, GroupJob) or not self.job.expects_share(share):
             return
@@ -249,7 +253,7 @@ class JobRunner:
             num_bytes=self._shares.sum_bytes,
             num_messages=upload.num_messages,
             upload_s=max(0.0, self._now() - upload.first_at),
-            fold_s=time.perf_counter() - began,
+            fold_s=self._services.clock.steady_s() - began,
         )
         self.signal(folded)
 
@@ -265,7 +269,7 @@ class JobRunner:
     def _fold_if_complete(self, learner: str, upload: Upload) -> None:
         if not upload.complete or upload.result is None:
             return
-        result, began = upload.result, time.perf_counter()
+        result, began = upload.result, self._services.clock.steady_s()
         self._receiver.drop(learner)
         if (reason := self.job.refusal(upload.task)) is not None:
             self.signal(s.UpdateWasRefused(learner, upload.task, reason))
@@ -301,7 +305,7 @@ class JobRunner:
             num_bytes=self._receiver.update_bytes,
             num_messages=upload.num_messages,
             upload_s=max(0.0, self._now() - upload.first_at),
-            fold_s=time.perf_counter() - began,
+            fold_s=self._services.clock.steady_s() - began,
         )
         self.signal(folded)
 
@@ -345,7 +349,8 @@ class JobRunner:
         services.persist(lambda: services.store.save_job(state.job, packed, epoch=services.epoch))
 
     def _commit(self, action: s.Commit) -> None:
-        state, began = self.job.state, time.perf_counter()
+        state, steady_s = self.job.state, self._services.clock.steady_s
+        began = steady_s()
         try:
             accumulator = self._sum()
             self._accumulator = None
@@ -363,7 +368,7 @@ class JobRunner:
             committed_at=self._now(),
             memory_spec=combined.memory.spec if combined.memory else None,
         )
-        aggregated = time.perf_counter()
+        aggregated = steady_s()
         self._store(record, combined)
         self._model = (action.version, combined.model)
         self._memory = (action.version, combined.memory)
@@ -374,7 +379,7 @@ class JobRunner:
             total_weight=accumulator.total_weight,
             used=combined.used,
             aggregate_s=aggregated - began,
-            store_s=time.perf_counter() - aggregated,
+            store_s=steady_s() - aggregated,
             memory_bytes=resident_bytes(),
         )
         self.signal(stored)
@@ -450,14 +455,21 @@ class JobRunner:
         """What the rule kept when it made this version."""
         if self._memory is None or self._memory[0] != version:
             versions = self._services.versions(self.job.state.job)
-            self._memory = (version, self._services.persist(lambda: versions.read_memory(version)))
+            self._memory = (version, self._read(lambda: versions.read_memory(version)))
         return self._memory[1]
 
     def _model_of(self, version: int) -> Model:
         if self._model is None or self._model[0] != version:
             versions = self._services.versions(self.job.state.job)
-            self._model = (version, self._services.persist(lambda: versions.read(version))[1])
+            self._model = (version, self._read(lambda: versions.read(version))[1])
         return self._model[1]
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Read the newest version, which the store can only have lost if it has not got it."""
+        try:
+            return self._services.persist(read)
+        except RequestRefused as error:
+            raise VersionsLost(f"the store has lost a version: {error}") from error
 
     def _now(self) -> float:
         return self._services.clock.now()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections.abc import Callable, Sequence
 
 from broker_fl.errors import BrokerFLError, TransportClosed
 from broker_fl.interfaces import Transport
 from broker_fl.model import Array
+from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 from broker_fl.wire.chunks import cut
 from broker_fl.wire.frames import pack_chunk
 from broker_fl.wire.messages import Message, ModelChunk, ModelManifest, Result, UpdateChunk
@@ -20,10 +19,10 @@ log = logging.getLogger(__name__)
 class Sender:
     """Publishes what is given to it, one after the other. What waits is references to models, not copies."""
 
-    def __init__(self, transport: Transport, name: str) -> None:
+    def __init__(self, transport: Transport, name: str, runtime: Runtime = THREADS) -> None:
         self._transport = transport
-        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._work: Waiting[Callable[[], object] | None] = runtime.queue()
+        self._thread = runtime.thread(self._run, name)
         self._thread.start()
 
     def post(self, work: Callable[[], object]) -> None:
@@ -83,6 +82,7 @@ def publish_update(transport: Transport, exchange: str, key: str, result: Result
         header = UpdateChunk(
             learner=result.learner,
             task=result.task,
+            session=result.session,
             index=chunk.index,
             count=chunk.count,
             encoding=manifest.encoding,

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 from broker_fl.coordination.membership import Membership
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Store, Transport
-from broker_fl.roles.clock import Clock
 from broker_fl.roles.models import Versions
+from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 import traceback
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -16,6 +15,7 @@ from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import Array, Model, ModelSpec, parts
 from broker_fl.roles.residuals import Residuals
+from broker_fl.roles.runtime import Clock
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.roles.variates import ControlledTask, Variates
 from broker_fl.wire.chunks import Assembly
@@ -37,9 +37,10 @@ class HeldTask:
     learner: str
     spec: ModelSpec
     assembly: Assembly
-    variates: Variates = field(default_factory=Variates)
-    residuals: Residuals = field(default_factory=Residuals)
-    _began_at: float = field(default_factory=time.perf_counter)
+    variates: Variates
+    residuals: Residuals
+    clock: Clock
+    _began_at: float
     _whole_at: float = 0.0
     phase: Phase = "receiving"
     progress: float = 0.0
@@ -57,6 +58,7 @@ class HeldTask:
         max_bytes: int,
         variates: Variates | None = None,
         residuals: Residuals | None = None,
+        clock: Clock | None = None,
     ) -> HeldTask:
         """Make room for the model that the task announces; the learner's own state is that of its seat.
 
@@ -65,7 +67,9 @@ class HeldTask:
         """
         spec = task.model.model_spec(max_bytes=max_bytes, kept=task.buffers)
         assembly = Assembly(task.model.num_bytes, task.model.chunk_bytes)
-        return cls(task, learner, spec, assembly, variates or Variates(), residuals or Residuals())
+        clock = clock or Clock()
+        own = variates or Variates(), residuals or Residuals()
+        return cls(task, learner, spec, assembly, *own, clock, clock.steady_s())
 
     def status(self) -> TaskStatus:
         """For heartbeats."""
@@ -86,7 +90,7 @@ class HeldTask:
             self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
             return False
         self.progress = 0.0
-        self.phase, self._whole_at = "queued", time.perf_counter()
+        self.phase, self._whole_at = "queued", self.clock.steady_s()
         return True
 
     @property
@@ -112,7 +116,7 @@ class HeldTask:
             self.assembly = Assembly(0, 1)
 
     def _work(self, learner: Learner) -> None:
-        started = time.perf_counter()
+        started = self.clock.steady_s()
         model, control = self._received()
         context = Context(self, control)
         context.progress(0.0)
@@ -120,7 +124,7 @@ class HeldTask:
         if self.task.evaluate:
             self.phase = "evaluating"
             evaluation = checked_metrics(learner.evaluate(dict(model), context), "evaluate")
-        evaluated = time.perf_counter()
+        evaluated = self.clock.steady_s()
         update: Update | None = None
         if self.task.train:
             self.phase = "training"
@@ -131,7 +135,7 @@ class HeldTask:
             receive_s=self.receive_s,
             queue_s=started - self._whole_at,
             evaluate_s=evaluated - started,
-            train_s=time.perf_counter() - evaluated if self.task.train else 0.0,
+            train_s=self.clock.steady_s() - evaluated if self.task.train else 0.0,
         )
         self.result = Result(
             learner=self.learner,

@@ -307,6 +307,8 @@ class Result(Message):
     KIND: ClassVar[str] = "result"
     learner: Identifier
     task: TaskRef
+    session: Identifier | None = None
+    """The learner's, as in ``join``: one that was started anew has trained anew."""
     num_examples: Count = 0
     num_steps: Count = 0
     num_epochs: Seconds = 0.0
@@ -409,6 +411,8 @@ class UpdateChunk(Message):
     learner: Identifier
     """Or the group."""
     task: TaskRef
+    session: Identifier | None = None
+    """As in the result: chunks of two trainings for one task are never put together."""
     share: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{0,64}$")] = ""
     """Of a group: which of its sums."""
     index: Count
@@ -605,6 +609,8 @@ class Refused(Reply):
 
     KIND: ClassVar[str] = "refused"
     reason: Text
+    again: bool = False
+    """Whether the reason may pass, as a store does that is away: then the request may be sent again."""
 
 
 class Done(Reply):

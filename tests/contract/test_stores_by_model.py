@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from broker_fl.errors import Fenced, StoreUnavailable
 from broker_fl.interfaces import Store, StoredVersion
 from broker_fl.stores.redis import RedisStore
 from broker_fl.stores.sqlite import SQLiteStore
+from tests.simulation.storage import MemoryStore
 
 JOBS = ("a", "b")
 NAMES = ("a:0", "a:1", "b:0")
@@ -250,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.both(lambda store: store.read_chunk(job, number, index))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "simulated"])
 def test_a_store_answers_like_its_model(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     def open_sqlite() -> Store:
         return SQLiteStore(":memory:", federation="f")
@@ -258,11 +260,16 @@ def test_a_store_answers_like_its_model(kind: str, tmp_path: Path, request: pyte
     def open_redis() -> Store:
         return RedisStore(url, federation=f"{federation}-{secrets.token_hex(4)}")
 
+    def open_simulated() -> Store:
+        return MemoryStore(time.time)
+
     if kind == "redis":
         url, federation = request.getfixturevalue("redis_url"), request.getfixturevalue("federation")
 
     class Machine(StoreMachine):
-        open_store = staticmethod(open_sqlite if kind == "sqlite" else open_redis)
+        open_store = staticmethod(
+            {"sqlite": open_sqlite, "redis": open_redis, "simulated": open_simulated}[kind]
+        )
 
     run_state_machine_as_test(
         Machine,

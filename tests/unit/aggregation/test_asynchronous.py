@@ -84,6 +84,8 @@ def test_a_second_update_needs_a_version_of_its_own() -> None:
     step.fold(Contribution(learner="x", model=start, num_examples=1))
     with pytest.raises(UpdateRefused, match="one update makes a version"):
         step.fold(Contribution(learner="y", model=start, num_examples=1))
+    step.result()
+    assert step.total_weight == 0.5  # of the update, not of the version before
 
 
 @given(tau=st.integers(0, 10_000))

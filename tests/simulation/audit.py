@@ -1,0 +1,218 @@
+"""What must be true at every step, looked at whenever the store is written to; and the record, at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from broker_fl.model import Array
+from broker_fl.wire import events as e
+from broker_fl.wire.events import decode_event
+from broker_fl.wire.job import JobSpec
+from tests.simulation.kernel import Kernel
+from tests.simulation.lineage import Lineage, Training, check
+
+if TYPE_CHECKING:
+    from broker_fl.interfaces import Store
+    from broker_fl.roles.controller import Controller
+
+MAX_LOOKS = 3
+_NOBODYS_FAULT = ("missed its quorum", "nobody is left to ask")
+_MISFORTUNES = (e.TaskFailed, e.UpdateRefused, e.TaskLate, e.LearnerLost, e.LearnerLeft)
+
+
+class Audit:
+    """Of one federation."""
+
+    def __init__(self, kernel: Kernel, store: Store, num_learners: int) -> None:
+        self._kernel = kernel
+        self._store = store
+        self._num_learners = num_learners
+        self._epoch = 0
+        self._expected: list[JobSpec] = []
+        self.lineages: dict[str, Lineage] = {}
+        self.trainings: dict[int, Training] = {}
+        self.counted: dict[int, tuple[str, int]] = {}
+        """Training → the version that it is in."""
+        self._manifests: dict[str, bytes] = {}
+        self._reached: dict[str, tuple[int, int]] = {}
+        self._ended: dict[str, str] = {}
+        self._strays: dict[int, tuple[object, int]] = {}
+        """How often an upload was seen whose learner has no task; the next heartbeat is its end."""
+        self.has_lost = False
+        """Whether the store was ever without power."""
+
+    def expect(self, spec: JobSpec) -> None:
+        """A driver is about to submit it, under a name that is not known yet."""
+        self._expected.append(spec)
+
+    def lineage(self, job: str) -> Lineage:
+        """A job's versions."""
+        if job not in self.lineages:
+            fields = msgpack.unpackb(self._store.jobs()[job], use_list=False, strict_map_key=False)
+            spec = JobSpec.model_validate(fields["spec"])
+            check(spec in self._expected, f"{job} is what nobody submitted")
+            self.lineages[job] = Lineage(job, spec, self._num_learners)
+        return self.lineages[job]
+
+    def trained(self, job: str, learner: int, given: Array, weight: int, *, is_usable: bool) -> Training:
+        """A learner has trained."""
+        number, base = len(self.trainings) + 1, self.lineage(job).base_of(given)
+        training = Training(number, learner, job, base, given, weight, is_usable)
+        self.trainings[number] = training
+        self._kernel.note(f"l{learner}", "has trained", training)
+        return training
+
+    # ------------------------------------------------------------ the store
+
+    def stored(self, name: str, told: dict[str, Any], result: object) -> None:
+        """A call of the store was carried out."""
+        if name == "acquire_lease" and result is not None:
+            given = int(str(result))
+            check(given > self._epoch, f"epoch {given} was given after {self._epoch}")
+            self._epoch = given
+        epoch = told.get("epoch")
+        if epoch is None or name == "write_chunk":
+            return
+        check(epoch == self._epoch, f"the controller of epoch {epoch} wrote ({name}), {self._epoch} is newer")
+        if name == "commit_version":
+            self._committed(told["job"], told["version"])
+        if name in ("save_job", "commit_version"):
+            self._saved(told["job"], told["state"])
+
+    def _saved(self, job: str, packed: bytes) -> None:
+        state = msgpack.unpackb(packed, use_list=False, strict_map_key=False)
+        at, newest = (state["version"], state["round"]), len(self.lineage(job).models) - 1
+        is_of_newest = at[0] == newest or (self.lineage(job).has_lost and at[0] > newest)
+        check(is_of_newest, f"{job}: a state of version {at[0]} was saved, the newest is {newest}")
+        is_later = at >= self._reached.get(job, (0, 0)) or self.lineage(job).has_lost
+        check(is_later, f"{job}: went back from {self._reached.get(job)} to {at}")
+        self._reached[job] = at
+        if job in self._ended:
+            check(state["phase"] == "ended", f"{job} goes on after its end")
+            check(state["end"] == self._ended[job], f"{job} ended twice")
+        if state["phase"] == "ended":
+            self._ended[job] = state["end"]
+
+    def _committed(self, job: str, version: int) -> None:
+        lineage, stored = self.lineage(job), self._store.versions(job)[-1]
+        check(stored.version == version, f"{job}: committed {version}, the newest is {stored.version}")
+        if version == len(lineage.models) - 1:
+            check(self._manifests[job] == stored.manifest, f"{job}: version {version} was replaced")
+            return
+        check(version == len(lineage.models), f"{job}: version {version} after {len(lineage.models) - 1}")
+        self._manifests[job] = stored.manifest
+        data = b"".join(self._store.read_chunk(job, version, index) for index in range(stored.num_chunks))
+        for training in lineage.add(data, self.trainings, self.counted):
+            known = self.counted.get(training.number)
+            check(known is None, f"{training} is in {known} and in version {version}")
+            check(training.is_usable and training.job == job, f"{training} is in version {version} of {job}")
+            self.counted[training.number] = job, version
+
+    def forget(self) -> None:
+        """The store has lost what was not on its disk: the end of a job, it may be, or versions."""
+        self._ended.clear()
+        self.has_lost = True
+        for job, lineage in self.lineages.items():
+            versions = self._store.versions(job)
+            num_left = versions[-1].version + 1 if versions else 0
+            if num_left < len(lineage.models):
+                lineage.cut(num_left)
+                self._manifests[job] = versions[-1].manifest if versions else b""
+                self._reached.pop(job, None)
+                self.counted = {n: at for n, at in self.counted.items() if at[0] != job or at[1] < num_left}
+
+    # ------------------------------------------------------------ memory
+
+    def bounded(self, controller: Controller) -> None:
+        """What a controller that waits for the next call keeps of updates and models."""
+        if not hasattr(controller, "_jobs") or not controller._loop._calls.is_waited_for:  # type: ignore[attr-defined]
+            return
+        for runner in controller._jobs.running():
+            for learner, upload in runner._receiver._uploads.items():
+                is_stray = learner not in runner.job.state.cohort
+                looks = self._strays.get(id(upload), (upload, 0))[1] + 1 if is_stray else 0
+                self._strays[id(upload)] = upload, looks
+                check(looks <= MAX_LOOKS, f"the upload of {learner}, which has no task, is kept")
+        check(len(controller._requests._pending) <= 16, "models of jobs are kept without end")
+
+    # ------------------------------------------------------------ the end
+
+    def finished(self, job: str, heard: list[e.Event]) -> None:
+        """The job's record in the store says what happened; its driver has heard it, once and in order."""
+        stored = [decode_event(data) for data in self._store.read_events(job, after=0, limit=100_000)]
+        self._is_in_order(job, [event.sequence for event in stored])
+        self._is_in_order(job, [event.sequence for event in heard])
+        end = heard[-1]
+        check(isinstance(end, e.JobFinished), f"{job}: the driver heard {end.KIND} last")
+        ends = [event for event in stored if isinstance(event, e.JobFinished)]
+        if not self.has_lost:
+            check(self._ended.get(job) == getattr(end, "state", None), f"{job}: its end is not stored")
+            is_last = len(ends) == 1 and stored[-1] is ends[0]
+            check(is_last, f"{job}: {len(ends)} ends, the last event is {stored[-1].KIND}")
+            check(
+                [event.sequence for event in heard] == [event.sequence for event in stored],
+                f"{job}: not all heard",
+            )
+        self._told_what_was_done(job, stored)
+        assert isinstance(end, e.JobFinished)
+        self._ended_with_reason(job, end, stored)
+
+    def _is_in_order(self, job: str, numbers: list[int]) -> None:
+        is_whole = numbers == list(range(1, len(numbers) + 1))
+        is_growing = numbers == sorted(set(numbers))
+        check(is_whole or (self.has_lost and is_growing), f"{job}: events {numbers}")
+
+    def _told_what_was_done(self, job: str, stored: list[e.Event]) -> None:
+        versions = rounds = 0
+        folded: dict[str, float] | None = {}
+        """Since the last version; None: the record has gaps, as a store without power leaves them."""
+        for number, event in enumerate(stored):
+            if self.has_lost and event.sequence != (stored[number - 1].sequence if number else 0) + 1:
+                folded, versions, rounds = None, 0, 0
+            match event:
+                case e.JobResumed():
+                    folded = None if self.has_lost else {}
+                    versions = rounds = 0 if self.lineages[job].has_lost else versions
+                case e.RoundStarted():
+                    check(event.round >= rounds, f"{job}: round {event.round} was begun after {rounds}")
+                    rounds = event.round
+                case e.UpdateFolded() if folded is not None:
+                    check(event.learner not in folded, f"{job}: {event.learner} is folded twice")
+                    folded[event.learner] = event.weight
+                case e.VersionCommitted():
+                    check(event.version > versions, f"{job}: version {event.version} after {versions}")
+                    versions = event.version
+                    if not self.lineages[job].has_lost:
+                        self._as_recorded(job, event, folded)
+                    folded = {}
+                case _:
+                    pass
+
+    def _as_recorded(self, job: str, event: e.VersionCommitted, folded: dict[str, float] | None) -> None:
+        weights = self.lineages[job].weights[event.version]
+        found = {f"l{self.trainings[number].learner}": weight for number, weight in weights.items()}
+        what = f"{job}: version {event.version} has {found}"
+        check(set(event.contributors) == set(found), f"{what}; its record says {event.contributors}")
+        total = sum(weights.values())
+        check(
+            abs(event.total_weight - total) <= 1e-9 * total, f"{what}; its record says {event.total_weight}"
+        )
+        if folded is not None:
+            same = set(folded) == set(found) and all(abs(found[one] - folded[one]) <= 1e-9 for one in found)
+            check(same, f"{what}; folded were {folded}")
+
+    def _ended_with_reason(self, job: str, end: e.JobFinished, stored: list[e.Event]) -> None:
+        spec, num_versions = self.lineages[job].spec, len(self.lineages[job].models) - 1
+        wanted = spec.termination.rounds or spec.termination.versions
+        is_newest = end.version == num_versions or self.lineages[job].has_lost
+        check(is_newest, f"{job}: ended with version {end.version} of {num_versions}")
+        if end.state == "done":
+            check(end.version == wanted, f"{job} is done after {end.version} versions: {end.reason}")
+        elif end.state == "failed":
+            is_true = any(reason in end.reason for reason in _NOBODYS_FAULT)
+            has_happened = any(isinstance(event, _MISFORTUNES) for event in stored)
+            check(is_true and has_happened, f"{job} failed: {end.reason}")
+        else:
+            check("stopped" in end.reason, f"{job} ended as {end.state}: {end.reason}")

@@ -1,0 +1,38 @@
+"""Many seeds, on all processors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tests.simulation.world import play
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What came of a seed."""
+
+    seed: int
+    outcomes: tuple[str, ...] = ()
+    """How its jobs ended."""
+    num_steps: int = 0
+    virtual_s: float = 0.0
+    violation: str = ""
+
+
+def played(seed: int) -> Played:
+    """Play one."""
+    try:
+        world = play(seed)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what was looked for
+        return Played(seed, violation=f"{type(error).__name__}: {error}")
+    return Played(seed, tuple(world.outcomes), world.kernel.num_steps, world.kernel.now)
+
+
+def play_many(seeds: Iterable[int], *, processes: int | None = None) -> Iterator[Played]:
+    """Play them, in whatever order."""
+    context = multiprocessing.get_context("spawn")  # greenlets and SQLite are no friends of a fork
+    with context.Pool(processes or os.cpu_count()) as pool:
+        yield from pool.imap_unordered(played, seeds, chunksize=10)

@@ -1,0 +1,454 @@
+"""A federation of the real roles in one world of faults: who lives in it, and what befalls them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.job import Job as JobMachine
+from broker_fl.errors import (
+    BrokerUnavailable,
+    Fenced,
+    QueueInUse,
+    RequestRefused,
+    StoreUnavailable,
+    VersionsLost,
+)
+from broker_fl.interfaces import Store, TaskContext, Update
+from broker_fl.model import Arrays, Model
+from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.driver import Driver, Job
+from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.stores.sqlite import SQLiteStore
+from broker_fl.topology import Topology
+from broker_fl.wire import events as e
+from tests.simulation.audit import Audit
+from tests.simulation.kernel import EPOCH_S, Kernel, Process, Violation
+from tests.simulation.lineage import NUM_VALUES, check
+from tests.simulation.network import Network, NetworkFaults, SimTransport
+from tests.simulation.scenario import Scenario, scenario
+from tests.simulation.storage import MemoryStore, StoreFaults, StoreLine, StoreServer
+
+FEDERATION = "sim"
+QUIET_S = 3_000.0
+"""Within which jobs end once nothing goes wrong any more."""
+PATIENCE_S = 1e6
+DOWNLOAD_S = 30.0
+_MEMORY = re.compile(r"(, )?(peak_)?memory_bytes=\d+")
+"""Of this process: not of the world, and never the same."""
+LOOK_EVERY_S = 5.0
+MAX_STEPS = 400_000
+MAX_QUEUE_BYTES = 4 << 20
+
+
+class CountingLearner:
+    """Adds what tells its trainings apart."""
+
+    def __init__(self, world: World, process: Process, number: int) -> None:
+        self._world = world
+        self._process = process
+        self._number = number
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        world, draw = self._world, self._world.kernel.draw
+        values = np.array(model["w"])
+        with world.kernel.watched():
+            world.audit.lineage(task.job).base_of(values)
+        for part in (0.3, 0.7):
+            self._process.sleep(draw.expovariate(2.0 / world.scenario.train_s))
+            task.progress(part)
+        if world.are_faults_on and world.kernel.unlucky(world.scenario.fail):
+            raise RuntimeError("out of luck")
+        is_usable = not (world.are_faults_on and world.kernel.unlucky(world.scenario.refuse))
+        weight = draw.randint(1, 5)
+        training = world.audit.trained(task.job, self._number, values.copy(), weight, is_usable=is_usable)
+        values += training.step if is_usable else np.nan
+        steps = int(str(task.parameters.get("steps", 4)))
+        return Update(model={"w": values}, num_examples=weight, num_steps=steps, num_epochs=steps / 4)
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
+        self._process.sleep(self._world.kernel.draw.random() * 0.1)
+        return {"last": float(model["w"][-1]), "num_examples": 1}
+
+
+class World:
+    """One run; ``run`` raises what it finds."""
+
+    def __init__(self, seed: int, *, keep_history: bool = False) -> None:
+        self.seed = seed
+        self.scenario: Scenario = scenario(seed)
+        self.kernel = Kernel(seed, keep_history=keep_history)
+        self.are_faults_on = True
+        self.topology = Topology(FEDERATION)
+        self.network = Network(self.kernel, self.topology, self.scenario.network)
+        self._store: Store = (
+            SQLiteStore(":memory:", federation=FEDERATION, clock=self._wall_s)
+            if self.scenario.is_sqlite
+            else MemoryStore(self._wall_s, forgets_versions=self.scenario.forgets_versions)
+        )
+        self.server = StoreServer(self.kernel, self._store, self.scenario.store)
+        self.audit = Audit(self.kernel, self._store, self.scenario.num_learners)
+        self.server.on_loss = self.audit.forget
+        self._controllers: dict[int, tuple[Process, SimTransport, Controller]] = {}
+        self._hosts: dict[int, tuple[Process, SimTransport, LearnerHost]] = {}
+        self._drivers: dict[int, tuple[Process, SimTransport]] = {}
+        self._num_processes = 0
+        self._num_done = 0
+        self.outcomes: list[str] = []
+
+    def _wall_s(self) -> float:
+        return EPOCH_S + self.kernel.now
+
+    # ------------------------------------------------------------ all of it
+
+    def run(self) -> list[str]:
+        """How the jobs ended.
+
+        Raises:
+            Violation: something happened that must not.
+        """
+        for slot in range(self.scenario.num_controllers):
+            self._start_controller(slot)
+        for slot in range(len(self.scenario.hosts)):
+            self._start_host(slot)
+        for number in range(len(self.scenario.jobs)):
+            self._start_driver(number)
+        self.kernel.after(self.scenario.until_s, self._end_faults)
+        self._next_befall()
+        self._look()
+        try:
+            self.kernel.run(
+                lambda: self._num_done == len(self.scenario.jobs),
+                until_s=self.scenario.until_s + QUIET_S,
+                max_steps=MAX_STEPS,
+            )
+        except Violation as violation:
+            raise Violation(f"seed {self.seed}: {violation}") from violation
+        finally:
+            self.kernel.end()
+            self._store.close()
+        return self.outcomes
+
+    def _look(self) -> None:
+        """What is kept in memory has bounds, whatever happens."""
+        for process, _, controller in self._controllers.values():
+            if process.alive and not process.frozen:
+                self.audit.bounded(controller)
+        fullest = self.network.fullest_bytes()
+        check(fullest <= MAX_QUEUE_BYTES, f"a queue holds {fullest} bytes")
+        self.kernel.after(LOOK_EVERY_S, self._look)
+
+    def _end_faults(self) -> None:
+        self.kernel.note("world", "FAULTS END")
+        self.are_faults_on = False
+        self.network.faults = NetworkFaults()
+        self.server.faults = StoreFaults()
+
+    # ------------------------------------------------------------ processes
+
+    def _process(self, name: str) -> Process:
+        self._num_processes += 1
+        skew_s = self.kernel.draw.uniform(-self.scenario.skew_s, self.scenario.skew_s)
+        return Process(self.kernel, f"{name}#{self._num_processes}", skew_s=skew_s)
+
+    def _connected(self, process: Process) -> SimTransport:
+        """On a thread of the process: a connection, once there is a broker."""
+        while not self.network.is_up:
+            process.sleep(1.0)
+        return SimTransport(self.network, process)
+
+    def _again_s(self) -> float:
+        """How long whoever died stays away."""
+        return self.kernel.draw.random() * (20.0 if self.are_faults_on else 2.0)
+
+    def _start_controller(self, slot: int) -> None:
+        process = self._process(f"c{slot}")
+        process.on_death.append(
+            lambda: self.kernel.after(self._again_s(), partial(self._start_controller, slot))
+        )
+        self._controllers.pop(slot, None)
+
+        def main() -> None:
+            transport = self._connected(process)
+            store = StoreLine(self.server, process, self.audit)
+            settings = ControllerSettings(
+                federation=FEDERATION, store_patience_s=self.scenario.store_patience_s
+            )
+            controller = Controller(transport, store, settings, runtime=process)
+            self._controllers[slot] = process, transport, controller
+            controller.start()
+            controller.wait()
+            self.kernel.note(process.name, "ENDS", repr(controller.error))
+            allowed = controller.error is None or isinstance(
+                controller.error, Fenced | BrokerUnavailable | StoreUnavailable | VersionsLost
+            )
+            if not allowed:
+                raise Violation(f"a controller ended with {controller.error!r}") from controller.error
+            transport.close()
+            process.kill()
+
+        process.thread(main, "main").start()
+
+    def _start_host(self, slot: int) -> None:
+        numbers = self.scenario.hosts[slot]
+        process = self._process("+".join(f"l{number}" for number in numbers))
+        process.on_death.append(lambda: self.kernel.after(self._again_s(), partial(self._start_host, slot)))
+        self._hosts.pop(slot, None)
+
+        def main() -> None:
+            transport = self._connected(process)
+            learners = {f"l{number}": CountingLearner(self, process, number) for number in numbers}
+            settings = LearnerSettings(federation=FEDERATION, num_workers=len(numbers))
+            host = LearnerHost(transport, learners, settings, runtime=process)
+            try:
+                host.start()
+            except (BrokerUnavailable, QueueInUse) as error:
+                self.kernel.note(process.name, "ENDS", repr(error))
+                process.kill()
+            self._hosts[slot] = process, transport, host
+            while not host.wait(5.0):
+                held = max(len(seat.held) for seat in host._seats.values())
+                check(held <= len(self.scenario.jobs), f"a learner holds {held} tasks")
+                if host.error is not None:
+                    raise Violation(f"a learner ended with {host.error!r}") from host.error
+            transport.close()
+            process.kill()
+
+        process.thread(main, "main").start()
+
+    # ------------------------------------------------------------ drivers
+
+    def _start_driver(self, number: int) -> None:
+        process = self._process(f"d{number}")
+
+        def main() -> None:
+            transport = self._connected(process)
+            self._drivers[number] = process, transport
+            while (driver := self._driver(transport, process)) is None:
+                process.sleep(1.0)
+            self._drive(process, driver, number)
+
+        process.thread(main, "main").start()
+
+    def _driver(self, transport: SimTransport, process: Process) -> Driver | None:
+        try:
+            return Driver(transport, FEDERATION, timeout_s=PATIENCE_S, runtime=process)
+        except BrokerUnavailable:
+            return None
+
+    def _drive(self, process: Process, driver: Driver, number: int) -> None:
+        spec = self.scenario.jobs[number]
+        process.sleep(self.kernel.draw.random() * 10.0)
+        self.audit.expect(spec)
+        job = driver.submit(spec, {"w": np.zeros(NUM_VALUES)})
+        self.kernel.note(process.name, "submitted", job.id)
+        check(self.audit.lineage(job.id).spec == spec, f"{job.id} was stored with other settings")
+        if self.scenario.pauses[number]:
+            process.thread(partial(self._pause, process, job), "pausing").start()
+        if self.scenario.is_observed:
+            process.thread(partial(self._observe, process, driver, job), "observing").start()
+        if self.scenario.stops[number]:
+            process.thread(partial(self._stop, process, job), "stopping").start()
+        try:
+            self.outcomes.append(self._seen_to_its_end(process, driver, job))
+        except RequestRefused as refused:
+            lineage = self.audit.lineage(job.id)
+            check(lineage.has_lost and not lineage.models, f"a request was refused: {refused}")
+            self.outcomes.append("lost: the store forgot the job itself")
+        self._num_done += 1
+
+    def _seen_to_its_end(self, process: Process, driver: Driver, job: Job) -> str:
+        heard = list(job.events())
+        driver.timeout_s = DOWNLOAD_S
+        final = self._fetched(process, job)
+        newest = self.audit.lineage(job.id).models[-1]
+        check(np.array_equal(final["w"], newest), f"{job.id}: another model was fetched")
+        self.audit.finished(job.id, heard)
+        end = heard[-1]
+        assert isinstance(end, e.JobFinished)
+        return f"{end.state}: {end.reason}"
+
+    def _fetched(self, process: Process, job: Job) -> Model:
+        """What is lost of a download is asked for once more by whoever wants it."""
+        while True:
+            try:
+                return job.model()
+            except BrokerUnavailable as error:
+                self.kernel.note(process.name, "no model", error)
+            except RequestRefused as refused:
+                if "store" not in str(refused):
+                    raise
+
+    def _pause(self, process: Process, job: Job) -> None:
+        draw = self.kernel.draw
+        try:
+            process.sleep(draw.random() * 30.0)
+            job.pause("for a while")
+            process.sleep(draw.random() * 60.0)
+            if draw.random() < 0.5:
+                job.resume(versions=1)
+                process.sleep(draw.random() * 60.0)
+        except RequestRefused as refused:
+            check("has ended" in str(refused) or self.audit.has_lost, f"refused: {refused}")
+        except BrokerUnavailable as error:
+            self.kernel.note(process.name, "not paused", error)
+        self._resume(process, job)
+
+    def _resume(self, process: Process, job: Job) -> None:
+        while True:
+            try:
+                return job.resume()
+            except RequestRefused as refused:
+                return check("has ended" in str(refused) or self.audit.has_lost, f"refused: {refused}")
+            except BrokerUnavailable as error:
+                self.kernel.note(process.name, "not resumed", error)
+
+    def _observe(self, process: Process, driver: Driver, job: Job) -> None:
+        while self.are_faults_on:
+            try:
+                is_listed = job.id in {one.job for one in driver.jobs()}
+                check(is_listed or self.audit.has_lost, f"{job.id} is not listed")
+                kept = [one.version for one in job.versions()]
+                is_row = kept and kept == list(range(kept[0], kept[-1] + 1))
+                check(is_row or self.audit.has_lost, f"{job.id}: kept are {kept}")
+                check(len(driver.learners()) <= self.scenario.num_learners, "too many learners")
+            except RequestRefused as refused:
+                check("store" in str(refused) or self.audit.has_lost, f"a request was refused: {refused}")
+            except BrokerUnavailable as error:
+                self.kernel.note(process.name, "sees nothing", error)
+            process.sleep(self.kernel.draw.random() * 10.0)
+
+    def _stop(self, process: Process, job: Job) -> None:
+        process.sleep(self.kernel.draw.random() * 60.0)
+        try:
+            job.stop("stopped by its driver")
+        except RequestRefused as refused:
+            check(self.audit.has_lost, f"a request was refused: {refused}")
+        except BrokerUnavailable as error:
+            self.kernel.note(process.name, "not stopped", error)
+
+    # ------------------------------------------------------------ what befalls them
+
+    def _next_befall(self) -> None:
+        wait_s = self.kernel.draw.expovariate(1.0 / self.scenario.pause_s)
+        self.kernel.after(wait_s, self._befall)
+
+    def _befall(self) -> None:
+        if not self.are_faults_on:
+            return
+        what, _, whom = self.kernel.draw.choice(self.scenario.befalls).partition(" ")
+        self._next_befall()
+        if whom == "broker":
+            self.network.restart(self.kernel.draw.random() * 20.0, is_wiped=what == "wipe")
+        elif whom == "mailbox":
+            self.network.delete_a_mailbox()
+        elif what == "store":
+            self.server.outage(self.kernel.draw.random() * 30.0)
+        else:
+            all_of_them: dict[str, Mapping[int, tuple[Any, ...]]] = {
+                "controller": self._controllers,
+                "learner": self._hosts,
+                "driver": self._drivers,
+            }
+            there = [one for _, one in sorted(all_of_them[whom].items()) if one[0].alive]
+            if there:
+                self._befalls(what, *self.kernel.draw.choice(there))
+
+    def _befalls(self, what: str, process: Process, transport: SimTransport, role: Any = None) -> None:
+        draw = self.kernel.draw
+        if what == "kill":
+            process.kill()
+        elif what == "freeze" and not process.frozen:
+            frozen_s = draw.random() * draw.choice([2.0, 20.0, 90.0])
+            process.freeze()
+            self.kernel.after(frozen_s, process.thaw)
+            if frozen_s > 60.0:
+                self.kernel.after(60.0, partial(transport.cut, notice_s=0.0, down_s=frozen_s - 60.0))
+        elif what == "cut":
+            transport.cut(
+                notice_s=draw.random() * 10.0, down_s=draw.random() * draw.choice([1.0, 10.0, 60.0])
+            )
+        elif what == "stop":
+            self.kernel.note(process.name, "STOPS")
+            stop = (
+                partial(role.stop, drain_s=draw.random() * 10.0)
+                if isinstance(role, LearnerHost)
+                else role.stop
+            )
+            process.thread(stop, "stopping").start()
+
+
+@contextmanager
+def observed(world: World) -> Iterator[None]:
+    """Write signals, actions and what is logged into the history."""
+    step, log = JobMachine.step, logging.getLogger("broker_fl")
+
+    def noted(machine: JobMachine, signal: s.Signal, now: float) -> list[s.Action]:
+        world.kernel.note("job", "signal", _brief(signal))
+        actions = step(machine, signal, now)
+        for action in actions:
+            world.kernel.note("job", "action", _brief(action))
+        return actions
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            world.kernel.note("log", record.levelname, record.getMessage())
+            if record.exc_info and record.exc_info[1] is not None:
+                world.kernel.note("log", "because", repr(record.exc_info[1]))
+
+    handler = Handler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    JobMachine.step = noted  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        JobMachine.step = step  # type: ignore[method-assign]
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Nothing is logged: it would take more time than what it is about."""
+    log = logging.getLogger("broker_fl")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _brief(what: object) -> str:
+    return _MEMORY.sub("", repr(what))[:300]
+
+
+def play(seed: int) -> World:
+    """Run a seed; raises what it finds."""
+    with unobserved():
+        world = World(seed)
+        world.run()
+    gc.collect(0)
+    return world
+
+
+def replay(seed: int) -> tuple[list[str], Violation | None]:
+    """Run a seed again; its whole history, and what was found."""
+    world = World(seed, keep_history=True)
+    found = None
+    with observed(world):
+        try:
+            world.run()
+        except Violation as violation:
+            found = violation
+    return world.kernel.history or [], found

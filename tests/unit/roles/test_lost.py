@@ -1,0 +1,138 @@
+"""What the fault simulation found, one by one: parts that were lost, mixed up, or forgotten by the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker_fl.coordination.state import JobState, Phase
+from broker_fl.errors import StoreUnavailable, VersionsLost
+from broker_fl.interfaces import Combined, StoredVersion
+from broker_fl.model import Model
+from broker_fl.roles.models import VersionRecord, Versions
+from broker_fl.roles.receiving import UpdateReceiver
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import cut
+from broker_fl.wire.job import Transfer
+from tests.simulation.storage import MemoryStore
+from tests.unit.roles.stage import Adds, Stage, done, model_of, same, spec
+
+TASK = m.TaskRef(job="j", round=2)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+def test_chunks_of_two_trainings_for_one_task_are_not_put_together() -> None:
+    first, second = (Model.of({"w": np.full(1_200, value)}) for value in (1.0, 2.0))
+    receiver = UpdateReceiver(first.spec, Transfer(chunk_bytes=4096))
+
+    def chunks(model: Model, session: str) -> list[tuple[m.UpdateChunk, memoryview]]:
+        return [
+            (
+                m.UpdateChunk(
+                    learner="l",
+                    task=TASK,
+                    session=session,
+                    index=one.index,
+                    count=one.count,
+                    checksum=one.checksum,
+                ),
+                one.payload,
+            )
+            for one in cut(model.buffer, 4096)
+        ]
+
+    def result(model: Model, session: str, num_examples: int) -> m.Result:
+        manifest = m.UpdateManifest.of(
+            model.spec, form="values", control="none", encoding="raw", chunk_bytes=4096
+        )
+        return m.Result(learner="l", task=TASK, session=session, num_examples=num_examples, update=manifest)
+
+    receiver.expect(result(first, "a", 5), 0.0)
+    for chunk, payload in chunks(first, "a")[:2]:
+        receiver.add(chunk, payload, 0.0)
+    for chunk, payload in chunks(second, "b"):  # of the learner that was started anew; its result was lost
+        assert not receiver.add(chunk, payload, 1.0).complete
+    upload = receiver.expect(result(second, "b", 2), 2.0)
+    assert upload.complete
+    np.testing.assert_array_equal(receiver.model(upload)["w"], second["w"])
+
+
+def test_a_lost_chunk_of_an_initial_model_is_sent_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_fl.roles.driver.FIRST_PATIENCE_S", 0.0)
+    monkeypatch.setattr("broker_fl.roles.conversation._REPEAT_AFTER_S", 0.05)
+    lost: list[int] = []
+    publish = stage.driver.transport.publish
+
+    def lossy(exchange: str, keys: list[str], body: bytes, **options: bool) -> None:
+        if b"model_chunk" in body[:64] and not lost:
+            lost.append(len(body))
+        else:
+            publish(exchange, keys, body, **options)
+
+    monkeypatch.setattr(stage.driver.transport, "publish", lossy)
+    job = stage.run({"a": Adds(1.0)}, rounds=2)
+    done(job)
+    assert lost
+    same(job.model(), model_of(2.0))
+
+
+def test_a_driver_outlasts_a_store_that_is_away_for_a_moment(stage: Stage) -> None:
+    job = stage.run({"a": Adds(1.0)}, rounds=1)
+    done(job)
+    cord, _ = next(iter(stage.cords.values()))
+    cord.failing = 1
+    same(job.model(), model_of(1.0))
+
+
+def _committed(versions: Versions, number: int) -> None:
+    model = Model.of({"w": np.full(3, float(number))})
+    record = VersionRecord(version=number, spec=model.spec, digest=model.digest, committed_at=0.0)
+    versions.write(record, Combined(model=model), b"state", keep=3)
+
+
+def test_a_controller_whose_versions_the_store_has_lost_is_told_so() -> None:
+    store = MemoryStore(lambda: 0.0, forgets_versions=True)
+    epoch = store.acquire_lease("a", 15.0)
+    assert epoch is not None
+    versions = Versions(store, "j", epoch)
+    for number in range(3):
+        _committed(versions, number)
+    store.cut_power(lambda _, most: most)
+    assert store.versions("j") == []
+    with pytest.raises(VersionsLost, match="version 2 was in it, the newest is -1"):
+        _committed(versions, 3)
+    with pytest.raises(StoreUnavailable):  # not whole: that is another matter
+        store.commit_version(
+            "j", StoredVersion(version=0, manifest=b"", num_chunks=9), b"", epoch=epoch, keep=1
+        )
+
+
+def test_a_job_goes_back_to_what_the_store_has() -> None:
+    state = JobState(
+        job="j",
+        spec=spec(rounds=9),
+        driver="d",
+        update_bytes=1,
+        submitted_at=0.0,
+        phase=Phase.TRAINING,
+        round=5,
+        version=5,
+        counted={"a": 4, "b": 2},
+    )
+    state.evaluations = {5: {"loss": 1.0}, 3: {"loss": 2.0}}
+    state.go_back_to(5)
+    assert state.phase is Phase.TRAINING
+    state.go_back_to(3)
+    assert (state.version, state.round, state.phase) == (3, 3, Phase.IDLE)
+    assert state.counted == {"b": 2}
+    assert state.evaluation == {"loss": 2.0}
