@@ -88,6 +88,7 @@ class Controller:
         self._groups = Groups(self._members)
         self._ticked_at = 0.0
         self._unflushed_since: float | None = None
+        self._unheard: StoreUnavailable | None = None
         self._owner = f"controller-{runtime.unique()[:12]}"
         self._lease = Lease(
             store, self._owner, ttl_s=self.settings.lease_ttl_s, on_fenced=self._fenced, runtime=runtime
@@ -197,11 +198,16 @@ class Controller:
             Fenced: another controller has taken over.
             StoreUnavailable: the controller was stopped while the store was away, or its patience is over.
         """
+        if self._unheard is not None:  # what was asked may have been done: what follows must not undo it
+            raise self._unheard
         began, pause_s = self._clock.steady_s(), 0.05
         while True:
             try:
-                return operation()
+                done = operation()
+                self._unheard = None
+                return done
             except StoreUnavailable as error:
+                self._unheard = error
                 if self._is_too_long(began):
                     self._give_up(error)
                     raise

@@ -29,6 +29,7 @@ FOUND = {
     707: "chunks of two trainings for one task were put together",
     12837: "the last event of a job was given up when the store refused it once",
     2981: "a version that the store had lost was looked for again and again",
+    22515: "a controller that had given the store up saved an older state over a newer one",
 }
 """Seeds that found something, and what. What a seed stands for has changed since; tests of what was found are
 in ``tests/unit/roles/test_lost.py``.
