@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 
@@ -15,7 +16,8 @@ from broker_fl.interfaces import Sink
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
-from broker_fl.transports.rabbitmq.address import TlsFiles, parse_address
+from broker_fl.transports.rabbitmq.address import TlsFiles
+from broker_fl.transports.rabbitmq.addresses import parse_addresses
 from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again
 from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
 from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
@@ -39,7 +41,9 @@ class RabbitMQTransport:
     and may block.
 
     Args:
-        url: ``amqp[s]://user:password@host[:port]/vhost``.
+        url: ``amqp[s]://user:password@host[:port]/vhost``; of a cluster, several hosts with commas between
+            them, of which one that answers is chosen by chance; ``?heartbeat=SECONDS`` wins over
+            ``heartbeat_s``.
         name: shown to the broker's operator.
         window_bytes: how much may be unconfirmed before ``publish`` blocks.
 
@@ -59,10 +63,14 @@ class RabbitMQTransport:
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
+        addresses = parse_addresses(url, tls)
+        # By chance, so that a thousand learners with the same URL are spread over a cluster's nodes.
+        first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
         settings = partial(
             LinkSettings,
-            address=parse_address(url, tls),
-            heartbeat_s=heartbeat_s,
+            address=first,
+            others=tuple(others),
+            heartbeat_s=addresses.heartbeat_s or heartbeat_s,
             connect_timeout_s=connect_timeout_s,
         )
         label = name or "broker_fl"
@@ -84,7 +92,7 @@ class RabbitMQTransport:
         )
         self._in = self._make_link(settings(name=f"{label} consume"), self._consuming_up, lambda: None)
         try:
-            self._io.run(self._connect(), 2 * connect_timeout_s + ANSWER_TIMEOUT_S)
+            self._io.run(self._connect(), 2 * len(addresses.nodes) * connect_timeout_s + ANSWER_TIMEOUT_S)
         except BaseException:
             self._disconnect(self._in.close())
             self._io.stop(DISCONNECT_TIMEOUT_S)
