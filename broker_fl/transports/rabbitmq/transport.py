@@ -11,14 +11,14 @@ from functools import partial
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
-from broker_fl.errors import BrokerFLError, SettingError, TransportClosed
+from broker_fl.errors import BrokerFLError, QueueLost, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
 from broker_fl.transports.rabbitmq.address import TlsFiles
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
-from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again
+from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again, declare_first
 from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
 from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
 from broker_fl.transports.rabbitmq.io import CallbackThread, IoThread, backoff
@@ -79,6 +79,7 @@ class RabbitMQTransport:
         self._consumers: dict[str, Consumer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._reconnect_callbacks: list[Callable[[], None]] = []
+        self._queue_lost_callbacks: list[Callable[[str], None]] = []
         self._unroutable_callbacks: list[Callable[[str, str], None]] = []
         self._down: set[Link] = set()
         self._io = IoThread(f"{label} i/o")
@@ -153,6 +154,9 @@ class RabbitMQTransport:
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._reconnect_callbacks.append(callback)
 
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        self._queue_lost_callbacks.append(callback)
+
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._unroutable_callbacks.append(callback)
 
@@ -190,13 +194,7 @@ class RabbitMQTransport:
         await self._out.connect()
 
     async def _declare(self, entities: Sequence[Entity]) -> None:
-        channel = await Channel.open(self._in.connection)
-        try:
-            for entity in entities:
-                await channel.declare(entity)
-                self._declared.remember(entity)
-        finally:
-            channel.close()
+        await declare_first(self._in.connection, entities, self._declared.remember)
 
     async def _delete_queue(self, name: str) -> None:
         self._declared.forget_queue(name)
@@ -214,6 +212,7 @@ class RabbitMQTransport:
         self._consumers[consumer.queue] = consumer
 
     async def _cancel(self, queue: str) -> None:
+        self._declared.forget_queue(queue)
         consumer = self._consumers.pop(queue, None)
         if consumer is not None:
             await consumer.stop()
@@ -236,6 +235,7 @@ class RabbitMQTransport:
         try:
             await self._start(consumer, connection)
         except BrokerFLError as error:
+            self._report_if_lost(consumer, error)
             self._consumer_stopped(consumer, str(error))
 
     async def _publishing_up(self, connection: AsyncioConnection) -> None:
@@ -291,6 +291,7 @@ class RabbitMQTransport:
                 await self._start(consumer, connection)
             except BrokerFLError as error:
                 log.warning("%s", error)
+                self._report_if_lost(consumer, error)
             else:
                 return
 
@@ -300,6 +301,11 @@ class RabbitMQTransport:
             if not self._down:
                 for callback in self._reconnect_callbacks:
                     self._callbacks.call(callback)
+
+    def _report_if_lost(self, consumer: Consumer, error: BrokerFLError) -> None:
+        if isinstance(error, QueueLost):
+            for callback in self._queue_lost_callbacks:
+                self._callbacks.call(callback, consumer.queue)
 
     def _report_unroutable(self, exchange: str, routing_key: str) -> None:
         for callback in self._unroutable_callbacks:
