@@ -56,7 +56,8 @@ class AsynchronousJob(Job):
         """Round and attempt of each learner's newest task."""
         self._due: deque[tuple[float, str, TaskRef]] = deque()
         self._laps = Laps()
-        self._evaluations = RunningEvaluation()
+        target = state.spec.termination.target
+        self._evaluations = RunningEvaluation(target.metric if target is not None else None)
 
     # ------------------------------------------------------------ giving tasks
 
@@ -259,6 +260,8 @@ class AsynchronousJob(Job):
         actions = [s.Emit(committed), *self._evaluations.note_version(state), *self._life.pause_if_due(now)]
         if (over := self._life.enough() or self._target_of_all()) is not None:
             return actions + self._end_training(over, now)
+        if (unknown := self._target_unknown()) is not None:
+            return actions + self._finish("failed", unknown, now)
         return actions + self._settle(now)
 
     def _end_benches(self) -> None:
@@ -274,9 +277,16 @@ class AsynchronousJob(Job):
         Who is benched is not waited for, nor who delivered without a metric.
         """
         reached = self._life.target_reached()
-        if reached is None:
+        return reached if reached is not None and self._evaluations.is_of_all(self._waited_for()) else None
+
+    def _target_unknown(self) -> str | None:
+        """Why the target can never be reached; None if it can."""
+        if not self._evaluations.lacks_target or not self._evaluations.is_of_all(self._waited_for()):
             return None
-        return reached if self._evaluations.is_of_all(self._matching.difference(self._bench)) else None
+        return self._life.target_unknown(self._evaluations.metrics)
+
+    def _waited_for(self) -> set[str]:
+        return self._matching.difference(self._bench)
 
     # ------------------------------------------------------------ the end
 
