@@ -239,19 +239,25 @@ class AsynchronousJob(Job):
     # ------------------------------------------------------------ versions
 
     def _changes_of_commit(self) -> dict[str, Any]:
-        rounds = {name: part.round for name in self._buffer if (part := self.state.cohort.get(name))}
+        rounds = {name: part.round for name, part in self._committing().items()}
         changes = {"phase": Phase.TRAINING, "cohort": Cohort(), "counted": self.state.counted | rounds}
         # Written with each version: what only counts failures is left to be counted anew.
         return changes if isinstance(self.state.spec.pacing, Aimd) else {**changes, "records": {}}
+
+    def _committing(self) -> dict[str, Assignment]:
+        return {name: part for name in sorted(self._buffer) if (part := self.state.cohort.get(name))}
 
     def _version_stored(self, signal: s.VersionWasStored, now: float) -> Actions:
         state = self.state
         if state.phase is not Phase.COMMITTING or signal.version != state.version + 1:
             return []
+        parts = self._committing()
         contributors, self._buffer = sorted(self._buffer), []
-        parts = {name: part for name in contributors if (part := state.cohort.remove(name))}
+        for name in contributors:
+            state.cohort.remove(name)
         state.counted |= {name: part.round for name, part in parts.items()}
-        committed = outcomes.note_version(state, signal, parts, now)
+        committed = outcomes.version_committed(state, signal, parts, now)
+        state.go_on_to(signal.version, len(parts))
         state.round_started_at = now
         state.phase = Phase.TRAINING
         for learner in contributors:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import broker_fl
-from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
+from broker_fl.errors import FrameRefused, MessageRefused, SettingError, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
@@ -230,12 +230,18 @@ class LearnerHost:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(name, delivery, handle))
 
-        self._transport.consume(
+        consume = partial(
+            self._transport.consume,
             self.topology.mailbox(name),
             sink,
             prefetch=MAILBOX_PREFETCH,
             exclusive=True,
         )
+        try:
+            consume()
+        except SettingError:  # somebody has deleted the mailbox since it was declared
+            self._transport.declare(self.topology.for_learner(name))
+            consume()
 
     def _take(
         self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]

@@ -35,7 +35,15 @@ class Lease:
         self._runtime = runtime
         self._released = runtime.event()
         self._thread = runtime.thread(self._renew, "lease")
+        self._sure_until = 0.0
         self.epoch = 0
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody else can have the lease: the store has confirmed it less than ``ttl_s`` ago. False
+        after a freeze, too, before anything else is noticed.
+        """
+        return self._runtime.steady_s() < self._sure_until
 
     def acquire(self, stop: Event, store_patience_s: float | None = None) -> bool:
         """Wait until the lease is free, as a standby; False if ``stop`` was set first.
@@ -46,6 +54,7 @@ class Lease:
         announced = False
         answered = self._runtime.steady_s()
         while not stop.is_set():
+            asked = self._runtime.steady_s()
             try:
                 epoch = self._store.acquire_lease(self._owner, self._ttl_s)
             except StoreUnavailable as error:
@@ -56,7 +65,7 @@ class Lease:
             else:
                 answered = self._runtime.steady_s()
             if epoch is not None:
-                self.epoch = epoch
+                self.epoch, self._sure_until = epoch, asked + self._ttl_s
                 self._thread.start()
                 return True
             if not announced:
@@ -77,8 +86,10 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(self._ttl_s / 3):
+            asked = self._runtime.steady_s()
             try:
                 self._store.renew_lease(self.epoch, self._ttl_s)
+                self._sure_until = asked + self._ttl_s
             except StoreUnavailable as error:
                 log.warning("the lease could not be renewed: %s", error)
             except Fenced as error:
