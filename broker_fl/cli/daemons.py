@@ -41,6 +41,7 @@ MAX_ALONE = 2_000
     metavar="SECONDS",
     help="How long a standby waits after the last sign of life of a controller.",
 )
+@options.watched
 def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
 
@@ -56,7 +57,15 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
         federation=access["federation"], heartbeat_s=heartbeat_s, lease_ttl_s=lease_s
     )
     own = OwnClasses.of_module(*load_module(app)) if app else OwnClasses()
-    run_controller(ControllerOptions(broker=_broker_access(access), store=store, settings=settings, own=own))
+    run_controller(
+        ControllerOptions(
+            broker=_broker_access(access),
+            store=store,
+            settings=settings,
+            own=own,
+            metrics=_metrics_address(access),
+        )
+    )
 
 
 @click.command(cls=Daemon)
@@ -115,6 +124,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     metavar="SECONDS",
     help="How long to wait while another process reads this learner's mailbox.",
 )
+@options.watched
 def learner(app: str, **given: Any) -> None:
     """Run a learner of APP, until a signal comes.
 
@@ -152,7 +162,15 @@ def _learner_options(**given: Any) -> Any:
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],
+        metrics=_metrics_address(given),
     )
+
+
+def _metrics_address(given: Mapping[str, Any]) -> Any:
+    from broker_fl.workers.watching import MetricsAddress
+
+    port = given["metrics_port"]
+    return None if port is None else MetricsAddress(port=port, address=given["metrics_addr"])
 
 
 def _broker_access(given: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from broker_fl.errors import BrokerFLError
 from broker_fl.interfaces import Sink
 from broker_fl.transports.rabbitmq.channel import Channel
 from broker_fl.transports.rabbitmq.io import IoThread
+from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ class RabbitMQDelivery:
 class Settlements:
     """Acks and rejections on their way to the I/O thread, which is woken once for many."""
 
-    def __init__(self, io: IoThread) -> None:
+    def __init__(self, io: IoThread, traffic: Traffic) -> None:
+        self.traffic = traffic
         self._io = io
         self._waiting: deque[tuple[Consuming, int, bool | None]] = deque()
         self._is_due = False
@@ -86,6 +88,7 @@ class Consuming:
         """Called by pika."""
         tag: int = method.delivery_tag
         self._outstanding[tag] = None
+        self.settlements.traffic.took(body)
         delivery = RabbitMQDelivery(self, tag, method, body)
         try:
             self._sink(delivery)
