@@ -59,9 +59,11 @@ class RabbitMQTransport:
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
+        address = parse_address(url, tls)
+        self.user = address.user
         settings = partial(
             LinkSettings,
-            address=parse_address(url, tls),
+            address=address,
             heartbeat_s=heartbeat_s,
             connect_timeout_s=connect_timeout_s,
         )
@@ -77,7 +79,7 @@ class RabbitMQTransport:
         self._callbacks = CallbackThread(f"{label} callbacks")
         self._settlements = Settlements(self._io)
         self._publisher = Publisher(
-            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable
+            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable, user=address.user
         )
         self._out = self._make_link(
             settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
