@@ -299,7 +299,7 @@ class Controller:
         delivery.ack()
 
     def _is_over_limit(self, source: _Source, speaker: Speaker) -> bool:
-        """Whether an account sends too much; only of accounts, since other names are whatever a sender says."""
+        """Whether an account sends too much; names that are no accounts are whatever a sender says."""
         if speaker.account is None:
             return False
         user, now = speaker.account.user, self._clock.now()

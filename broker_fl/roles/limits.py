@@ -1,4 +1,4 @@
-"""How much one account may send: a token bucket each, so that what floods costs little and others are heard."""
+"""How much one account may send: a token bucket each, so that a flood costs little and others are heard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Rate:
 MESSAGES = Rate(500.0, 5_000.0)
 """Reports and requests: a learner sends a heartbeat every few seconds, and two messages for each task."""
 WASTE = Rate(50.0, 1_000.0)
-"""Messages of an inbox that are refused or that nobody waits for; those of an update that is wanted are free."""
+"""Messages of an inbox that are refused or that nobody waits for; parts of a wanted update are free."""
 DEAD_LETTERS = Rate(2.0, 50.0)
 """Refused messages that are kept with the reason."""
 

@@ -15,7 +15,7 @@ PREFETCH = 16
 
 
 class Mailboxes:
-    """Of one host. An enrolled account may declare nothing: what it needs is there, or is asked for by joining."""
+    """Of one host. An enrolled account may declare nothing: it is there, or is asked for by joining."""
 
     def __init__(
         self, transport: Transport, topology: Topology, readers: Mapping[str, Sink], *, is_group: bool
@@ -67,8 +67,8 @@ class Mailboxes:
                 raise
             self._missing.add(name)
             log.warning(
-                "the mailbox of %s is not there; a controller declares it when it hears us, or an operator does "
-                "(broker-fl enroll %s --repair): %s",
+                "the mailbox of %s is not there; a controller declares it when it hears us, or an operator "
+                "does (broker-fl enroll %s --repair): %s",
                 name,
                 name,
                 error,

@@ -1,4 +1,4 @@
-"""Who sent a message: what the broker vouches for, where accounts are identities; else what the routing key says."""
+"""Who sent a message: what the broker vouches for where accounts are identities, else what its key says."""
 
 from __future__ import annotations
 
@@ -84,13 +84,17 @@ class Speakers:
         account = Account.of(delivery.user)
         if account is None:
             if self._required:
-                raise FrameRefused(
-                    f"it was sent by {delivery.user!r}, which is no enrolled account: this controller requires "
-                    "one for each party (broker-fl enroll)"
-                    if delivery.user
-                    else "it does not say which account sent it (user_id), and this controller requires that"
-                )
+                raise FrameRefused(_unknown(delivery.user))
             return Speaker(delivery.routing_key.partition(".")[0], None)
         if account.federation != self._federation or account.role not in roles:
             raise FrameRefused(f"it was sent by {account}, which has nothing to say here")
         return Speaker(account.name, account)
+
+
+def _unknown(user: str | None) -> str:
+    if not user:
+        return "it does not say which account sent it (user_id), and this controller requires that"
+    return (
+        f"it was sent by {user!r}, which is no enrolled account; this controller requires one for each party "
+        "(broker-fl enroll)"
+    )
