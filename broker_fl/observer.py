@@ -32,7 +32,9 @@ class Observer(Protocol):
         ...
 
     def refused(self, source: str) -> None:
-        """A message was not taken: from ``inbox``, ``reports``, ``control`` or ``mailbox``."""
+        """A message was not taken: from ``inbox``, ``reports``, ``control`` or ``mailbox``; or because its
+        sender sends too much: ``over_limit``.
+        """
         ...
 
     def received(self, seconds: float) -> None:

@@ -94,10 +94,10 @@ class ControllerMetrics:
             self._ended.labels(state)
         self._refused = made.counter(
             "messages_refused",
-            "Messages that were not taken; they are in the queue of dead letters.",
+            "Messages that were not taken, for the most part dead-lettered; over_limit: too many came.",
             "source",
         )
-        for source in ("inbox", "reports", "control"):
+        for source in ("inbox", "reports", "control", "over_limit"):
             self._refused.labels(source)
         self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
             e.RoundStarted: lambda event: self._rounds.inc() if event.train else None,

@@ -51,9 +51,12 @@ class Publisher:
         window_bytes: int,
         on_unroutable: Callable[[str, str], None],
         traffic: Traffic,
+        user: str = "",
     ) -> None:
+        """``user`` is the connection's account, which every message names; empty: none is named."""
         self._io = io
         self._traffic = traffic
+        self._user = user or None
         self._window_bytes = window_bytes
         self._on_unroutable = on_unroutable
         self._changed = threading.Condition()
@@ -209,7 +212,9 @@ class Publisher:
     def _transmit(self, channel: Channel, message: Outgoing) -> None:
         first, *others = message.routing_keys
         properties = pika.BasicProperties(
-            delivery_mode=2 if message.persistent else 1, headers={"BCC": others} if others else None
+            delivery_mode=2 if message.persistent else 1,
+            headers={"BCC": others} if others else None,
+            user_id=self._user,
         )
         self._tag += 1
         self._sent[self._tag] = message
