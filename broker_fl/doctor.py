@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from broker_fl.errors import BrokerFLError
+from broker_fl.security import Security
 from broker_fl.stores.redis_facts import RedisFacts, look_at_redis
 
 _SLOW_S = 0.02
@@ -28,10 +29,10 @@ class Finding:
     """Why it matters and what to do; empty where nothing is to be done."""
 
 
-def check_redis(url: str, *, federation: str) -> list[Finding]:
+def check_redis(url: str, *, federation: str, security: Security | None = None) -> list[Finding]:
     """Look at a Redis and judge it; never raises for what the server or the URL is."""
     try:
-        facts = look_at_redis(url, federation=federation)
+        facts = look_at_redis(url, federation=federation, security=security)
     except BrokerFLError as error:
         return [
             Finding(level="error", what=str(error), advice="the controller cannot start without its store")

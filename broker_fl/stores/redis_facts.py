@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from broker_fl.security import Security
 from broker_fl.stores.redis_client import connect, place, translated
 from broker_fl.topology import RedisKeys
 
@@ -40,7 +41,9 @@ class RedisFacts:
     """Commands that the user may not use on the federation's keys, and should."""
 
 
-def look_at_redis(url: str, *, federation: str, timeout_s: float = 5.0) -> RedisFacts:
+def look_at_redis(
+    url: str, *, federation: str, timeout_s: float = 5.0, security: Security | None = None
+) -> RedisFacts:
     """Ask the server; a key that is made to try permissions is deleted again.
 
     Raises:
@@ -48,7 +51,7 @@ def look_at_redis(url: str, *, federation: str, timeout_s: float = 5.0) -> Redis
         AccessDenied: wrong user or password, or the user may not use ``INFO``.
         StoreUnavailable: it does not answer.
     """
-    client: Any = connect(url, timeout_s=timeout_s)
+    client: Any = connect(url, timeout_s=timeout_s, security=security)
     try:
         with translated(place(url)):
             info = {key: value for section in _SECTIONS for key, value in client.info(section).items()}

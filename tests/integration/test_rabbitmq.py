@@ -14,8 +14,9 @@ import pytest
 
 from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError, TransportClosed
 from broker_fl.interfaces import Delivery
+from broker_fl.security import Security
 from broker_fl.topology import Binding, Entity, Exchange, Queue
-from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
+from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.servers import RabbitMQNode
 from broker_fl.workers.servers.process import free_port
 
@@ -307,7 +308,7 @@ def test_nobody_listening_is_told_apart_from_an_unknown_host(connect: Connect) -
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1.*nothing listens"):
         connect(f"amqp://127.0.0.1:{free_port()}")
     with pytest.raises(BrokerUnavailable, match=r"no-such-host\.invalid.*name"):
-        connect("amqp://no-such-host.invalid")
+        connect("amqps://no-such-host.invalid")
 
 
 def test_a_broker_that_does_not_answer_is_given_up(
@@ -416,15 +417,15 @@ def tls_node(server_root: Path, authority: Authority) -> Iterator[tuple[RabbitMQ
         yield node, f"amqps://{node.user}:{node.password}@127.0.0.1:{port}"
 
 
-def client_files(authority: Authority) -> TlsFiles:
+def client_files(authority: Authority) -> Security:
     certificate, key = authority.issue("client")
-    return TlsFiles(ca_file=authority.file, cert_file=certificate, key_file=key)
+    return Security(ca_file=authority.file, cert_file=certificate, key_file=key)
 
 
 def test_large_bodies_pass_through_tls(
     tls_node: tuple[RabbitMQNode, str], authority: Authority, connect: Connect
 ) -> None:
-    transport, seen = connect(tls_node[1], tls=client_files(authority)), Seen()
+    transport, seen = connect(tls_node[1], security=client_files(authority)), Seen()
     transport.declare([Queue(name="q")])
     transport.consume("q", seen, prefetch=5)
     bodies = {bytes([65 + index]) * 2_000_000 for index in range(5)}
@@ -445,7 +446,7 @@ def test_a_client_without_the_certificate_that_the_broker_wants_is_refused(
     tls_node: tuple[RabbitMQNode, str], authority: Authority, connect: Connect
 ) -> None:
     with pytest.raises(SettingError, match="wants a certificate"):
-        connect(tls_node[1], tls=TlsFiles(ca_file=authority.file), connect_timeout_s=3)
+        connect(tls_node[1], security=Security(ca_file=authority.file), connect_timeout_s=3)
 
 
 def test_tls_on_a_plain_port_is_named(
@@ -453,4 +454,4 @@ def test_tls_on_a_plain_port_is_named(
 ) -> None:
     plain = tls_node[0].url.replace("amqp://", "amqps://")
     with pytest.raises((SettingError, BrokerUnavailable), match=r"127\.0\.0\.1"):
-        connect(plain, tls=client_files(authority), connect_timeout_s=3)
+        connect(plain, security=client_files(authority), connect_timeout_s=3)

@@ -14,8 +14,9 @@ import pika
 from pika import exceptions as pika_errors
 
 from broker_fl.errors import QueueInUse
+from broker_fl.security import Security
 from broker_fl.topology import Binding, Entity, Exchange, Queue, Topology
-from broker_fl.transports.rabbitmq.address import Address, TlsFiles, parse_address
+from broker_fl.transports.rabbitmq.address import Address, parse_address
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 from broker_fl.transports.rabbitmq.failures import (
     ACCESS_REFUSED,
@@ -24,6 +25,7 @@ from broker_fl.transports.rabbitmq.failures import (
     connection_failure,
 )
 from broker_fl.transports.rabbitmq.link import LinkSettings
+from broker_fl.transports.rabbitmq.tunnel import blocking_connection
 
 Role = Literal["controller", "learner", "driver"]
 HEARTBEAT_S = 60
@@ -65,7 +67,7 @@ class BrokerFacts:
 
 
 def look_at_broker(
-    url: str, *, federation: str, role: Role, learner: str = "", tls: TlsFiles | None = None
+    url: str, *, federation: str, role: Role, learner: str = "", security: Security | None = None
 ) -> BrokerFacts:
     """Connect as the role would, and try what it does; what has to be made for that is deleted again.
 
@@ -74,7 +76,7 @@ def look_at_broker(
     Raises:
         SettingError, AccessDenied, BrokerUnavailable: no connection.
     """
-    address = parse_address(url, tls)
+    address = parse_address(url, security)
     with _connected(address) as connection:
         look = _Look(connection, Topology(federation), role, learner)
         alarms: list[str] = []
@@ -108,7 +110,7 @@ def _connected(address: Address) -> Iterator[Any]:
     parameters = settings.parameters()
     parameters.blocked_connection_timeout = None
     try:
-        connection = pika.BlockingConnection(parameters)
+        connection = blocking_connection(parameters, address)
     except Exception as error:
         raise connection_failure(error, address) from error
     try:

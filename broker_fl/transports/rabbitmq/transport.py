@@ -12,10 +12,11 @@ from pika.exceptions import AMQPError
 
 from broker_fl.errors import BrokerFLError, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
+from broker_fl.security import Security
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
-from broker_fl.transports.rabbitmq.address import TlsFiles, parse_address
+from broker_fl.transports.rabbitmq.address import parse_address
 from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again
 from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
 from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
@@ -44,7 +45,7 @@ class RabbitMQTransport:
         window_bytes: how much may be unconfirmed before ``publish`` blocks.
 
     Raises:
-        SettingError: URL or TLS files are not usable.
+        SettingError: URL, TLS files or proxy are not usable, or the way there would be in plain text.
         AccessDenied: wrong user, password or virtual host, or no permission.
         BrokerUnavailable: nobody answers within ``connect_timeout_s``.
     """
@@ -54,14 +55,14 @@ class RabbitMQTransport:
         url: str,
         *,
         name: str = "",
-        tls: TlsFiles | None = None,
+        security: Security | None = None,
         window_bytes: int = WINDOW_BYTES,
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
         settings = partial(
             LinkSettings,
-            address=parse_address(url, tls),
+            address=parse_address(url, security),
             heartbeat_s=heartbeat_s,
             connect_timeout_s=connect_timeout_s,
         )
