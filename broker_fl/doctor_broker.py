@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
-from broker_fl.doctor import Finding
+from broker_fl.doctor import Finding, judge_certificates
 from broker_fl.errors import BrokerFLError
 from broker_fl.security import Security
 from broker_fl.topology import Topology
@@ -34,6 +35,7 @@ def judge_broker(facts: BrokerFacts, *, federation: str, role: Role) -> list[Fin
     server = f"{facts.product} {facts.version}, {facts.latency_s * 1000:.1f} ms a round trip"
     return [
         Finding(level="ok", what=f"{facts.place} answers: {server}"),
+        *judge_certificates(facts.certificates, time.time()),
         *_server(facts),
         *_permissions(facts, federation, role),
         *_entities(facts),

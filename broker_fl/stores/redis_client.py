@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker_fl.errors import AccessDenied, SettingError, StoreUnavailable
-from broker_fl.security.tls import Security, check_plaintext, client_context, untrusted
+from broker_fl.security.tls import Security, check_plaintext, client_context, client_verdict, untrusted
 
 _READ_BYTES = 1 << 20
 """Per ``recv``: reading 40 MB takes 0.06 to 0.1 s, with redis-py's own 64 KiB 0.15 s."""
@@ -83,7 +83,7 @@ def _tls_context(url: str, security: Security) -> ssl.SSLContext | None:
     """What verifies the server; nothing of it is from the URL. None: no TLS."""
     try:
         parts = urlsplit(url)
-        host, query = parts.hostname or "localhost", parts.query
+        host, query, _ = parts.hostname or "localhost", parts.query, parts.port
     except ValueError:
         return None  # said better by the driver
     if "ssl_" in query:
@@ -136,15 +136,29 @@ def translated(server: str) -> Iterator[None]:
     except exceptions.NoPermissionError as error:
         raise AccessDenied(f"{server} refused access: {error} ({_ASK_DOCTOR})") from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        if isinstance(error.__context__, ssl.SSLCertVerificationError):
-            raise untrusted(server, error.__context__) from error
-        raise StoreUnavailable(f"{server} does not answer: {error}") from error
+        raise _no_connection(server, error) from error
     except exceptions.MovedError as error:
         raise StoreUnavailable(f"{server}: the keys are at {error.host}:{error.port} now") from error
     except exceptions.ResponseError as error:
         raise _refusal(server, str(error), error) from error
     except exceptions.RedisError as error:
         raise StoreUnavailable(f"{server}: {error}") from error
+
+
+def _no_connection(server: str, error: Exception) -> Exception:
+    if isinstance(error.__context__, ssl.SSLCertVerificationError):
+        return untrusted(server, error.__context__)
+    if (verdict := client_verdict(error)) is not None:
+        return SettingError(f"{server}: {verdict}")
+    return StoreUnavailable(f"{server} does not answer: {error}{_hint(server, error)}")
+
+
+def _hint(server: str, error: Exception) -> str:
+    """With TLS 1.3 a server finds a certificate missing after the handshake; its alert may go unheard."""
+    broken_off = "EOF" in str(error) or "reset" in str(error) or "Broken pipe" in str(error)
+    if not server.startswith("rediss:") or not broken_off:
+        return ""
+    return " (one that wants a certificate of its clients breaks off so: --store-tls-cert)"
 
 
 def _refusal(server: str, text: str, error: exceptions.ResponseError) -> Exception:

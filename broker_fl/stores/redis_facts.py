@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Final
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from broker_fl.security import Security
+from broker_fl.security.certificates import Validity, of_decoded, of_files
 from broker_fl.stores.redis_client import connect, place, translated
 from broker_fl.topology import RedisKeys
 
@@ -37,6 +39,8 @@ class RedisFacts:
     """Shortest of a few round trips."""
     clock_offset_s: float
     """The server's clock minus ours."""
+    certificates: tuple[Validity, ...] = ()
+    """Ours, the authorities that are trusted, and the server's as it showed it."""
     denied: tuple[str, ...]
     """Commands that the user may not use on the federation's keys, and should."""
 
@@ -68,10 +72,22 @@ def look_at_redis(
                 not in (info.get("rdb_last_bgsave_status"), info.get("aof_last_write_status")),
                 latency_s=min(_round_trip_s(client) for _ in range(_ROUND_TRIPS)),
                 clock_offset_s=_clock_offset_s(client),
+                certificates=_certificates(client, security or Security()),
                 denied=_denied(client, RedisKeys(federation)),
             )
     finally:
         client.close()
+
+
+def _certificates(client: Any, security: Security) -> tuple[Validity, ...]:
+    connection = client.connection_pool.get_connection()
+    try:
+        sock = connection._sock  # noqa: SLF001 - the driver has no public name for it
+        if not isinstance(sock, ssl.SSLSocket):
+            return ()
+        return (*of_files(security), of_decoded("the server's certificate", sock.getpeercert() or {}))
+    finally:
+        client.connection_pool.release(connection)
 
 
 def _snapshots(client: Any) -> bool | None:

@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,7 @@ class RabbitMQNode:
         management: bool = False,
         schedulers: int = 2,
         settings: Mapping[str, str] | None = None,
+        plugins: Sequence[str] = (),
     ) -> None:
         """Start nothing yet.
 
@@ -82,11 +83,13 @@ class RabbitMQNode:
             management: also run the HTTP interface (without its statistics, which cost the broker time).
             schedulers: threads of the Erlang machine.
             settings: further lines of rabbitmq.conf, for this and later starts by this object.
+            plugins: to be enabled besides.
         """
         self.directory = Path(directory).absolute()
         self._management = management
         self._schedulers = schedulers
         self._settings = dict(settings or {})
+        self._plugins = tuple(plugins)
         self._log = self.directory / "log" / "rabbitmq.log"
         self._process = ServerProcess("rabbitmq", self.directory, logs=[self._log])
         self._epmd = ServerProcess("epmd", self.directory)
@@ -289,7 +292,7 @@ class RabbitMQNode:
                 "management.disable_stats": "true",
                 "management_agent.disable_metrics_collector": "true",
             }
-        plugins = "rabbitmq_management" if self._management else ""
+        plugins = ",".join((*self._plugins, *(("rabbitmq_management",) if self._management else ())))
         lines = [f"{name} = {value}\n" for name, value in (settings | self._settings).items()]
         write_private(self.directory / "rabbitmq.conf", "".join(lines))
         write_private(self.directory / "enabled_plugins", f"[{plugins}].\n")

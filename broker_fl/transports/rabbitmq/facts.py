@@ -15,6 +15,7 @@ from pika import exceptions as pika_errors
 
 from broker_fl.errors import QueueInUse
 from broker_fl.security import Security
+from broker_fl.security.certificates import Validity, of_decoded, of_files
 from broker_fl.topology import Binding, Entity, Exchange, Queue, Topology
 from broker_fl.transports.rabbitmq.address import Address, parse_address
 from broker_fl.transports.rabbitmq.channel import queue_arguments
@@ -62,6 +63,8 @@ class BrokerFacts:
     """What exists with other settings than ours."""
     in_use: tuple[str, ...]
     """What somebody else does alone: a learner of that name is running."""
+    certificates: tuple[Validity, ...] = ()
+    """Ours, the authorities that are trusted, and the server's as it showed it."""
     depths: dict[str, Depth] = field(default_factory=dict)
     """By queue: reports, control, dead."""
 
@@ -90,6 +93,7 @@ def look_at_broker(
                 place=str(address),
                 **_greeting(connection),
                 tls=address.tls is not None,
+                certificates=_certificates(connection, address, security),
                 latency_s=look.latency_s(),
                 alarm=alarms[0] if alarms else "",
                 missing=tuple(look.missing),
@@ -128,6 +132,13 @@ def _greeting(connection: Any) -> dict[str, Any]:
         "version": str(properties.get("version", "unknown")),
         "heartbeat_s": int(heartbeat or 0),
     }
+
+
+def _certificates(connection: Any, address: Address, security: Security | None) -> tuple[Validity, ...]:
+    if address.tls is None:
+        return ()
+    shown = connection._impl._transport._sock.getpeercert()  # noqa: SLF001 - as above
+    return (*of_files(security or Security()), of_decoded("the server's certificate", shown))
 
 
 class _Look:
