@@ -45,6 +45,12 @@ def of_decoded(whose: str, certificate: Mapping[str, Any]) -> Validity:
     return Validity(whose=whose, name=str(names.get("commonName", "")), until_s=until)
 
 
+def common_name(security: Security) -> str:
+    """The name in our certificate; empty if it has none, or cannot be read for want of cryptography."""
+    found = _own(Path(security.cert_file)) if security.cert_file is not None else None
+    return found.name if found is not None and found.until_s is not None else ""
+
+
 def _own(file: Path) -> Validity:
     whose = "our certificate"
     if importlib.util.find_spec("cryptography") is None:

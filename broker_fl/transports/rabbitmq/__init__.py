@@ -2,6 +2,7 @@
 
 ====================  ===============================================================================
 ``address``           URL and ``Security`` → where and as whom to connect
+``addresses``         the same of a cluster's nodes, and options of the URL
 ``tunnel``            the way through an HTTP proxy
 ``failures``          what pika and the broker say → our errors
 ``io``                the thread that owns both connections

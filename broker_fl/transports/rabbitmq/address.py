@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from broker_fl.errors import SettingError
+from broker_fl.security.certificates import common_name
 from broker_fl.security.proxy import Proxy, proxy_for
 from broker_fl.security.tls import Security, check_plaintext, client_context
 
@@ -29,7 +30,7 @@ class Address:
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     external: bool = False
     """The account is the one that the client's certificate names (SASL EXTERNAL); ``user`` is what the URL
-    says it is, or empty.
+    says it is, or the certificate, or empty.
     """
     proxy: Proxy | None = None
 
@@ -57,14 +58,15 @@ def parse_address(url: str, security: Security | None = None) -> Address:
     if security.has_files and not is_tls:
         raise SettingError("broker URL: TLS files are given, so it must begin with amqps://")
     host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    context = client_context(security) if is_tls else None  # says which file cannot be used
     external = security.cert_file is not None and parts.password is None
     address = Address(
         host=host,
         port=port,
-        user=unquote(parts.username or ("" if external else "guest")),
+        user=unquote(parts.username or (common_name(security) if external else "guest")),
         password=unquote(parts.password if parts.password is not None else "guest"),
         vhost=unquote(parts.path[1:]) or "/",
-        tls=client_context(security) if is_tls else None,
+        tls=context,
         external=external,
         proxy=proxy_for(host, port, security.proxy, is_tls=is_tls),
     )

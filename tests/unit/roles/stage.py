@@ -83,6 +83,7 @@ class Faulty:
 
     def __init__(self, inner: MemoryTransport, tamper: Callable[[str, bytes], Iterable[bytes]]) -> None:
         self._inner = inner
+        self.user = inner.user
         self.tamper = tamper
 
     def publish(
@@ -115,6 +116,9 @@ class Faulty:
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._inner.on_reconnect(callback)
+
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        self._inner.on_queue_lost(callback)
 
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._inner.on_unroutable(callback)

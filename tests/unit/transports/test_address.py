@@ -13,6 +13,7 @@ from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError
 from broker_fl.security import Security
 from broker_fl.security.proxy import parse_proxy
 from broker_fl.transports.rabbitmq.address import parse_address
+from broker_fl.transports.rabbitmq.addresses import parse_addresses
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 
@@ -169,3 +170,31 @@ def test_what_a_proxy_answers_is_understood(answer: bytes, error: type[Exception
     with pytest.raises(error, match=f"gate:3128.*{words}") as caught:
         proxy.check(answer, "far:443")
     assert type(caught.value) is error
+
+
+# ---------------------------------------------------------------- clusters and options
+
+
+def test_a_url_may_name_the_nodes_of_a_cluster() -> None:
+    found = parse_addresses("amqps://u:p%40,@one,two:7,[::1]:8/v%2Fw?heartbeat=5")
+    assert [(node.host, node.port) for node in found.nodes] == [("one", 5671), ("two", 7), ("::1", 8)]
+    assert {(node.user, node.password, node.vhost) for node in found.nodes} == {("u", "p@,", "v/w")}
+    assert found.heartbeat_s == 5
+    assert parse_addresses("amqps://one/v").heartbeat_s is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqps://u:p4ss@one,/v",
+        "amqps://u:p4ss@one,two:port/v",
+        "amqps://u:p4ss@one/v?heartbeat=0",
+        "amqps://u:p4ss@one/v?heartbeat=soon",
+        "amqps://u:p4ss@one/v?heartbeat=5&p4=1",
+        "amqps://u:p4?ss@one/v",
+    ],
+)
+def test_a_malformed_list_or_option_is_refused_without_showing_the_password(url: str) -> None:
+    with pytest.raises(SettingError, match="percent-encoded") as caught:
+        parse_addresses(url)
+    assert "p4" not in str(caught.value)
