@@ -28,6 +28,7 @@ from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.requests import Requests
+from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
@@ -303,7 +304,13 @@ class Controller:
 
     def _on_join(self, join: m.Join) -> None:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
-        new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
+        new = self._members.join(
+            member,
+            session=join.session,
+            software=join.software,
+            now=self._clock.now(),
+            compact=join.compact,
+        )
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
         self._welcome(join.learner)
         if new:
@@ -382,10 +389,8 @@ class Controller:
             runner.result(message)
         elif isinstance(message, m.GroupResult):
             runner.group_result(message)
-        elif payload is not None and message.share:
-            runner.group_chunk(message, payload)
         elif payload is not None:
-            runner.chunk(message, payload)
+            _take_chunk(runner, message, payload)
 
     def _on_control(self, message: m.Message, _payload: memoryview | None, _key: str) -> None:
         if not isinstance(message, m.Request):
@@ -434,3 +439,18 @@ def _refuse_foreign(message: m.Message, sender: str) -> None:
     name = getattr(message, "group", None) or getattr(message, "learner", sender)
     if name != sender:
         raise FrameRefused(f"{sender!r} sent a {message.KIND!r} in the name of {name!r}")
+
+
+def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:
+    """Hand in a part of an update, or of a group's sum; and before it the result that came with it."""
+    if chunk.share:
+        runner.group_chunk(chunk, payload)
+        return
+    if (result := chunk.result) is not None:
+        if (result.learner, result.task) != (chunk.learner, chunk.task):
+            raise FrameRefused(
+                f"a chunk of learner {chunk.learner!r} for task {chunk.task} brought a result of learner "
+                f"{result.learner!r} for task {result.task}"
+            )
+        runner.result(result)
+    runner.chunk(chunk, payload)
