@@ -164,6 +164,7 @@ class Transport(Protocol):
             SettingError: it exists with other settings (the message names it and both settings where known).
             AccessDenied: no permission.
             BrokerUnavailable: no answer.
+            QueueLost: a queue is on a node of the broker's cluster that is down, and is not ``spare``.
         """
         ...
 
@@ -177,11 +178,12 @@ class Transport(Protocol):
         Raises:
             AccessDenied: no permission, or ``exclusive`` and somebody else consumes from it.
             SettingError: there is no such queue.
+            QueueLost: it is on a node of the broker's cluster that is down.
         """
         ...
 
     def cancel(self, queue: str) -> None:
-        """Stop consuming; unacked deliveries stay valid."""
+        """Stop consuming; unacked deliveries stay valid. The queue is no longer declared again."""
         ...
 
     def publish(
@@ -212,6 +214,12 @@ class Transport(Protocol):
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call back, on a thread of the transport, each time a lost connection works again and consumers are
         back.
+        """
+        ...
+
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        """Call back with the name of a queue that was consumed from and is on a node of the broker's cluster
+        that went down; again and again until it is back, or ``cancel`` is called.
         """
         ...
 

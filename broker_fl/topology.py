@@ -43,6 +43,8 @@ class Queue:
     overflow: Literal["drop-head", "reject-publish"] = "drop-head"
     dead_letter_exchange: str | None = None
     """Where rejected messages go; those that the queue drops or that expire go there too."""
+    spare: bool = False
+    """A federation works without it, so nobody waits for the node of a cluster that has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Topology:
             Exchange(self.control, "direct"),
             Exchange(self.events, "topic"),
             Exchange(self.dead, "fanout"),
-            Queue(name=self.dead, max_length_bytes=DEAD_MAX_BYTES),
+            Queue(name=self.dead, max_length_bytes=DEAD_MAX_BYTES, spare=True),
             Binding(self.dead, self.dead),
         )
 

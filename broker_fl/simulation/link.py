@@ -182,6 +182,9 @@ class LinkedTransport:
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._inner.on_reconnect(callback)
 
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        self._inner.on_queue_lost(callback)
+
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._inner.on_unroutable(callback)
 

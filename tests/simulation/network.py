@@ -222,6 +222,7 @@ class SimTransport:
 
     def cancel(self, queue: str) -> None:
         self._round_trip()
+        self._declared.forget_queue(queue)
         self._consumers.pop(queue, None)
         for consumer in self._port.consumers:
             if consumer.queue.name == queue:
@@ -257,6 +258,9 @@ class SimTransport:
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._on_reconnect.append(callback)
+
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        """Never called: there is one node."""
 
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._on_unroutable.append(callback)

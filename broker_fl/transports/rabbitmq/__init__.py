@@ -2,6 +2,7 @@
 
 ====================  ===============================================================================
 ``address``           URL and TLS files → where and as whom to connect
+``addresses``         the same of a cluster's nodes, and options of the URL
 ``failures``          what pika and the broker say → our errors
 ``io``                the thread that owns both connections
 ``link``              one connection, kept alive

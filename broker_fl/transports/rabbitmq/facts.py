@@ -13,9 +13,10 @@ from typing import Any, Literal
 import pika
 from pika import exceptions as pika_errors
 
-from broker_fl.errors import QueueInUse
+from broker_fl.errors import BrokerUnavailable, QueueInUse
 from broker_fl.topology import Binding, Entity, Exchange, Queue, Topology
-from broker_fl.transports.rabbitmq.address import Address, TlsFiles, parse_address
+from broker_fl.transports.rabbitmq.address import Address, TlsFiles
+from broker_fl.transports.rabbitmq.addresses import Addresses, parse_addresses
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 from broker_fl.transports.rabbitmq.failures import (
     ACCESS_REFUSED,
@@ -74,8 +75,7 @@ def look_at_broker(
     Raises:
         SettingError, AccessDenied, BrokerUnavailable: no connection.
     """
-    address = parse_address(url, tls)
-    with _connected(address) as connection:
+    with _connected(parse_addresses(url, tls)) as (address, connection):
         look = _Look(connection, Topology(federation), role, learner)
         alarms: list[str] = []
         connection.add_on_connection_blocked_callback(
@@ -101,21 +101,34 @@ def look_at_broker(
 
 
 @contextmanager
-def _connected(address: Address) -> Iterator[Any]:
+def _connected(addresses: Addresses) -> Iterator[tuple[Address, Any]]:
+    """A connection to the first node that answers."""
+    *others, last = addresses.nodes
+    for address in others:
+        try:
+            connection = _connection(address)
+        except BrokerUnavailable:
+            continue
+        break
+    else:
+        address, connection = last, _connection(last)
+    try:
+        yield address, connection
+    finally:
+        with suppress(pika_errors.AMQPError):
+            connection.close()
+
+
+def _connection(address: Address) -> Any:
     settings = LinkSettings(
         address=address, name="broker-fl doctor", heartbeat_s=HEARTBEAT_S, connect_timeout_s=CONNECT_TIMEOUT_S
     )
     parameters = settings.parameters()
     parameters.blocked_connection_timeout = None
     try:
-        connection = pika.BlockingConnection(parameters)
+        return pika.BlockingConnection(parameters)
     except Exception as error:
         raise connection_failure(error, address) from error
-    try:
-        yield connection
-    finally:
-        with suppress(pika_errors.AMQPError):
-            connection.close()
 
 
 def _greeting(connection: Any) -> dict[str, Any]:

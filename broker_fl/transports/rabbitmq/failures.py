@@ -9,11 +9,20 @@ from collections.abc import Iterator
 
 from pika import exceptions as pika_errors
 
-from broker_fl.errors import AccessDenied, BrokerFLError, BrokerUnavailable, QueueInUse, SettingError
+from broker_fl.errors import (
+    AccessDenied,
+    BrokerFLError,
+    BrokerUnavailable,
+    QueueInUse,
+    QueueLost,
+    SettingError,
+)
 from broker_fl.transports.rabbitmq.address import Address
 
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
 
+_NODE_DOWN = re.compile("is down or inaccessible|due to timeout|stopped by supervisor|failed to restart")
+"""What RabbitMQ says of a queue that it knows and has no process of (``rabbit_amqqueue:absent``)."""
 _BAD_LOGIN = (pika_errors.ProbableAuthenticationError, pika_errors.AuthenticationError)
 
 
@@ -98,6 +107,8 @@ def channel_failure(error: BaseException, doing: str) -> BrokerFLError:
             f"cannot {doing}: {text}; an operator can grant it: "
             "rabbitmqctl set_permissions -p VHOST USER '^bfl\\.' '^bfl\\.' '^bfl\\.'"
         )
+    if error.reply_code == NOT_FOUND and _NODE_DOWN.search(text):
+        return QueueLost(f"cannot {doing}: {text}")
     if error.reply_code == NOT_FOUND:
         return SettingError(f"cannot {doing}: it does not exist ({text})")
     if error.reply_code == PRECONDITION_FAILED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pika
@@ -31,10 +31,21 @@ class LinkSettings:
     """How to connect."""
 
     address: Address
+    others: tuple[Address, ...] = ()
+    """Further nodes of the same broker, where to go when ``address`` does not answer."""
     name: str
     """What the broker's operator sees."""
     heartbeat_s: int
     connect_timeout_s: float
+
+    @property
+    def num_nodes(self) -> int:
+        return 1 + len(self.others)
+
+    def elsewhere(self) -> LinkSettings:
+        """The same for the next node; after the last one, the first again."""
+        nodes = (*self.others, self.address)
+        return replace(self, address=nodes[0], others=nodes[1:])
 
     def parameters(self) -> pika.ConnectionParameters:
         address = self.address
@@ -76,7 +87,7 @@ class Link:
             AccessDenied, SettingError: trying again changes nothing.
             BrokerUnavailable: no answer.
         """
-        await self._connect()
+        await self._connect_anywhere()
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
@@ -91,6 +102,19 @@ class Link:
             except TimeoutError:
                 connection.abort()
                 await self._lost
+
+    async def _connect_anywhere(self) -> None:
+        """On the first node that takes us; what the last one said is raised."""
+        for left in reversed(range(self.settings.num_nodes)):
+            try:
+                await self._connect()
+            except BrokerUnavailable as error:
+                if not left:
+                    raise
+                log.warning("%s; trying the next node", error)
+                self.settings = self.settings.elsewhere()
+            else:
+                return
 
     async def _connect(self) -> None:
         self.connection = connection = await self._open()
@@ -145,7 +169,7 @@ class Link:
         for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
             await asyncio.sleep(delay_s)
             try:
-                await self._connect()
+                await self._connect_anywhere()
             except BrokerFLError as error:
                 log.warning("still no connection %r: %s", self.settings.name, error)
             except Exception:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
-from broker_fl.errors import BrokerFLError, SettingError, TransportClosed
+from broker_fl.errors import BrokerFLError, QueueLost, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
-from broker_fl.transports.rabbitmq.address import TlsFiles, parse_address
-from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again
+from broker_fl.transports.rabbitmq.address import TlsFiles
+from broker_fl.transports.rabbitmq.addresses import parse_addresses
+from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again, declare_first
 from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
 from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
 from broker_fl.transports.rabbitmq.io import CallbackThread, IoThread, backoff
@@ -39,7 +41,9 @@ class RabbitMQTransport:
     and may block.
 
     Args:
-        url: ``amqp[s]://user:password@host[:port]/vhost``.
+        url: ``amqp[s]://user:password@host[:port]/vhost``; of a cluster, several hosts with commas between
+            them, of which one that answers is chosen by chance; ``?heartbeat=SECONDS`` wins over
+            ``heartbeat_s``.
         name: shown to the broker's operator.
         window_bytes: how much may be unconfirmed before ``publish`` blocks.
 
@@ -59,10 +63,14 @@ class RabbitMQTransport:
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
+        addresses = parse_addresses(url, tls)
+        # By chance, so that a thousand learners with the same URL are spread over a cluster's nodes.
+        first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
         settings = partial(
             LinkSettings,
-            address=parse_address(url, tls),
-            heartbeat_s=heartbeat_s,
+            address=first,
+            others=tuple(others),
+            heartbeat_s=addresses.heartbeat_s or heartbeat_s,
             connect_timeout_s=connect_timeout_s,
         )
         label = name or "broker_fl"
@@ -71,6 +79,7 @@ class RabbitMQTransport:
         self._consumers: dict[str, Consumer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._reconnect_callbacks: list[Callable[[], None]] = []
+        self._queue_lost_callbacks: list[Callable[[str], None]] = []
         self._unroutable_callbacks: list[Callable[[str, str], None]] = []
         self._down: set[Link] = set()
         self._io = IoThread(f"{label} i/o")
@@ -84,7 +93,7 @@ class RabbitMQTransport:
         )
         self._in = self._make_link(settings(name=f"{label} consume"), self._consuming_up, lambda: None)
         try:
-            self._io.run(self._connect(), 2 * connect_timeout_s + ANSWER_TIMEOUT_S)
+            self._io.run(self._connect(), 2 * len(addresses.nodes) * connect_timeout_s + ANSWER_TIMEOUT_S)
         except BaseException:
             self._disconnect(self._in.close())
             self._io.stop(DISCONNECT_TIMEOUT_S)
@@ -145,6 +154,9 @@ class RabbitMQTransport:
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._reconnect_callbacks.append(callback)
 
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        self._queue_lost_callbacks.append(callback)
+
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._unroutable_callbacks.append(callback)
 
@@ -182,13 +194,7 @@ class RabbitMQTransport:
         await self._out.connect()
 
     async def _declare(self, entities: Sequence[Entity]) -> None:
-        channel = await Channel.open(self._in.connection)
-        try:
-            for entity in entities:
-                await channel.declare(entity)
-                self._declared.remember(entity)
-        finally:
-            channel.close()
+        await declare_first(self._in.connection, entities, self._declared.remember)
 
     async def _delete_queue(self, name: str) -> None:
         self._declared.forget_queue(name)
@@ -206,6 +212,7 @@ class RabbitMQTransport:
         self._consumers[consumer.queue] = consumer
 
     async def _cancel(self, queue: str) -> None:
+        self._declared.forget_queue(queue)
         consumer = self._consumers.pop(queue, None)
         if consumer is not None:
             await consumer.stop()
@@ -228,6 +235,7 @@ class RabbitMQTransport:
         try:
             await self._start(consumer, connection)
         except BrokerFLError as error:
+            self._report_if_lost(consumer, error)
             self._consumer_stopped(consumer, str(error))
 
     async def _publishing_up(self, connection: AsyncioConnection) -> None:
@@ -283,6 +291,7 @@ class RabbitMQTransport:
                 await self._start(consumer, connection)
             except BrokerFLError as error:
                 log.warning("%s", error)
+                self._report_if_lost(consumer, error)
             else:
                 return
 
@@ -292,6 +301,11 @@ class RabbitMQTransport:
             if not self._down:
                 for callback in self._reconnect_callbacks:
                     self._callbacks.call(callback)
+
+    def _report_if_lost(self, consumer: Consumer, error: BrokerFLError) -> None:
+        if isinstance(error, QueueLost):
+            for callback in self._queue_lost_callbacks:
+                self._callbacks.call(callback, consumer.queue)
 
     def _report_unroutable(self, exchange: str, routing_key: str) -> None:
         for callback in self._unroutable_callbacks:

@@ -129,6 +129,9 @@ class Faulty:
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._inner.on_reconnect(callback)
 
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        self._inner.on_queue_lost(callback)
+
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._inner.on_unroutable(callback)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from broker_fl.errors import SettingError
 from broker_fl.transports.rabbitmq.address import TlsFiles, parse_address
+from broker_fl.transports.rabbitmq.addresses import parse_addresses
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 
@@ -95,3 +96,31 @@ def test_certificates_are_verified_by_default() -> None:
     context = parse_address("amqps://host").tls
     assert context is not None
     assert context.check_hostname
+
+
+# ---------------------------------------------------------------- clusters and options
+
+
+def test_a_url_may_name_the_nodes_of_a_cluster() -> None:
+    found = parse_addresses("amqp://u:p%40,@one,two:7,[::1]:8/v%2Fw?heartbeat=5")
+    assert [(node.host, node.port) for node in found.nodes] == [("one", 5672), ("two", 7), ("::1", 8)]
+    assert {(node.user, node.password, node.vhost) for node in found.nodes} == {("u", "p@,", "v/w")}
+    assert found.heartbeat_s == 5
+    assert parse_addresses("amqp://one/v").heartbeat_s is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://u:p4ss@one,/v",
+        "amqp://u:p4ss@one,two:port/v",
+        "amqp://u:p4ss@one/v?heartbeat=0",
+        "amqp://u:p4ss@one/v?heartbeat=soon",
+        "amqp://u:p4ss@one/v?heartbeat=5&p4=1",
+        "amqp://u:p4?ss@one/v",
+    ],
+)
+def test_a_malformed_list_or_option_is_refused_without_showing_the_password(url: str) -> None:
+    with pytest.raises(SettingError, match="percent-encoded") as caught:
+        parse_addresses(url)
+    assert "p4" not in str(caught.value)
