@@ -55,7 +55,7 @@ def test_a_small_task_is_one_message_each_way(stage: Stage) -> None:
     assert work(down) == {"model_chunk": 3}, "both learners are reached by one message"
     same(job.model(), model_of(3.0))
     assert work(up) == {"update_chunk": 6}
-    events = job.events(follow=False)
+    events = list(job.events(follow=False))
     sent = [event for event in events if isinstance(event, e.TaskSent)]
     assert [(one.num_learners, one.num_messages) for one in sent] == [(2, 2)] * 3
     assert sum(isinstance(event, e.UpdateFolded) for event in events) == 6
@@ -126,7 +126,7 @@ def test_a_result_inside_of_a_chunk_is_held_to_the_same_rules(stage: Stage, fiel
             body = pack_chunk(kind, fields, payload)
         publish(exchange, keys, body, **options)
 
-    liar._transport.publish = lie  # type: ignore[method-assign]
+    liar._transport.publish = lie  # type: ignore[method-assign,assignment]
     job = stage.submit(rounds=1, quorum=0.5, min_learners=2, max_retries=0, deadline_s=2.0)
     done(job)
     same(job.model(), model_of(1.0))
