@@ -15,10 +15,11 @@ from functools import partial
 
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
-from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
+from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
+from broker_fl.roles.mailboxes import Mailboxes
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_outcome, publish_together
@@ -30,7 +31,6 @@ from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 
 log = logging.getLogger(__name__)
-MAILBOX_PREFETCH = 16
 DEFAULT_HEARTBEAT_S = 5.0
 ACCEPTED_AFTER_S = 2.0
 """Work that is done sooner is not announced: its result tells all of it, and is a message less."""
@@ -124,6 +124,9 @@ class LearnerHost:
         self._reports = Sender(transport, "learner-reports", runtime)
         self._updates = Sender(transport, "learner-updates", runtime)
         self._workers = runtime.workers(self.settings.num_workers, "learner-worker")
+        self._mailboxes = Mailboxes(
+            transport, self.topology, self._readers(), is_group=self._group is not None
+        )
 
     def _group_of(self, learners: Mapping[str, Learner]) -> Group | None:
         settings = self.settings
@@ -150,15 +153,10 @@ class LearnerHost:
 
         Raises:
             AccessDenied: no permission, or another process reads the mailbox of one of these learners.
+            SettingError: the account is enrolled as somebody else.
             BrokerUnavailable: the broker does not answer.
         """
-        mailboxes = list(self._seats) if self._group is None else [self._group.id]
-        entities = [entity for name in mailboxes for entity in self.topology.for_learner(name)]
-        self._transport.declare([*self.topology.for_controller(), *entities])
-        for seat in self._seats.values():
-            self._consume(seat.id, partial(self._handle, seat))
-        if self._group is not None:
-            self._consume(self._group.id, partial(self._handle_for, self._group))
+        self._mailboxes.open()
         self._transport.on_reconnect(lambda: self._loop.post(self._join_all))
         self._loop.post(self._join_all)
         self._loop.start()
@@ -231,16 +229,17 @@ class LearnerHost:
 
     # ------------------------------------------------------------ what comes in
 
-    def _consume(self, name: str, handle: Callable[[m.Message, memoryview | None], None]) -> None:
+    def _readers(self) -> dict[str, Sink]:
+        """Who takes what comes in, by mailbox."""
+        if self._group is not None:
+            return {self._group.id: self._reader(self._group.id, partial(self._handle_for, self._group))}
+        return {seat.id: self._reader(seat.id, partial(self._handle, seat)) for seat in self._seats.values()}
+
+    def _reader(self, name: str, handle: Callable[[m.Message, memoryview | None], None]) -> Sink:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(name, delivery, handle))
 
-        self._transport.consume(
-            self.topology.mailbox(name),
-            sink,
-            prefetch=MAILBOX_PREFETCH,
-            exclusive=True,
-        )
+        return sink
 
     def _take(
         self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]
@@ -454,6 +453,8 @@ class LearnerHost:
         if now < self._beat_at + self._heartbeat_s:
             return
         self._beat_at = now
+        if self._mailboxes.open_missing():
+            self._join_all()
         if self._beat_waits:
             return
         self._beat_waits = True

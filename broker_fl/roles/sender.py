@@ -30,9 +30,21 @@ class Sender:
         """Have ``work``, which publishes, done after what was posted before."""
         self._work.put(work)
 
-    def send(self, exchange: str, keys: Sequence[str], message: Message, *, persistent: bool = False) -> None:
-        """Publish one message to all ``keys``."""
-        self.post(lambda: self._transport.publish(exchange, keys, message.pack(), persistent=persistent))
+    def send(
+        self,
+        exchange: str,
+        keys: Sequence[str],
+        message: Message,
+        *,
+        persistent: bool = False,
+        mandatory: bool = False,
+    ) -> None:
+        """Publish one message to all ``keys``; see ``Transport.publish``."""
+        self.post(
+            lambda: self._transport.publish(
+                exchange, keys, message.pack(), persistent=persistent, mandatory=mandatory
+            )
+        )
 
     def stop(self, timeout_s: float) -> None:
         """End the thread when everything posted before is published, or after ``timeout_s``."""

@@ -21,15 +21,16 @@ log = logging.getLogger(__name__)
 class RabbitMQDelivery:
     """See ``Delivery``."""
 
-    __slots__ = ("_consuming", "_settled", "_tag", "body", "redelivered", "routing_key")
+    __slots__ = ("_consuming", "_settled", "_tag", "body", "redelivered", "routing_key", "user")
 
-    def __init__(self, consuming: Consuming, tag: int, method: Any, body: bytes) -> None:
+    def __init__(self, consuming: Consuming, method: Any, properties: Any, body: bytes) -> None:
         self._consuming = consuming
-        self._tag = tag
+        self._tag: int = method.delivery_tag
         self._settled = False
         self.body = body
         self.routing_key: str = method.routing_key
         self.redelivered: bool = method.redelivered
+        self.user: str | None = properties.user_id  # the broker refuses any but the sender's own
 
     def ack(self) -> None:
         self._settle(None)
@@ -82,11 +83,10 @@ class Consuming:
         self._outstanding: dict[int, None] = {}
         self._close_when_settled = False
 
-    def deliver(self, _: Any, method: Any, __: Any, body: bytes) -> None:
+    def deliver(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         """Called by pika."""
-        tag: int = method.delivery_tag
-        self._outstanding[tag] = None
-        delivery = RabbitMQDelivery(self, tag, method, body)
+        self._outstanding[method.delivery_tag] = None
+        delivery = RabbitMQDelivery(self, method, properties, body)
         try:
             self._sink(delivery)
         except Exception:

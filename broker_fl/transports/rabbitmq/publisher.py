@@ -43,8 +43,12 @@ class Outgoing:
 class Publisher:
     """``publish``, ``flush`` and ``stop`` are for any thread; the rest is for the I/O thread."""
 
-    def __init__(self, io: IoThread, *, window_bytes: int, on_unroutable: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, io: IoThread, *, window_bytes: int, on_unroutable: Callable[[str, str], None], user: str = ""
+    ) -> None:
+        """``user`` is the connection's account, which every message names; empty: none is named."""
         self._io = io
+        self._user = user or None
         self._window_bytes = window_bytes
         self._on_unroutable = on_unroutable
         self._changed = threading.Condition()
@@ -193,7 +197,9 @@ class Publisher:
     def _transmit(self, channel: Channel, message: Outgoing) -> None:
         first, *others = message.routing_keys
         properties = pika.BasicProperties(
-            delivery_mode=2 if message.persistent else 1, headers={"BCC": others} if others else None
+            delivery_mode=2 if message.persistent else 1,
+            headers={"BCC": others} if others else None,
+            user_id=self._user,
         )
         self._tag += 1
         self._sent[self._tag] = message

@@ -66,6 +66,7 @@ class RabbitMQTransport:
         addresses = parse_addresses(url, tls)
         # By chance, so that a thousand learners with the same URL are spread over a cluster's nodes.
         first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
+        self.user = first.user
         settings = partial(
             LinkSettings,
             address=first,
@@ -86,7 +87,7 @@ class RabbitMQTransport:
         self._callbacks = CallbackThread(f"{label} callbacks")
         self._settlements = Settlements(self._io)
         self._publisher = Publisher(
-            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable
+            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable, user=self.user
         )
         self._out = self._make_link(
             settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause

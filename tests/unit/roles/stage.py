@@ -96,6 +96,7 @@ class Faulty:
 
     def __init__(self, inner: MemoryTransport, tamper: Callable[[str, bytes], Iterable[bytes]]) -> None:
         self._inner = inner
+        self.user = inner.user
         self.tamper = tamper
 
     def publish(
