@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import MappingProxyType, TracebackType
 
+from broker_fl.wire.messages import Message, Task, TaskRef
+
 Fact = str | int
 
 _NOTHING: Mapping[str, Fact] = MappingProxyType({})
@@ -39,6 +41,13 @@ class about:  # noqa: N801 - reads as a statement
     def too(self, **facts: Fact | None) -> None:
         """Facts that turned up inside the block; until its end."""
         _SUBJECT.set(_with(facts))
+
+    def too_of(self, message: Message) -> None:
+        """Job and round of a message that belongs to a task, or that brings one along."""
+        task = getattr(message, "task", None)
+        ref = task.task if isinstance(task, Task) else task
+        if isinstance(ref, TaskRef):
+            self.too(job=ref.job, round=ref.round)
 
 
 def _with(facts: Mapping[str, Fact | None]) -> Mapping[str, Fact]:

@@ -32,6 +32,7 @@ from broker_fl.roles.lease import Lease
 from broker_fl.roles.limits import DEAD_LETTERS, MESSAGES, WASTE, RateLimit
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.requests import Requests
+from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
@@ -322,8 +323,7 @@ class Controller:
                 self._observer.refused("over_limit")
                 return
             message, payload = m.decode(delivery.body)
-            if (task := getattr(message, "task", None)) is not None:
-                subject.too(job=task.job, round=task.round)
+            subject.too_of(message)
             source.handle(message, payload, speaker)
         except MessageRefused as error:
             self._refuse(source.queue, delivery, speaker, str(error))
@@ -404,7 +404,13 @@ class Controller:
 
     def _on_join(self, join: m.Join) -> None:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
-        new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
+        new = self._members.join(
+            member,
+            session=join.session,
+            software=join.software,
+            now=self._clock.now(),
+            compact=join.compact,
+        )
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
         self._welcome(join.learner)
         if new:
@@ -502,7 +508,7 @@ class Controller:
             runner.group_result(message)
         elif payload is not None:
             num_dropped = runner.num_dropped
-            (runner.group_chunk if message.share else runner.chunk)(message, payload)
+            _take_chunk(runner, message, payload)
             if runner.num_dropped > num_dropped:
                 self._wasted(speaker)
 
@@ -552,3 +558,18 @@ class Controller:
 def inbox_name(epoch: int) -> str:
     """Each epoch has an inbox of its own: what was meant for another does not arrive here."""
     return f"controller-{epoch}"
+
+
+def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:
+    """Hand in a part of an update, or of a group's sum; and before it the result that came with it."""
+    if chunk.share:
+        runner.group_chunk(chunk, payload)
+        return
+    if (result := chunk.result) is not None:
+        if (result.learner, result.task) != (chunk.learner, chunk.task):
+            raise FrameRefused(
+                f"a chunk of learner {chunk.learner!r} for task {chunk.task} brought a result of learner "
+                f"{result.learner!r} for task {result.task}"
+            )
+        runner.result(result)
+    runner.chunk(chunk, payload)
