@@ -37,6 +37,8 @@ class Lease:
         self._thread = runtime.thread(self._renew, "lease")
         self._sure_until = 0.0
         self.epoch = 0
+        self.is_waiting = False
+        """Another controller holds it."""
 
     @property
     def is_sure(self) -> bool:
@@ -61,9 +63,10 @@ class Lease:
                 if store_patience_s is not None and self._runtime.steady_s() - answered >= store_patience_s:
                     raise
                 log.warning("waiting for the store: %s", error)
-                epoch = None
+                epoch, self.is_waiting = None, False
             else:
                 answered = self._runtime.steady_s()
+                self.is_waiting = epoch is None
             if epoch is not None:
                 self.epoch, self._sure_until = epoch, asked + self._ttl_s
                 self._thread.start()
