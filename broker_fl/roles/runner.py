@@ -404,7 +404,10 @@ class JobRunner:
         if self.job.state.spec.has_residuals and action.train:
             counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
         compact = self._services.members.compact(action.learners)
-        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, compact, variates, counted)
+        state = self.job.state
+        outgoing = OutgoingTasks(
+            self._services, state.spec, state.driver, self._form, compact, variates, counted
+        )
         addressees = (*action.learners, *action.groups)
         self._sending.update(addressees)
 
