@@ -27,12 +27,16 @@ SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
 
 
 class WeightedSum:
-    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum."""
+    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum. Where that type is the
+    model's own, the mean takes the place of the sum.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.total_weight = 0.0
+        self._mean: Model | None = None
         self._totals: list[Array] | None = None
+        """Runs of the mean to be, or arrays of their own where the sum has another type."""
         self._bounds = [0.0 for _ in spec.runs]
         """Of each run's sum: no element of it is larger than this."""
 
@@ -46,13 +50,20 @@ class WeightedSum:
         magnitudes = check_addable(self.spec, model, weight)
         self._bounds = self._bounds_with(model, weight, magnitudes)
         if self._totals is None:
-            self._totals = [np.empty(length(run), sum_dtype(run)) for run in self.spec.runs]
+            self._totals = self._room()
             for run, total in zip(self.spec.runs, self._totals, strict=True):
                 kernels.scale(model.run(run), weight, out=total)
         else:
             for run, total in zip(self.spec.runs, self._totals, strict=True):
                 kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
+
+    def _room(self) -> list[Array]:
+        mean = self._mean = Model.empty(self.spec)
+        return [
+            mean.run(run) if sum_dtype(run) == DTYPES[run.dtype] else np.empty(length(run), sum_dtype(run))
+            for run in self.spec.runs
+        ]
 
     def _bounds_with(self, model: Model, weight: float, magnitudes: list[float]) -> list[float]:
         """One learner's huge values must not cost the others their round."""
@@ -77,7 +88,9 @@ class WeightedSum:
         check_addable(sum_spec(self.spec), total, weight)
         self._bounds = self._bounds_with_sum(total)
         if self._totals is None:
-            self._totals = [theirs.copy() for theirs in total.values()]
+            self._totals = self._room()
+            for mine, theirs in zip(self._totals, total.values(), strict=True):
+                mine[...] = theirs
         else:
             for mine, theirs in zip(self._totals, total.values(), strict=True):
                 kernels.add_scaled(mine, theirs, 1.0)
@@ -103,7 +116,7 @@ class WeightedSum:
         """
         if self._totals is None:
             raise AggregationError("no update was folded, so there is no sum")
-        totals, self._totals = self._totals, None
+        totals, self._totals, self._mean = self._totals, None, None
         return Model.of(dict(zip(_names(self.spec), totals, strict=True)), sum_spec(self.spec))
 
     def mean(self) -> Model:
@@ -112,15 +125,12 @@ class WeightedSum:
         Raises:
             AggregationError: nothing was added, or a float tensor of the mean is not finite.
         """
-        if self._totals is None:
+        if self._totals is None or self._mean is None:
             raise AggregationError("no update was folded, so there is nothing to average")
-        totals, self._totals = self._totals, None
-        result = Model.empty(self.spec)
+        result, totals, self._mean, self._totals = self._mean, self._totals, None, None
         for run, total in zip(self.spec.runs, totals, strict=True):
-            if total.dtype.name == run.dtype:
-                kernels.divide(total, self.total_weight, out=result.run(run))
-            else:
-                kernels.divide(total, self.total_weight)
+            kernels.divide(total, self.total_weight)
+            if sum_dtype(run) != DTYPES[run.dtype]:
                 write_mean(result.run(run), total)
             if not kernels.all_finite(result.run(run)):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
