@@ -72,6 +72,12 @@ class BrokerUnavailable(ServerUnavailable):
     """RabbitMQ did not answer, or closed the connection."""
 
 
+class QueueLost(BrokerUnavailable):
+    """A queue is on a node of the broker's cluster that is down. Until that is back no queue can have its
+    name, so another one must do.
+    """
+
+
 class StoreUnavailable(ServerUnavailable):
     """The model store did not answer, or could not write."""
 

@@ -135,6 +135,11 @@ class Delivery(Protocol):
         """Whether it may have been delivered before."""
         ...
 
+    @property
+    def user(self) -> str | None:
+        """The account that sent it, by the broker's word; None where the sender did not have it said."""
+        ...
+
     def ack(self) -> None:
         """Done with it. From any thread; after a lost connection it does nothing: the message comes again."""
         ...
@@ -154,8 +159,13 @@ class Transport(Protocol):
     """A connection to the message broker, in the terms of AMQP 0-9-1; for any thread.
 
     What was declared and consumed is declared and consumed again after a lost connection, by the transport
-    itself.
+    itself. Every message says which account sent it.
     """
+
+    @property
+    def user(self) -> str:
+        """The account of this connection; empty where only the broker knows it (from a certificate)."""
+        ...
 
     def declare(self, entities: Iterable[Entity]) -> None:
         """Make exchanges, queues and bindings, in order; what is there already stays as it is.
@@ -164,6 +174,7 @@ class Transport(Protocol):
             SettingError: it exists with other settings (the message names it and both settings where known).
             AccessDenied: no permission.
             BrokerUnavailable: no answer.
+            QueueLost: a queue is on a node of the broker's cluster that is down, and is not ``spare``.
         """
         ...
 
@@ -177,11 +188,12 @@ class Transport(Protocol):
         Raises:
             AccessDenied: no permission, or ``exclusive`` and somebody else consumes from it.
             SettingError: there is no such queue.
+            QueueLost: it is on a node of the broker's cluster that is down.
         """
         ...
 
     def cancel(self, queue: str) -> None:
-        """Stop consuming; unacked deliveries stay valid."""
+        """Stop consuming; unacked deliveries stay valid. The queue is no longer declared again."""
         ...
 
     def publish(
@@ -212,6 +224,12 @@ class Transport(Protocol):
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call back, on a thread of the transport, each time a lost connection works again and consumers are
         back.
+        """
+        ...
+
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        """Call back with the name of a queue that was consumed from and is on a node of the broker's cluster
+        that went down; again and again until it is back, or ``cancel`` is called.
         """
         ...
 

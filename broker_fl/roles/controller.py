@@ -7,7 +7,7 @@ All state belongs to the deciding thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,15 +22,22 @@ from broker_fl.errors import (
     VersionsLost,
 )
 from broker_fl.extensions import OwnClasses
+from broker_fl.identity.accounts import Account, Role
 from broker_fl.interfaces import Delivery, Member, Store, Transport
+from broker_fl.observer import NOBODY, Observer
+from broker_fl.roles.about import about
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
+from broker_fl.roles.limits import DEAD_LETTERS, MESSAGES, WASTE, RateLimit
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.requests import Requests
+from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
+from broker_fl.roles.speakers import DRIVERS, LEARNERS, Identities, Speaker, Speakers
+from broker_fl.roles.status import ControllerStatus
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import GroupJoined, GroupLeft, GroupLost, LearnerJoined, LearnerLeft, LearnerLost
@@ -44,8 +51,20 @@ CONTROL_PREFETCH = 16
 MAX_RETRY_PAUSE_S = 5.0
 
 T = TypeVar("T")
-Handler = Callable[[m.Message, memoryview | None, str], None]
-"""Takes a message, its payload, and the first word of its routing key: who sent it."""
+Handler = Callable[[m.Message, memoryview | None, Speaker], None]
+"""Takes a message, its payload, and who sent it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A queue that the controller reads."""
+
+    queue: str
+    handle: Handler
+    prefetch: int
+    senders: Set[Role]
+    limit: RateLimit | None = None
+    """For all of its messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +80,10 @@ class ControllerSettings:
     """A job with a larger model is refused."""
     store_patience_s: float | None = None
     """How long a store that fails is asked again before that ends the controller; None is for ever."""
+    identities: Identities = "shared"
+    """``required``: every message has to come from an enrolled account, in its own name. A controller whose
+    own account is an enrolled one always requires that.
+    """
 
 
 class Controller:
@@ -76,12 +99,19 @@ class Controller:
     ) -> None:
         """``own``: the rules and selectors that jobs may name besides those of the library."""
         self._own = own or OwnClasses()
+        self._observer = NOBODY
+        is_enrolled = Account.of(transport.user) is not None
         self.settings = settings or ControllerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
         self._store = store
         self._clock = Clock(runtime)
         self._stop = runtime.event()
+        identities: Identities = "required" if is_enrolled else self.settings.identities
+        self._speakers = Speakers(self.settings.federation, identities)
+        self._messages = RateLimit(MESSAGES, "messages")
+        self._waste = RateLimit(WASTE, "messages that nobody asked for")
+        self._refusals = RateLimit(DEAD_LETTERS, "messages that are refused")
         self._settled = runtime.event()  # it is active, or has ended before it was
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
@@ -101,6 +131,10 @@ class Controller:
         """What ended the controller, if it was not ``stop``."""
 
     # ------------------------------------------------------------ life
+
+    def observe(self, observer: Observer) -> None:
+        """Tell it from now on; before ``start``."""
+        self._observer = observer
 
     def start(self) -> None:
         """Begin: stand by for the lease, then work, on threads of its own."""
@@ -128,6 +162,26 @@ class Controller:
         """Of the lease that it holds; 0 before."""
         return self._lease.epoch
 
+    def status(self) -> ControllerStatus:
+        """How it is doing; from any thread."""
+        epoch, topology = self._lease.epoch, self.topology
+        queues = {"reports": topology.reports, "control": topology.control}
+        if epoch:
+            queues["inbox"] = topology.inbox(inbox_name(epoch))
+        has_ended = self._stop.is_set() or self.error is not None
+        return ControllerStatus(
+            num_learners=len(self._members),
+            num_calls=self._loop.num_calls,
+            stalled_s=self._loop.stalled_s if self._is_active else 0.0,
+            has_ended=has_ended,
+            queues=queues,
+            epoch=epoch,
+            is_active=self._is_active and not has_ended,
+            is_standby=self._lease.is_waiting,
+            is_without_store=self._unheard is not None or self._unflushed_since is not None,
+            num_jobs=self._jobs.num_by_phase() if self._is_active else {},
+        )
+
     def _run(self) -> None:
         try:
             if self._lease.acquire(self._stop, self.settings.store_patience_s):
@@ -149,15 +203,23 @@ class Controller:
         self._requests = Requests(services, self._jobs, self.settings.max_model_bytes)
         self._transport.declare([*self.topology.for_controller(), *self.topology.for_inbox(services.inbox)])
         self._transport.on_reconnect(lambda: self._loop.post(self._ask_who_is_there))
+        self._transport.on_unroutable(
+            lambda *where: self._loop.post(lambda: self._is_without_mailbox(*where))
+        )
         self._jobs.resume()
         self._ask_who_is_there()
-        handlers = {
-            self.topology.inbox(services.inbox): (self._on_inbox, INBOX_PREFETCH),
-            self.topology.reports: (self._on_report, REPORTS_PREFETCH),
-            self.topology.control: (self._on_control, CONTROL_PREFETCH),
-        }
-        for queue, (handle, prefetch) in handlers.items():
-            self._consume(queue, handle, prefetch)
+        inbox, reports, control = (
+            self.topology.inbox(services.inbox),
+            self.topology.reports,
+            self.topology.control,
+        )
+        sources = (
+            _Source(inbox, self._on_inbox, INBOX_PREFETCH, LEARNERS | DRIVERS),
+            _Source(reports, self._on_report, REPORTS_PREFETCH, LEARNERS, self._messages),
+            _Source(control, self._on_control, CONTROL_PREFETCH, DRIVERS, self._messages),
+        )
+        for source in sources:
+            self._consume(source)
         self._loop.start()
         log.info("controller of federation %s is active, epoch %d", self.settings.federation, epoch)
         self._is_active = True
@@ -166,8 +228,8 @@ class Controller:
         self.error = self.error or self._loop.error
         if self.error is None:
             self._jobs.flush()  # what happened after the loop was last idle
-        for queue in handlers:
-            self._transport.cancel(queue)
+        for source in sources:
+            self._transport.cancel(source.queue)
 
     def _new_services(self, epoch: int) -> Services:
         return Services(
@@ -177,13 +239,14 @@ class Controller:
             sender=self._sender,
             bulk_sender=self._bulk_sender,
             clock=self._clock,
-            inbox=f"controller-{epoch}",
+            inbox=inbox_name(epoch),
             epoch=epoch,
             heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
             members=self._members,
             own=self._own,
+            observer=self._observer,
         )
 
     def _fenced(self, error: Fenced) -> None:
@@ -236,34 +299,70 @@ class Controller:
 
     # ------------------------------------------------------------ what comes in
 
-    def _consume(self, queue: str, handle: Handler, prefetch: int) -> None:
+    def _consume(self, source: _Source) -> None:
         def sink(delivery: Delivery) -> None:
-            self._loop.post(lambda: self._take(queue, delivery, handle))
+            self._loop.post(lambda: self._take(source, delivery))
 
-        self._transport.consume(queue, sink, prefetch=prefetch)
+        self._transport.consume(source.queue, sink, prefetch=source.prefetch)
 
-    def _take(self, queue: str, delivery: Delivery, handle: Handler) -> None:
+    def _take(self, source: _Source, delivery: Delivery) -> None:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
         the reason.
         """
+        with about() as subject:
+            self._handle(subject, source, delivery)
+        delivery.ack()
+
+    def _handle(self, subject: about, source: _Source, delivery: Delivery) -> None:
+        speaker: Speaker | None = None
         try:
+            speaker = self._speakers.of(delivery, source.senders)
+            if source.senders & LEARNERS and (speaker.account is None or speaker.account.role in LEARNERS):
+                subject.too(learner=speaker.name)
+            if self._is_over_limit(source, speaker):
+                self._observer.refused("over_limit")
+                return
             message, payload = m.decode(delivery.body)
-            handle(message, payload, delivery.routing_key.partition(".")[0])
+            subject.too_of(message)
+            source.handle(message, payload, speaker)
         except MessageRefused as error:
-            self._dead_letter(queue, delivery, str(error))
-            self._refuse_broken_result(delivery, str(error))
+            self._refuse(source.queue, delivery, speaker, str(error))
         except (Fenced, TransportClosed, StoreUnavailable, VersionsLost):
             raise  # not acked: it comes again, to whoever goes on
         except Exception as error:
-            log.exception("a message from %s with key %s could not be handled", queue, delivery.routing_key)
-            self._dead_letter(queue, delivery, f"{type(error).__name__}: {error}")
-        delivery.ack()
+            log.exception(
+                "a message from %s with key %s could not be handled", source.queue, delivery.routing_key
+            )
+            self._dead_letter(source.queue, delivery, f"{type(error).__name__}: {error}")
 
-    def _refuse_broken_result(self, delivery: Delivery, reason: str) -> None:
+    def _is_over_limit(self, source: _Source, speaker: Speaker) -> bool:
+        """Whether an account sends too much; names that are no accounts are whatever a sender says."""
+        if speaker.account is None:
+            return False
+        user, now = speaker.account.user, self._clock.now()
+        if source.limit is None:
+            return not self._waste.has_left(user, now)
+        return not source.limit.take(user, now)
+
+    def _wasted(self, speaker: Speaker) -> None:
+        """Count a message of an inbox that was of no use."""
+        if speaker.account is not None:
+            self._waste.take(speaker.account.user, self._clock.now())
+
+    def _refuse(self, queue: str, delivery: Delivery, speaker: Speaker | None, reason: str) -> None:
+        user = delivery.user or ""
+        if speaker is None or speaker.account is None or self._refusals.take(user, self._clock.now()):
+            self._dead_letter(queue, delivery, reason)
+        if speaker is not None:
+            self._wasted(speaker)
+            self._refuse_broken_result(delivery, speaker, reason)
+
+    def _refuse_broken_result(self, delivery: Delivery, speaker: Speaker, reason: str) -> None:
         """A learner whose result cannot be read has nothing better to send: its round goes on without it."""
         broken = m.broken_result(delivery.body)
-        if broken is not None and broken[0] == delivery.routing_key.partition(".")[0]:
+        if broken is not None and broken[0] == speaker.name:
             learner, task = broken
+            self._observer.update("refused", "unreadable")
             if self._members.is_group(learner):
                 self._jobs.signal(task.job, s.GroupHasFailed(learner, task, reason[:1000]))
                 return
@@ -271,6 +370,8 @@ class Controller:
 
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
+        names = {self.topology.reports: "reports", self.topology.control: "control"}
+        self._observer.refused(names.get(queue, "inbox"))
         header = m.DeadLetter(
             source=queue,
             routing_key=delivery.routing_key,
@@ -281,8 +382,8 @@ class Controller:
         body = pack_chunk(header.KIND, header.model_dump(), payload)
         self._sender.post(lambda: self._transport.publish(self.topology.dead, [""], body, persistent=True))
 
-    def _on_report(self, message: m.Message, _payload: memoryview | None, sender: str) -> None:
-        _refuse_foreign(message, sender)
+    def _on_report(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
+        speaker.check_report(message)
         match message:
             case m.Join():
                 self._on_join(message)
@@ -303,7 +404,13 @@ class Controller:
 
     def _on_join(self, join: m.Join) -> None:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
-        new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
+        new = self._members.join(
+            member,
+            session=join.session,
+            software=join.software,
+            now=self._clock.now(),
+            compact=join.compact,
+        )
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
         self._welcome(join.learner)
         if new:
@@ -333,7 +440,19 @@ class Controller:
 
     def _welcome(self, name: str) -> None:
         welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
-        self._sender.send(self.topology.tasks, [self.topology.learner_key(name)], welcome)
+        self._sender.send(self.topology.tasks, [self.topology.learner_key(name)], welcome, mandatory=True)
+
+    def _is_without_mailbox(self, exchange: str, key: str) -> None:
+        """What was sent to one learner has reached no queue: its mailbox is lost, and made anew.
+
+        Enrolled learners may not declare it themselves. What was in it is sent again when it is missed.
+        """
+        prefix = self.topology.learner_key("")
+        name = key.removeprefix(prefix)
+        if exchange != self.topology.tasks or not key.startswith(prefix):
+            return
+        log.warning("the mailbox of learner %s is not there: declaring it again", name)
+        self._sender.post(lambda: self._transport.declare(self.topology.for_learner(name)))
 
     def _on_leave(self, leave: m.Leave) -> None:
         learner, reason = leave.learner, leave.reason or "it left"
@@ -351,7 +470,9 @@ class Controller:
 
     def _on_heartbeat(self, beat: m.Heartbeat) -> None:
         if not self._members.heard(beat.learner, beat.session, beat.tasks, self._clock.now()):
-            self._sender.send(self.topology.tasks, [self.topology.learner_key(beat.learner)], m.Rejoin())
+            self._sender.send(
+                self.topology.tasks, [self.topology.learner_key(beat.learner)], m.Rejoin(), mandatory=True
+            )
             return
         is_group = self._members.is_group(beat.learner)
         for runner in self._jobs.running():
@@ -368,28 +489,33 @@ class Controller:
                 cancel = m.Cancel(task=status.task, reason="the job has ended")
                 self._sender.send(self.topology.tasks, [self.topology.learner_key(learner)], cancel)
 
-    def _on_inbox(self, message: m.Message, payload: memoryview | None, sender: str) -> None:
+    def _on_inbox(self, message: m.Message, payload: memoryview | None, speaker: Speaker) -> None:
         if isinstance(message, m.ModelChunk) and payload is not None:
-            self._requests.initial_chunk(sender, message, payload)
+            self._requests.initial_chunk(speaker, message, payload)
             return
         if not isinstance(message, m.Result | m.GroupResult | m.UpdateChunk):
             raise FrameRefused(f"a {message.KIND!r} message does not belong into an inbox")
-        _refuse_foreign(message, sender)
+        speaker.check_report(message)
         runner = self._jobs.runner(message.task.job)
         if runner is None:
-            log.info("a %s of learner %s for job %s came too late", message.KIND, sender, message.task.job)
+            log.info(
+                "a %s of learner %s for job %s came too late", message.KIND, speaker.name, message.task.job
+            )
+            self._wasted(speaker)
         elif isinstance(message, m.Result):
             runner.result(message)
         elif isinstance(message, m.GroupResult):
             runner.group_result(message)
-        elif payload is not None and message.share:
-            runner.group_chunk(message, payload)
         elif payload is not None:
-            runner.chunk(message, payload)
+            num_dropped = runner.num_dropped
+            _take_chunk(runner, message, payload)
+            if runner.num_dropped > num_dropped:
+                self._wasted(speaker)
 
-    def _on_control(self, message: m.Message, _payload: memoryview | None, _key: str) -> None:
+    def _on_control(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
         if not isinstance(message, m.Request):
             raise FrameRefused(f"a {message.KIND!r} message is not a request")
+        speaker.check_request(message)
         self._requests.handle(message)
 
     # ------------------------------------------------------------ time
@@ -429,8 +555,21 @@ class Controller:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
 
 
-def _refuse_foreign(message: m.Message, sender: str) -> None:
-    """Hold the name in a message against the routing key, which the broker's permissions guard."""
-    name = getattr(message, "group", None) or getattr(message, "learner", sender)
-    if name != sender:
-        raise FrameRefused(f"{sender!r} sent a {message.KIND!r} in the name of {name!r}")
+def inbox_name(epoch: int) -> str:
+    """Each epoch has an inbox of its own: what was meant for another does not arrive here."""
+    return f"controller-{epoch}"
+
+
+def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:
+    """Hand in a part of an update, or of a group's sum; and before it the result that came with it."""
+    if chunk.share:
+        runner.group_chunk(chunk, payload)
+        return
+    if (result := chunk.result) is not None:
+        if (result.learner, result.task) != (chunk.learner, chunk.task):
+            raise FrameRefused(
+                f"a chunk of learner {chunk.learner!r} for task {chunk.task} brought a result of learner "
+                f"{result.learner!r} for task {result.task}"
+            )
+        runner.result(result)
+    runner.chunk(chunk, payload)

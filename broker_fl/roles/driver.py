@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from broker_fl.errors import BrokerUnavailable, MessageRefused, RequestRefused
+from broker_fl.errors import BrokerUnavailable, MessageRefused, RequestRefused, SettingError
+from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
 from broker_fl.record.history import History
@@ -51,7 +52,8 @@ class Driver:
         """
         self.topology = Topology(federation)
         self.runtime = runtime
-        self.id = f"driver-{runtime.unique()[:12]}"
+        account = driver_account(transport.user, federation)
+        self.id = f"{account.name if account is not None else 'driver'}-{runtime.unique()[:12]}"
         self.timeout_s = timeout_s
         self._transport = transport
         self._lock = threading.Lock()
@@ -60,7 +62,8 @@ class Driver:
         self._watches: set[Watch] = set()
         self._failure: Exception | None = None
         transport.on_reconnect(self._on_reconnect)
-        transport.declare([*self.topology.for_controller(), *self.topology.for_driver(self.id)])
+        shared = self.topology.for_controller() if account is None else ()
+        transport.declare([*shared, *self.topology.for_driver(self.id)])
         transport.consume(
             self.topology.driver_queue(self.id),
             self._take,
@@ -279,6 +282,18 @@ class Driver:
     def transport(self) -> Transport:
         """The connection to the broker."""
         return self._transport
+
+
+def driver_account(user: str, federation: str) -> Account | None:
+    """The enrolled account that a driver works under; None if it is a shared one.
+
+    Raises:
+        SettingError: it is enrolled as something else, or in another federation.
+    """
+    account = Account.of(user)
+    if account is not None and not (account.asks and account.federation == federation):
+        raise SettingError(f"the account {user!r} is that of {account}; it is no driver of {federation!r}")
+    return account
 
 
 class Job:

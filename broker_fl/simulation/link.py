@@ -127,6 +127,7 @@ class LinkedTransport:
         name: str = "link",
     ) -> None:
         self._inner = inner
+        self.user = inner.user
         self._down = Lane(down_bytes_s, latency_s, f"{name} down")
         self._up = Lane(up_bytes_s, latency_s, f"{name} up")
         self._closed = threading.Event()
@@ -181,6 +182,9 @@ class LinkedTransport:
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._inner.on_reconnect(callback)
+
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        self._inner.on_queue_lost(callback)
 
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._inner.on_unroutable(callback)

@@ -9,8 +9,8 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +60,16 @@ class _Identity:
             management_port=free_port(),
         )
 
+    def peer(self) -> _Identity:
+        """For a further node of the same cluster: it shares account, cookie and port mapper."""
+        return replace(
+            self.new(),
+            user=self.user,
+            password=self.password,
+            cookie=self.cookie,
+            epmd_port=self.epmd_port,
+        )
+
 
 class RabbitMQNode:
     """A RabbitMQ server in a folder of its own; the same folder is the same server, also in another process.
@@ -74,6 +84,8 @@ class RabbitMQNode:
         management: bool = False,
         schedulers: int = 2,
         settings: Mapping[str, str] | None = None,
+        plugins: Sequence[str] = (),
+        joins: RabbitMQNode | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -82,14 +94,19 @@ class RabbitMQNode:
             management: also run the HTTP interface (without its statistics, which cost the broker time).
             schedulers: threads of the Erlang machine.
             settings: further lines of rabbitmq.conf, for this and later starts by this object.
+            plugins: to be enabled besides.
+            joins: a node, which runs, whose cluster this one joins at its first start.
         """
         self.directory = Path(directory).absolute()
         self._management = management
         self._schedulers = schedulers
         self._settings = dict(settings or {})
+        self._plugins = tuple(plugins)
         self._log = self.directory / "log" / "rabbitmq.log"
         self._process = ServerProcess("rabbitmq", self.directory, logs=[self._log])
-        self._epmd = ServerProcess("epmd", self.directory)
+        self._joins = joins
+        # All nodes of a cluster are found through one port mapper, which ends with the first of them.
+        self._epmd = ServerProcess("epmd", joins.directory if joins else self.directory)
 
     @property
     def url(self) -> str:
@@ -120,6 +137,11 @@ class RabbitMQNode:
     def pid(self) -> int | None:
         """The process id, or None while it does not run."""
         return self._process.pid
+
+    @property
+    def name(self) -> str:
+        """Erlang's name of it, by which a cluster knows its nodes."""
+        return self._identity.node
 
     def url_of(self, vhost: str) -> str:
         """The AMQP URL of a virtual host."""
@@ -153,7 +175,8 @@ class RabbitMQNode:
     def stop(self, *, deadline_s: float = 30) -> None:
         """End the node and its epmd, and nothing else; also when the node was killed before."""
         self._process.stop(deadline_s=deadline_s)
-        self._epmd.kill()
+        if self._joins is None:
+            self._epmd.kill()
 
     def restart(self) -> Self:
         """Stop the node if it runs, and start it again with the same data, account and ports."""
@@ -238,7 +261,8 @@ class RabbitMQNode:
         path = self.directory / "identity.json"
         if not path.exists():
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(path, json.dumps(asdict(_Identity.new())))
+            new = _Identity.new() if self._joins is None else self._joins._identity.peer()  # noqa: SLF001
+            write_private(path, json.dumps(asdict(new)))
         return _Identity(**json.loads(path.read_text(encoding="utf-8")))
 
     @cached_property
@@ -289,7 +313,13 @@ class RabbitMQNode:
                 "management.disable_stats": "true",
                 "management_agent.disable_metrics_collector": "true",
             }
-        plugins = "rabbitmq_management" if self._management else ""
+        if self._joins is not None:
+            settings |= {
+                "cluster_formation.peer_discovery_backend": "classic_config",
+                "cluster_formation.classic_config.nodes.1": self._joins.name,
+                "cluster_formation.classic_config.nodes.2": who.node,
+            }
+        plugins = ",".join((*self._plugins, *(("rabbitmq_management",) if self._management else ())))
         lines = [f"{name} = {value}\n" for name, value in (settings | self._settings).items()]
         write_private(self.directory / "rabbitmq.conf", "".join(lines))
         write_private(self.directory / "enabled_plugins", f"[{plugins}].\n")

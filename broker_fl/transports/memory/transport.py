@@ -44,7 +44,8 @@ class MemoryTransport:
     A publisher waits in ``publish`` itself while a queue that refuses messages is full.
     """
 
-    def __init__(self, broker: MemoryBroker, *, name: str = "") -> None:
+    def __init__(self, broker: MemoryBroker, *, name: str = "", user: str = "guest") -> None:
+        self.user = user
         self.closed = False
         self.num_waiting = 0
         """Publishers that wait for room; the broker's lock guards it."""
@@ -90,6 +91,7 @@ class MemoryTransport:
 
     def cancel(self, queue: str) -> None:
         with self._lock:
+            self._declared.forget_queue(queue)
             consumer = self._consumers.pop(queue, None)
             if consumer is not None:
                 self._broker.cancel(consumer)
@@ -116,6 +118,9 @@ class MemoryTransport:
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Never called: this connection cannot be lost."""
+
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        """Never called: there is one node."""
 
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._on_unroutable.append(callback)

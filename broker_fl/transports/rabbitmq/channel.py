@@ -11,8 +11,8 @@ from typing import Any
 from pika import exceptions as pika_errors
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from broker_fl.errors import BrokerUnavailable, SettingError
-from broker_fl.topology import Entity, Exchange, Queue
+from broker_fl.errors import BrokerUnavailable, QueueLost, SettingError
+from broker_fl.topology import Binding, Entity, Exchange, Queue
 from broker_fl.transports.rabbitmq.failures import channel_failure
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,13 @@ class Channel:
                 partial(self.raw.queue_bind, entity.queue, entity.exchange, routing_key=entity.routing_key),
             )
 
+    async def depth(self, queue: str) -> int:
+        """How many messages wait in it."""
+        frame = await self._call(
+            f"look at queue {queue!r}", partial(self.raw.queue_declare, queue, passive=True)
+        )
+        return int(frame.method.message_count)
+
     async def delete_queue(self, name: str) -> None:
         await self._call(f"delete queue {name!r}", partial(self.raw.queue_delete, name))
 
@@ -93,12 +100,12 @@ class Channel:
         if self.is_open:
             self.raw.close()
 
-    async def _call(self, doing: str, method: Callable[..., Any]) -> None:
+    async def _call(self, doing: str, method: Callable[..., Any]) -> Any:
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._replies.add(reply)
         try:
             method(callback=partial(_answer, reply))
-            await asyncio.wait_for(reply, ANSWER_TIMEOUT_S)
+            return await asyncio.wait_for(reply, ANSWER_TIMEOUT_S)
         except TimeoutError as error:
             raise BrokerUnavailable(f"cannot {doing}: no answer within {ANSWER_TIMEOUT_S:.0f} s") from error
         except pika_errors.NoFreeChannels as error:
@@ -124,15 +131,42 @@ def _answer(reply: asyncio.Future[Any], frame: Any) -> None:
 
 
 async def declare_again(connection: AsyncioConnection | None, entities: Iterable[Entity]) -> None:
-    """Make entities that were made before; those that are now refused are logged."""
+    """Make entities that were made before; those that are now refused, or on a node that is down, are
+    logged.
+    """
     channel = await Channel.open(connection)
     try:
         for entity in entities:
             try:
                 await channel.declare(entity)
-            except SettingError as error:
-                log.error("%s", error)
+            except (SettingError, QueueLost) as error:
+                log.log(logging.WARNING if isinstance(error, QueueLost) else logging.ERROR, "%s", error)
                 channel = await Channel.open(connection)
+    finally:
+        channel.close()
+
+
+async def declare_first(
+    connection: AsyncioConnection | None, entities: Iterable[Entity], on_done: Callable[[Entity], None]
+) -> None:
+    """Make entities, and tell of each; a spare queue whose node is down is left out, with its bindings.
+
+    Raises:
+        SettingError, AccessDenied, BrokerUnavailable: see ``Transport.declare``.
+    """
+    channel, lost = await Channel.open(connection), set[str]()
+    try:
+        for entity in entities:
+            try:
+                if not isinstance(entity, Binding) or entity.queue not in lost:
+                    await channel.declare(entity)
+            except QueueLost as error:
+                if not isinstance(entity, Queue) or not entity.spare:
+                    raise
+                log.warning("going on without it: %s", error)
+                lost.add(entity.name)
+                channel = await Channel.open(connection)
+            on_done(entity)
     finally:
         channel.close()
 

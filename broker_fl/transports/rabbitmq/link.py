@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pika
@@ -16,6 +16,7 @@ from broker_fl.transports.rabbitmq.address import Address
 from broker_fl.transports.rabbitmq.failures import connection_failure
 from broker_fl.transports.rabbitmq.io import backoff
 from broker_fl.transports.rabbitmq.tuned import TunedConnection
+from broker_fl.transports.rabbitmq.tunnel import io_services
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +32,32 @@ class LinkSettings:
     """How to connect."""
 
     address: Address
+    others: tuple[Address, ...] = ()
+    """Further nodes of the same broker, where to go when ``address`` does not answer."""
     name: str
     """What the broker's operator sees."""
     heartbeat_s: int
     connect_timeout_s: float
 
+    @property
+    def num_nodes(self) -> int:
+        return 1 + len(self.others)
+
+    def elsewhere(self) -> LinkSettings:
+        """The same for the next node; after the last one, the first again."""
+        nodes = (*self.others, self.address)
+        return replace(self, address=nodes[0], others=nodes[1:])
+
     def parameters(self) -> pika.ConnectionParameters:
         address = self.address
+        credentials = pika.PlainCredentials(address.user, address.password)
+        if address.external:
+            credentials = pika.credentials.ExternalCredentials()
         return pika.ConnectionParameters(
             host=address.host,
             port=address.port,
             virtual_host=address.vhost,
-            credentials=pika.PlainCredentials(address.user, address.password),
+            credentials=credentials,
             heartbeat=self.heartbeat_s,
             socket_timeout=self.connect_timeout_s,
             stack_timeout=self.connect_timeout_s,
@@ -76,7 +91,7 @@ class Link:
             AccessDenied, SettingError: trying again changes nothing.
             BrokerUnavailable: no answer.
         """
-        await self._connect()
+        await self._connect_anywhere()
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
@@ -91,6 +106,19 @@ class Link:
             except TimeoutError:
                 connection.abort()
                 await self._lost
+
+    async def _connect_anywhere(self) -> None:
+        """On the first node that takes us; what the last one said is raised."""
+        for left in reversed(range(self.settings.num_nodes)):
+            try:
+                await self._connect()
+            except BrokerUnavailable as error:
+                if not left:
+                    raise
+                log.warning("%s; trying the next node", error)
+                self.settings = self.settings.elsewhere()
+            else:
+                return
 
     async def _connect(self) -> None:
         self.connection = connection = await self._open()
@@ -111,7 +139,7 @@ class Link:
             on_open_callback=lambda _: _settle(opened, None),
             on_open_error_callback=lambda _, error: _settle(opened, error),
             on_close_callback=lambda _, error: _settle(lost, None, result=error),
-            custom_ioloop=loop,
+            custom_ioloop=io_services(loop, self.settings.address),
         )
         try:
             # pika's own limits do not cover the name look-up.
@@ -145,7 +173,7 @@ class Link:
         for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
             await asyncio.sleep(delay_s)
             try:
-                await self._connect()
+                await self._connect_anywhere()
             except BrokerFLError as error:
                 log.warning("still no connection %r: %s", self.settings.name, error)
             except Exception:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
-from broker_fl.errors import BrokerFLError, SettingError, TransportClosed
+from broker_fl.errors import BrokerFLError, QueueLost, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
+from broker_fl.security import Security
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
-from broker_fl.transports.rabbitmq.address import TlsFiles, parse_address
-from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again
+from broker_fl.transports.rabbitmq.addresses import parse_addresses
+from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again, declare_first
 from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
 from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
 from broker_fl.transports.rabbitmq.io import CallbackThread, IoThread, backoff
 from broker_fl.transports.rabbitmq.link import FIRST_DELAY_S, LONGEST_DELAY_S, Link, LinkSettings
 from broker_fl.transports.rabbitmq.publisher import Publisher
+from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +42,14 @@ class RabbitMQTransport:
     and may block.
 
     Args:
-        url: ``amqp[s]://user:password@host[:port]/vhost``.
+        url: ``amqp[s]://user:password@host[:port]/vhost``; of a cluster, several hosts with commas between
+            them, of which one that answers is chosen by chance; ``?heartbeat=SECONDS`` wins over
+            ``heartbeat_s``.
         name: shown to the broker's operator.
         window_bytes: how much may be unconfirmed before ``publish`` blocks.
 
     Raises:
-        SettingError: URL or TLS files are not usable.
+        SettingError: URL, TLS files or proxy are not usable, or the way there would be in plain text.
         AccessDenied: wrong user, password or virtual host, or no permission.
         BrokerUnavailable: nobody answers within ``connect_timeout_s``.
     """
@@ -54,37 +59,48 @@ class RabbitMQTransport:
         url: str,
         *,
         name: str = "",
-        tls: TlsFiles | None = None,
+        security: Security | None = None,
         window_bytes: int = WINDOW_BYTES,
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
+        addresses = parse_addresses(url, security)
+        # By chance, so that a thousand learners with the same URL are spread over a cluster's nodes.
+        first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
+        self.user = first.user
         settings = partial(
             LinkSettings,
-            address=parse_address(url, tls),
-            heartbeat_s=heartbeat_s,
+            address=first,
+            others=tuple(others),
+            heartbeat_s=addresses.heartbeat_s or heartbeat_s,
             connect_timeout_s=connect_timeout_s,
         )
         label = name or "broker_fl"
+        self.traffic = Traffic()
         self._closed = False
         self._declared = Declared()
         self._consumers: dict[str, Consumer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._reconnect_callbacks: list[Callable[[], None]] = []
+        self._queue_lost_callbacks: list[Callable[[str], None]] = []
         self._unroutable_callbacks: list[Callable[[str, str], None]] = []
         self._down: set[Link] = set()
         self._io = IoThread(f"{label} i/o")
         self._callbacks = CallbackThread(f"{label} callbacks")
-        self._settlements = Settlements(self._io)
+        self._settlements = Settlements(self._io, self.traffic)
         self._publisher = Publisher(
-            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable
+            self._io,
+            window_bytes=window_bytes,
+            on_unroutable=self._report_unroutable,
+            traffic=self.traffic,
+            user=self.user,
         )
         self._out = self._make_link(
             settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
         )
         self._in = self._make_link(settings(name=f"{label} consume"), self._consuming_up, lambda: None)
         try:
-            self._io.run(self._connect(), 2 * connect_timeout_s + ANSWER_TIMEOUT_S)
+            self._io.run(self._connect(), 2 * len(addresses.nodes) * connect_timeout_s + ANSWER_TIMEOUT_S)
         except BaseException:
             self._disconnect(self._in.close())
             self._io.stop(DISCONNECT_TIMEOUT_S)
@@ -145,8 +161,33 @@ class RabbitMQTransport:
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._reconnect_callbacks.append(callback)
 
+    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
+        self._queue_lost_callbacks.append(callback)
+
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._unroutable_callbacks.append(callback)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether both connections work, as far as is known: a silent death shows after two heartbeats."""
+        return not self._closed and not self._down
+
+    @property
+    def unconfirmed_bytes(self) -> int:
+        """What was published and the broker has not confirmed."""
+        return self._publisher.unconfirmed_bytes
+
+    def depth(self, queue: str, timeout_s: float = 2.0) -> int | None:
+        """Messages that wait in a queue, without those that are delivered; None if the broker does not say.
+
+        Needs no permission (RabbitMQ, "Access Control": ``queue.declare`` with ``passive``).
+        """
+        if not self.is_connected:
+            return None
+        try:
+            return self._io.run(self._depth(queue), timeout_s)
+        except (BrokerFLError, AMQPError):
+            return None
 
     def close(self) -> None:
         self._io.check_not_current()
@@ -182,11 +223,12 @@ class RabbitMQTransport:
         await self._out.connect()
 
     async def _declare(self, entities: Sequence[Entity]) -> None:
+        await declare_first(self._in.connection, entities, self._declared.remember)
+
+    async def _depth(self, queue: str) -> int:
         channel = await Channel.open(self._in.connection)
         try:
-            for entity in entities:
-                await channel.declare(entity)
-                self._declared.remember(entity)
+            return await channel.depth(queue)
         finally:
             channel.close()
 
@@ -206,6 +248,7 @@ class RabbitMQTransport:
         self._consumers[consumer.queue] = consumer
 
     async def _cancel(self, queue: str) -> None:
+        self._declared.forget_queue(queue)
         consumer = self._consumers.pop(queue, None)
         if consumer is not None:
             await consumer.stop()
@@ -228,6 +271,7 @@ class RabbitMQTransport:
         try:
             await self._start(consumer, connection)
         except BrokerFLError as error:
+            self._report_if_lost(consumer, error)
             self._consumer_stopped(consumer, str(error))
 
     async def _publishing_up(self, connection: AsyncioConnection) -> None:
@@ -283,15 +327,22 @@ class RabbitMQTransport:
                 await self._start(consumer, connection)
             except BrokerFLError as error:
                 log.warning("%s", error)
+                self._report_if_lost(consumer, error)
             else:
                 return
 
     def _link_up(self, link: Link) -> None:
         if link in self._down:
             self._down.discard(link)
+            self.traffic.num_reconnects += 1
             if not self._down:
                 for callback in self._reconnect_callbacks:
                     self._callbacks.call(callback)
+
+    def _report_if_lost(self, consumer: Consumer, error: BrokerFLError) -> None:
+        if isinstance(error, QueueLost):
+            for callback in self._queue_lost_callbacks:
+                self._callbacks.call(callback, consumer.queue)
 
     def _report_unroutable(self, exchange: str, routing_key: str) -> None:
         for callback in self._unroutable_callbacks:
