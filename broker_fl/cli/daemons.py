@@ -41,6 +41,7 @@ MAX_ALONE = 2_000
     metavar="SECONDS",
     help="How long a standby waits after the last sign of life of a controller.",
 )
+@options.watched
 def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
 
@@ -63,6 +64,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
             store_security=store_security(access),
             settings=settings,
             own=own,
+            metrics=_metrics_address(access),
         )
     )
 
@@ -128,6 +130,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     metavar="SECONDS",
     help="How long to wait while another process reads this learner's mailbox.",
 )
+@options.watched
 def learner(app: str, **given: Any) -> None:
     """Run a learner of APP, until a signal comes.
 
@@ -167,7 +170,15 @@ def _learner_options(**given: Any) -> Any:
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],
+        metrics=_metrics_address(given),
     )
+
+
+def _metrics_address(given: Mapping[str, Any]) -> Any:
+    from broker_fl.workers.watching import MetricsAddress
+
+    port = given["metrics_port"]
+    return None if port is None else MetricsAddress(port=port, address=given["metrics_addr"])
 
 
 def _broker_access(given: Mapping[str, Any]) -> Any:
