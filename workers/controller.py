@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from broker_fl.extensions import OwnClasses
 from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.security import Security
 from broker_fl.workers.connecting import BrokerAccess, connect_broker, open_store
 from broker_fl.workers.memory import keep_freed_blocks
 from broker_fl.workers.process import Signals, Stopped
@@ -22,6 +23,7 @@ class ControllerOptions:
 
     broker: BrokerAccess
     store: str
+    store_security: Security = field(default_factory=Security)
     settings: ControllerSettings = field(default_factory=ControllerSettings)
     own: OwnClasses = field(default_factory=OwnClasses)
     """Rules and selectors that jobs may name besides those of the library."""
@@ -45,7 +47,7 @@ def run_controller(options: ControllerOptions) -> None:
 
 def _run(options: ControllerOptions, signals: Signals) -> None:
     federation, wait_s = options.settings.federation, options.broker.connect_timeout_s
-    store = open_store(options.store, federation, wait_s, signals)
+    store = open_store(options.store, federation, wait_s, signals, options.store_security)
     try:
         transport = connect_broker(options.broker, f"controller of {federation}", signals)
         controller = Controller(transport, store, options.settings, options.own)

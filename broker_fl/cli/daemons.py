@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from broker_fl.cli import options
-from broker_fl.cli.access import tls_files
+from broker_fl.cli.access import broker_security, store_security
 from broker_fl.cli.command import Daemon
 from broker_fl.wire.fields import MAX_GROUP
 
@@ -56,7 +56,15 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
         federation=access["federation"], heartbeat_s=heartbeat_s, lease_ttl_s=lease_s
     )
     own = OwnClasses.of_module(*load_module(app)) if app else OwnClasses()
-    run_controller(ControllerOptions(broker=_broker_access(access), store=store, settings=settings, own=own))
+    run_controller(
+        ControllerOptions(
+            broker=_broker_access(access),
+            store=store,
+            store_security=store_security(access),
+            settings=settings,
+            own=own,
+        )
+    )
 
 
 @click.command(cls=Daemon)
@@ -159,5 +167,5 @@ def _broker_access(given: Mapping[str, Any]) -> Any:
     from broker_fl.workers.connecting import BrokerAccess
 
     return BrokerAccess(
-        url=given["broker"], tls=tls_files(given), connect_timeout_s=given["connect_timeout_s"]
+        url=given["broker"], security=broker_security(given), connect_timeout_s=given["connect_timeout_s"]
     )

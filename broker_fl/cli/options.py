@@ -76,7 +76,7 @@ broker = click.option(
     show_default=True,
     help="RabbitMQ: amqp:// or amqps://.",
 )
-store = click.option(
+_STORE = click.option(
     "--store", metavar="URL", default=DEFAULT_STORE, show_default=True, help="Redis: redis:// or rediss://."
 )
 federation = click.option(
@@ -119,8 +119,29 @@ _TLS = (
     click.option(
         "--tls-ca", metavar="FILE", help="PEM: authorities that the broker's certificate may be from (amqps)."
     ),
-    click.option("--tls-cert", metavar="FILE", help="PEM: certificate to show to the broker (amqps)."),
+    click.option(
+        "--tls-cert",
+        metavar="FILE",
+        help="PEM: certificate to show to the broker (amqps). Without a password in the URL, the account is "
+        "the one that it names.",
+    ),
     click.option("--tls-key", metavar="FILE", help="PEM: its key."),
+    click.option(
+        "--proxy",
+        metavar="URL",
+        help="http://[user:password@]host:port, an HTTP proxy on the way to the broker; none: no proxy.  "
+        "[default: for amqps, HTTPS_PROXY and NO_PROXY]",
+    ),
+    click.option(
+        "--insecure-plaintext",
+        is_flag=True,
+        help="Go to servers on other machines without TLS, passwords included.",
+    ),
+)
+_STORE_TLS = (
+    click.option("--store-tls-ca", metavar="FILE", help="PEM: authorities for Redis (rediss)."),
+    click.option("--store-tls-cert", metavar="FILE", help="PEM: certificate to show to Redis (rediss)."),
+    click.option("--store-tls-key", metavar="FILE", help="PEM: its key."),
 )
 
 
@@ -149,6 +170,13 @@ def checked_parameters(given: Any, option: str) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise click.BadParameter(f"{first['loc'][0]}: {first['msg']}", param_hint=f"'{option}'") from None
+
+
+def store(command: F) -> F:
+    """What everything that goes to the store needs."""
+    for option in (*reversed(_STORE_TLS), _STORE):
+        command = option(command)
+    return command
 
 
 def broker_access(command: F) -> F:

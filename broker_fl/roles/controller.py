@@ -30,6 +30,7 @@ from broker_fl.roles.lease import Lease
 from broker_fl.roles.limits import DEAD_LETTERS, MESSAGES, WASTE, RateLimit
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.requests import Requests
+from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
@@ -364,7 +365,13 @@ class Controller:
 
     def _on_join(self, join: m.Join) -> None:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
-        new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
+        new = self._members.join(
+            member,
+            session=join.session,
+            software=join.software,
+            now=self._clock.now(),
+            compact=join.compact,
+        )
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
         self._welcome(join.learner)
         if new:
@@ -462,7 +469,7 @@ class Controller:
             runner.group_result(message)
         elif payload is not None:
             num_dropped = runner.num_dropped
-            (runner.group_chunk if message.share else runner.chunk)(message, payload)
+            _take_chunk(runner, message, payload)
             if runner.num_dropped > num_dropped:
                 self._wasted(speaker)
 
@@ -507,3 +514,18 @@ class Controller:
 
     def _ask_who_is_there(self) -> None:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
+
+
+def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:
+    """Hand in a part of an update, or of a group's sum; and before it the result that came with it."""
+    if chunk.share:
+        runner.group_chunk(chunk, payload)
+        return
+    if (result := chunk.result) is not None:
+        if (result.learner, result.task) != (chunk.learner, chunk.task):
+            raise FrameRefused(
+                f"a chunk of learner {chunk.learner!r} for task {chunk.task} brought a result of learner "
+                f"{result.learner!r} for task {result.task}"
+            )
+        runner.result(result)
+    runner.chunk(chunk, payload)

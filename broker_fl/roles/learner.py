@@ -8,6 +8,7 @@ one publishes (``Sender``); the transport has its own.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from broker_fl.roles.loop import Loop
 from broker_fl.roles.mailboxes import Mailboxes
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
-from broker_fl.roles.sender import Sender, publish_update
+from broker_fl.roles.sender import Sender, publish_outcome, publish_together
 from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
@@ -31,6 +32,8 @@ from broker_fl.wire import messages as m
 
 log = logging.getLogger(__name__)
 DEFAULT_HEARTBEAT_S = 5.0
+ACCEPTED_AFTER_S = 2.0
+"""Work that is done sooner is not announced: its result tells all of it, and is a message less."""
 SOFTWARE = f"broker_fl {broker_fl.__version__}"
 """What learners of this library say that they run."""
 MAX_STATUSES = 100
@@ -109,13 +112,15 @@ class LearnerHost:
         self._beat_waits = False
         self._draining = False
         self._turns = Turns()
+        self._unsaid: deque[tuple[float, HeldTask]] = deque()
+        """Tasks that are whole, and when that is said to the controller."""
         self._num_waiting = 0
         self._num_working = 0
         self._drain_began = runtime.event()
         self._idle_workers = runtime.event()
         self._welcomed = runtime.event()
         self._stopped = runtime.event()
-        self._loop = Loop("learner", on_idle=self._beat_if_due, timeout_s=self._timeout_s, runtime=runtime)
+        self._loop = Loop("learner", on_idle=self._do_what_is_due, timeout_s=self._timeout_s, runtime=runtime)
         self._reports = Sender(transport, "learner-reports", runtime)
         self._updates = Sender(transport, "learner-updates", runtime)
         self._workers = runtime.workers(self.settings.num_workers, "learner-worker")
@@ -266,6 +271,8 @@ class LearnerHost:
     def _handle(self, seat: _Seat, message: m.Message, payload: memoryview | None) -> None:
         match message:
             case m.ModelChunk() if payload is not None:
+                if message.task is not None:
+                    self._on_task(seat, message.task)
                 self._on_chunk(seat, message, payload)
             case m.Task():
                 self._on_task(seat, message)
@@ -317,8 +324,7 @@ class LearnerHost:
         ):
             return
         if held.receive(chunk, payload):
-            accepted = m.Accepted(learner=seat.id, task=held.task.task, receive_s=held.receive_s)
-            self._report(seat.id, accepted)
+            self._unsaid.append((self._clock.now() + ACCEPTED_AFTER_S, held))
             self._turns.add(held)
             self._num_waiting += 1
             self._work_on_next()
@@ -373,9 +379,11 @@ class LearnerHost:
             return
         result = result.model_copy(update={"session": seat.session})
         exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
-        self._updates.send(exchange, [key], result)
-        if (update := held.update) is not None and task.upload == "at_once":
-            self._updates.post(lambda: publish_update(self._transport, exchange, key, result, update))
+        if (update := held.update) is None or task.upload != "at_once":
+            self._updates.send(exchange, [key], result)
+            return
+        publish = publish_together if task.compact else publish_outcome
+        self._updates.post(lambda: publish(self._transport, exchange, key, result, update))
 
     def _send_share(self, group: Group, task: GroupTask, share: FinishedShare, *, is_asked_for: bool) -> None:
         """Send the pages of a group's result, and its sum unless that is to be asked for."""
@@ -409,6 +417,7 @@ class LearnerHost:
             attributes=dict(seat.attributes),
             software=SOFTWARE,
             tasks=seat.statuses(),
+            compact=True,
         )
         self._report(seat.id, join)
 
@@ -416,15 +425,31 @@ class LearnerHost:
         self._reports.send(self.topology.reports, [f"{name}.{report.KIND}"], report, persistent=True)
 
     def _timeout_s(self) -> float:
-        beat_s = self._beat_at + self._heartbeat_s - self._clock.now()
-        due_s = self._group.due_s() if self._group is not None else None
-        return beat_s if due_s is None else min(beat_s, due_s)
+        now = self._clock.now()
+        due_s = [self._beat_at + self._heartbeat_s - now]
+        if self._unsaid:
+            due_s.append(self._unsaid[0][0] - now)
+        if self._group is not None and (group_s := self._group.due_s()) is not None:
+            due_s.append(group_s)
+        return min(due_s)
 
-    def _beat_if_due(self) -> None:
-        """Send heartbeats, unless the last ones are still waiting for the broker."""
+    def _say_accepted(self, now: float) -> None:
+        """Of tasks that take their time; the results of others say it soon enough."""
+        while self._unsaid and self._unsaid[0][0] <= now:
+            held = self._unsaid.popleft()[1]
+            if held.phase not in ("finished", "failed") and not held.cancelled:
+                accepted = m.Accepted(learner=held.learner, task=held.task.task, receive_s=held.receive_s)
+                self._report(held.learner, accepted)
+
+    def _do_what_is_due(self) -> None:
+        now = self._clock.now()
+        self._say_accepted(now)
         if self._group is not None:
             self._group.send_due()
-        now = self._clock.now()
+        self._beat_if_due(now)
+
+    def _beat_if_due(self, now: float) -> None:
+        """Send heartbeats, unless the last ones are still waiting for the broker."""
         if now < self._beat_at + self._heartbeat_s:
             return
         self._beat_at = now

@@ -403,7 +403,8 @@ class JobRunner:
         counted = None
         if self.job.state.spec.has_residuals and action.train:
             counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
-        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, variates, counted)
+        compact = self._services.members.compact(action.learners)
+        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, compact, variates, counted)
         addressees = (*action.learners, *action.groups)
         self._sending.update(addressees)
 

@@ -13,10 +13,10 @@ from pika.exceptions import AMQPError
 
 from broker_fl.errors import BrokerFLError, QueueLost, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
+from broker_fl.security import Security
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
-from broker_fl.transports.rabbitmq.address import TlsFiles
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
 from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again, declare_first
 from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
@@ -48,7 +48,7 @@ class RabbitMQTransport:
         window_bytes: how much may be unconfirmed before ``publish`` blocks.
 
     Raises:
-        SettingError: URL or TLS files are not usable.
+        SettingError: URL, TLS files or proxy are not usable, or the way there would be in plain text.
         AccessDenied: wrong user, password or virtual host, or no permission.
         BrokerUnavailable: nobody answers within ``connect_timeout_s``.
     """
@@ -58,12 +58,12 @@ class RabbitMQTransport:
         url: str,
         *,
         name: str = "",
-        tls: TlsFiles | None = None,
+        security: Security | None = None,
         window_bytes: int = WINDOW_BYTES,
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
-        addresses = parse_addresses(url, tls)
+        addresses = parse_addresses(url, security)
         # By chance, so that a thousand learners with the same URL are spread over a cluster's nodes.
         first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
         self.user = first.user
