@@ -79,6 +79,10 @@ class ManagementApi:
         """Whether there is such a user."""
         return self.find(_path("users", user)) is not None
 
+    def users(self) -> set[str]:
+        """Names of all users."""
+        return {row["name"] for row in self._rows(_path("users"))}
+
     def delete_user(self, user: str) -> None:
         """Delete a user with its permissions and limits; the broker closes its connections."""
         self._delete(_path("users", user))
