@@ -20,7 +20,8 @@ from broker_fl.errors import AccessDenied, RequestRefused, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.management import ManagementApi
-from broker_fl.interfaces import Arrays, TaskContext, Update
+from broker_fl.interfaces import TaskContext, Update
+from broker_fl.model import Arrays
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
@@ -189,7 +190,7 @@ def test_an_account_works_for_nobody_else(operator: Operator) -> None:
     path = operator.enroll("hospital-a")
     settings = LearnerSettings(federation=operator.federation)
     host = LearnerHost(operator.connect(path), {"hospital-b": Adds()}, settings)
-    with pytest.raises(SettingError, match="'hospital-a'.*this is learner hospital-b"):
+    with pytest.raises(SettingError, match="this is learner hospital-b"):
         host.start()
     host.abandon()
     with pytest.raises(SettingError, match="no driver"):
