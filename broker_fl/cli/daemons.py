@@ -52,6 +52,7 @@ MAX_ALONE = 2_000
     "shared: all are believed who they say they are.  [default: shared if the broker is on this machine and "
     "the controller's account is not an enrolled one]",
 )
+@options.watched
 def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
 
@@ -77,6 +78,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
             store_security=store_security(access),
             settings=settings,
             own=own,
+            metrics=_metrics_address(access),
         )
     )
 
@@ -144,6 +146,7 @@ def _identities(broker: str) -> Identities:
     metavar="SECONDS",
     help="How long to wait while another process reads this learner's mailbox.",
 )
+@options.watched
 def learner(app: str, **given: Any) -> None:
     """Run a learner of APP, until a signal comes.
 
@@ -181,6 +184,7 @@ def _learner_options(**given: Any) -> Any:
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],
+        metrics=_metrics_address(given),
     )
 
 
@@ -205,6 +209,13 @@ def _names(given: Mapping[str, Any]) -> tuple[str | None, str | None, int]:
             param_hint="'--count'",
         )
     return (account.name, None, 1) if account.role == "learner" else (None, account.name, count)
+
+
+def _metrics_address(given: Mapping[str, Any]) -> Any:
+    from broker_fl.workers.watching import MetricsAddress
+
+    port = given["metrics_port"]
+    return None if port is None else MetricsAddress(port=port, address=given["metrics_addr"])
 
 
 def _broker_access(given: Mapping[str, Any]) -> Any:

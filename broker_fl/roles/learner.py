@@ -16,6 +16,8 @@ from functools import partial
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
+from broker_fl.observer import NOBODY, Observer, WorkOutcome
+from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
@@ -24,6 +26,7 @@ from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_outcome, publish_together
 from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
+from broker_fl.roles.status import LearnerStatus
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
 from broker_fl.roles.variates import Variates
@@ -95,6 +98,7 @@ class LearnerHost:
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
+        self._observer = NOBODY
         self._clock = Clock(runtime)
         self._group = self._group_of(learners)
         alone = learners.items() if self._group is None else ()
@@ -147,6 +151,27 @@ class LearnerHost:
         return group
 
     # ------------------------------------------------------------ life
+
+    def observe(self, observer: Observer) -> None:
+        """Tell it from now on; before ``start``."""
+        self._observer = observer
+        if self._group is not None:
+            self._group.observer = observer
+
+    def status(self) -> LearnerStatus:
+        """How it is doing; from any thread."""
+        group = self._group
+        mailbox = self.topology.mailbox(group.id if group is not None else next(iter(self._seats)))
+        return LearnerStatus(
+            num_learners=len(self._seats) if group is None else len(group),
+            num_calls=self._loop.num_calls,
+            stalled_s=self._loop.stalled_s,
+            has_ended=self.error is not None or self._stopped.is_set(),
+            queues={"mailbox": mailbox},
+            is_welcomed=self._welcomed.is_set(),
+            num_working=self._num_working if group is None else group.num_working,
+            num_waiting=self._num_waiting if group is None else group.num_waiting,
+        )
 
     def start(self) -> None:
         """Declare mailboxes, join, and take tasks.
@@ -244,11 +269,14 @@ class LearnerHost:
     def _take(
         self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]
     ) -> None:
-        try:
-            message, payload = m.decode(delivery.body)
-            handle(message, payload)
-        except MessageRefused as error:
-            log.warning("learner %s refuses a message: %s", name, error)
+        with about(learner=name) as subject:
+            try:
+                message, payload = m.decode(delivery.body)
+                subject.too_of(message)
+                handle(message, payload)
+            except MessageRefused as error:
+                log.warning("learner %s refuses a message: %s", name, error)
+                self._observer.refused("mailbox")
         delivery.ack()
 
     def _handle_for(self, group: Group, message: m.Message, payload: memoryview | None) -> None:
@@ -325,6 +353,7 @@ class LearnerHost:
             return
         if held.receive(chunk, payload):
             self._unsaid.append((self._clock.now() + ACCEPTED_AFTER_S, held))
+            self._observer.received(held.receive_s)
             self._turns.add(held)
             self._num_waiting += 1
             self._work_on_next()
@@ -348,13 +377,17 @@ class LearnerHost:
 
     def _work(self, seat: _Seat, held: HeldTask) -> None:
         """On a worker's thread."""
-        began = self._clock.steady_s()
+        began, task = self._clock.steady_s(), held.task.task
+        outcome: WorkOutcome = "cancelled"
         try:
-            held.work(seat.learner)
+            with about(job=task.job, round=task.round, learner=seat.id):
+                held.work(seat.learner)
+                outcome = "failed" if held.result is None else "finished"
         except TaskCancelled:
-            log.info("learner %s stopped working on task %s", seat.id, held.task.task)
+            log.info("learner %s stopped working on task %s", seat.id, task)
         finally:
             seconds = self._clock.steady_s() - began
+            self._observer.worked(outcome, seconds)
             self._loop.post(lambda: self._worked(seat, held, seconds))
 
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
@@ -374,7 +407,8 @@ class LearnerHost:
         """Report the failure; or send the result, and its update unless that is to be asked for."""
         task, result = held.task, held.result
         if result is None:
-            log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
+            with about(job=task.task.job, round=task.task.round, learner=seat.id):
+                log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
             return
         result = result.model_copy(update={"session": seat.session})
