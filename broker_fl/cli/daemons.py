@@ -129,6 +129,11 @@ def _identities(broker: str) -> Identities:
     help="Of COUNT learners, how many compute at the same time.",
 )
 @click.option(
+    "--policy",
+    metavar="FILE",
+    help="TOML: what this site lets be done with its data; each task is held against it.",
+)
+@click.option(
     "--drain",
     "drain_s",
     type=click.FloatRange(0),
@@ -161,6 +166,7 @@ def learner(app: str, **given: Any) -> None:
 
 def _learner_options(**given: Any) -> Any:
     from broker_fl.roles.learner import LearnerSettings
+    from broker_fl.roles.policy import Guard
     from broker_fl.workers.learner import LearnerOptions, group_ids, learner_ids
 
     learner_id, group, count = _names(given)
@@ -177,6 +183,7 @@ def _learner_options(**given: Any) -> Any:
         attributes=options.checked_parameters(given["attributes"], "--attribute"),
         num_workers=given["workers"],
         group=group,
+        guard=Guard.read(given["policy"]) if given["policy"] else None,
     )
     return LearnerOptions(
         broker=_broker_access(given),

@@ -36,6 +36,9 @@ _FAMILIES = {
         "status": ("cluster", "Show what `up` started."),
         "down": ("cluster", "End what `up` started."),
     },
+    "Daemons on several machines": {
+        "fleet": ("fleet", "Deploy, start, watch and stop daemons over SSH."),
+    },
     "Who may come in": {
         "enroll": ("identity", "Make an account, and the join file that is all a site needs."),
         "rotate": ("identity", "Give an account a new password."),

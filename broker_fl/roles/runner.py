@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.control import joined_spec, parted
 from broker_fl.wire.events import Event
 from broker_fl.wire.fields import Form
+from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import (
     Cancel,
     GroupResult,
@@ -53,6 +55,13 @@ from broker_fl.wire.rules import PerUpdate, Scaffold, Summable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def lets_go(job: JobSpec, spec: ModelSpec) -> bool:
+    """Whether a version is let go of once it is on its way: it is large, and nothing needs it to take updates
+    in. Whom it must be sent to again gets it from the store.
+    """
+    return job.takes_groups and spec.num_bytes > job.transfer.upload_budget_bytes
 
 
 class JobRunner:
@@ -88,6 +97,7 @@ class JobRunner:
         self._shares = ShareReceiver(spec, job.state.spec.transfer)
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
+        self._lets_go = lets_go(job.state.spec, spec)
         self._memory: tuple[int, Model | None] | None = None
         self._carried: tuple[int, object] = -1, None
         self._updates = StoredUpdates(services, job.state, spec)
@@ -299,23 +309,7 @@ class JobRunner:
             self.signal(s.UpdateWasRefused(learner, upload.task, reason))
             return
         try:
-            model, control = self._receiver.model(upload), None
-            if self._has_control and result.update is not None:
-                model, change = parted(model)
-                control = change if result.update.control == "change" else None
-            if self._adds_back:
-                add_back(model, self._base_of(upload.task), self._buffers)
-            contribution = Contribution(
-                learner=learner,
-                model=model,
-                num_examples=result.num_examples,
-                num_steps=result.num_steps,
-                staleness=self.job.staleness(upload.task),
-                metrics=result.metrics,
-                evaluation=result.evaluation,
-                control=control,
-            )
-            weight = self._sum().fold(contribution)
+            weight = self._sum().fold(self._contribution(upload, result))
         except MessageRefused as error:
             self._refuse(learner, upload.task, error)
             raise
@@ -332,6 +326,25 @@ class JobRunner:
             fold_s=self._services.clock.steady_s() - began,
         )
         self.signal(folded)
+
+    def _contribution(self, upload: Upload, result: Result) -> Contribution:
+        """A whole update as the rule wants it; its memory is the rule's."""
+        model, control = self._receiver.model(upload), None
+        if self._has_control and result.update is not None:
+            model, change = parted(model)
+            control = change if result.update.control == "change" else None
+        if self._adds_back:
+            add_back(model, self._base_of(upload.task), self._buffers)
+        return Contribution(
+            learner=result.learner,
+            model=model,
+            num_examples=result.num_examples,
+            num_steps=result.num_steps,
+            staleness=self.job.staleness(upload.task),
+            metrics=result.metrics,
+            evaluation=result.evaluation,
+            control=control,
+        )
 
     def _refuse(self, learner: str, task: TaskRef, error: MessageRefused) -> None:
         self._receiver.drop(learner)
@@ -394,24 +407,27 @@ class JobRunner:
             memory_spec=combined.memory.spec if combined.memory else None,
         )
         aggregated = steady_s()
-        self._store(record, combined)
-        self._model = (action.version, combined.model)
-        self._memory = (action.version, combined.memory)
-        self._carried = (action.version, combined.carried)
         stored = s.VersionWasStored(
             version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
             used=combined.used,
             aggregate_s=aggregated - began,
-            store_s=steady_s() - aggregated,
+            store_s=0.0,
             memory_bytes=resident_bytes(),
         )
-        self.signal(stored)
+        self._store(record, combined, stored)
+        self._model = (action.version, combined.model)
+        self._memory = (action.version, combined.memory)
+        self._carried = (action.version, combined.carried)
+        self.signal(replace(stored, store_s=steady_s() - aggregated))
 
-    def _store(self, record: VersionRecord, combined: Combined) -> None:
+    def _store(self, record: VersionRecord, combined: Combined, stored: s.VersionWasStored) -> None:
+        """Store the version after the events of all that is in it: its record is whole, whoever dies."""
         services, state = self._services, self.job.state
-        after, versions = self.job.state_after_commit(), services.versions(state.job)
+        services.persist(self._events.flush_all)
+        after = self.job.state_after_commit(stored, self._events.last, self._now())
+        versions = services.versions(state.job)
         keep = state.spec.keep_versions
 
         def commit() -> None:
@@ -429,7 +445,10 @@ class JobRunner:
         if self.job.state.spec.has_residuals and action.train:
             counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
         compact = self._services.members.compact(action.learners)
-        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, compact, variates, counted)
+        state = self.job.state
+        outgoing = OutgoingTasks(
+            self._services, state.spec, state.driver, self._form, compact, variates, counted
+        )
         addressees = (*action.learners, *action.groups)
         self._sending.update(addressees)
 
@@ -441,6 +460,8 @@ class JobRunner:
                 self._services.post(lambda: self._sent(addressees))
 
         self._services.bulk_sender.post(publish)
+        if self._lets_go:
+            self._model = None
 
     def _sent(self, addressees: tuple[str, ...]) -> None:
         self._sending.subtract(addressees)
