@@ -108,6 +108,11 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     help="Of COUNT learners, how many compute at the same time.",
 )
 @click.option(
+    "--policy",
+    metavar="FILE",
+    help="TOML: what this site lets be done with its data; each task is held against it.",
+)
+@click.option(
     "--drain",
     "drain_s",
     type=click.FloatRange(0),
@@ -140,6 +145,7 @@ def learner(app: str, **given: Any) -> None:
 
 def _learner_options(**given: Any) -> Any:
     from broker_fl.roles.learner import LearnerSettings
+    from broker_fl.roles.policy import Guard
     from broker_fl.workers.learner import LearnerOptions, group_ids, learner_ids
 
     learner_id, group, count = given["learner_id"], given["group"], given["count"]
@@ -156,6 +162,7 @@ def _learner_options(**given: Any) -> Any:
         attributes=options.checked_parameters(given["attributes"], "--attribute"),
         num_workers=given["workers"],
         group=group,
+        guard=Guard.read(given["policy"]) if given["policy"] else None,
     )
     return LearnerOptions(
         broker=_broker_access(given),

@@ -21,7 +21,7 @@ from broker_fl.wire.events import TaskSent
 from broker_fl.wire.fields import Form
 from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES, pack_chunk
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import ModelChunk, ModelManifest, Task
+from broker_fl.wire.messages import ModelChunk, ModelManifest, Task, Terms
 
 OTHER_FIELDS_BYTES = 1_000
 """More than a chunk's header takes beside its task."""
@@ -33,6 +33,8 @@ class OutgoingTasks:
 
     services: Services
     spec: JobSpec
+    driver: str
+    """Who submitted the job."""
     form: Form
     compact: Set[str]
     """Learners that take a task and its model as one message."""
@@ -117,6 +119,13 @@ class OutgoingTasks:
             upload="on_request" if action.upload_on_request else "at_once",
             deadline_s=action.deadline_s,
             compact=True,
+            terms=Terms(
+                name=self.spec.name,
+                driver=self.driver,
+                rule=getattr(self.spec.rule, "rule", self.spec.rule.name),
+                protocol=self.spec.protocol.name,
+                cohort=action.cohort,
+            ),
         )
 
     def _publish_task(self, learners: Sequence[str], task: Task) -> int:

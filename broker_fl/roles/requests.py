@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from broker_fl.aggregation.kernels import all_finite
@@ -268,7 +269,11 @@ class Requests:
         self._state(request.job)
         if (runner := self._jobs.runner(request.job)) is not None:
             runner.flush()
-        found = self._store.read_events(request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        read = partial(self._store.read_events, request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        found = read()
+        if not found:  # where it has ended, whoever asks lacks its end: a store may have lost it
+            self._jobs.say_finished(request.job)
+            found = read()
         page: list[bytes] = []
         size = 0
         for event in found:
@@ -300,6 +305,11 @@ class Requests:
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()
+        if job not in states and not self._services.is_sure():
+            raise StoreUnavailable(
+                f"job {job!r} is not known here, and another controller may have taken over: the store has "
+                "not confirmed the lease for a while"
+            )
         if job not in states:
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")
