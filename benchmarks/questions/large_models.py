@@ -33,9 +33,9 @@ controller and driver. Lossless float32, all settings as they come, but one vers
 the same bytes through the same broker right after: bodies of a mebibyte, down with one publish for all
 mailboxes (BCC), up to one inbox, one learner after the other; nothing is checked, summed or stored. *Down* is
 from the round's start to the last learner saying that it has trained, *up* from there to the last update in
-the sum, a round from one version to the next, the version's storing in Redis included. *Times bare* is our round
-against bare pika's down and up together. MB a second count each learner's bytes, both ways. Medians over
-{rounds} rounds after one that is not counted; figures in brackets are the least and the most.
+the sum, a round from one version to the next, the version's storing in Redis included. *Times bare* is our
+round against bare pika's down and up together. MB a second count each learner's bytes, both ways. Medians
+over {rounds} rounds after one that is not counted; figures in brackets are the least and the most.
 
 {speed}
 

@@ -1,8 +1,10 @@
 """``y += a x`` by the BLAS that NumPy brings with it, which NumPy itself has no call for.
 
-NumPy needs two operations and a block in the cache for what ``saxpy`` and ``daxpy`` (Lawson et al. 1979,
-"Basic Linear Algebra Subprograms for Fortran Usage") do in one pass, on all cores, in one call: between many
-short calls the threads of a process wait for Python's lock, and for one another when the cores are busy.
+NumPy needs two operations and a block in the cache for what one pass of ``?axpby`` does in one call for each
+core: between many short calls the threads of a process wait for Python's lock, and for one another when the
+cores are busy. It is not ``?axpy``, which OpenBLAS shares out to threads of its own: they go on spinning for
+some 20 ms after each call, and take the cores from all others. ``?axpby``, ``y = a x + b y``, is OpenBLAS's
+extension (also MKL's) and stays on the caller's thread.
 
 The library is the one behind ``numpy.linalg``, under the names that its C interface has in NumPy's wheels
 (OpenBLAS with 64-bit integers), or elsewhere. Where there is none of them, or it does not add as it should,
@@ -20,19 +22,20 @@ from typing import Any
 
 import numpy as np
 
+from broker_fl.aggregation.parallel import by_core
 from broker_fl.model import Array
 
 _NAMES = (
-    ("scipy_cblas_{}axpy64_", ctypes.c_int64),
-    ("cblas_{}axpy64_", ctypes.c_int64),
-    ("cblas_{}axpy", ctypes.c_int),
+    ("scipy_cblas_{}axpby64_", ctypes.c_int64),
+    ("cblas_{}axpby64_", ctypes.c_int64),
+    ("cblas_{}axpby", ctypes.c_int),
 )
 """Of the function, and the type of its integers."""
 _KINDS = {"float32": ("s", ctypes.c_float), "float64": ("d", ctypes.c_double)}
 _MAX_ELEMENTS = 1 << 30
 """In one call: sizes fit into 32 bits."""
 
-Axpy = Callable[[float, int, int, int], None]
+Axpby = Callable[[float, int, int, int], None]
 """``(a, x, y, n)`` adds ``a`` times the ``n`` elements at address ``x`` to those at address ``y``."""
 
 
@@ -42,39 +45,44 @@ def add_scaled(total: Array, values: Array, weight: float) -> bool:
     Both are 1-d and equally long. BLAS takes float32 and float64, one type for both. The product is not
     rounded before it is added where the processor can do without.
     """
-    axpy = _functions().get(total.dtype.name)
-    if axpy is None or values.dtype != total.dtype:
+    axpby = _functions().get(total.dtype.name)
+    if axpby is None or values.dtype != total.dtype:
         return False
     if not (total.flags.carray and values.flags.c_contiguous and values.flags.aligned):
         return False
-    for start in range(0, total.size, _MAX_ELEMENTS):
-        offset, count = start * total.itemsize, min(_MAX_ELEMENTS, total.size - start)
-        axpy(weight, values.ctypes.data + offset, total.ctypes.data + offset, count)
+    x, y, size = values.ctypes.data, total.ctypes.data, total.itemsize
+
+    def add(part: slice) -> None:
+        for start in range(part.start, part.stop, _MAX_ELEMENTS):
+            count = min(_MAX_ELEMENTS, part.stop - start)
+            axpby(weight, x + start * size, y + start * size, count)
+
+    by_core(total.size, add)
     return True
 
 
 @cache
-def _functions() -> Mapping[str, Axpy]:
+def _functions() -> Mapping[str, Axpby]:
     """By the name of the type; those that were found and do add."""
     with suppress(ImportError, OSError, AttributeError):
         library = ctypes.CDLL(import_module("numpy.linalg._umath_linalg").__file__)
         found = {kind: _function(library, *letter_and_type) for kind, letter_and_type in _KINDS.items()}
-        return {kind: axpy for kind, axpy in found.items() if axpy is not None and _adds(axpy, kind)}
+        return {kind: axpby for kind, axpby in found.items() if axpby is not None and _adds(axpby, kind)}
     return {}
 
 
-def _function(library: ctypes.CDLL, letter: str, real: type[Any]) -> Axpy | None:
+def _function(library: ctypes.CDLL, letter: str, real: type[Any]) -> Axpby | None:
     for name, integer in _NAMES:
         if (function := getattr(library, name.format(letter), None)) is None:
             continue
-        function.argtypes = (integer, real, ctypes.c_void_p, integer, ctypes.c_void_p, integer)
+        function.argtypes = (integer, real, ctypes.c_void_p, integer, real, ctypes.c_void_p, integer)
         function.restype = None
-        return lambda a, x, y, count, call=function: call(count, a, x, 1, y, 1)  # type: ignore[misc]
+        return lambda a, x, y, count, call=function: call(count, a, x, 1, 1.0, y, 1)  # type: ignore[misc]
     return None
 
 
-def _adds(axpy: Axpy, kind: str) -> bool:
+def _adds(axpby: Axpby, kind: str) -> bool:
     """Whether it is the function that its name says."""
     x, y = np.arange(9, dtype=kind), np.full(9, 0.5, kind)
-    axpy(2.0, x.ctypes.data, y[:7].ctypes.data, 7)
+    axpby(2.0, x.ctypes.data, y[:7].ctypes.data, 7)
     return bool((y == np.where(x < 7, 0.5 + 2.0 * x, 0.5)).all())

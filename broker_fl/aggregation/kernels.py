@@ -1,7 +1,7 @@
 """Sums and checks of flat arrays on all cores.
 
-A plain weighted sum is BLAS's (``blas.py``), one call and one pass: here it took half the time of NumPy's two
-operations block by block (``parallel.py``) and a third of numexpr's ``total + values * factor``
+A plain weighted sum is BLAS's (``blas.py``), one pass, one call for each core: here it took half the time of
+NumPy's two operations block by block (``parallel.py``) and a third of numexpr's ``total + values * factor``
 (``python -m benchmarks aggregation``). Longer expressions are numexpr's (``fused.py``).
 """
 

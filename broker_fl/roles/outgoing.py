@@ -22,7 +22,7 @@ from broker_fl.wire.events import Event, TaskSent, TransferProgress
 from broker_fl.wire.fields import Form
 from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES, pack_chunk
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import ModelChunk, ModelManifest, Task
+from broker_fl.wire.messages import ModelChunk, ModelManifest, Task, Terms
 
 OTHER_FIELDS_BYTES = 1_000
 """More than a chunk's header takes beside its task."""
@@ -34,11 +34,13 @@ class OutgoingTasks:
 
     services: Services
     spec: JobSpec
+    driver: str
+    """Who submitted the job."""
     form: Form
-    emit: Callable[[Event], None]
-    """For the controller's thread."""
     compact: Set[str]
     """Learners that take a task and its model as one message."""
+    emit: Callable[[Event], None]
+    """For the controller's thread."""
     variates: Variates | None
     """SCAFFOLD's, of the version that goes out; None where the updates have none."""
     counted: Mapping[str, int] | None = None
@@ -130,6 +132,13 @@ class OutgoingTasks:
             upload="on_request" if action.upload_on_request else "at_once",
             deadline_s=action.deadline_s,
             compact=True,
+            terms=Terms(
+                name=self.spec.name,
+                driver=self.driver,
+                rule=getattr(self.spec.rule, "rule", self.spec.rule.name),
+                protocol=self.spec.protocol.name,
+                cohort=action.cohort,
+            ),
         )
 
     def _publish_task(self, learners: Sequence[str], task: Task) -> int:

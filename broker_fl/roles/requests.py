@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from broker_fl.aggregation.kernels import all_finite
@@ -70,9 +71,16 @@ class Requests:
             m.ReadModel: self._read_model,
         }
 
-    def handle(self, request: m.Request) -> None:
-        """Carry a request out, and answer it."""
+    def handle(self, request: m.Request, speaker: Speaker) -> None:
+        """Carry a request out, and answer it.
+
+        Raises:
+            FrameRefused: it is in the name of somebody else, who is not bothered with an answer.
+        """
+        if speaker.account is not None:  # else the key is the same for all
+            speaker.check_name(request.driver, request.KIND)
         try:
+            speaker.check_request(request)
             self._answer(request)
         except (RequestRefused, FrameRefused, StoreUnavailable) as error:
             log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
@@ -268,7 +276,11 @@ class Requests:
         self._state(request.job)
         if (runner := self._jobs.runner(request.job)) is not None:
             runner.flush()
-        found = self._store.read_events(request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        read = partial(self._store.read_events, request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        found = read()
+        if not found:  # where it has ended, whoever asks lacks its end: a store may have lost it
+            self._jobs.say_finished(request.job)
+            found = read()
         page: list[bytes] = []
         size = 0
         for event in found:
@@ -300,6 +312,11 @@ class Requests:
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()
+        if job not in states and not self._services.is_sure():
+            raise StoreUnavailable(
+                f"job {job!r} is not known here, and another controller may have taken over: the store has "
+                "not confirmed the lease for a while"
+            )
         if job not in states:
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -427,24 +428,27 @@ class JobRunner:
             memory_spec=combined.memory.spec if combined.memory else None,
         )
         aggregated = steady_s()
-        self._store(record, combined)
-        self._model = (action.version, combined.model)
-        self._memory = (action.version, combined.memory)
-        self._carried = (action.version, combined.carried)
         stored = s.VersionWasStored(
             version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
             used=combined.used,
             aggregate_s=aggregated - began,
-            store_s=steady_s() - aggregated,
+            store_s=0.0,
             memory_bytes=resident_bytes(),
         )
-        self.signal(stored)
+        self._store(record, combined, stored)
+        self._model = (action.version, combined.model)
+        self._memory = (action.version, combined.memory)
+        self._carried = (action.version, combined.carried)
+        self.signal(replace(stored, store_s=steady_s() - aggregated))
 
-    def _store(self, record: VersionRecord, combined: Combined) -> None:
+    def _store(self, record: VersionRecord, combined: Combined, stored: s.VersionWasStored) -> None:
+        """Store the version after the events of all that is in it: its record is whole, whoever dies."""
         services, state = self._services, self.job.state
-        after, versions = self.job.state_after_commit(), services.versions(state.job)
+        services.persist(self._events.flush_all)
+        after = self.job.state_after_commit(stored, self._events.last, self._now())
+        versions = services.versions(state.job)
         keep = state.spec.keep_versions
 
         def commit() -> None:
@@ -462,8 +466,10 @@ class JobRunner:
         if self.job.state.spec.has_residuals and action.train:
             counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
         compact = self._services.members.compact(action.learners)
-        job = self.job.state.spec
-        outgoing = OutgoingTasks(self._services, job, self._form, self.emit, compact, variates, counted)
+        state = self.job.state
+        outgoing = OutgoingTasks(
+            self._services, state.spec, state.driver, self._form, compact, self.emit, variates, counted
+        )
         addressees = (*action.learners, *action.groups)
         self._sending.update(addressees)
 
