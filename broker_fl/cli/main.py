@@ -41,6 +41,7 @@ _FAMILIES = {
     },
     "Who may come in": {
         "ca": ("authority", "Make a private certificate authority, and certificates."),
+        "audit": ("audit", "Show and verify the log of who did what."),
     },
     "Finding faults": {
         "doctor": ("doctor", "Check broker, permissions, Redis, clocks and versions."),
