@@ -518,8 +518,7 @@ class Controller:
     def _on_control(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
         if not isinstance(message, m.Request):
             raise FrameRefused(f"a {message.KIND!r} message is not a request")
-        speaker.check_request(message)
-        self._requests.handle(message)
+        self._requests.handle(message, speaker)
 
     # ------------------------------------------------------------ time
 

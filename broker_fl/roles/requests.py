@@ -71,9 +71,16 @@ class Requests:
             m.ReadModel: self._read_model,
         }
 
-    def handle(self, request: m.Request) -> None:
-        """Carry a request out, and answer it."""
+    def handle(self, request: m.Request, speaker: Speaker) -> None:
+        """Carry a request out, and answer it.
+
+        Raises:
+            FrameRefused: it is in the name of somebody else, who is not bothered with an answer.
+        """
+        if speaker.account is not None:  # else the key is the same for all
+            speaker.check_name(request.driver, request.KIND)
         try:
+            speaker.check_request(request)
             self._answer(request)
         except (RequestRefused, FrameRefused, StoreUnavailable) as error:
             log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
