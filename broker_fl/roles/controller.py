@@ -251,6 +251,7 @@ class Controller:
             heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
+            is_sure=lambda: self._lease.is_sure,
             members=self._members,
             own=self._own,
             observer=self._observer,
@@ -502,6 +503,8 @@ class Controller:
 
     def _forget_ended(self, learner: str, tasks: tuple[m.TaskStatus, ...]) -> None:
         """Have a learner let go of tasks whose jobs have ended without it: each holds a whole update."""
+        if not self._lease.is_sure:  # another controller may have begun them
+            return
         for status in tasks:
             if self._jobs.runner(status.task.job) is None:
                 cancel = m.Cancel(task=status.task, reason="the job has ended")
@@ -533,8 +536,7 @@ class Controller:
     def _on_control(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
         if not isinstance(message, m.Request):
             raise FrameRefused(f"a {message.KIND!r} message is not a request")
-        speaker.check_request(message)
-        self._requests.handle(message, speaker.user)
+        self._requests.handle(message, speaker)
 
     # ------------------------------------------------------------ time
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from broker_fl.aggregation.kernels import all_finite
@@ -76,16 +77,23 @@ class Requests:
             m.ReadModel: self._read_model,
         }
 
-    def handle(self, request: m.Request, user: str = "") -> None:
-        """Carry a request out, and answer it; ``user`` is the broker's account that sent it."""
+    def handle(self, request: m.Request, speaker: Speaker) -> None:
+        """Carry a request out, and answer it.
+
+        Raises:
+            FrameRefused: it is in the name of somebody else, who is not bothered with an answer.
+        """
+        if speaker.account is not None:  # else the key is the same for all
+            speaker.check_name(request.driver, request.KIND)
         try:
-            self._answer(request, user)
+            speaker.check_request(request)
+            self._answer(request, speaker.user)
         except (RequestRefused, FrameRefused, StoreUnavailable) as error:
             log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
             again = isinstance(error, StoreUnavailable)
             refused = m.Refused(request=request.request, reason=str(error)[:2000], again=again)
             if not again and type(request) in _AUDITED:
-                self._write_down(request, user, refused=str(error)[:300])
+                self._write_down(request, speaker.user, refused=str(error)[:300])
             self._reply(request, refused)
 
     def _answer(self, request: m.Request, user: str) -> None:
@@ -296,7 +304,11 @@ class Requests:
         self._state(request.job)
         if (runner := self._jobs.runner(request.job)) is not None:
             runner.flush()
-        found = self._store.read_events(request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        read = partial(self._store.read_events, request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        found = read()
+        if not found:  # where it has ended, whoever asks lacks its end: a store may have lost it
+            self._jobs.say_finished(request.job)
+            found = read()
         page: list[bytes] = []
         size = 0
         for event in found:
@@ -328,6 +340,11 @@ class Requests:
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()
+        if job not in states and not self._services.is_sure():
+            raise StoreUnavailable(
+                f"job {job!r} is not known here, and another controller may have taken over: the store has "
+                "not confirmed the lease for a while"
+            )
         if job not in states:
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")

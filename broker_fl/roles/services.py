@@ -45,6 +45,8 @@ class Services:
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist
+    is_sure: Callable[[], bool]
+    """Whether nobody else can have the lease at this moment."""
     members: Membership
     """Who is there; for the controller's thread."""
     own: OwnClasses = field(default_factory=OwnClasses)

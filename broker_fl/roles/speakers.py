@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
-from broker_fl.errors import FrameRefused
+from broker_fl.errors import FrameRefused, RequestRefused
 from broker_fl.identity.accounts import Account, Role
 from broker_fl.interfaces import Delivery
 from broker_fl.wire import messages as m
@@ -58,16 +58,14 @@ class Speaker:
                 )
 
     def check_request(self, request: m.Request) -> None:
-        """Hold a request against who sent it.
+        """Hold a request against what its sender may ask for.
 
         Raises:
-            FrameRefused: it is under another's id, or more than an observer may ask for.
+            RequestRefused: it is more than that.
         """
-        if self.account is None:
-            return
-        self.check_name(request.driver, request.KIND)
-        if self.account.role == "observer" and not isinstance(request, _FOR_OBSERVERS):
-            raise FrameRefused(f"{self.account} sent a {request.KIND!r} request; an observer only watches")
+        is_observer = self.account is not None and self.account.role == "observer"
+        if is_observer and not isinstance(request, _FOR_OBSERVERS):
+            raise RequestRefused(f"{self.account} only watches; a {request.KIND!r} request is for drivers")
 
 
 class Speakers:

@@ -169,7 +169,7 @@ class Stage:
         self._settings = ControllerSettings(
             federation=FEDERATION, heartbeat_s=heartbeat_s, lease_ttl_s=lease_ttl_s
         )
-        self._path = folder / "state.sqlite"
+        self.path = folder / "state.sqlite"
         self._closing: list[Callable[[], object]] = []
         self.cords: dict[Controller, tuple[Cord, MemoryTransport]] = {}
         self.hosts: list[LearnerHost] = []
@@ -193,7 +193,7 @@ class Stage:
 
     def controller(self, *, wait: bool = True, own: OwnClasses | None = None) -> Controller:
         """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease."""
-        store, transport = SQLiteStore(self._path, federation=FEDERATION), self.broker.connect("controller")
+        store, transport = SQLiteStore(self.path, federation=FEDERATION), self.broker.connect("controller")
         cord = Cord(store)
         controller = Controller(transport, cord, self._settings, own)
         self.cords[controller] = cord, transport
