@@ -94,7 +94,8 @@ class Stage:
         for adds in self.good.values():
             adds.at_work.clear()
             adds.gate.clear()
-        spec = {"termination": {"rounds": ROUNDS}, "protocol": {"min_learners": 2, "quorum": 2, "deadline_s": 60.0}}
+        protocol = {"min_learners": 2, "quorum": 2, "deadline_s": 60.0}
+        spec = {"termination": {"rounds": ROUNDS}, "protocol": protocol}
         job = self.driver.submit(JobSpec.model_validate(spec | settings), {"w": np.zeros(8, np.float32)})
         for adds in self.good.values():
             assert adds.at_work.wait(DEADLINE_S)
