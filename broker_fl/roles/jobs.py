@@ -117,7 +117,7 @@ class Jobs:
     def num_by_phase(self) -> dict[str, int]:
         """How many jobs there are in each phase; from any thread."""
         running = [runner.job.state.phase.value for runner in self.running()]
-        return {Phase.ENDED.value: len(self._ended), **Counter(running)}
+        return {**dict.fromkeys(Phase, 0), **Counter(running), Phase.ENDED.value: len(self._ended)}
 
     def runner(self, job: str) -> JobRunner | None:
         """The job's runner, until the job has ended."""
