@@ -45,6 +45,7 @@ _FAMILIES = {
         "revoke": ("identity", "Take an account out."),
         "members": ("identity", "List accounts: last seen, connections, expiry."),
         "ca": ("authority", "Make a private certificate authority, and certificates."),
+        "audit": ("audit", "Show and verify the log of who did what."),
     },
     "Finding faults": {
         "doctor": ("doctor", "Check broker, permissions, Redis, clocks and versions."),

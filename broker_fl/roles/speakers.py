@@ -25,6 +25,8 @@ class Speaker:
     name: str
     account: Account | None
     """None where accounts are shared."""
+    user: str = ""
+    """The broker's account that sent it, shared or not; empty: the broker does not say."""
 
     def check_name(self, name: str, kind: str) -> None:
         """Hold the id in a message against who sent it.
@@ -83,10 +85,10 @@ class Speakers:
         if account is None:
             if self._required:
                 raise FrameRefused(_unknown(delivery.user))
-            return Speaker(delivery.routing_key.partition(".")[0], None)
+            return Speaker(delivery.routing_key.partition(".")[0], None, delivery.user or "")
         if account.federation != self._federation or account.role not in roles:
             raise FrameRefused(f"it was sent by {account}, which has nothing to say here")
-        return Speaker(account.name, account)
+        return Speaker(account.name, account, account.user)
 
 
 def _unknown(user: str | None) -> str:

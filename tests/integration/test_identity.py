@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import time
 import tomllib
@@ -252,3 +253,18 @@ def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
         done = operator.run("members", *typed, ok=False)
         assert "command line" in done.output
         assert "geheim" not in done.output
+
+
+def test_what_an_operator_does_is_written_down(operator: Operator) -> None:
+    operator.enroll("hospital-a")
+    for command in ("rotate", "revoke"):
+        out = ["--out", str(operator.folder / "new.join")] if command == "rotate" else []
+        operator.run(command, "hospital-a", *out)
+    entries = json.loads(operator.run("audit", "show", "--file", "own", "--json").output)
+    assert [one["action"] for one in entries] == ["enroll", "rotate", "revoke"]
+    assert {one["subject"] for one in entries} == {f"account {operator.federation}.learner.hospital-a"}
+    assert "3 entries, and all fit" in operator.run("audit", "verify", "--file", "own").output
+    unwritable = operator.folder / "no" / "folder"
+    (operator.folder / "no").write_text("")
+    operator.run("enroll", "hospital-b", "--audit", str(unwritable), "--out", "b.join", ok=False)
+    assert not any("hospital-b" in user for user in operator.api.users()), "nothing is done unwritten"

@@ -14,6 +14,7 @@ from broker_fl.errors import MessageRefused, StoreUnavailable
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
+from broker_fl.roles.auditing import stored_lines
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
@@ -246,6 +247,14 @@ class Stage:
     def submit(self, model: Mapping[str, Array] | None = None, **settings: Any) -> Job:
         """Start a job."""
         return self.driver.submit(spec(**settings), model if model is not None else model_of())
+
+    def audit_log(self) -> list[bytes]:
+        """Its entries."""
+        store = SQLiteStore(self.path, federation=FEDERATION)
+        try:
+            return list(stored_lines(store))
+        finally:
+            store.close()
 
     def dead_letters(self, num: int) -> list[tuple[str, bytes]]:
         """Reasons and bodies of what was refused, once there are so many."""
