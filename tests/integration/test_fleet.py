@@ -251,8 +251,10 @@ def test_a_host_with_another_key_is_refused_and_nothing_is_sent(
             "l: there is no file",
         ),
         (
-            'package = "x"\n[hosts.a]\naddress = "a"\n'
-            '[learners.l]\nhost = "a"\napp = "m"\nid = "i"\njoin = "j"',
+            (
+                'package = "x"\n[hosts.a]\naddress = "a"\n'
+                '[learners.l]\nhost = "a"\napp = "m"\nid = "i"\njoin = "j"'
+            ),
             "learners.l: Value error, the join file names the learner: leave out id",
         ),
         ('package = "gone.whl"\n[hosts.a]\naddress = "a"', "package: there is no file"),

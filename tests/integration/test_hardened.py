@@ -1,4 +1,4 @@
-"""compose/hardened: a valid file that gives nothing away, whose servers and daemons do their work over TLS."""
+"""compose/hardened: a valid file that gives nothing away; its servers and daemons do their work over TLS."""
 
 from __future__ import annotations
 
