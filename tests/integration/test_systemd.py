@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.daemons import APP, DEADLINE_S
-from tests.integration.test_identity import Operator
+from tests.servers.enrolling import Operator
 from tests.servers.provision import Broker
 
 UNITS = sorted((Path(__file__).parents[2] / "compose" / "systemd").glob("*.service"))
