@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import broker_fl
-from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
+from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled, TaskDeclined
 from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
 from broker_fl.observer import NOBODY, Observer, WorkOutcome
 from broker_fl.roles.about import about
@@ -22,6 +22,7 @@ from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.mailboxes import Mailboxes
+from broker_fl.roles.policy import Guard
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_outcome, publish_together
@@ -61,6 +62,8 @@ class LearnerSettings:
     """Name of the group that the learners are: they have one mailbox, and send one sum of their updates,
     which serves jobs whose rule is a weighted sum. None: each is by itself.
     """
+    guard: Guard | None = None
+    """The site's policy, which each task is held against. None: all are taken."""
 
 
 @dataclass(slots=True)
@@ -147,6 +150,9 @@ class LearnerHost:
         group.send = lambda task, share, is_asked_for: self._loop.post(
             lambda: self._send_share(group, task, share, is_asked_for=is_asked_for)
         )
+        if (guard := settings.guard) is not None:
+            group.admit = lambda task: guard.admit(task, self._clock.now())
+            group.guarded = guard.guarded
         group.on_idle = lambda: self._loop.post(self._see_whether_idle)
         return group
 
@@ -335,10 +341,13 @@ class LearnerHost:
         if held is not None:
             held.cancelled = True
         try:
+            if self.settings.guard is not None:
+                self.settings.guard.admit(task, self._clock.now())
             seat.held[task.task.job] = HeldTask.of(
                 task, seat.id, self.settings.max_model_bytes, seat.variates, seat.residuals, self._clock
             )
-        except FrameRefused as error:
+        except (FrameRefused, TaskDeclined) as error:
+            log.warning("learner %s does not take task %s: %s", seat.id, task.task, error)
             seat.held.pop(task.task.job, None)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=str(error)[:1000]))
 
@@ -363,6 +372,8 @@ class LearnerHost:
         if held is None or held.task.task != request.task or held.phase not in ("finished", "failed"):
             log.info("learner %s has no result of task %s to send", seat.id, request.task)
             return
+        if self.settings.guard is not None and held.update is not None and held.task.upload == "at_once":
+            self.settings.guard.again(held.update.nbytes, self._clock.now())
         held.task = held.task.model_copy(update={"inbox": request.inbox, "upload": "at_once"})
         self._send_outcome(seat, held)
 
@@ -381,7 +392,7 @@ class LearnerHost:
         outcome: WorkOutcome = "cancelled"
         try:
             with about(job=task.job, round=task.round, learner=seat.id):
-                held.work(seat.learner)
+                held.work(self._guarded(seat.learner))
                 outcome = "failed" if held.result is None else "finished"
         except TaskCancelled:
             log.info("learner %s stopped working on task %s", seat.id, task)
@@ -389,6 +400,10 @@ class LearnerHost:
             seconds = self._clock.steady_s() - began
             self._observer.worked(outcome, seconds)
             self._loop.post(lambda: self._worked(seat, held, seconds))
+
+    def _guarded(self, learner: Learner) -> Learner:
+        guard = self.settings.guard
+        return learner if guard is None else guard.guarded(learner)
 
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
         self._num_working -= 1

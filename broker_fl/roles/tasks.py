@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import traceback
 from collections.abc import Set
@@ -14,6 +15,8 @@ import numpy as np
 from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import Array, Model, ModelSpec, parts
+from broker_fl.record.text import size
+from broker_fl.roles.progress import Progress
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.usage import peak_bytes
@@ -24,6 +27,7 @@ from broker_fl.wire.encodings import encoding
 from broker_fl.wire.fields import text
 from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
 
+log = logging.getLogger(__name__)
 Phase = Literal["receiving", "queued", "evaluating", "training", "finished", "failed"]
 NUM_EXAMPLES = "num_examples"
 """The metric of an evaluation that is its weight."""
@@ -49,6 +53,8 @@ class HeldTask:
     update: Array | None = None
     """The encoded update, kept so that it can be sent again."""
     failure: str = ""
+    arrived: Progress | None = None
+    """Bytes of the model."""
 
     @classmethod
     def of(
@@ -86,12 +92,24 @@ class HeldTask:
             raise FrameRefused(
                 f"the chunk is {chunk.encoding!r}, the task announced {self.task.model.encoding!r}",
             )
+        if self.arrived is None:
+            self.arrived = Progress(self.assembly.buffer.nbytes, self.clock.steady_s, self._tell_arrived)
+        self.arrived.add(len(payload))
         if not self.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
             return False
         self.progress = 0.0
         self.phase, self._whole_at = "queued", self.clock.steady_s()
         return True
+
+    def _tell_arrived(self, num_bytes: int, total_bytes: int) -> None:
+        log.info(
+            "learner %s has %s of %s of version %d",
+            self.learner,
+            size(num_bytes),
+            size(total_bytes),
+            self.task.model.version,
+        )
 
     @property
     def receive_s(self) -> float:
