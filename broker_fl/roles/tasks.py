@@ -7,6 +7,7 @@ import math
 import traceback
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -93,7 +94,9 @@ class HeldTask:
                 f"the chunk is {chunk.encoding!r}, the task announced {self.task.model.encoding!r}",
             )
         if self.arrived is None:
-            self.arrived = Progress(self.assembly.buffer.nbytes, self.clock.steady_s, self._tell_arrived)
+            # Nothing of this task in it: in a circle of references its model would wait for the collector.
+            tell = partial(_tell_arrived, self.learner, self.task.model.version)
+            self.arrived = Progress(self.assembly.buffer.nbytes, self.clock.steady_s, tell)
         self.arrived.add(len(payload))
         if not self.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
@@ -101,15 +104,6 @@ class HeldTask:
         self.progress = 0.0
         self.phase, self._whole_at = "queued", self.clock.steady_s()
         return True
-
-    def _tell_arrived(self, num_bytes: int, total_bytes: int) -> None:
-        log.info(
-            "learner %s has %s of %s of version %d",
-            self.learner,
-            size(num_bytes),
-            size(total_bytes),
-            self.task.model.version,
-        )
 
     @property
     def receive_s(self) -> float:
@@ -205,6 +199,10 @@ class HeldTask:
             num_bytes=encoded.nbytes,
             chunk_bytes=self.task.chunk_bytes,
         )
+
+
+def _tell_arrived(learner: str, version: int, num_bytes: int, total_bytes: int) -> None:
+    log.info("learner %s has %s of %s of version %d", learner, size(num_bytes), size(total_bytes), version)
 
 
 class Held(Protocol):

@@ -250,7 +250,7 @@ class Stage:
 
     def audit_log(self) -> list[bytes]:
         """Its entries."""
-        store = SQLiteStore(self._path, federation=FEDERATION)
+        store = SQLiteStore(self.path, federation=FEDERATION)
         try:
             return list(stored_lines(store))
         finally:

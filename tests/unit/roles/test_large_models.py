@@ -13,6 +13,7 @@ from broker_fl.model import Model
 from broker_fl.record.history import History
 from broker_fl.record.plain import under_way
 from broker_fl.roles import progress
+from broker_fl.roles.tasks import HeldTask
 from broker_fl.wire import events as e
 from broker_fl.wire.job import Transfer
 from tests.unit.roles.stage import Adds, Stage, done, eventually, same
@@ -50,6 +51,25 @@ def test_a_large_version_is_let_go_of_once_it_is_sent_and_read_again_for_who_sta
         done(job)
         assert again.num_trained >= 2
         same(job.model(), {"w": np.full(SIZE, 4.0, np.float32)})
+
+
+def test_what_a_learner_held_of_a_task_goes_when_the_next_one_comes(tmp_path: Path) -> None:
+    def num_held() -> int:
+        return sum(
+            isinstance(one, HeldTask) and one.spec.num_elements == SIZE + 1 for one in gc.get_objects()
+        )
+
+    gc.disable()  # nothing must wait for it
+    try:
+        with Stage(tmp_path) as stage:
+            transfer = Transfer(chunk_bytes=8192)
+            job = stage.run(
+                {"a": Adds(1.0)}, {"w": np.zeros(SIZE + 1, np.float32)}, rounds=4, transfer=transfer
+            )
+            done(job)
+            eventually(lambda: num_held() <= 1, "only the last task being held")
+    finally:
+        gc.enable()
 
 
 def test_progress_is_told_now_and_then_of_what_is_large_and_takes_long() -> None:
