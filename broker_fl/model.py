@@ -23,6 +23,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from broker_fl import recycled
 from broker_fl.errors import SettingError
 
 Array = npt.NDArray[Any]
@@ -200,7 +201,7 @@ class Model(Mapping[str, Array]):
     @classmethod
     def blank(cls, spec: ModelSpec) -> Model:
         """A model whose values are undefined, for who writes them all; the gaps between tensors are zero."""
-        buffer = np.empty(spec.num_bytes, np.uint8)
+        buffer = recycled.empty(spec.num_bytes)
         end = 0
         for run in spec.runs:
             buffer[end : run.start] = 0
