@@ -9,7 +9,8 @@
     │       └── QueueInUse        somebody else reads it alone          → wait, or find out who
     ├── MessageRefused            a peer sent what we do not take       → dead-letter it, go on
     │   ├── FrameRefused          bytes that are no valid frame
-    │   └── UpdateRefused         an update that must not be folded
+    │   ├── UpdateRefused         an update that must not be folded
+    │   └── TaskDeclined          the site's policy does not allow it
     ├── RequestRefused            the controller declined a request     → tell the user
     ├── AggregationError          these updates cannot be combined      → fail the round
     ├── ServerUnavailable         a server did not answer               → back off, try again
@@ -54,6 +55,10 @@ class FrameRefused(MessageRefused):
 
 class UpdateRefused(MessageRefused):
     """An update that must not be folded: wrong shape, weight or values. Nothing was changed."""
+
+
+class TaskDeclined(MessageRefused):
+    """A task that the site's policy does not allow."""
 
 
 class RequestRefused(BrokerFLError):

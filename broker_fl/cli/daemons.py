@@ -41,6 +41,7 @@ MAX_ALONE = 2_000
     metavar="SECONDS",
     help="How long a standby waits after the last sign of life of a controller.",
 )
+@options.watched
 def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
 
@@ -63,6 +64,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
             store_security=store_security(access),
             settings=settings,
             own=own,
+            metrics=_metrics_address(access),
         )
     )
 
@@ -106,6 +108,11 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     help="Of COUNT learners, how many compute at the same time.",
 )
 @click.option(
+    "--policy",
+    metavar="FILE",
+    help="TOML: what this site lets be done with its data; each task is held against it.",
+)
+@click.option(
     "--drain",
     "drain_s",
     type=click.FloatRange(0),
@@ -123,6 +130,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     metavar="SECONDS",
     help="How long to wait while another process reads this learner's mailbox.",
 )
+@options.watched
 def learner(app: str, **given: Any) -> None:
     """Run a learner of APP, until a signal comes.
 
@@ -137,6 +145,7 @@ def learner(app: str, **given: Any) -> None:
 
 def _learner_options(**given: Any) -> Any:
     from broker_fl.roles.learner import LearnerSettings
+    from broker_fl.roles.policy import Guard
     from broker_fl.workers.learner import LearnerOptions, group_ids, learner_ids
 
     learner_id, group, count = given["learner_id"], given["group"], given["count"]
@@ -153,6 +162,7 @@ def _learner_options(**given: Any) -> Any:
         attributes=options.checked_parameters(given["attributes"], "--attribute"),
         num_workers=given["workers"],
         group=group,
+        guard=Guard.read(given["policy"]) if given["policy"] else None,
     )
     return LearnerOptions(
         broker=_broker_access(given),
@@ -160,7 +170,15 @@ def _learner_options(**given: Any) -> Any:
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],
+        metrics=_metrics_address(given),
     )
+
+
+def _metrics_address(given: Mapping[str, Any]) -> Any:
+    from broker_fl.workers.watching import MetricsAddress
+
+    port = given["metrics_port"]
+    return None if port is None else MetricsAddress(port=port, address=given["metrics_addr"])
 
 
 def _broker_access(given: Mapping[str, Any]) -> Any:

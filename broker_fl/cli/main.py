@@ -36,6 +36,9 @@ _FAMILIES = {
         "status": ("cluster", "Show what `up` started."),
         "down": ("cluster", "End what `up` started."),
     },
+    "Daemons on several machines": {
+        "fleet": ("fleet", "Deploy, start, watch and stop daemons over SSH."),
+    },
     "Who may come in": {
         "ca": ("authority", "Make a private certificate authority, and certificates."),
     },

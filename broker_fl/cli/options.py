@@ -115,6 +115,28 @@ timeout = click.option(
     metavar="SECONDS",
     help="How long to wait for an answer of the controller.",
 )
+log_format = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: an object a line, with federation, job, round and learner where they apply.",
+)
+_METRICS = (
+    click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65_535),
+        metavar="PORT",
+        help="Serve /metrics, /healthz and /readyz; 0: on any free port.  [default: they are not served]",
+    ),
+    click.option(
+        "--metrics-addr",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        show_default=True,
+        help="Of this machine; who can reach it can read them.",
+    ),
+)
 _TLS = (
     click.option(
         "--tls-ca", metavar="FILE", help="PEM: authorities that the broker's certificate may be from (amqps)."
@@ -170,6 +192,13 @@ def checked_parameters(given: Any, option: str) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise click.BadParameter(f"{first['loc'][0]}: {first['msg']}", param_hint=f"'{option}'") from None
+
+
+def watched(command: F) -> F:
+    """How a daemon is watched: its log, its metrics."""
+    for option in (*reversed(_METRICS), log_format):
+        command = option(command)
+    return command
 
 
 def store(command: F) -> F:

@@ -24,6 +24,8 @@ from broker_fl.errors import (
 from broker_fl.extensions import OwnClasses
 from broker_fl.identity.accounts import Account, Role
 from broker_fl.interfaces import Delivery, Member, Store, Transport
+from broker_fl.observer import NOBODY, Observer
+from broker_fl.roles.about import about
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
@@ -35,6 +37,7 @@ from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
 from broker_fl.roles.speakers import DRIVERS, LEARNERS, Identities, Speaker, Speakers
+from broker_fl.roles.status import ControllerStatus
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import GroupJoined, GroupLeft, GroupLost, LearnerJoined, LearnerLeft, LearnerLost
@@ -96,6 +99,7 @@ class Controller:
     ) -> None:
         """``own``: the rules and selectors that jobs may name besides those of the library."""
         self._own = own or OwnClasses()
+        self._observer = NOBODY
         is_enrolled = Account.of(transport.user) is not None
         self.settings = settings or ControllerSettings()
         self.topology = Topology(self.settings.federation)
@@ -128,6 +132,10 @@ class Controller:
 
     # ------------------------------------------------------------ life
 
+    def observe(self, observer: Observer) -> None:
+        """Tell it from now on; before ``start``."""
+        self._observer = observer
+
     def start(self) -> None:
         """Begin: stand by for the lease, then work, on threads of its own."""
         self._main.start()
@@ -153,6 +161,26 @@ class Controller:
     def epoch(self) -> int:
         """Of the lease that it holds; 0 before."""
         return self._lease.epoch
+
+    def status(self) -> ControllerStatus:
+        """How it is doing; from any thread."""
+        epoch, topology = self._lease.epoch, self.topology
+        queues = {"reports": topology.reports, "control": topology.control}
+        if epoch:
+            queues["inbox"] = topology.inbox(inbox_name(epoch))
+        has_ended = self._stop.is_set() or self.error is not None
+        return ControllerStatus(
+            num_learners=len(self._members),
+            num_calls=self._loop.num_calls,
+            stalled_s=self._loop.stalled_s if self._is_active else 0.0,
+            has_ended=has_ended,
+            queues=queues,
+            epoch=epoch,
+            is_active=self._is_active and not has_ended,
+            is_standby=self._lease.is_waiting,
+            is_without_store=self._unheard is not None or self._unflushed_since is not None,
+            num_jobs=self._jobs.num_by_phase() if self._is_active else {},
+        )
 
     def _run(self) -> None:
         try:
@@ -211,13 +239,14 @@ class Controller:
             sender=self._sender,
             bulk_sender=self._bulk_sender,
             clock=self._clock,
-            inbox=f"controller-{epoch}",
+            inbox=inbox_name(epoch),
             epoch=epoch,
             heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
             members=self._members,
             own=self._own,
+            observer=self._observer,
         )
 
     def _fenced(self, error: Fenced) -> None:
@@ -280,13 +309,21 @@ class Controller:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
         the reason.
         """
+        with about() as subject:
+            self._handle(subject, source, delivery)
+        delivery.ack()
+
+    def _handle(self, subject: about, source: _Source, delivery: Delivery) -> None:
         speaker: Speaker | None = None
         try:
             speaker = self._speakers.of(delivery, source.senders)
+            if source.senders & LEARNERS and (speaker.account is None or speaker.account.role in LEARNERS):
+                subject.too(learner=speaker.name)
             if self._is_over_limit(source, speaker):
-                delivery.ack()
+                self._observer.refused("over_limit")
                 return
             message, payload = m.decode(delivery.body)
+            subject.too_of(message)
             source.handle(message, payload, speaker)
         except MessageRefused as error:
             self._refuse(source.queue, delivery, speaker, str(error))
@@ -297,7 +334,6 @@ class Controller:
                 "a message from %s with key %s could not be handled", source.queue, delivery.routing_key
             )
             self._dead_letter(source.queue, delivery, f"{type(error).__name__}: {error}")
-        delivery.ack()
 
     def _is_over_limit(self, source: _Source, speaker: Speaker) -> bool:
         """Whether an account sends too much; names that are no accounts are whatever a sender says."""
@@ -326,6 +362,7 @@ class Controller:
         broken = m.broken_result(delivery.body)
         if broken is not None and broken[0] == speaker.name:
             learner, task = broken
+            self._observer.update("refused", "unreadable")
             if self._members.is_group(learner):
                 self._jobs.signal(task.job, s.GroupHasFailed(learner, task, reason[:1000]))
                 return
@@ -333,6 +370,8 @@ class Controller:
 
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
+        names = {self.topology.reports: "reports", self.topology.control: "control"}
+        self._observer.refused(names.get(queue, "inbox"))
         header = m.DeadLetter(
             source=queue,
             routing_key=delivery.routing_key,
@@ -514,6 +553,11 @@ class Controller:
 
     def _ask_who_is_there(self) -> None:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
+
+
+def inbox_name(epoch: int) -> str:
+    """Each epoch has an inbox of its own: what was meant for another does not arrive here."""
+    return f"controller-{epoch}"
 
 
 def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:

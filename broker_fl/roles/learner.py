@@ -14,16 +14,20 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import broker_fl
-from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
+from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled, TaskDeclined
 from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
+from broker_fl.observer import NOBODY, Observer, WorkOutcome
+from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.mailboxes import Mailboxes
+from broker_fl.roles.policy import Guard
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_outcome, publish_together
 from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
+from broker_fl.roles.status import LearnerStatus
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
 from broker_fl.roles.variates import Variates
@@ -58,6 +62,8 @@ class LearnerSettings:
     """Name of the group that the learners are: they have one mailbox, and send one sum of their updates,
     which serves jobs whose rule is a weighted sum. None: each is by itself.
     """
+    guard: Guard | None = None
+    """The site's policy, which each task is held against. None: all are taken."""
 
 
 @dataclass(slots=True)
@@ -95,6 +101,7 @@ class LearnerHost:
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
+        self._observer = NOBODY
         self._clock = Clock(runtime)
         self._group = self._group_of(learners)
         alone = learners.items() if self._group is None else ()
@@ -143,10 +150,34 @@ class LearnerHost:
         group.send = lambda task, share, is_asked_for: self._loop.post(
             lambda: self._send_share(group, task, share, is_asked_for=is_asked_for)
         )
+        if (guard := settings.guard) is not None:
+            group.admit = lambda task: guard.admit(task, self._clock.now())
+            group.guarded = guard.guarded
         group.on_idle = lambda: self._loop.post(self._see_whether_idle)
         return group
 
     # ------------------------------------------------------------ life
+
+    def observe(self, observer: Observer) -> None:
+        """Tell it from now on; before ``start``."""
+        self._observer = observer
+        if self._group is not None:
+            self._group.observer = observer
+
+    def status(self) -> LearnerStatus:
+        """How it is doing; from any thread."""
+        group = self._group
+        mailbox = self.topology.mailbox(group.id if group is not None else next(iter(self._seats)))
+        return LearnerStatus(
+            num_learners=len(self._seats) if group is None else len(group),
+            num_calls=self._loop.num_calls,
+            stalled_s=self._loop.stalled_s,
+            has_ended=self.error is not None or self._stopped.is_set(),
+            queues={"mailbox": mailbox},
+            is_welcomed=self._welcomed.is_set(),
+            num_working=self._num_working if group is None else group.num_working,
+            num_waiting=self._num_waiting if group is None else group.num_waiting,
+        )
 
     def start(self) -> None:
         """Declare mailboxes, join, and take tasks.
@@ -244,11 +275,14 @@ class LearnerHost:
     def _take(
         self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]
     ) -> None:
-        try:
-            message, payload = m.decode(delivery.body)
-            handle(message, payload)
-        except MessageRefused as error:
-            log.warning("learner %s refuses a message: %s", name, error)
+        with about(learner=name) as subject:
+            try:
+                message, payload = m.decode(delivery.body)
+                subject.too_of(message)
+                handle(message, payload)
+            except MessageRefused as error:
+                log.warning("learner %s refuses a message: %s", name, error)
+                self._observer.refused("mailbox")
         delivery.ack()
 
     def _handle_for(self, group: Group, message: m.Message, payload: memoryview | None) -> None:
@@ -307,10 +341,13 @@ class LearnerHost:
         if held is not None:
             held.cancelled = True
         try:
+            if self.settings.guard is not None:
+                self.settings.guard.admit(task, self._clock.now())
             seat.held[task.task.job] = HeldTask.of(
                 task, seat.id, self.settings.max_model_bytes, seat.variates, seat.residuals, self._clock
             )
-        except FrameRefused as error:
+        except (FrameRefused, TaskDeclined) as error:
+            log.warning("learner %s does not take task %s: %s", seat.id, task.task, error)
             seat.held.pop(task.task.job, None)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=str(error)[:1000]))
 
@@ -325,6 +362,7 @@ class LearnerHost:
             return
         if held.receive(chunk, payload):
             self._unsaid.append((self._clock.now() + ACCEPTED_AFTER_S, held))
+            self._observer.received(held.receive_s)
             self._turns.add(held)
             self._num_waiting += 1
             self._work_on_next()
@@ -334,6 +372,8 @@ class LearnerHost:
         if held is None or held.task.task != request.task or held.phase not in ("finished", "failed"):
             log.info("learner %s has no result of task %s to send", seat.id, request.task)
             return
+        if self.settings.guard is not None and held.update is not None and held.task.upload == "at_once":
+            self.settings.guard.again(held.update.nbytes, self._clock.now())
         held.task = held.task.model_copy(update={"inbox": request.inbox, "upload": "at_once"})
         self._send_outcome(seat, held)
 
@@ -348,14 +388,22 @@ class LearnerHost:
 
     def _work(self, seat: _Seat, held: HeldTask) -> None:
         """On a worker's thread."""
-        began = self._clock.steady_s()
+        began, task = self._clock.steady_s(), held.task.task
+        outcome: WorkOutcome = "cancelled"
         try:
-            held.work(seat.learner)
+            with about(job=task.job, round=task.round, learner=seat.id):
+                held.work(self._guarded(seat.learner))
+                outcome = "failed" if held.result is None else "finished"
         except TaskCancelled:
-            log.info("learner %s stopped working on task %s", seat.id, held.task.task)
+            log.info("learner %s stopped working on task %s", seat.id, task)
         finally:
             seconds = self._clock.steady_s() - began
+            self._observer.worked(outcome, seconds)
             self._loop.post(lambda: self._worked(seat, held, seconds))
+
+    def _guarded(self, learner: Learner) -> Learner:
+        guard = self.settings.guard
+        return learner if guard is None else guard.guarded(learner)
 
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
         self._num_working -= 1
@@ -374,7 +422,8 @@ class LearnerHost:
         """Report the failure; or send the result, and its update unless that is to be asked for."""
         task, result = held.task, held.result
         if result is None:
-            log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
+            with about(job=task.task.job, round=task.task.round, learner=seat.id):
+                log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
             return
         result = result.model_copy(update={"session": seat.session})

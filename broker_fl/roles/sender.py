@@ -61,6 +61,7 @@ class Sender:
                 log.warning("something was not sent: %s", error)
             except Exception:
                 log.exception("something was not sent")  # and what follows is sent all the same
+            del work  # which may hold a model, while nothing else is to be sent
 
 
 def publish_model(

@@ -15,6 +15,7 @@ from broker_fl.errors import BrokerUnavailable
 from broker_fl.interfaces import Sink
 from broker_fl.transports.rabbitmq.channel import Channel
 from broker_fl.transports.rabbitmq.io import IoThread
+from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class RabbitMQDelivery:
 class Settlements:
     """Acks and rejections on their way to the I/O thread, which is woken once for many."""
 
-    def __init__(self, io: IoThread) -> None:
+    def __init__(self, io: IoThread, traffic: Traffic) -> None:
+        self.traffic = traffic
         self._io = io
         self._waiting: deque[tuple[Consuming, int, bool | None]] = deque()
         self._is_due = False
@@ -128,6 +130,7 @@ class Consuming:
         self._close_if_settled()
 
     def _deliver(self, sink: Sink, _: Any, method: Any, properties: Any, body: bytes) -> None:
+        self.settlements.traffic.took(body)
         self._outstanding[method.delivery_tag] = None
         delivery = RabbitMQDelivery(self, method, properties, body)
         try:

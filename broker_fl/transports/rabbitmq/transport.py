@@ -25,6 +25,7 @@ from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_e
 from broker_fl.transports.rabbitmq.io import CallbackThread, IoThread, backoff
 from broker_fl.transports.rabbitmq.link import FIRST_DELAY_S, LONGEST_DELAY_S, Link, LinkSettings
 from broker_fl.transports.rabbitmq.publisher import Publisher
+from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class RabbitMQTransport:
             connect_timeout_s=connect_timeout_s,
         )
         label = name or "broker_fl"
+        self.traffic = Traffic()
         self._closed = False
         self._declared = Declared()
         self._consumers: dict[str, Consumer] = {}
@@ -86,10 +88,14 @@ class RabbitMQTransport:
         self._down: set[Link] = set()
         self._io = IoThread(f"{label} i/o")
         self._callbacks = CallbackThread(f"{label} callbacks")
-        self._settlements = Settlements(self._io)
+        self._settlements = Settlements(self._io, self.traffic)
         self._channels = Channels(self._settlements)
         self._publisher = Publisher(
-            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable, user=self.user
+            self._io,
+            window_bytes=window_bytes,
+            on_unroutable=self._report_unroutable,
+            traffic=self.traffic,
+            user=self.user,
         )
         self._out = self._make_link(
             settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
@@ -163,6 +169,28 @@ class RabbitMQTransport:
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._unroutable_callbacks.append(callback)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether both connections work, as far as is known: a silent death shows after two heartbeats."""
+        return not self._closed and not self._down
+
+    @property
+    def unconfirmed_bytes(self) -> int:
+        """What was published and the broker has not confirmed."""
+        return self._publisher.unconfirmed_bytes
+
+    def depth(self, queue: str, timeout_s: float = 2.0) -> int | None:
+        """Messages that wait in a queue, without those that are delivered; None if the broker does not say.
+
+        Needs no permission (RabbitMQ, "Access Control": ``queue.declare`` with ``passive``).
+        """
+        if not self.is_connected:
+            return None
+        try:
+            return self._io.run(self._depth(queue), timeout_s)
+        except (BrokerFLError, AMQPError):
+            return None
+
     def close(self) -> None:
         self._io.check_not_current()
         if self._closed:
@@ -198,6 +226,13 @@ class RabbitMQTransport:
 
     async def _declare(self, entities: Sequence[Entity]) -> None:
         await declare_first(self._in.connection, entities, self._declared.remember)
+
+    async def _depth(self, queue: str) -> int:
+        channel = await Channel.open(self._in.connection)
+        try:
+            return await channel.depth(queue)
+        finally:
+            channel.close()
 
     async def _delete_queue(self, name: str) -> None:
         self._declared.forget_queue(name)
@@ -301,6 +336,7 @@ class RabbitMQTransport:
     def _link_up(self, link: Link) -> None:
         if link in self._down:
             self._down.discard(link)
+            self.traffic.num_reconnects += 1
             if not self._down:
                 for callback in self._reconnect_callbacks:
                     self._callbacks.call(callback)

@@ -17,6 +17,7 @@ from broker_fl.model import Array, Arrays, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.policy import Guard
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Entity, Topology
 from broker_fl.transports.memory import MemoryBroker, MemoryTransport
@@ -214,11 +215,12 @@ class Stage:
         tamper: Callable[[str, bytes], Iterable[bytes]] | None = None,
         num_workers: int = 4,
         group: str | None = None,
+        guard: Guard | None = None,
     ) -> LearnerHost:
         """Start learners, each by itself or as a ``group`` that is there when this returns."""
         transport = self.broker.connect("learners")
         used = Faulty(transport, tamper) if tamper else transport
-        settings = LearnerSettings(federation=FEDERATION, num_workers=num_workers, group=group)
+        settings = LearnerSettings(federation=FEDERATION, num_workers=num_workers, group=group, guard=guard)
         host = LearnerHost(used, learners, settings)
         self._closing += [transport.close, lambda: host.stop(drain_s=0.0)]
         host.start()
