@@ -24,9 +24,10 @@ from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import ModelChunk, ModelManifest, Task, Terms
 
 MANY_MEMBERS = 2_000
-"""For a message with several keys RabbitMQ looks through all bindings of the exchange (``rabbit_router``), two of
-each learner; a single key it looks up. With 5,000 mailboxes on 2 busy cores, 5,000 deliveries by 100 keys took
-the broker 1.3 s of CPU time, by single keys 0.5 s. So where many are there, small messages go out one by one.
+"""For a message with several keys RabbitMQ looks through all bindings of the exchange (``rabbit_router``),
+two of each learner; a single key it looks up. With 5,000 mailboxes on 2 busy cores, 5,000 deliveries by 100
+keys took 1.3 s of its CPU time, by single keys 0.5 s. So where many are there, small messages go out one by
+one.
 """
 ONE_BY_ONE_BYTES = 16 << 10
 OTHER_FIELDS_BYTES = 1_000
