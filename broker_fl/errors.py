@@ -16,6 +16,7 @@
     ├── ServerUnavailable         a server did not answer               → back off, try again
     │   ├── BrokerUnavailable
     │   └── StoreUnavailable
+    ├── AuditBroken               the audit log was tampered with       → find out who, and when
     ├── Fenced                    another controller holds the lease    → stop writing at once
     ├── VersionsLost              the store forgot what it had taken    → begin anew from what it has
     ├── TaskCancelled             the controller no longer wants it     → leave ``train`` quietly
@@ -85,6 +86,10 @@ class QueueLost(BrokerUnavailable):
 
 class StoreUnavailable(ServerUnavailable):
     """The model store did not answer, or could not write."""
+
+
+class AuditBroken(BrokerFLError):
+    """An audit log whose entries do not fit one another, or what is remembered of it."""
 
 
 class Fenced(BrokerFLError):

@@ -32,10 +32,10 @@ TEXT = """Learners add a constant of their own and do nothing else; each is a pr
 controller and driver. Lossless float32, all settings as they come, but one version kept. *Bare pika* moves
 the same bytes through the same broker right after: bodies of a mebibyte, down with one publish for all
 mailboxes (BCC), up to one inbox, one learner after the other; nothing is checked, summed or stored. *Down* is
-from the round's start to the last learner having the model whole, *up* from there to the last update in the
-sum, a round from one version to the next, the version's storing in Redis included. *Times bare* is our round
-against bare pika's down and up together. MB a second count each learner's bytes, both ways. Medians over
-{rounds} rounds after one that is not counted; figures in brackets are the least and the most.
+from the round's start to the last learner saying that it has trained, *up* from there to the last update in
+the sum, a round from one version to the next, the version's storing in Redis included. *Times bare* is our
+round against bare pika's down and up together. MB a second count each learner's bytes, both ways. Medians
+over {rounds} rounds after one that is not counted; figures in brackets are the least and the most.
 
 {speed}
 
@@ -75,11 +75,11 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def needed_bytes(num_learners: int, num_parameters: int) -> int:
-    """A model and a bit for each learner; two and a half for the controller, two each for store and driver,
-    and what the broker holds.
+    """A model for each learner, two each for controller and store, one for the driver; and what the broker
+    holds.
     """
     model = BYTES * num_parameters
-    return int(model * (1.2 * num_learners + 2.5 + 2 + 2)) + num_learners * 70_000_000 + 1_500_000_000
+    return int(model * (1.03 * num_learners + 2 + 2 + 1)) + num_learners * 100_000_000 + 2_500_000_000
 
 
 def _measure(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
@@ -112,19 +112,19 @@ def _rounds(driver: Driver, num_learners: int, num_parameters: int, rounds: int)
 
 def read_phases(events: Iterable[e.Event]) -> Iterator[Phases]:
     """Of each round but the first."""
-    started = accepted = folded = before = 0.0
+    started = trained = folded = before = 0.0
     for event in events:
         match event:
             case e.RoundStarted():
                 started = event.time_s
-            case e.TaskAccepted():
-                accepted = event.time_s
+            case e.TaskFinished():
+                trained = event.time_s
             case e.UpdateFolded():
                 folded = event.time_s
             case e.VersionCommitted():
                 if before:
                     yield Phases(
-                        down_s=accepted - started, up_s=folded - accepted, round_s=event.time_s - before
+                        down_s=trained - started, up_s=folded - trained, round_s=event.time_s - before
                     )
                 before = event.time_s
             case e.JobFinished() if event.state != "done":

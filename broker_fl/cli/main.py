@@ -40,7 +40,12 @@ _FAMILIES = {
         "fleet": ("fleet", "Deploy, start, watch and stop daemons over SSH."),
     },
     "Who may come in": {
+        "enroll": ("identity", "Make an account, and the join file that is all a site needs."),
+        "rotate": ("identity", "Give an account a new password."),
+        "revoke": ("identity", "Take an account out."),
+        "members": ("identity", "List accounts: last seen, connections, expiry."),
         "ca": ("authority", "Make a private certificate authority, and certificates."),
+        "audit": ("audit", "Show and verify the log of who did what."),
     },
     "Finding faults": {
         "doctor": ("doctor", "Check broker, permissions, Redis, clocks and versions."),

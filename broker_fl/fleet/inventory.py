@@ -68,6 +68,8 @@ class Daemon(_Table):
     """A controller or a learner on a host."""
 
     host: str
+    join: Path | None = None
+    """The join file, which names a learner, too."""
     config: Path | None = None
     """Its settings file."""
     arguments: tuple[str, ...] = ()
@@ -89,10 +91,14 @@ class LearnerDaemon(Daemon):
 
     app: str
     """``FILE.py``, ``FILE.py:FACTORY``, or a module that is installed there."""
-    join: Path | None = None
-    """The join file, which names the learner, too."""
     id: Identifier | None = None
-    """None: the daemon's name in the inventory."""
+    """None: that of the join file, or else the daemon's name in the inventory."""
+
+    @model_validator(mode="after")
+    def _check_id(self) -> Self:
+        if self.id is not None and self.join is not None:
+            raise ValueError("the join file names the learner: leave out id")
+        return self
 
 
 class Inventory(_Table):
@@ -228,6 +234,8 @@ def _deployment(
     arguments = (
         _learner(name, daemon, files) if isinstance(daemon, LearnerDaemon) else _controller(daemon, files)
     )
+    if daemon.join is not None:
+        arguments += ["--join", files.put(daemon.join, is_secret=True)]
     if daemon.config is not None:
         arguments += ["--config", files.put(daemon.config, is_secret=True)]
     for path in daemon.files:
@@ -251,8 +259,6 @@ def _learner(name: str, daemon: LearnerDaemon, files: _Files) -> list[str]:
         "learner",
         f"{files.put(Path(file))}{colon}{factory}" if file.endswith(".py") else daemon.app,
     ]
-    if daemon.join is not None:
-        arguments += ["--join", files.put(daemon.join, is_secret=True)]
-    if daemon.id is not None or daemon.join is None:
+    if daemon.join is None:
         arguments += ["--id", daemon.id or name]
     return arguments

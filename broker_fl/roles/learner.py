@@ -408,6 +408,7 @@ class LearnerHost:
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
         self._num_working -= 1
         self._turns.done(held, seconds)
+        self._forget_settled()
         if not held.cancelled:
             self._send_outcome(seat, held)
         self._work_on_next()
@@ -484,11 +485,17 @@ class LearnerHost:
 
     def _say_accepted(self, now: float) -> None:
         """Of tasks that take their time; the results of others say it soon enough."""
+        self._forget_settled()
         while self._unsaid and self._unsaid[0][0] <= now:
             held = self._unsaid.popleft()[1]
-            if held.phase not in ("finished", "failed") and not held.cancelled:
+            if not _is_settled(held):
                 accepted = m.Accepted(learner=held.learner, task=held.task.task, receive_s=held.receive_s)
                 self._report(held.learner, accepted)
+
+    def _forget_settled(self) -> None:
+        """Each holds an update: a host of many learners with short rounds would hold those of two seconds."""
+        while self._unsaid and _is_settled(self._unsaid[0][1]):
+            self._unsaid.popleft()
 
     def _do_what_is_due(self) -> None:
         now = self._clock.now()
@@ -514,3 +521,7 @@ class LearnerHost:
 
     def _beat_sent(self) -> None:
         self._beat_waits = False
+
+
+def _is_settled(held: HeldTask) -> bool:
+    return held.phase in ("finished", "failed") or held.cancelled

@@ -57,14 +57,14 @@ class Mailboxes:
 
     def _read(self, name: str, *, is_enrolled: bool) -> None:
         try:
-            self._transport.consume(
-                self._topology.mailbox(name), self._readers[name], prefetch=PREFETCH, exclusive=True
-            )
+            self._consume(name)
         except AccessDenied:
             raise
         except SettingError as error:
-            if not is_enrolled:
-                raise
+            if not is_enrolled:  # somebody has deleted it since it was declared
+                self._transport.declare(self._topology.for_learner(name))
+                self._consume(name)
+                return
             self._missing.add(name)
             log.warning(
                 "the mailbox of %s is not there; a controller declares it when it hears us, or an operator "
@@ -75,6 +75,10 @@ class Mailboxes:
             )
         else:
             self._missing.discard(name)
+
+    def _consume(self, name: str) -> None:
+        mailbox = self._topology.mailbox(name)
+        self._transport.consume(mailbox, self._readers[name], prefetch=PREFETCH, exclusive=True)
 
     def _check(self, account: Account) -> None:
         """Hold the account against who we are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,13 +34,14 @@ from broker_fl.roles.about import about
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.outgoing import OutgoingTasks
+from broker_fl.roles.progress import Progress
 from broker_fl.roles.receiving import UpdateReceiver, Upload, add_back
 from broker_fl.roles.services import Services
 from broker_fl.roles.shares import ShareReceiver, SumUpload
 from broker_fl.roles.updates import StoredUpdates, drop_unneeded
 from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.control import joined_spec, parted
-from broker_fl.wire.events import Event
+from broker_fl.wire.events import Event, TransferProgress
 from broker_fl.wire.fields import Form
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import (
@@ -103,6 +105,8 @@ class JobRunner:
         self._stores_updates = isinstance(rule, PerUpdate) and rule.stores_updates
         self._signals: deque[s.Signal] = deque()
         self._working = False
+        self._arrived: Progress | None = None
+        """Updates of the open round."""
         self._sending: Counter[str] = Counter()
         """Learners and groups to whom a task is on its way out, and how many are."""
         self._performers: dict[type, Callable[[Any], None]] = {
@@ -226,6 +230,8 @@ class JobRunner:
         except FrameRefused as error:
             self._refuse(chunk.learner, chunk.task, error)
             raise
+        if self._arrived is not None:
+            self._arrived.add(len(payload))
         self._fold_if_complete(chunk.learner, upload)
 
     # ------------------------------------------------------------ sums of groups
@@ -269,6 +275,8 @@ class JobRunner:
         if upload is None:
             self.num_dropped += 1
         else:
+            if self._arrived is not None:
+                self._arrived.add(len(payload))
             self._fold_sum_if_complete(upload)
 
     def _fold_sum_if_complete(self, upload: SumUpload) -> None:
@@ -370,6 +378,20 @@ class JobRunner:
         self._accumulator = None
         self._receiver.clear()
         self._shares.clear()
+        self._arrived = Progress(self._expected_bytes(), self._services.clock.steady_s, self._tell_arrived)
+
+    def _expected_bytes(self) -> int:
+        """Of all the updates of the round that begins."""
+        cohort, groups = self.job.state.cohort, self.job.state.cohort.groups
+        alone = sum(part.group is None for part in cohort.values())
+        return alone * self._receiver.update_bytes + len(groups) * self._shares.sum_bytes
+
+    def _tell_arrived(self, num_bytes: int, total_bytes: int) -> None:
+        state = self.job.state
+        event = TransferProgress(
+            job=state.job, round=state.round, direction="up", num_bytes=num_bytes, total_bytes=total_bytes
+        )
+        self.emit(event)
 
     def _finish(self, _: s.Finish) -> None:
         self._save()
@@ -416,24 +438,27 @@ class JobRunner:
             memory_spec=combined.memory.spec if combined.memory else None,
         )
         aggregated = steady_s()
-        self._store(record, combined)
-        self._model = (action.version, combined.model)
-        self._memory = (action.version, combined.memory)
-        self._carried = (action.version, combined.carried)
         stored = s.VersionWasStored(
             version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
             used=combined.used,
             aggregate_s=aggregated - began,
-            store_s=steady_s() - aggregated,
+            store_s=0.0,
             memory_bytes=resident_bytes(),
         )
-        self.signal(stored)
+        self._store(record, combined, stored)
+        self._model = (action.version, combined.model)
+        self._memory = (action.version, combined.memory)
+        self._carried = (action.version, combined.carried)
+        self.signal(replace(stored, store_s=steady_s() - aggregated))
 
-    def _store(self, record: VersionRecord, combined: Combined) -> None:
+    def _store(self, record: VersionRecord, combined: Combined, stored: s.VersionWasStored) -> None:
+        """Store the version after the events of all that is in it: its record is whole, whoever dies."""
         services, state = self._services, self.job.state
-        after, versions = self.job.state_after_commit(), services.versions(state.job)
+        services.persist(self._events.flush_all)
+        after = self.job.state_after_commit(stored, self._events.last, self._now())
+        versions = services.versions(state.job)
         keep = state.spec.keep_versions
 
         def commit() -> None:
@@ -453,7 +478,7 @@ class JobRunner:
         compact = self._services.members.compact(action.learners)
         state = self.job.state
         outgoing = OutgoingTasks(
-            self._services, state.spec, state.driver, self._form, compact, variates, counted
+            self._services, state.spec, state.driver, self._form, compact, self.emit, variates, counted
         )
         addressees = (*action.learners, *action.groups)
         self._sending.update(addressees)

@@ -14,6 +14,7 @@ from broker_fl.errors import MessageRefused, StoreUnavailable
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
+from broker_fl.roles.auditing import stored_lines
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
@@ -168,7 +169,7 @@ class Stage:
         self._settings = ControllerSettings(
             federation=FEDERATION, heartbeat_s=heartbeat_s, lease_ttl_s=lease_ttl_s
         )
-        self._path = folder / "state.sqlite"
+        self.path = folder / "state.sqlite"
         self._closing: list[Callable[[], object]] = []
         self.cords: dict[Controller, tuple[Cord, MemoryTransport]] = {}
         self.hosts: list[LearnerHost] = []
@@ -192,7 +193,7 @@ class Stage:
 
     def controller(self, *, wait: bool = True, own: OwnClasses | None = None) -> Controller:
         """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease."""
-        store, transport = SQLiteStore(self._path, federation=FEDERATION), self.broker.connect("controller")
+        store, transport = SQLiteStore(self.path, federation=FEDERATION), self.broker.connect("controller")
         cord = Cord(store)
         controller = Controller(transport, cord, self._settings, own)
         self.cords[controller] = cord, transport
@@ -246,6 +247,14 @@ class Stage:
     def submit(self, model: Mapping[str, Array] | None = None, **settings: Any) -> Job:
         """Start a job."""
         return self.driver.submit(spec(**settings), model if model is not None else model_of())
+
+    def audit_log(self) -> list[bytes]:
+        """Its entries."""
+        store = SQLiteStore(self.path, federation=FEDERATION)
+        try:
+            return list(stored_lines(store))
+        finally:
+            store.close()
 
     def dead_letters(self, num: int) -> list[tuple[str, bytes]]:
         """Reasons and bodies of what was refused, once there are so many."""
