@@ -20,7 +20,7 @@ from broker_fl.wire.job import JobSpec
 from broker_fl.workers.servers import RedisNode
 from tests.integration.daemons import APP, DEADLINE_S, started, until
 
-NUM_ROUNDS = 40
+NUM_ROUNDS = 25
 PAUSE = """
 class Slow(Adder):
     def train(self, model, task):
