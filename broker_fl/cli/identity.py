@@ -23,6 +23,7 @@ from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.members import Member, Members
 from broker_fl.identity.passwords import hashed, new_password
 from broker_fl.identity.private_file import check_writable
+from broker_fl.security.audit import Deed, FileLog, default_file
 from broker_fl.security.tls import is_loopback
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
 
@@ -68,6 +69,12 @@ def management(command: F) -> F:
     """What every command of an operator needs."""
     for option in (
         click.option(
+            "--audit",
+            metavar="FILE",
+            help="Where it is written down what is done (broker-fl audit show --file FILE).  "
+            "[default: ~/.local/state/broker_fl/audit-<federation>.jsonl]",
+        ),
+        click.option(
             "--management-password",
             metavar="PASSWORD",
             callback=_not_typed,
@@ -94,10 +101,11 @@ role = click.option(
     show_default=True,
     help="group: a host of many learners. driver: submits and watches. observer: only watches.",
 )
-_force = click.option("--force", is_flag=True, help="Replace the file if it is there.")
+force = click.option("--force", is_flag=True, help="Replace the file if it is there.")
 
 
-def _out(what: str) -> Callable[[F], F]:
+def out(what: str) -> Callable[[F], F]:
+    """``--out``."""
     return click.option(
         "--out", metavar="FILE", help=f"Where to write the {what}.  [default: NAME.{what.split()[0]}]"
     )
@@ -109,8 +117,8 @@ def _out(what: str) -> Callable[[F], F]:
 @click.command(cls=Command)
 @click.argument("name", type=options.Identifier())
 @role
-@_out("join file")
-@_force
+@out("join file")
+@force
 @click.option(
     "--expires", "expires_s", type=Duration(), metavar="TIME", help="How long the account is meant: 90d."
 )
@@ -137,6 +145,7 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     password = None if given["certificate"] else new_password()
     expires = None if given["expires_s"] is None else time.time() + given["expires_s"]
     file = _join_file(account, password, given, expires)
+    _write_down("enroll", account, given)
     members.enroll(account, hashed(password) if password else "", expires=expires)
     _write(file, path, members, force=force, undo=True)
     click.echo(f"{path}: give it to {name} by a safe way, and to nobody else")
@@ -145,8 +154,8 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
 @click.command(cls=Command)
 @click.argument("name", type=options.Identifier())
 @role
-@_out("join file")
-@_force
+@out("join file")
+@force
 @management
 def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
     """Give NAME a new password and a new join file; the old one opens nothing any more."""
@@ -155,6 +164,7 @@ def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     check_writable(path, overwrite=force)
     password = new_password()
     file = _join_file(account, password, given, None)
+    _write_down("rotate", account, given)
     members.rotate(account, hashed(password))
     _write(file, path, members, force=force, undo=False)
     click.echo(
@@ -174,6 +184,7 @@ def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
     members = members_of(given)
     wanted = members.expired() if name is None else [Account.new(given["federation"], role, name)]
     for account in wanted:
+        _write_down("revoke", account, given)
         members.revoke(account)
         click.echo(f"{account}: revoked")
 
@@ -208,6 +219,18 @@ def _date(at: float | None) -> str:
 
 
 # ---------------------------------------------------------------- shared
+
+
+def _write_down(action: str, account: Account, given: Mapping[str, Any]) -> None:
+    """In the audit log of this operator, before it is done.
+
+    Raises:
+        SettingError: the log cannot be written; then nothing is done.
+    """
+    federation = given["federation"]
+    log = FileLog(given["audit"] or default_file(federation), federation)
+    actor = unquote(urlsplit(given["management"]).username or "guest")
+    log.append(Deed(actor=actor, action=action, subject=f"account {account.user}"))
 
 
 def members_of(given: Mapping[str, Any]) -> Members:

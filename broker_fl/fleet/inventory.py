@@ -29,7 +29,6 @@ Paths are relative to the inventory.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -37,6 +36,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker_fl.errors import SettingError
+from broker_fl.toml_file import read_toml
 from broker_fl.wire.fields import Identifier
 
 Port = Annotated[int, Field(gt=0, lt=65_536)]
@@ -68,6 +68,8 @@ class Daemon(_Table):
     """A controller or a learner on a host."""
 
     host: str
+    join: Path | None = None
+    """The join file, which names a learner, too."""
     config: Path | None = None
     """Its settings file."""
     arguments: tuple[str, ...] = ()
@@ -89,10 +91,14 @@ class LearnerDaemon(Daemon):
 
     app: str
     """``FILE.py``, ``FILE.py:FACTORY``, or a module that is installed there."""
-    join: Path | None = None
-    """The join file, which names the learner, too."""
     id: Identifier | None = None
-    """None: the daemon's name in the inventory."""
+    """None: that of the join file, or else the daemon's name in the inventory."""
+
+    @model_validator(mode="after")
+    def _check_id(self) -> Self:
+        if self.id is not None and self.join is not None:
+            raise ValueError("the join file names the learner: leave out id")
+        return self
 
 
 class Inventory(_Table):
@@ -156,12 +162,7 @@ def load(path: Path) -> Inventory:
     Raises:
         SettingError: it cannot be read, or something in it is wrong.
     """
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingError(f"the inventory {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not valid TOML: {error}") from error
+    data = read_toml(path, "inventory")
     try:
         inventory = Inventory.model_validate(data)
     except ValidationError as error:
@@ -228,6 +229,8 @@ def _deployment(
     arguments = (
         _learner(name, daemon, files) if isinstance(daemon, LearnerDaemon) else _controller(daemon, files)
     )
+    if daemon.join is not None:
+        arguments += ["--join", files.put(daemon.join, is_secret=True)]
     if daemon.config is not None:
         arguments += ["--config", files.put(daemon.config, is_secret=True)]
     for path in daemon.files:
@@ -251,8 +254,6 @@ def _learner(name: str, daemon: LearnerDaemon, files: _Files) -> list[str]:
         "learner",
         f"{files.put(Path(file))}{colon}{factory}" if file.endswith(".py") else daemon.app,
     ]
-    if daemon.join is not None:
-        arguments += ["--join", files.put(daemon.join, is_secret=True)]
-    if daemon.id is not None or daemon.join is None:
+    if daemon.join is None:
         arguments += ["--id", daemon.id or name]
     return arguments

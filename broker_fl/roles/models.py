@@ -9,6 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from broker_fl import recycled
 from broker_fl.errors import RequestRefused, StoreUnavailable, VersionsLost
 from broker_fl.interfaces import Combined, Store, StoredVersion
 from broker_fl.model import Model, ModelSpec
@@ -175,7 +176,7 @@ def assemble(spec: ModelSpec, chunk_bytes: int, read: Callable[[int], bytes]) ->
     Raises:
         ValueError: a piece does not fit.
     """
-    buffer = np.empty(spec.num_bytes, np.uint8)
+    buffer = recycled.empty(spec.num_bytes)
     for index in range(num_chunks(spec.num_bytes, chunk_bytes)):
         place = buffer[index * chunk_bytes : (index + 1) * chunk_bytes]
         place[...] = np.frombuffer(read(index), np.uint8)

@@ -195,8 +195,9 @@ app = "app.py"
 [learners.wrong]
 host = "one"
 app = "app.py"
-arguments = ["--workers", "none"]
+join = "wrong.join"
 """
+    (tmp_path / "wrong.join").write_text("no join file")
     place.write(wheel, more=more)
     deployed = place.outcomes("deploy", code=1)
     assert {name: one["state"] for name, one in deployed.items()} == {
@@ -206,6 +207,8 @@ arguments = ["--workers", "none"]
         "wrong": "deployed",
     }
     assert "it is not reached" in deployed["far"]["detail"]
+    sent = place.sshd.home / "fleet one/daemons/wrong/wrong.join"
+    assert stat.S_IMODE(sent.stat().st_mode) == 0o600
     started = place.outcomes("start", "--only", "one", code=1)
     assert {name: one["state"] for name, one in started.items()} == {
         "main": "running",
@@ -213,7 +216,7 @@ arguments = ["--workers", "none"]
         "wrong": "failed",
     }
     assert "exit code 2" in started["wrong"]["detail"]
-    assert "--workers" in started["wrong"]["detail"]
+    assert "wrong.join is no join file" in started["wrong"]["detail"]
 
 
 def test_a_host_with_another_key_is_refused_and_nothing_is_sent(
@@ -246,6 +249,13 @@ def test_a_host_with_another_key_is_refused_and_nothing_is_sent(
         (
             'package = "x"\n[hosts.a]\naddress = "a"\n[learners.l]\nhost = "a"\napp = "gone.py"',
             "l: there is no file",
+        ),
+        (
+            (
+                'package = "x"\n[hosts.a]\naddress = "a"\n'
+                '[learners.l]\nhost = "a"\napp = "m"\nid = "i"\njoin = "j"'
+            ),
+            "learners.l: Value error, the join file names the learner: leave out id",
         ),
         ('package = "gone.whl"\n[hosts.a]\naddress = "a"', "package: there is no file"),
         ("package", "hosts.toml is not valid TOML"),

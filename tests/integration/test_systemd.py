@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.daemons import APP, DEADLINE_S
+from tests.servers.enrolling import Operator
+from tests.servers.provision import Broker
 
 UNITS = sorted((Path(__file__).parents[2] / "compose" / "systemd").glob("*.service"))
 PROGRAM = Path(sys.executable).with_name("broker-fl")
@@ -82,15 +84,18 @@ def _service(unit: Path, folder: Path, instance: str) -> Iterator[socket.socket]
 
 
 def test_what_they_start_becomes_ready_and_keeps_its_watchdog_quiet(
-    amqp_url: str, redis_url: str, federation: str, tmp_path: Path
+    rabbitmq: Broker, amqp_url: str, redis_url: str, federation: str, tmp_path: Path
 ) -> None:
-    broker = f'broker = "{amqp_url}"\nfederation = "{federation}"\n'
-    for kind, more in (("controller", f'store = "{redis_url}"\n'), ("learner", "")):
-        (unit,) = [one for one in UNITS if kind in one.name]
-        folder = tmp_path / kind
-        folder.mkdir()
-        (folder / f"{kind}.toml").write_text(broker + more)
-        (folder / "app.py").write_text(APP)
-        with _service(unit, folder, "hospital-a") as systemd:
-            assert systemd.recv(100) == b"READY=1"
-            assert systemd.recv(100) == b"WATCHDOG=1"
+    if rabbitmq.management is None:
+        pytest.skip("needs a RabbitMQ on which accounts may be made")
+    with Operator(tmp_path, amqp_url, rabbitmq.management, federation) as operator:
+        for kind, name in (("controller", "main"), ("learner", "hospital-a")):
+            (unit,) = [one for one in UNITS if kind in one.name]
+            folder = tmp_path / kind
+            folder.mkdir()
+            operator.enroll(name, kind).rename(folder / f"{kind}.join")
+            (folder / f"{kind}.toml").write_text(f'store = "{redis_url}"\n')
+            (folder / "app.py").write_text(APP)
+            with _service(unit, folder, name) as systemd:
+                assert systemd.recv(100) == b"READY=1"
+                assert systemd.recv(100) == b"WATCHDOG=1"
