@@ -233,7 +233,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
             timeout=60,
             check=False,
         )
-        assert done.returncode == 0, (done.stdout + done.stderr).decode()
+        assert done.returncode == 0, done.stdout + done.stderr
     finally:
         for daemon in daemons:
             daemon.terminate()
