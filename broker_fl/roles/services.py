@@ -41,7 +41,6 @@ class Services:
     clock: Clock
     inbox: str
     epoch: int
-    heartbeat_s: float
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist
