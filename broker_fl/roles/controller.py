@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from broker_fl.coordination import signals as s
@@ -22,11 +23,12 @@ from broker_fl.errors import (
     VersionsLost,
 )
 from broker_fl.extensions import OwnClasses
-from broker_fl.interfaces import Delivery, Member, Store, Transport
+from broker_fl.interfaces import Delivery, Member, Sink, Store, Transport
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
 from broker_fl.roles.loop import Loop
+from broker_fl.roles.mailboxes import Inbox, Keys
 from broker_fl.roles.requests import Requests
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
@@ -86,6 +88,7 @@ class Controller:
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
         self._groups = Groups(self._members)
+        self._keys = Keys(self.topology)
         self._ticked_at = 0.0
         self._unflushed_since: float | None = None
         self._unheard: StoreUnavailable | None = None
@@ -147,17 +150,20 @@ class Controller:
         services = self._new_services(epoch)
         self._jobs = Jobs(services, self._members)
         self._requests = Requests(services, self._jobs, self.settings.max_model_bytes)
-        self._transport.declare([*self.topology.for_controller(), *self.topology.for_inbox(services.inbox)])
+        inbox = services.place
+        self._transport.declare(self.topology.for_controller())
+        inbox.declare()
+        self._transport.on_queue_lost(partial(self._move_inbox, inbox))
         self._transport.on_reconnect(lambda: self._loop.post(self._ask_who_is_there))
         self._jobs.resume()
         self._ask_who_is_there()
         handlers = {
-            self.topology.inbox(services.inbox): (self._on_inbox, INBOX_PREFETCH),
             self.topology.reports: (self._on_report, REPORTS_PREFETCH),
             self.topology.control: (self._on_control, CONTROL_PREFETCH),
         }
+        inbox.consume(partial(self._sink, self._on_inbox), prefetch=INBOX_PREFETCH)
         for queue, (handle, prefetch) in handlers.items():
-            self._consume(queue, handle, prefetch)
+            self._transport.consume(queue, self._sink(handle, queue), prefetch=prefetch)
         self._loop.start()
         log.info("controller of federation %s is active, epoch %d", self.settings.federation, epoch)
         self._is_active = True
@@ -166,7 +172,7 @@ class Controller:
         self.error = self.error or self._loop.error
         if self.error is None:
             self._jobs.flush()  # what happened after the loop was last idle
-        for queue in handlers:
+        for queue in (inbox.queue, *handlers):
             self._transport.cancel(queue)
 
     def _new_services(self, epoch: int) -> Services:
@@ -177,7 +183,8 @@ class Controller:
             sender=self._sender,
             bulk_sender=self._bulk_sender,
             clock=self._clock,
-            inbox=f"controller-{epoch}",
+            place=Inbox(self._transport, self.topology, epoch),
+            keys=self._keys,
             epoch=epoch,
             heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
@@ -236,11 +243,16 @@ class Controller:
 
     # ------------------------------------------------------------ what comes in
 
-    def _consume(self, queue: str, handle: Handler, prefetch: int) -> None:
+    def _sink(self, handle: Handler, queue: str) -> Sink:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(queue, delivery, handle))
 
-        self._transport.consume(queue, sink, prefetch=prefetch)
+        return sink
+
+    def _move_inbox(self, inbox: Inbox, queue: str) -> None:
+        """On a thread of the transport: the node of a queue is down. What was in it is asked for again."""
+        if inbox.move(queue, partial(self._sink, self._on_inbox), prefetch=INBOX_PREFETCH):
+            self._loop.post(self._ask_who_is_there)
 
     def _take(self, queue: str, delivery: Delivery, handle: Handler) -> None:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
@@ -305,7 +317,7 @@ class Controller:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
         new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
-        self._welcome(join.learner)
+        self._answer_join(join.learner, join)
         if new:
             log.info("learner %s joined; %d are there", join.learner, len(self._members))
             self._jobs.emit(
@@ -318,7 +330,7 @@ class Controller:
         if joining is None:
             return
         change = self._members.join_group(joining)
-        self._welcome(page.group)
+        self._answer_join(page.group, page)
         if change.gone:
             self._say_gone(page.group, change.gone, "its group goes on without it")
         if change.is_new:
@@ -331,9 +343,14 @@ class Controller:
             )
         self._jobs.signal_all(s.GroupUp(page.group, joining.tasks))
 
-    def _welcome(self, name: str) -> None:
+    def _answer_join(self, name: str, join: m.Join | m.GroupJoin) -> None:
+        """Welcome it, in a mailbox that is made before if need be."""
+        self._keys.note(name, join.mailbox)
+        if join.needs_mailbox:
+            mailbox = self.topology.for_learner(name, join.mailbox)
+            self._sender.post(lambda: self._transport.declare(mailbox))
         welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
-        self._sender.send(self.topology.tasks, [self.topology.learner_key(name)], welcome)
+        self._sender.send(self.topology.tasks, [self._keys.of(name)], welcome)
 
     def _on_leave(self, leave: m.Leave) -> None:
         learner, reason = leave.learner, leave.reason or "it left"
@@ -350,8 +367,9 @@ class Controller:
         self._jobs.signal_all(s.GroupDown(group, members, reason))
 
     def _on_heartbeat(self, beat: m.Heartbeat) -> None:
+        self._keys.note(beat.learner, beat.mailbox)
         if not self._members.heard(beat.learner, beat.session, beat.tasks, self._clock.now()):
-            self._sender.send(self.topology.tasks, [self.topology.learner_key(beat.learner)], m.Rejoin())
+            self._sender.send(self.topology.tasks, [self._keys.of(beat.learner)], m.Rejoin())
             return
         is_group = self._members.is_group(beat.learner)
         for runner in self._jobs.running():
@@ -366,7 +384,7 @@ class Controller:
         for status in tasks:
             if self._jobs.runner(status.task.job) is None:
                 cancel = m.Cancel(task=status.task, reason="the job has ended")
-                self._sender.send(self.topology.tasks, [self.topology.learner_key(learner)], cancel)
+                self._sender.send(self.topology.tasks, [self._keys.of(learner)], cancel)
 
     def _on_inbox(self, message: m.Message, payload: memoryview | None, sender: str) -> None:
         if isinstance(message, m.ModelChunk) and payload is not None:

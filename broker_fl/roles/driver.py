@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from broker_fl.errors import BrokerUnavailable, MessageRefused, RequestRefused
+from broker_fl.errors import BrokerUnavailable, MessageRefused, QueueLost, RequestRefused
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
 from broker_fl.record.history import History
@@ -51,7 +51,9 @@ class Driver:
         """
         self.topology = Topology(federation)
         self.runtime = runtime
-        self.id = f"driver-{runtime.unique()[:12]}"
+        self.id = self._first_id = f"driver-{runtime.unique()[:12]}"
+        """Names the queue of answers. It changes when that is on a node that goes down."""
+        self._generation = 0
         self.timeout_s = timeout_s
         self._transport = transport
         self._lock = threading.Lock()
@@ -60,13 +62,9 @@ class Driver:
         self._watches: set[Watch] = set()
         self._failure: Exception | None = None
         transport.on_reconnect(self._on_reconnect)
-        transport.declare([*self.topology.for_controller(), *self.topology.for_driver(self.id)])
-        transport.consume(
-            self.topology.driver_queue(self.id),
-            self._take,
-            prefetch=REPLY_PREFETCH,
-            exclusive=True,
-        )
+        transport.on_queue_lost(self._on_queue_lost)
+        transport.declare(self.topology.for_controller())
+        self._open(self.id)
 
     def __enter__(self) -> Self:
         return self
@@ -171,6 +169,11 @@ class Driver:
             RequestRefused: there is no such job or version.
             BrokerUnavailable: the model did not arrive; ``timeout_s`` counts from the last chunk.
         """
+        while True:
+            with suppress(QueueLost):
+                return self._download(job, version)
+
+    def _download(self, job: str, version: int | None) -> tuple[int, Model]:
         request = m.ReadModel(driver=self.id, request=self.unique(), job=job, version=version)
         try:
             follows = self.ask(request, m.ModelFollows)
@@ -209,6 +212,30 @@ class Driver:
             downloads = [one for one in self._downloads.values() if one.model == (chunk.job, chunk.version)]
         for download in downloads:
             download.add(chunk, payload)
+
+    def _open(self, driver: str) -> None:
+        self._transport.declare(self.topology.for_driver(driver))
+        queue = self.topology.driver_queue(driver)
+        self._transport.consume(queue, self._take, prefetch=REPLY_PREFETCH, exclusive=True)
+
+    def _on_queue_lost(self, queue: str) -> None:
+        """On a thread of the transport: have another one, and ask again for what was asked for."""
+        with self._lock:
+            watches, waiting = list(self._watches), list(self._waiting.values())
+            downloads = list(self._downloads.values())
+        for watch in watches:
+            watch.move(queue)
+        if queue != self.topology.driver_queue(self.id):
+            return
+        self._generation += 1
+        driver = f"{self._first_id}-{self._generation}"
+        self._open(driver)
+        self.id = driver
+        self._transport.cancel(queue)
+        for answers in waiting:
+            answers.put(None)
+        for download in downloads:
+            download.fail(QueueLost(f"queue {queue!r} is on a node that is down"))
 
     def _on_reconnect(self) -> None:
         with self._lock:
@@ -252,11 +279,11 @@ class Driver:
             self._waiting.pop(request, None)
 
     def send(self, request: m.Request) -> None:
-        """Publish a request."""
+        """Publish a request; it is answered where this driver reads now."""
         self._transport.publish(
             self.topology.control,
             [self.topology.CONTROL],
-            request.pack(),
+            request.model_copy(update={"driver": self.id}).pack(),
             persistent=True,
         )
 

@@ -8,16 +8,17 @@ one publishes (``Sender``); the transport has its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
-from broker_fl.interfaces import Delivery, Learner, Parameters, Transport
+from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
+from broker_fl.roles.mailboxes import Mailboxes
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_update
@@ -93,6 +94,9 @@ class LearnerHost:
         self.topology = Topology(self.settings.federation)
         self._transport = transport
         self._clock = Clock(runtime)
+        self._mailboxes = Mailboxes(
+            transport, self.topology, runtime, prefetch=MAILBOX_PREFETCH, ask=self._ask_for_mailbox
+        )
         self._group = self._group_of(learners)
         alone = learners.items() if self._group is None else ()
         self._seats = {
@@ -147,13 +151,12 @@ class LearnerHost:
             AccessDenied: no permission, or another process reads the mailbox of one of these learners.
             BrokerUnavailable: the broker does not answer.
         """
-        mailboxes = list(self._seats) if self._group is None else [self._group.id]
-        entities = [entity for name in mailboxes for entity in self.topology.for_learner(name)]
-        self._transport.declare([*self.topology.for_controller(), *entities])
-        for seat in self._seats.values():
-            self._consume(seat.id, partial(self._handle, seat))
+        self._transport.declare(self.topology.for_controller())
+        sinks = {seat.id: self._sink(seat.id, partial(self._handle, seat)) for seat in self._seats.values()}
         if self._group is not None:
-            self._consume(self._group.id, partial(self._handle_for, self._group))
+            sinks[self._group.id] = self._sink(self._group.id, partial(self._handle_for, self._group))
+        self._mailboxes.open(sinks)
+        self._transport.on_queue_lost(self._move_mailbox)
         self._transport.on_reconnect(lambda: self._loop.post(self._join_all))
         self._loop.post(self._join_all)
         self._loop.start()
@@ -226,16 +229,24 @@ class LearnerHost:
 
     # ------------------------------------------------------------ what comes in
 
-    def _consume(self, name: str, handle: Callable[[m.Message, memoryview | None], None]) -> None:
+    def _sink(self, name: str, handle: Callable[[m.Message, memoryview | None], None]) -> Sink:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(name, delivery, handle))
 
-        self._transport.consume(
-            self.topology.mailbox(name),
-            sink,
-            prefetch=MAILBOX_PREFETCH,
-            exclusive=True,
-        )
+        return sink
+
+    def _move_mailbox(self, queue: str) -> None:
+        """On a thread of the transport: the node of a queue is down."""
+        if self._mailboxes.move(queue):
+            self._loop.post(self._join_all)
+
+    def _ask_for_mailbox(self, name: str, generation: int) -> None:
+        """Have the controller make it; a broker's permissions may keep us from that."""
+        for party in self._parties():
+            if party.id == name:
+                for join in self._joins(party):
+                    asked = {"mailbox": generation, "needs_mailbox": True}
+                    self._report(name, join.model_copy(update=asked))
 
     def _take(
         self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]
@@ -260,7 +271,7 @@ class LearnerHost:
             case m.Cancel():
                 group.cancel(message)
             case m.Rejoin():
-                self._join_group(group)
+                self._join(group)
             case _:
                 self._on_welcome(message)
 
@@ -391,27 +402,26 @@ class LearnerHost:
     # ------------------------------------------------------------ reports
 
     def _join_all(self) -> None:
-        for seat in self._seats.values():
-            self._join(seat)
-        if self._group is not None:
-            self._join_group(self._group)
+        for party in self._parties():
+            self._join(party)
 
-    def _join_group(self, group: Group) -> None:
+    def _join(self, party: _Seat | Group) -> None:
         if not self._draining:
-            for page in group.joins(f"broker_fl {broker_fl.__version__}"):
-                self._report(group.id, page)
+            mailbox = {"mailbox": self._mailboxes.generation(party.id)}
+            for join in self._joins(party):
+                self._report(party.id, join.model_copy(update=mailbox))
 
-    def _join(self, seat: _Seat) -> None:
-        if self._draining:
-            return
+    def _joins(self, party: _Seat | Group) -> Iterable[m.Join | m.GroupJoin]:
+        if isinstance(party, Group):
+            return party.joins(SOFTWARE)
         join = m.Join(
-            learner=seat.id,
-            session=seat.session,
-            attributes=dict(seat.attributes),
+            learner=party.id,
+            session=party.session,
+            attributes=dict(party.attributes),
             software=SOFTWARE,
-            tasks=seat.statuses(),
+            tasks=party.statuses(),
         )
-        self._report(seat.id, join)
+        return (join,)
 
     def _report(self, name: str, report: m.Message) -> None:
         self._reports.send(self.topology.reports, [f"{name}.{report.KIND}"], report, persistent=True)
@@ -433,7 +443,12 @@ class LearnerHost:
             return
         self._beat_waits = True
         for party in self._parties():
-            beat = m.Heartbeat(learner=party.id, session=party.session, tasks=party.statuses())
+            beat = m.Heartbeat(
+                learner=party.id,
+                session=party.session,
+                tasks=party.statuses(),
+                mailbox=self._mailboxes.generation(party.id),
+            )
             self._report(party.id, beat)
         self._reports.post(self._beat_sent)
 

@@ -136,4 +136,4 @@ class OutgoingTasks:
         return groups
 
     def _keys(self, learners: Sequence[str]) -> list[str]:
-        return [self.services.topology.learner_key(learner) for learner in learners]
+        return [self.services.keys.of(learner) for learner in learners]

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from broker_fl.coordination.membership import Membership
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Store, Transport
+from broker_fl.roles.mailboxes import Inbox, Keys
 from broker_fl.roles.models import Versions
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
@@ -37,7 +38,8 @@ class Services:
     bulk_sender: Sender
     """For models; nothing small waits behind them."""
     clock: Clock
-    inbox: str
+    place: Inbox
+    keys: Keys
     epoch: int
     heartbeat_s: float
     post: Callable[[Callable[[], None]], None]
@@ -47,6 +49,11 @@ class Services:
     """Who is there; for the controller's thread."""
     own: OwnClasses = field(default_factory=OwnClasses)
     """Rules and selectors of the app file that the controller was started with."""
+
+    @property
+    def inbox(self) -> str:
+        """Where updates are to be sent, by the name that tasks bring."""
+        return self.place.name
 
     def versions(self, job: str) -> Versions:
         """The model versions of a job."""

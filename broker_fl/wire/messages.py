@@ -47,6 +47,7 @@ UpdateForm = Literal["values", "changes", "sum"]
 """``sum`` is a group's: the weighted sum of its learners' values, un-normalised (``Task.learners``)."""
 Control = Literal["none", "change", "lost"]
 Weighting = Literal["examples", "steps", "equal"]
+Generation = Annotated[int, Field(ge=0, le=255)]
 
 
 class Message(BaseModel):
@@ -228,6 +229,10 @@ class Join(Message):
     attributes: Parameters = {}
     software: Annotated[str, Field(max_length=128)] = ""
     tasks: TaskStatuses = ()
+    mailbox: Generation = 0
+    """Which of its mailboxes it reads: 0 is the first; another one, while that is on a node that is down."""
+    needs_mailbox: bool = False
+    """It may not declare that mailbox, and there is none: the controller should."""
 
 
 class Leave(Message):
@@ -246,6 +251,8 @@ class Heartbeat(Message):
     learner: Identifier
     session: Identifier
     tasks: TaskStatuses = ()
+    mailbox: Generation = 0
+    """As in ``join``."""
 
 
 class Accepted(Message):
@@ -287,6 +294,10 @@ class GroupJoin(Message):
     num_pages: Annotated[int, Field(ge=1, le=MAX_GROUP)] = 1
     software: Annotated[str, Field(max_length=128)] = ""
     tasks: TaskStatuses = ()
+    mailbox: Generation = 0
+    """As in ``join``."""
+    needs_mailbox: bool = False
+    """As in ``join``."""
 
     @model_validator(mode="after")
     def _columns_fit(self) -> Self:
