@@ -124,6 +124,7 @@ class Federation:
         return self.processes[name]
 
     def _process(self, name: str) -> Process:
+        """Behind proxies, unless the federation is ``straight``."""
         broker, store = self.broker, self.store
         if not self._straight:
             self.to_broker[name] = self._proxies.to(_port(broker))
