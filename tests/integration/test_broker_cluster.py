@@ -25,9 +25,18 @@ PHASES: tuple[Phase, ...] = ("training", "folding", "training")
 
 
 @pytest.fixture(scope="module")
-def nodes(server_root: Path) -> Iterator[list[RabbitMQNode]]:
+def cluster(server_root: Path) -> Iterator[list[RabbitMQNode]]:
     with provision.rabbitmq_cluster(server_root) as nodes:
         yield nodes
+
+
+@pytest.fixture
+def nodes(cluster: list[RabbitMQNode]) -> list[RabbitMQNode]:
+    """All of them running; a test may leave one killed."""
+    for node in cluster:
+        if node.pid is None:
+            node.start()
+    return cluster
 
 
 def cluster_url(nodes: list[RabbitMQNode], vhost: str) -> str:
@@ -86,5 +95,4 @@ def test_a_queue_whose_node_is_down_is_said_to_be_lost(nodes: list[RabbitMQNode]
         elsewhere.declare([spare, Queue(name="another"), Binding("x", "another", "k")])
     finally:
         elsewhere.close()
-        home.start()
         at_home.close()

@@ -118,7 +118,7 @@ def rabbitmq_cluster(root: Path, *, num_nodes: int = 3) -> Iterator[list[RabbitM
     try:
         first.start()
         with ThreadPoolExecutor(len(others)) as starting:
-            list(starting.map(lambda node: node.start(), others))
+            list(starting.map(_start_in_cluster, others))
         yield [first, *others]
     finally:
         for node in (*others, first):
@@ -222,6 +222,11 @@ def _redis_container() -> Iterator[Store]:
         yield Store(url=f"redis://{host}:{port}/0", ours=True)
     finally:
         container.stop()
+
+
+def _start_in_cluster(node: RabbitMQNode) -> None:
+    node.start()
+    node.control("await_startup")  # it takes connections before it can take part in making a virtual host
 
 
 def _missing(server: str, variable: str) -> NoReturn:
