@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from broker_fl.errors import BrokerFLError
+from broker_fl.security import Security
+from broker_fl.security.certificates import Validity
 from broker_fl.stores.redis_facts import RedisFacts, look_at_redis
 
 _SLOW_S = 0.02
 _CLOCK_S = 5.0
 _FULL_SHARE = 0.8
+_EXPIRES_SOON_DAYS = 30
 _OLDEST = (5, 0)
 """The first Redis with streams."""
 _MAINTAINED = (6, 2)
@@ -28,10 +32,10 @@ class Finding:
     """Why it matters and what to do; empty where nothing is to be done."""
 
 
-def check_redis(url: str, *, federation: str) -> list[Finding]:
+def check_redis(url: str, *, federation: str, security: Security | None = None) -> list[Finding]:
     """Look at a Redis and judge it; never raises for what the server or the URL is."""
     try:
-        facts = look_at_redis(url, federation=federation)
+        facts = look_at_redis(url, federation=federation, security=security)
     except BrokerFLError as error:
         return [
             Finding(level="error", what=str(error), advice="the controller cannot start without its store")
@@ -44,11 +48,32 @@ def judge_redis(facts: RedisFacts) -> list[Finding]:
     reached = f"{facts.place} answers: Redis {facts.version}, {facts.latency_s * 1000:.1f} ms a round trip"
     return [
         Finding(level="ok", what=reached),
+        *judge_certificates(facts.certificates, time.time()),
         *_server(facts),
         *_memory(facts),
         *_durability(facts),
         *_access(facts),
     ]
+
+
+def judge_certificates(certificates: Iterable[Validity], now: float) -> Iterator[Finding]:
+    """How long they hold yet; ``now`` is Unix time."""
+    for one in certificates:
+        whose = f"{one.whose} {one.name!r}" if one.name else one.whose
+        if one.until_s is None:
+            advice = "pip install 'broker-fl[identity]' to have it read"
+            yield Finding(level="ok", what=f"{whose}: cannot tell until when it holds", advice=advice)
+            continue
+        days = (one.until_s - now) / 86_400
+        until = time.strftime("%Y-%m-%d", time.gmtime(one.until_s))
+        if days <= 0:
+            what = f"{whose} has expired on {until}"
+            yield Finding(level="error", what=what, advice="have a new one issued: broker-fl ca")
+        elif days < _EXPIRES_SOON_DAYS:
+            what = f"{whose} holds until {until}: {days:.0f} days"
+            yield Finding(level="warning", what=what, advice="have a new one issued: broker-fl ca")
+        else:
+            yield Finding(level="ok", what=f"{whose} holds until {until}, {days:.0f} days")
 
 
 def _server(facts: RedisFacts) -> Iterator[Finding]:

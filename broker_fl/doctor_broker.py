@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
-from broker_fl.doctor import Finding
+from broker_fl.doctor import Finding, judge_certificates
 from broker_fl.errors import BrokerFLError
+from broker_fl.security import Security
 from broker_fl.topology import Topology
-from broker_fl.transports.rabbitmq import TlsFiles
 from broker_fl.transports.rabbitmq.facts import BrokerFacts, Depth, Role, look_at_broker
 
 _OLDEST = (3, 10)
@@ -19,11 +20,11 @@ _WAITING = 1_000
 
 
 def check_broker(
-    url: str, *, federation: str, role: Role, learner: str = "", tls: TlsFiles | None = None
+    url: str, *, federation: str, role: Role, learner: str = "", security: Security | None = None
 ) -> list[Finding]:
     """Look at a broker as the role sees it, and judge it; never raises for what the server or the URL is."""
     try:
-        facts = look_at_broker(url, federation=federation, role=role, learner=learner, tls=tls)
+        facts = look_at_broker(url, federation=federation, role=role, learner=learner, security=security)
     except BrokerFLError as error:
         return [Finding(level="error", what=str(error), advice="nothing works without the broker")]
     return judge_broker(facts, federation=federation, role=role)
@@ -34,6 +35,7 @@ def judge_broker(facts: BrokerFacts, *, federation: str, role: Role) -> list[Fin
     server = f"{facts.product} {facts.version}, {facts.latency_s * 1000:.1f} ms a round trip"
     return [
         Finding(level="ok", what=f"{facts.place} answers: {server}"),
+        *judge_certificates(facts.certificates, time.time()),
         *_server(facts),
         *_permissions(facts, federation, role),
         *_entities(facts),

@@ -19,6 +19,7 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = {
     "jax": ("jax",),
     "xgboost": ("xgboost",),
     "he": ("tenseal",),
+    "identity": ("cryptography",),
     "report": ("jinja2", "matplotlib"),
 }
 _OTHER_BUILDS: Mapping[str, str] = {"xgboost": "xgboost-cpu"}

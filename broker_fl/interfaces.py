@@ -135,6 +135,11 @@ class Delivery(Protocol):
         """Whether it may have been delivered before."""
         ...
 
+    @property
+    def user(self) -> str | None:
+        """The account that sent it, by the broker's word; None where the sender did not have it said."""
+        ...
+
     def ack(self) -> None:
         """Done with it. From any thread; after a lost connection it does nothing: the message comes again."""
         ...
@@ -154,8 +159,13 @@ class Transport(Protocol):
     """A connection to the message broker, in the terms of AMQP 0-9-1; for any thread.
 
     What was declared and consumed is declared and consumed again after a lost connection, by the transport
-    itself.
+    itself. Every message says which account sent it.
     """
+
+    @property
+    def user(self) -> str:
+        """The account of this connection; empty where only the broker knows it (from a certificate)."""
+        ...
 
     def declare(self, entities: Iterable[Entity]) -> None:
         """Make exchanges, queues and bindings, in order; what is there already stays as it is.

@@ -69,8 +69,15 @@ class Topology:
 
     @property
     def tasks(self) -> str:
-        """Exchange: controller → learners and drivers."""
+        """Exchange: controller → learners."""
         return f"bfl.{self.federation}.tasks"
+
+    @property
+    def answers(self) -> str:
+        """Exchange: controller → drivers; key ``<driver>``. By itself, because who may bind to ``tasks`` can
+        have a copy of every learner's mail.
+        """
+        return f"bfl.{self.federation}.answers"
 
     @property
     def updates(self) -> str:
@@ -122,8 +129,8 @@ class Topology:
 
     @staticmethod
     def driver_key(driver: str) -> str:
-        """Routing key on ``tasks`` of one driver's queue."""
-        return f"driver.{driver}"
+        """Routing key on ``answers`` of one driver's queue."""
+        return driver
 
     ALL_LEARNERS = "learners"
     """Routing key on ``tasks`` that reaches every mailbox."""
@@ -134,6 +141,7 @@ class Topology:
         """What everybody declares first, and the queue of what was refused."""
         return (
             Exchange(self.tasks, "direct"),
+            Exchange(self.answers, "topic"),
             Exchange(self.updates, "topic"),
             Exchange(self.reports, "topic"),
             Exchange(self.control, "direct"),
@@ -192,7 +200,7 @@ class Topology:
         queue = self.driver_queue(driver)
         return (
             Queue(name=queue, expires_s=DRIVER_EXPIRES_S, max_length_bytes=MAILBOX_MAX_BYTES),
-            Binding(self.tasks, queue, self.driver_key(driver)),
+            Binding(self.answers, queue, self.driver_key(driver)),
         )
 
     def for_watcher(self, watcher: str, pattern: str = "#") -> tuple[Entity, ...]:

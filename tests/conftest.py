@@ -6,6 +6,7 @@
 `federation`          a name that no other test uses
 `private_rabbitmq`    a node that the test may kill, freeze and restart; `private_amqp_url`: a vhost on it
 `private_redis`       a server that the test may kill, freeze and restart; empty at its start
+`certificates`        a private authority; `secured_rabbitmq`: takes nobody without its certificates
 ====================  ==================================================================================
 """
 
@@ -20,8 +21,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from redis import Redis
 
-from broker_fl.workers.servers import RabbitMQNode, RedisNode
-from tests.servers import provision
+from broker_fl.workers.servers import RabbitMQNode, RedisNode, rabbitmq_available
+from tests.servers import provision, secured
+from tests.servers.secured import Certificates, SecuredRabbitMQ
 
 # How long one example takes says more about the machine's other work than about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -110,6 +112,21 @@ def private_redis(server_root: Path) -> Iterator[RedisNode]:
     """An empty Redis to kill, freeze and restart at will."""
     with provision.private_redis(server_root / f"redis-{secrets.token_hex(4)}") as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A private authority for this session."""
+    return Certificates(tmp_path_factory.mktemp("authority") / "ca")
+
+
+@pytest.fixture(scope="session")
+def secured_rabbitmq(server_root: Path, certificates: Certificates) -> Iterator[SecuredRabbitMQ]:
+    """A node that speaks TLS to who shows a certificate; such tests share it."""
+    if not rabbitmq_available():
+        pytest.skip("needs a RabbitMQ of its own, and none is installed here (tests/servers/provide.sh)")
+    with secured.secured_rabbitmq(server_root / "secured-rabbitmq", certificates) as server:
+        yield server
 
 
 def _wipe(url: str) -> None:

@@ -7,12 +7,13 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from broker_fl.errors import ServerUnavailable
+from broker_fl.security import Security
 from broker_fl.stores.redis import RedisStore
-from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
+from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.process import Signals
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class BrokerAccess:
     """Where the broker is, and how long to wait for a server that is not there yet."""
 
     url: str
-    tls: TlsFiles | None = None
+    security: Security = field(default_factory=Security)
     connect_timeout_s: float = 60.0
     """0: for ever."""
 
@@ -39,11 +40,15 @@ def connect_broker(access: BrokerAccess, name: str, signals: Signals) -> RabbitM
         BrokerUnavailable: it was not there in time.
     """
     return patiently(
-        lambda: RabbitMQTransport(access.url, name=name, tls=access.tls), access.connect_timeout_s, signals
+        lambda: RabbitMQTransport(access.url, name=name, security=access.security),
+        access.connect_timeout_s,
+        signals,
     )
 
 
-def open_store(url: str, federation: str, timeout_s: float, signals: Signals) -> RedisStore:
+def open_store(
+    url: str, federation: str, timeout_s: float, signals: Signals, security: Security
+) -> RedisStore:
     """Connect to the store, as soon as it is there.
 
     Raises:
@@ -51,7 +56,7 @@ def open_store(url: str, federation: str, timeout_s: float, signals: Signals) ->
         SettingError, AccessDenied: trying again changes nothing.
         StoreUnavailable: it was not there in time.
     """
-    return patiently(lambda: RedisStore(url, federation=federation), timeout_s, signals)
+    return patiently(lambda: RedisStore(url, federation=federation, security=security), timeout_s, signals)
 
 
 def patiently(connect: Callable[[], R], timeout_s: float, signals: Signals) -> R:

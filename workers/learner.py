@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from broker_fl.apps import App
 from broker_fl.errors import BrokerFLError, QueueInUse
 from broker_fl.interfaces import Learner, LearnerContext
+from broker_fl.roles.about import everywhere
 from broker_fl.roles.group import LazyLearners
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.connecting import BrokerAccess, connect_broker
+from broker_fl.workers.logs import hide_passwords
 from broker_fl.workers.memory import keep_freed_blocks
 from broker_fl.workers.process import Signals, Stopped
+from broker_fl.workers.watching import MetricsAddress, Watch, watch_learner
 
 log = logging.getLogger(__name__)
 _TAKEOVER_PAUSE_S = 2.0
@@ -33,6 +36,8 @@ class LearnerOptions:
     """How long a task that is worked on may take when the process is asked to end."""
     takeover_timeout_s: float = 150.0
     """How long to wait while another process reads a mailbox; a dead one is noticed after two heartbeats."""
+    metrics: MetricsAddress | None = None
+    """Where metrics and health are served; None: nowhere."""
 
 
 def run_learners(app: App, options: LearnerOptions) -> None:
@@ -44,10 +49,12 @@ def run_learners(app: App, options: LearnerOptions) -> None:
         BrokerUnavailable: the broker was not there in time.
     """
     keep_freed_blocks()
+    everywhere(federation=options.settings.federation)
+    hide_passwords(options.broker.url)
     learners = make_learners(app, options.ids) if options.settings.group is None else lazy(app, options)
-    with Signals() as signals:
+    with Signals() as signals, watch_learner(options.metrics) as watch:
         try:
-            _run(learners, options, signals)
+            _run(learners, options, signals, watch)
         except Stopped as stopped:
             log.info("%s", stopped)
 
@@ -85,11 +92,12 @@ def learner_ids(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
 
 
-def _run(learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals) -> None:
-    transport, host = _join(learners, options, signals)
+def _run(learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals, watch: Watch) -> None:
+    transport, host = _join(learners, options, signals, watch)
     log.info("%s takes tasks of federation %s", _names(options.ids), options.settings.federation)
     try:
         while not signals.wait(_LOOK_EVERY_S):
+            watch.beat()
             if host.error is not None:
                 raise BrokerFLError(f"the learner ended: {host.error}") from host.error
         log.info("finishing what is being worked on, for at most %g s", options.drain_s)
@@ -101,7 +109,7 @@ def _run(learners: Mapping[str, Learner], options: LearnerOptions, signals: Sign
 
 
 def _join(
-    learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals
+    learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals, watch: Watch
 ) -> tuple[RabbitMQTransport, LearnerHost]:
     """Connect and take tasks, as soon as nobody else reads the mailboxes."""
     give_up_at = time.monotonic() + options.takeover_timeout_s
@@ -110,8 +118,10 @@ def _join(
             options.broker, f"{_names(options.ids)} of {options.settings.federation}", signals
         )
         host = LearnerHost(transport, learners, options.settings)
+        host.observe(watch.observer)
         try:
             host.start()
+            watch.role(host, transport)
             return transport, host
         except QueueInUse as error:
             transport.close()

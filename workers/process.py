@@ -1,4 +1,4 @@
-"""What every daemon does as a process: logging, signals, exit codes."""
+"""What every daemon does as a process: signals, exit codes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ import threading
 import time
 from enum import IntEnum
 from types import FrameType, TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from broker_fl.errors import BrokerFLError, Fenced, ServerUnavailable, SettingError
 
 log = logging.getLogger(__name__)
-_LEVELS = ("ERROR", "WARNING", "INFO", "DEBUG")
-_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 WORKER_THREADS = "learner-worker"
 """How names of the threads begin that run users' code."""
 _IDLE_WITHIN_S = 1.0
-_FOREIGN = ("pika", "asyncio", "matplotlib", "PIL", "numexpr", "urllib3")
-"""Libraries whose own messages are only for ``-vv``."""
 
 
 class ExitCode(IntEnum):
@@ -44,40 +40,6 @@ def exit_code(error: BaseException) -> ExitCode:
     if isinstance(error, Fenced):
         return ExitCode.FENCED
     return ExitCode.FAILED
-
-
-# ---------------------------------------------------------------- logging
-
-
-class _Formatter(logging.Formatter):
-    """Times in UTC with milliseconds: logs of several machines are read side by side.
-
-    The traceback of an error is shown to who asked for it; others get its last line.
-    """
-
-    converter = staticmethod(time.gmtime)
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
-
-    def __init__(self, *, tracebacks: bool) -> None:
-        super().__init__(_FORMAT)
-        self._tracebacks = tracebacks
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        """The error behind a record."""
-        if self._tracebacks:
-            return super().formatException(ei)
-        return f"  {ei[0].__name__}: {ei[1]} (-vv shows where)" if ei[0] else ""
-
-
-def configure_logging(level: str, verbosity: int = 0, *, stream: TextIO | None = None) -> None:
-    """Log to standard error; ``verbosity`` counts the levels below ``level``, and from 2 on hides nothing."""
-    chosen = _LEVELS[min(_LEVELS.index(level) + verbosity, len(_LEVELS) - 1)]
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Formatter(tracebacks=verbosity >= 2))
-    logging.basicConfig(level=chosen, handlers=[handler], force=True)
-    for name in _FOREIGN:
-        logging.getLogger(name).setLevel(logging.INFO if verbosity >= 2 else logging.CRITICAL)
 
 
 # ---------------------------------------------------------------- signals

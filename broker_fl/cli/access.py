@@ -8,16 +8,32 @@ from typing import Any
 
 from broker_fl.errors import RequestRefused, SettingError
 from broker_fl.roles.driver import Driver, Job
-from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
+from broker_fl.security import Security
+from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.wire.messages import JobSummary
 
 LATEST = "latest"
 
 
-def tls_files(given: Mapping[str, Any]) -> TlsFiles | None:
-    """The files for amqps, if one is given."""
-    ca, cert, key = (given.get(name) for name in ("tls_ca", "tls_cert", "tls_key"))
-    return TlsFiles(ca_file=ca, cert_file=cert, key_file=key) if ca or cert or key else None
+def broker_security(given: Mapping[str, Any]) -> Security:
+    """How the broker is reached, besides its URL."""
+    return Security(
+        ca_file=given.get("tls_ca"),
+        cert_file=given.get("tls_cert"),
+        key_file=given.get("tls_key"),
+        proxy=given.get("proxy"),
+        insecure_plaintext=bool(given.get("insecure_plaintext")),
+    )
+
+
+def store_security(given: Mapping[str, Any]) -> Security:
+    """How Redis is reached, besides its URL."""
+    return Security(
+        ca_file=given.get("store_tls_ca"),
+        cert_file=given.get("store_tls_cert"),
+        key_file=given.get("store_tls_key"),
+        insecure_plaintext=bool(given.get("insecure_plaintext")),
+    )
 
 
 @contextmanager
@@ -28,7 +44,7 @@ def driver_of(given: Mapping[str, Any]) -> Iterator[Driver]:
         SettingError, AccessDenied: trying again changes nothing.
         BrokerUnavailable: the broker does not answer.
     """
-    transport = RabbitMQTransport(given["broker"], name="broker-fl driver", tls=tls_files(given))
+    transport = RabbitMQTransport(given["broker"], name="broker-fl driver", security=broker_security(given))
     try:
         driver = Driver(transport, given["federation"], timeout_s=given["timeout_s"])
     except BaseException:

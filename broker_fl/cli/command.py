@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import traceback
 from pathlib import Path
@@ -13,9 +14,10 @@ from click.core import ParameterSource
 
 from broker_fl.cli import settings
 from broker_fl.errors import BrokerFLError
-from broker_fl.workers import process
+from broker_fl.workers import logs, process
 
 F = TypeVar("F", bound=Any)
+log = logging.getLogger(__name__)
 ENVIRONMENT_PREFIX = "BROKER_FL_"
 
 _SOURCES = {
@@ -27,9 +29,9 @@ _SOURCES = {
 def fail(error: BaseException, *, with_traceback: bool) -> click.exceptions.Exit:
     """Print an error as one line; what comes back, to be raised, ends the command with its code."""
     if with_traceback:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        click.echo(logs.redacted("".join(traceback.format_exception(error))), err=True, nl=False)
     click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(one_line(error), err=True)
+    click.echo(logs.redacted(one_line(error)), err=True)
     return click.exceptions.Exit(process.exit_code(error))
 
 
@@ -65,7 +67,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Do the command; whatever goes wrong becomes one line and an exit code."""
         verbosity = _verbosity(ctx)
-        process.configure_logging(self.logs_at, verbosity)
+        log_format = ctx.params.pop("log_format", "text")
+        logs.configure_logging(self.logs_at, verbosity, log_format=log_format)
         ctx.params.pop("config", None)
         ctx.params.pop("verbose", None)
         try:
@@ -76,6 +79,9 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
+            if log_format == "json":
+                log.error("%s", one_line(error), exc_info=error if verbosity >= 2 else None)
+                raise click.exceptions.Exit(process.exit_code(error)) from error
             raise fail(error, with_traceback=verbosity >= 2) from error
 
 

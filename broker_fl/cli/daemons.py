@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from broker_fl.cli import options
-from broker_fl.cli.access import tls_files
+from broker_fl.cli.access import broker_security, store_security
 from broker_fl.cli.command import Daemon
 from broker_fl.wire.fields import MAX_GROUP
 
@@ -41,6 +41,7 @@ MAX_ALONE = 2_000
     metavar="SECONDS",
     help="How long a standby waits after the last sign of life of a controller.",
 )
+@options.watched
 def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
 
@@ -56,7 +57,16 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
         federation=access["federation"], heartbeat_s=heartbeat_s, lease_ttl_s=lease_s
     )
     own = OwnClasses.of_module(*load_module(app)) if app else OwnClasses()
-    run_controller(ControllerOptions(broker=_broker_access(access), store=store, settings=settings, own=own))
+    run_controller(
+        ControllerOptions(
+            broker=_broker_access(access),
+            store=store,
+            store_security=store_security(access),
+            settings=settings,
+            own=own,
+            metrics=_metrics_address(access),
+        )
+    )
 
 
 @click.command(cls=Daemon)
@@ -115,6 +125,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     metavar="SECONDS",
     help="How long to wait while another process reads this learner's mailbox.",
 )
+@options.watched
 def learner(app: str, **given: Any) -> None:
     """Run a learner of APP, until a signal comes.
 
@@ -152,12 +163,20 @@ def _learner_options(**given: Any) -> Any:
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],
+        metrics=_metrics_address(given),
     )
+
+
+def _metrics_address(given: Mapping[str, Any]) -> Any:
+    from broker_fl.workers.watching import MetricsAddress
+
+    port = given["metrics_port"]
+    return None if port is None else MetricsAddress(port=port, address=given["metrics_addr"])
 
 
 def _broker_access(given: Mapping[str, Any]) -> Any:
     from broker_fl.workers.connecting import BrokerAccess
 
     return BrokerAccess(
-        url=given["broker"], tls=tls_files(given), connect_timeout_s=given["connect_timeout_s"]
+        url=given["broker"], security=broker_security(given), connect_timeout_s=given["connect_timeout_s"]
     )

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from broker_fl.cli import options
-from broker_fl.cli.access import tls_files
+from broker_fl.cli.access import broker_security, store_security
 from broker_fl.cli.command import Command, print_json
 from broker_fl.doctor import Finding, check_redis
 from broker_fl.doctor_broker import check_broker
@@ -44,10 +44,14 @@ def doctor(store: str, role: Role, learner_id: str | None, as_json: bool, **acce
     federation = access["federation"]
     sections = {"This machine": check_machine()}
     sections["Broker"] = check_broker(
-        access["broker"], federation=federation, role=role, learner=learner_id or "", tls=tls_files(access)
+        access["broker"],
+        federation=federation,
+        role=role,
+        learner=learner_id or "",
+        security=broker_security(access),
     )
     if role == "controller":
-        sections["Redis"] = check_redis(store, federation=federation)
+        sections["Redis"] = check_redis(store, federation=federation, security=store_security(access))
     if as_json:
         print_json(_rows(sections))
     else:

@@ -36,6 +36,9 @@ _FAMILIES = {
         "status": ("cluster", "Show what `up` started."),
         "down": ("cluster", "End what `up` started."),
     },
+    "Who may come in": {
+        "ca": ("authority", "Make a private certificate authority, and certificates."),
+    },
     "Finding faults": {
         "doctor": ("doctor", "Check broker, permissions, Redis, clocks and versions."),
     },

@@ -76,7 +76,7 @@ broker = click.option(
     show_default=True,
     help="RabbitMQ: amqp:// or amqps://.",
 )
-store = click.option(
+_STORE = click.option(
     "--store", metavar="URL", default=DEFAULT_STORE, show_default=True, help="Redis: redis:// or rediss://."
 )
 federation = click.option(
@@ -115,12 +115,55 @@ timeout = click.option(
     metavar="SECONDS",
     help="How long to wait for an answer of the controller.",
 )
+log_format = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: an object a line, with federation, job, round and learner where they apply.",
+)
+_METRICS = (
+    click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65_535),
+        metavar="PORT",
+        help="Serve /metrics, /healthz and /readyz; 0: on any free port.  [default: they are not served]",
+    ),
+    click.option(
+        "--metrics-addr",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        show_default=True,
+        help="Of this machine; who can reach it can read them.",
+    ),
+)
 _TLS = (
     click.option(
         "--tls-ca", metavar="FILE", help="PEM: authorities that the broker's certificate may be from (amqps)."
     ),
-    click.option("--tls-cert", metavar="FILE", help="PEM: certificate to show to the broker (amqps)."),
+    click.option(
+        "--tls-cert",
+        metavar="FILE",
+        help="PEM: certificate to show to the broker (amqps). Without a password in the URL, the account is "
+        "the one that it names.",
+    ),
     click.option("--tls-key", metavar="FILE", help="PEM: its key."),
+    click.option(
+        "--proxy",
+        metavar="URL",
+        help="http://[user:password@]host:port, an HTTP proxy on the way to the broker; none: no proxy.  "
+        "[default: for amqps, HTTPS_PROXY and NO_PROXY]",
+    ),
+    click.option(
+        "--insecure-plaintext",
+        is_flag=True,
+        help="Go to servers on other machines without TLS, passwords included.",
+    ),
+)
+_STORE_TLS = (
+    click.option("--store-tls-ca", metavar="FILE", help="PEM: authorities for Redis (rediss)."),
+    click.option("--store-tls-cert", metavar="FILE", help="PEM: certificate to show to Redis (rediss)."),
+    click.option("--store-tls-key", metavar="FILE", help="PEM: its key."),
 )
 
 
@@ -149,6 +192,20 @@ def checked_parameters(given: Any, option: str) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise click.BadParameter(f"{first['loc'][0]}: {first['msg']}", param_hint=f"'{option}'") from None
+
+
+def watched(command: F) -> F:
+    """How a daemon is watched: its log, its metrics."""
+    for option in (*reversed(_METRICS), log_format):
+        command = option(command)
+    return command
+
+
+def store(command: F) -> F:
+    """What everything that goes to the store needs."""
+    for option in (*reversed(_STORE_TLS), _STORE):
+        command = option(command)
+    return command
 
 
 def broker_access(command: F) -> F:

@@ -14,15 +14,19 @@ a version (``counted``): so a new controller knows of any task that a learner ho
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from typing import Any
 
+from broker_fl.coordination import outcomes
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.averaging import LatestMean
+from broker_fl.coordination.bench import Bench
 from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
-from broker_fl.coordination.job import Actions, Job
+from broker_fl.coordination.job import Job
+from broker_fl.coordination.laps import Laps
 from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.running_evaluation import RunningEvaluation
 from broker_fl.coordination.selection import make_selector
+from broker_fl.coordination.signals import Actions
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.wire import events as e
 from broker_fl.wire.messages import Result, TaskRef, TaskStatus
@@ -37,7 +41,7 @@ class AsynchronousJob(Job):
     """Every learner trains from the newest version that there is when it is free."""
 
     def __init__(self, state: JobState, members: Membership, protocol: Asynchronous) -> None:
-        super().__init__(state, members)
+        super().__init__(state, members, protocol.max_failures)
         self._protocol = protocol
         self._selector = make_selector(state.spec.selector)
         self._matching: set[str] = set()
@@ -46,21 +50,13 @@ class AsynchronousJob(Job):
         self._updates_per_version = rule.updates_per_version() if isinstance(rule, PerUpdate) else 1
         self._idle: dict[str, None] = {}
         """In the order in which they became free."""
-        self._benched: dict[str, str] = {}
-        """And why."""
+        self._bench = Bench()
         self._buffer: list[str] = []
         self._last: dict[str, tuple[int, int]] = {}
         """Round and attempt of each learner's newest task."""
         self._due: deque[tuple[float, str, TaskRef]] = deque()
-        self._lap: dict[str, int] = {}
-        """How often each live learner has delivered, and below how many have so often."""
-        self._laps = Counter[int]()
-        self._evaluations = LatestMean()
-        self._evaluated_version = -1
-        self._mute = set[str]()
-        """Those whose last evaluation had no metric."""
-        self._bench_ends: deque[tuple[int, str]] = deque()
-        """The round from which on who is benched is asked again."""
+        self._laps = Laps()
+        self._evaluations = RunningEvaluation()
 
     # ------------------------------------------------------------ giving tasks
 
@@ -75,7 +71,7 @@ class AsynchronousJob(Job):
         state.phase, state.waiting_since = Phase.TRAINING, None
         state.round_started_at = now
         for learner in matching:
-            self._enter_lap(learner)
+            self._laps.enter(learner)
             self._is_free(learner)
         return [s.StartSum(state.round), s.Save(), *self._fill(now)]
 
@@ -104,16 +100,16 @@ class AsynchronousJob(Job):
         state = self.state
         for learner in learners:
             self._idle.pop(learner, None)
-        self._assign(learners, now, attempt=self._next_attempt)
+        self._dispatch.assign(learners, now, attempt=self._next_attempt)
         for learner in learners:
             part = state.cohort.get(learner)
             if part is not None:
                 self._last[learner] = part.round, part.attempt
                 if self._protocol.deadline_s is not None:
-                    self._due.append((now + self._protocol.deadline_s, learner, self._ref(part)))
+                    self._due.append((now + self._protocol.deadline_s, learner, self._dispatch.ref(part)))
         state.waiting_since = None
-        self._uploads.make_room_for(state.cohort.num_open)
-        return self._send(learners)
+        self._dispatch.uploads.make_room_for(state.cohort.num_open)
+        return self._dispatch.send(learners)
 
     def _next_attempt(self, learner: str) -> int:
         """No two tasks of a learner have the same name."""
@@ -123,27 +119,22 @@ class AsynchronousJob(Job):
     def _is_ahead(self, learner: str) -> bool:
         """Whether it has delivered so much more than the slowest that it has to wait."""
         lead = self._protocol.max_lead
-        return lead is not None and self._lap.get(learner, 0) - min(self._laps, default=0) >= lead
+        return lead is not None and self._laps.lead(learner) >= lead
 
     def _is_free(self, learner: str) -> None:
-        if learner in self._matching and learner not in self.state.cohort and learner not in self._benched:
+        if learner in self._matching and learner not in self.state.cohort and learner not in self._bench:
             self._idle.setdefault(learner, None)
 
     # ------------------------------------------------------------ what comes in
 
     def _result_arrived(self, signal: s.ResultArrived, now: float) -> Actions:
         result = signal.result
-        part = self._part(result.learner, result.task)
+        part = self._dispatch.part(result.learner, result.task)
         if part is None or part.status not in OPEN:
             return super()._result_arrived(signal, now)
-        if not result.evaluation:
-            self._mute.add(result.learner)
-        else:
-            self._mute.discard(result.learner)
-            self._evaluations.add(result.learner, result.evaluation, result.evaluation_examples or 1)
-            self._evaluated_version = max(self._evaluated_version, result.task.round)
+        self._evaluations.note(result)
         if self.state.phase is Phase.TRAINING and (reason := self.refusal(result.task)) is not None:
-            finished = s.Emit(self._finished(result))
+            finished = s.Emit(outcomes.task_finished(result))
             return [finished, *self._too_old(result.learner, result.task, reason, now)]
         return super()._result_arrived(signal, now)
 
@@ -162,10 +153,10 @@ class AsynchronousJob(Job):
     def _too_old(self, learner: str, task: TaskRef, reason: str, now: float) -> Actions:
         """No fault of the learner's: it gets another task, whatever else it has failed at."""
         refused = e.UpdateRefused(job=self.state.job, round=task.round, learner=learner, reason=reason)
-        self._pacer.missed(learner)
+        self._notes.missed(learner)
         self.state.cohort.remove(learner)
         self._is_free(learner)
-        return [s.Emit(refused), *self._release_upload(learner), *self._settle(now)]
+        return [s.Emit(refused), *self._dispatch.release(learner), *self._settle(now)]
 
     def _late(self, result: Result) -> Actions:
         if self.state.counted.get(result.learner, -1) >= result.task.round:
@@ -175,7 +166,7 @@ class AsynchronousJob(Job):
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
         if self.expects(signal.learner, signal.task):
             self._buffer.append(signal.learner)
-            self._next_lap(signal.learner)
+            self._laps.next(signal.learner)
         return super()._update_folded(signal, now)
 
     def _settle(self, now: float) -> Actions:
@@ -197,11 +188,11 @@ class AsynchronousJob(Job):
         return actions + self._nobody_works(now)
 
     def _nobody_works(self, now: float) -> Actions:
-        if self._benched and len(self._benched) + len(self._buffer) >= len(self._matching):
-            learner, reason = next(reversed(self._benched.items()))
+        if self._bench and len(self._bench) + len(self._buffer) >= len(self._matching):
+            learner, reason = self._bench.last()
             reason = (
                 f"nobody is left to ask: {len(self._buffer)} of {self._updates_per_version} updates of a "
-                f"version are there; {len(self._benched)} learners failed {self._protocol.max_failures} "
+                f"version are there; {len(self._bench)} learners failed {self._protocol.max_failures} "
                 f"times in a row, at last {learner}: {reason}"
             )
             return self._finish("failed", reason, now)
@@ -211,15 +202,15 @@ class AsynchronousJob(Job):
         actions: Actions = []
         while self._due and self._due[0][0] <= now:
             _, learner, task = self._due.popleft()
-            part = self._part(learner, task)
+            part = self._dispatch.part(learner, task)
             if self.state.phase is Phase.TRAINING and part is not None and part.status in OPEN:
                 reason = f"nothing came within {self._protocol.deadline_s:g} s"
                 late = e.TaskLate(job=self.state.job, round=task.round, learner=learner, reason=reason)
                 actions += [s.Emit(late), s.CancelTasks(task, (learner,), reason)]
-                self._note_late(learner, now)
-                actions += self._exclusion(learner, reason)
+                self._notes.late(learner, now)
+                actions += self._notes.exclusion(learner, reason)
                 self._let_go(learner, reason)
-                actions += self._release_upload(learner)
+                actions += self._dispatch.release(learner)
         return actions
 
     def _is_over(self, learner: str, now: float) -> Actions:
@@ -232,16 +223,15 @@ class AsynchronousJob(Job):
     def _let_go(self, learner: str, reason: str) -> None:
         """Its task came to nothing: it may have another, unless that happens too often."""
         self.state.cohort.remove(learner)
-        if self._records.of(learner).num_failures >= self._protocol.max_failures:
-            self._benched[learner] = reason
-            self._bench_ends.append((self.state.round + self._protocol.exclude_versions, learner))
-            self._leave_lap(learner)
+        if self._notes.record(learner).num_failures >= self._protocol.max_failures:
+            self._bench.add(learner, reason, until=self.state.round + self._protocol.exclude_versions)
+            self._laps.leave(learner)
         self._is_free(learner)
 
     def _send_again(self, learner: str, part: Assignment, now: float) -> Actions:
         """It gets the newest version, under a new name."""
         if self.state.phase is Phase.EVALUATING:
-            return self._send([learner])
+            return self._dispatch.send([learner])
         self.state.cohort.remove(learner)
         return self._give([learner], now)
 
@@ -260,56 +250,33 @@ class AsynchronousJob(Job):
         contributors, self._buffer = sorted(self._buffer), []
         parts = {name: part for name in contributors if (part := state.cohort.remove(name))}
         state.counted |= {name: part.round for name, part in parts.items()}
-        committed = self._committed(signal, parts, now)
+        committed = outcomes.note_version(state, signal, parts, now)
         state.round_started_at = now
         state.phase = Phase.TRAINING
         for learner in contributors:
             self._is_free(learner)
         self._end_benches()
-        actions = [s.Emit(committed), *self._note_running_evaluation(), *self._pause_if_due(now)]
-        if (over := self._enough() or self._target_of_all()) is not None:
+        actions = [s.Emit(committed), *self._evaluations.note_version(state), *self._life.pause_if_due(now)]
+        if (over := self._life.enough() or self._target_of_all()) is not None:
             return actions + self._end_training(over, now)
         return actions + self._settle(now)
 
-    @property
-    def _failures_allowed(self) -> int | None:
-        return self._protocol.max_failures
-
     def _end_benches(self) -> None:
         """Ask again who was left out for long enough; one more failure, and it is left out again."""
-        while self._bench_ends and self._bench_ends[0][0] <= self.state.round:
-            _, learner = self._bench_ends.popleft()
-            if self._benched.pop(learner, None) is not None:
-                self._records.of(learner).num_failures = self._protocol.max_failures - 1
-                self._enter_lap(learner)
-                self._is_free(learner)
-
-    def _note_running_evaluation(self) -> Actions:
-        """The mean over each learner's newest evaluation, of whichever version that was."""
-        state, metrics = self.state, self._evaluations.mean()
-        if not metrics:
-            return []
-        state.note_evaluation(metrics)
-        evaluated = e.VersionEvaluated(
-            job=state.job,
-            round=state.round,
-            version=min(self._evaluated_version, state.version),
-            metrics=metrics,
-            num_learners=len(self._evaluations),
-            num_examples=int(self._evaluations.total_weight),
-        )
-        return [s.Emit(evaluated)]
+        for learner in self._bench.due(self.state.round):
+            self._notes.record(learner).num_failures = self._protocol.max_failures - 1
+            self._laps.enter(learner)
+            self._is_free(learner)
 
     def _target_of_all(self) -> str | None:
         """A target counts once everybody who delivers has evaluated: the first few may be the lucky ones.
 
         Who is benched is not waited for, nor who delivered without a metric.
         """
-        reached = self._target_reached()
+        reached = self._life.target_reached()
         if reached is None:
             return None
-        waited_for = self._matching - self._benched.keys() - self._mute
-        return reached if all(learner in self._evaluations for learner in waited_for) else None
+        return reached if self._evaluations.is_of_all(self._matching.difference(self._bench)) else None
 
     # ------------------------------------------------------------ the end
 
@@ -321,8 +288,8 @@ class AsynchronousJob(Job):
             return actions + self._finish("done", reason, now)
         state.phase, state.ending, state.cohort = Phase.EVALUATING, reason, Cohort()
         self._buffer, self._due = [], deque()
-        self._uploads.open(0)
-        self._assign(sorted(self._matching), now, attempt=self._next_attempt)
+        self._dispatch.uploads.open(0)
+        self._dispatch.assign(sorted(self._matching), now, attempt=self._next_attempt)
         deadline_s = self._protocol.deadline_s
         state.deadline_at = None if deadline_s is None else now + deadline_s
         started = e.RoundStarted(
@@ -333,11 +300,11 @@ class AsynchronousJob(Job):
             train=False,
             deadline_s=deadline_s,
         )
-        return [*actions, s.Save(), s.Emit(started), *self._send(state.cohort)]
+        return [*actions, s.Save(), s.Emit(started), *self._dispatch.send(state.cohort)]
 
     def _evaluated(self, now: float) -> Actions:
         actions = self._dismiss("the evaluation closed without it", now)
-        noted = self._note_evaluation()
+        noted = outcomes.note_evaluation(self.state)
         missing = "" if noted else f"; the last version is not evaluated: {self.state.cohort.summary()}"
         return [*actions, *noted, *self._finish("done", self.state.ending + missing, now)]
 
@@ -358,11 +325,11 @@ class AsynchronousJob(Job):
             return self._remind(learner, part, signal.tasks, now) if part.status in OPEN else []
         if learner not in self._matching:
             self._idle.pop(learner, None)
-            self._leave_lap(learner)
+            self._laps.leave(learner)
             return self._settle(now)
-        self._benched.pop(learner, None)
-        self._records.of(learner).num_failures = 0
-        self._enter_lap(learner)
+        self._bench.remove(learner)
+        self._notes.record(learner).num_failures = 0
+        self._laps.enter(learner)
         if (held := self._still_counts(learner, signal.tasks)) is not None:
             return self._adopt(learner, held, now)
         self._is_free(learner)
@@ -395,7 +362,7 @@ class AsynchronousJob(Job):
         self._idle.pop(learner, None)
         part = self.state.cohort.assign(learner, now, round=held.task.round, attempt=held.task.attempt)
         self.state.cohort.move(learner, Status.ACCEPTED, now)
-        self._uploads.make_room_for(self.state.cohort.num_open)
+        self._dispatch.uploads.make_room_for(self.state.cohort.num_open)
         return self._remind(learner, part, (held,), now)
 
     def _learner_down(self, signal: s.LearnerDown, now: float) -> Actions:
@@ -403,7 +370,7 @@ class AsynchronousJob(Job):
         self._matching.discard(learner)
         self._idle.pop(learner, None)
         self._evaluations.remove(learner)
-        self._leave_lap(learner)
+        self._laps.leave(learner)
         part = state.cohort.get(learner)
         if part is None or part.status not in OPEN:
             return self._settle(now)
@@ -411,7 +378,7 @@ class AsynchronousJob(Job):
             state.cohort.move(learner, Status.LOST, now, signal.reason)
         else:
             state.cohort.remove(learner)
-        return [*self._release_upload(learner), *self._settle(now)]
+        return [*self._dispatch.release(learner), *self._settle(now)]
 
     def _controller_restarted(self, signal: s.ControllerRestarted, now: float) -> Actions:
         """Sums are lost; learners are about to join, and say what they hold."""
@@ -428,7 +395,7 @@ class AsynchronousJob(Job):
         state.waiting_since, state.cohort = None, Cohort()
         if state.phase in (Phase.TRAINING, Phase.COMMITTING):
             state.phase = Phase.TRAINING
-            if (over := self._enough()) is not None:
+            if (over := self._life.enough()) is not None:
                 return actions + self._end_training(over, now)
             return actions
         state.phase = Phase.IDLE
@@ -438,24 +405,3 @@ class AsynchronousJob(Job):
         if self.state.phase is Phase.EVALUATING:
             return self.state.deadline_at if self.state.cohort.num_open else None
         return self._due[0][0] if self._due and self.state.phase is Phase.TRAINING else None
-
-    # ------------------------------------------------------------ laps: who has delivered how often
-
-    def _enter_lap(self, learner: str) -> None:
-        """Who comes later begins with the slowest: nobody has to wait for it to catch up."""
-        if learner not in self._lap:
-            self._lap[learner] = min(self._laps, default=0)
-            self._laps[self._lap[learner]] += 1
-
-    def _leave_lap(self, learner: str) -> None:
-        lap = self._lap.pop(learner, None)
-        if lap is not None:
-            self._laps[lap] -= 1
-            if not self._laps[lap]:
-                del self._laps[lap]
-
-    def _next_lap(self, learner: str) -> None:
-        if (lap := self._lap.get(learner)) is not None:
-            self._leave_lap(learner)
-            self._lap[learner] = lap + 1
-            self._laps[lap + 1] += 1

@@ -10,14 +10,15 @@ for this very task, and then all of them are delivered at once; otherwise none i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
+from broker_fl.coordination import outcomes
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import OPEN, Assignment, GroupPart, Status
-from broker_fl.coordination.job import MAX_REMINDER_DOUBLINGS, Actions, Job
+from broker_fl.coordination.job import MAX_REMINDER_DOUBLINGS, Job
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.shares import Share
+from broker_fl.coordination.signals import Actions
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.wire import events as e
 from broker_fl.wire.fields import text
@@ -85,10 +86,9 @@ class GroupJob(Job):
         if not gone or self.state.phase not in _AT_WORK:
             return []
         cohort.move_all(gone, Status.LOST, now, signal.reason)
-        if self._remembers:
-            for learner in gone:
-                self._records.failed(learner)
-        return [*self._release_upload(signal.group), *self._settle(now)]
+        for learner in gone:
+            self._notes.lost(learner)
+        return [*self._dispatch.release(signal.group), *self._settle(now)]
 
     def _deadline_anew(self, now: float) -> None:
         """Somebody for whom the round waited is there."""
@@ -98,7 +98,11 @@ class GroupJob(Job):
     def _group_reported(self, signal: s.GroupReported, now: float) -> Actions:
         """As ``_learner_reported``."""
         held = self.state.cohort.groups.get(signal.group)
-        if held is None or self.state.phase not in _AT_WORK or self._uploads.is_waiting(signal.group):
+        if (
+            held is None
+            or self.state.phase not in _AT_WORK
+            or self._dispatch.uploads.is_waiting(signal.group)
+        ):
             return []
         if signal.receiving:
             held.changed_at = now
@@ -140,10 +144,10 @@ class GroupJob(Job):
                 # A group that says it is finished, and is asked for it in vain, may lack some of its members.
                 held.changed_at, held.reminders = now, held.reminders + 1
                 self.state.cohort.move_all(learners, Status.SENT, now)
-                actions += [*self._release_upload(group), *self._send(learners)]
-            elif self._uploads.on_request and self._unfolded(group):
+                actions += [*self._dispatch.release(group), *self._dispatch.send(learners)]
+            elif self._dispatch.uploads.on_request and self._dispatch.unfolded(group):
                 held.changed_at, held.reminders = now, held.reminders + 1
-                actions += self._grant(self._uploads.release(group)) + self._grant(self._uploads.add(group))
+                actions += self._dispatch.release(group) + self._dispatch.ready(group)
             else:
                 held.changed_at, held.reminders = now, held.reminders + 1
                 actions.append(s.RequestUpload(group, task))
@@ -177,7 +181,7 @@ class GroupJob(Job):
         }
         if not why or self.state.phase not in _AT_WORK:
             return []
-        return [*self._fail(signal.group, signal.task, why, now), *self._release_upload(signal.group),
+        return [*self._fail(signal.group, signal.task, why, now), *self._dispatch.release(signal.group),
                 *self._settle(now)]  # fmt: skip
 
     def _share_arrived(self, signal: s.ShareArrived, now: float) -> Actions:
@@ -213,7 +217,7 @@ class GroupJob(Job):
             cohort.move_all(share.learners, Status.DELIVERED, now)
             return [*actions, *self._settle(now)]
         cohort.move_all(share.learners, Status.FINISHED, now)
-        return [*actions, *self._grant(self._uploads.add(share.group))]
+        return [*actions, *self._dispatch.ready(share.group)]
 
     def _problem_of(self, share: Share, awaited: list[str]) -> str | None:
         if len(awaited) != len(share.learners):
@@ -229,19 +233,15 @@ class GroupJob(Job):
 
     def _note_times(self, share: Share, now: float) -> None:
         """For records and pacing, where anybody goes by them."""
-        if not self._remembers:
+        if not self._notes.are_kept:
             return
         names = ("num_examples", "num_steps", "num_epochs", "train_s")
         evaluations = {name: column.tolist() for name, column in share.metrics("evaluation").items()}
         for place, (learner, row) in enumerate(share.rows(names)):
-            part = self.state.cohort.get(learner)
-            task_s = now - part.sent_at if part is not None else 0.0
             evaluation = {
                 name: values[place] for name, values in evaluations.items() if not math.isnan(values[place])
             }
-            self._records.finished_as(learner, task_s, evaluation=evaluation, **row)
-            if self.state.phase is Phase.TRAINING:
-                self._pacer.delivered(learner, task_s)
+            self._notes.finished_in_share(learner, now, evaluation=evaluation, **row)
 
     def _late_share(self, share: Share) -> Actions:
         """Say so, if it is of this job and of a task that was given up."""
@@ -250,7 +250,7 @@ class GroupJob(Job):
             return []
         reason = f"delivered while round {state.round + 1} was open"
         why = dict.fromkeys(share.learners, reason)
-        return [s.Emit(self._missed(share.group, share.task, "late", why))]
+        return [s.Emit(outcomes.group_missed(share.group, share.task, "late", why))]
 
     def _share_folded(self, signal: s.ShareWasFolded, now: float) -> Actions:
         share = signal.share
@@ -258,9 +258,8 @@ class GroupJob(Job):
             return []
         self.state.cohort.shares[share.id].is_folded = True
         self.state.cohort.move_all(share.learners, Status.DELIVERED, now)
-        if self._remembers:
-            for learner in share.learners:
-                self._records.counted(learner)
+        for learner in share.learners:
+            self._notes.counted(learner)
         folded = e.GroupFolded(
             job=self.state.job,
             round=share.task.round,
@@ -273,25 +272,10 @@ class GroupJob(Job):
             upload_s=signal.upload_s,
             fold_s=signal.fold_s,
         )
-        actions = [s.Emit(folded), *self._release_upload(share.group)]
-        if self._unfolded(share.group):  # another share came while this one was on its way
-            actions += self._grant(self._uploads.add(share.group))
+        actions = [s.Emit(folded), *self._dispatch.release(share.group)]
+        if self._dispatch.unfolded(share.group):  # another share came while this one was on its way
+            actions += self._dispatch.ready(share.group)
         return [*actions, *self._settle(now)]
-
-    def _unfolded(self, group: str) -> list[TaskRef]:
-        """Tasks of a group of which there are results, and sums that are not here."""
-        shares = self.state.cohort.shares.values()
-        return list(dict.fromkeys(one.task for one in shares if one.group == group and not one.is_folded))
-
-    def _grant(self, learners: Iterable[str]) -> Actions:
-        groups = self.state.cohort.groups
-        actions: Actions = []
-        for name in learners:
-            if name in groups:
-                actions += [s.RequestUpload(name, task) for task in self._unfolded(name)]
-            else:
-                actions += super()._grant([name])
-        return actions
 
     def _share_refused(self, signal: s.ShareWasRefused, now: float) -> Actions:
         share = signal.share
@@ -302,24 +286,17 @@ class GroupJob(Job):
         self.state.cohort.shares.pop(share.id, None)
         why = dict.fromkeys(awaited, text(reason))
         self.state.cohort.move_all(awaited, Status.REFUSED, now, text(reason))
-        refused = s.Emit(self._missed(share.group, share.task, "refused", why))
+        refused = s.Emit(outcomes.group_missed(share.group, share.task, "refused", why))
         excluded = self._note_missed(why)
-        return [refused, *excluded, *self._release_upload(share.group), *self._settle(now)]
+        return [refused, *excluded, *self._dispatch.release(share.group), *self._settle(now)]
 
     def _fail(self, group: str, task: TaskRef, why: dict[str, str], now: float) -> Actions:
         for learner, reason in why.items():
             self.state.cohort.move(learner, Status.FAILED, now, reason)
-        return [s.Emit(self._missed(group, task, "failed", why)), *self._note_missed(why)]
+        return [s.Emit(outcomes.group_missed(group, task, "failed", why)), *self._note_missed(why)]
 
     def _note_missed(self, why: dict[str, str]) -> Actions:
-        excluded: Actions = []
-        for learner, reason in why.items():
-            if self._remembers:
-                self._records.failed(learner)
-            if self.state.phase is Phase.TRAINING:
-                self._pacer.missed(learner)
-            excluded += self._exclusion(learner, reason)
-        return excluded
+        return [one for learner, reason in why.items() for one in self._notes.failed(learner, reason)]
 
     # ------------------------------------------------------------ parts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from broker_fl.errors import FrameRefused
@@ -30,6 +30,8 @@ class Presence:
     software: str = ""
     last_seen: float
     tasks: tuple[TaskStatus, ...] = ()
+    compact: bool = False
+    """Whether it takes a task and its model as one message."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,7 +143,12 @@ class Membership:
         found = self._groups.get(group)
         return found.members if found is not None else {}
 
-    def join(self, member: Member, *, session: str, software: str, now: float) -> bool:
+    def compact(self, learners: Iterable[str]) -> frozenset[str]:
+        """Those of these learners that take a task and its model as one message."""
+        parties = ((learner, self._presences.get(learner)) for learner in learners)
+        return frozenset(learner for learner, party in parties if party is not None and party.compact)
+
+    def join(self, member: Member, *, session: str, software: str, now: float, compact: bool = False) -> bool:
         """Take a learner in, or refresh it; True if it was not there, or is another session than before.
 
         Raises:
@@ -155,6 +162,7 @@ class Membership:
             session=session,
             software=software,
             last_seen=now,
+            compact=compact,
         )
         self._keep_sorted(member, is_new=known is None)
         return known is None or known.session != session

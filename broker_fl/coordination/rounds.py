@@ -14,12 +14,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from broker_fl.coordination import outcomes
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
 from broker_fl.coordination.groups import GroupJob
-from broker_fl.coordination.job import Actions
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.selection import make_selector
+from broker_fl.coordination.signals import Actions
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import AppError
 from broker_fl.interfaces import Extensions, Member
@@ -49,7 +50,7 @@ class RoundsJob(GroupJob):
         state, protocol = self.state, self._protocol
         if state.is_paused:
             return []
-        over = self._enough()
+        over = self._life.enough()
         if over is not None and not state.spec.evaluate:
             return self._finish("done", over, now)
         quorum = protocol.quorum if isinstance(protocol.quorum, int) else 1
@@ -70,7 +71,7 @@ class RoundsJob(GroupJob):
             cohort, state.num_wanted = sorted([*chosen, *spare]), len(chosen)
         else:
             state.num_wanted = 0
-        self._assign(cohort, now, attempt=lambda _: 0)
+        self._dispatch.assign(cohort, now, attempt=lambda _: 0)
         return self._open_round(now)
 
     def _select(self) -> tuple[list[str], list[str]]:
@@ -113,7 +114,7 @@ class RoundsJob(GroupJob):
             num_wanted=state.num_wanted,
             deadline_s=self._protocol.deadline_s,
         )
-        return [s.StartSum(state.round), s.Save(), s.Emit(started), *self._send(state.cohort)]
+        return [s.StartSum(state.round), s.Save(), s.Emit(started), *self._dispatch.send(state.cohort)]
 
     def _settle(self, now: float) -> Actions:
         """Close the round if nothing more is to be waited for."""
@@ -136,12 +137,12 @@ class RoundsJob(GroupJob):
         state = self.state
         if state.phase is Phase.TRAINING:
             for learner in state.cohort.with_status(Status.LOST):
-                self._pacer.missed(learner)
+                self._notes.missed(learner)
         actions = self._dismiss(reason, now, cancelled=reason == ENOUGH)
-        evaluated = self._note_evaluation()
+        evaluated = outcomes.note_evaluation(self.state)
         actions += evaluated
         state.deadline_at = state.waiting_since = None
-        if evaluated and (reached := self._target_reached()) is not None:
+        if evaluated and (reached := self._life.target_reached()) is not None:
             return actions + self._finish("done", reached, now)
         if evaluated and state.version == 0 and (unknown := self._target_unknown()) is not None:
             return actions + self._finish("failed", unknown, now)
@@ -149,6 +150,10 @@ class RoundsJob(GroupJob):
             return actions + self._finish("done", state.ending, now)
         state.phase = Phase.COMMITTING
         return [*actions, s.Commit(state.version + 1)]
+
+    def _target_unknown(self) -> str | None:
+        """Why the target can never be reached; None if it can."""
+        return self._life.target_unknown(outcomes.reported_metrics(self.state.cohort))
 
     def _changes_of_commit(self) -> dict[str, Any]:
         changes: dict[str, Any] = {"phase": Phase.IDLE, "cohort": Cohort()}
@@ -166,9 +171,9 @@ class RoundsJob(GroupJob):
         parts = {name: part for name, part in state.cohort.items() if part.status is Status.DELIVERED}
         if state.spec.has_residuals:
             state.counted = self._counted()
-        committed = self._committed(signal, parts, now)
+        committed = outcomes.note_version(state, signal, parts, now)
         state.phase = Phase.IDLE
-        return [s.Emit(committed), *self._pause_if_due(now), *self._proceed(now)]
+        return [s.Emit(committed), *self._life.pause_if_due(now), *self._proceed(now)]
 
     # ------------------------------------------------------------ once more
 
@@ -192,7 +197,7 @@ class RoundsJob(GroupJob):
         replacements = self._replace(outsiders, now)
         again = [learner for learner in failed if self._status(learner) is not Status.REPLACED]
         attempts = {learner: part.attempt + 1 for learner in again if (part := cohort.get(learner))}
-        self._assign(again, now, attempt=lambda learner: attempts[learner], beside=cohort)
+        self._dispatch.assign(again, now, attempt=lambda learner: attempts[learner], beside=cohort)
         self._set_deadline(now)
         retried = e.RoundRetried(
             job=state.job,
@@ -201,7 +206,7 @@ class RoundsJob(GroupJob):
             reason=text(reason),
             replacements=tuple(replacements),
         )
-        return [s.Save(), s.Emit(retried), *self._send([*replacements, *again])]
+        return [s.Save(), s.Emit(retried), *self._dispatch.send([*replacements, *again])]
 
     def _outsiders(self, matching: Sequence[Member]) -> list[str]:
         """Who may be asked in another's place; those that keep failing only if there is nobody else."""
@@ -241,10 +246,10 @@ class RoundsJob(GroupJob):
         chosen = sorted(draw.sample(outsiders, min(len(outsiders), max(len(vacant), missing))))
         for learner in vacant[: len(chosen)]:
             if self._status(learner) in OPEN:
-                self._note_late(learner, now)
+                self._notes.late(learner, now)
             cohort.move(learner, Status.REPLACED, now)
-            self._release_upload(learner)
-        return self._assign(chosen, now, attempt=lambda _: 0, beside=cohort)
+            self._dispatch.release(learner)
+        return self._dispatch.assign(chosen, now, attempt=lambda _: 0, beside=cohort)
 
     def _num_required(self) -> int:
         """Deliveries with which the open round may close: never too few for its rule to combine."""
@@ -293,9 +298,8 @@ class RoundsJob(GroupJob):
         if part is None or part.status not in OPEN:
             return []
         self.state.cohort.move(signal.learner, Status.LOST, now, signal.reason)
-        if self._remembers:
-            self._records.failed(signal.learner)
-        return [*self._release_upload(signal.learner), *self._settle(now)]
+        self._notes.lost(signal.learner)
+        return [*self._dispatch.release(signal.learner), *self._settle(now)]
 
     def _is_over(self, learner: str, now: float) -> Actions:
         return self._settle(now)
@@ -303,7 +307,7 @@ class RoundsJob(GroupJob):
     def _send_again(self, learner: str, part: Assignment, now: float) -> Actions:
         if part.status is not Status.SENT:  # it was started anew: what it had is gone
             self.state.cohort.move(learner, Status.SENT, now)
-        return self._send([learner])
+        return self._dispatch.send([learner])
 
     # ------------------------------------------------------------ parts
 
@@ -323,4 +327,4 @@ class RoundsJob(GroupJob):
         """Nobody waits for a turn; an evaluation brings nothing to upload, so there nobody will."""
         alone = sum(part.group is None for part in self.state.cohort.values())
         num_uploads = alone + len(self.state.cohort.groups)
-        self._uploads.open(num_uploads if self.state.phase is Phase.TRAINING else 0)
+        self._dispatch.uploads.open(num_uploads if self.state.phase is Phase.TRAINING else 0)

@@ -316,3 +316,4 @@ class Finish:
 
 
 Action = Emit | Save | SendTasks | RequestUpload | CancelTasks | StartSum | Commit | Finish
+Actions = list[Action]

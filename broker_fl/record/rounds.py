@@ -167,7 +167,9 @@ class RoundRecord:
         if not self._reach(row, "finished", event.time_s):
             return False
         timings = event.timings
-        tasks.set(row, "started_s", event.time_s - timings.evaluate_s - timings.train_s)
+        worked_s = timings.evaluate_s + timings.train_s
+        tasks.set(row, "started_s", event.time_s - worked_s)
+        self._accepted_at_last(row, event.time_s - worked_s - timings.queue_s)
         for name in ("queue_s", "evaluate_s", "train_s"):
             tasks.set(row, name, getattr(timings, name))
         if math.isnan(tasks.get(row, "receive_s")):
@@ -226,6 +228,12 @@ class RoundRecord:
         self.memory_bytes = event.memory_bytes
         self.contributors = contributors
         self.num_contributors = max(event.num_learners, len(contributors))
+
+    def _accepted_at_last(self, row: int, time_s: float) -> None:
+        """A result is there; work that is done soon was never announced."""
+        before, sent_s = self.counts["accepted"], self.tasks.get(row, "sent_s")
+        if self._reach(row, "accepted", time_s if math.isnan(sent_s) else max(sent_s, time_s)):
+            self.counts["accepted"] = min(max(self.num_learners, before), before + 1)
 
     def _reach(self, row: int, moment: str, time_s: float) -> bool:
         """Note that a task has come so far; False if that was known."""

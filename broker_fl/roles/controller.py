@@ -7,7 +7,7 @@ All state belongs to the deciding thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -23,16 +23,23 @@ from broker_fl.errors import (
     VersionsLost,
 )
 from broker_fl.extensions import OwnClasses
-from broker_fl.interfaces import Delivery, Member, Sink, Store, Transport
+from broker_fl.identity.accounts import Account, Role
+from broker_fl.interfaces import Delivery, Member, Store, Transport
+from broker_fl.observer import NOBODY, Observer
+from broker_fl.roles.about import about
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
+from broker_fl.roles.limits import DEAD_LETTERS, MESSAGES, WASTE, RateLimit
 from broker_fl.roles.loop import Loop
-from broker_fl.roles.mailboxes import Inbox, Keys
+from broker_fl.roles.places import Inbox, Keys
 from broker_fl.roles.requests import Requests
+from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
+from broker_fl.roles.speakers import DRIVERS, LEARNERS, Identities, Speaker, Speakers
+from broker_fl.roles.status import ControllerStatus
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import GroupJoined, GroupLeft, GroupLost, LearnerJoined, LearnerLeft, LearnerLost
@@ -46,8 +53,20 @@ CONTROL_PREFETCH = 16
 MAX_RETRY_PAUSE_S = 5.0
 
 T = TypeVar("T")
-Handler = Callable[[m.Message, memoryview | None, str], None]
-"""Takes a message, its payload, and the first word of its routing key: who sent it."""
+Handler = Callable[[m.Message, memoryview | None, Speaker], None]
+"""Takes a message, its payload, and who sent it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A queue that the controller reads."""
+
+    queue: str
+    handle: Handler
+    prefetch: int
+    senders: Set[Role]
+    limit: RateLimit | None = None
+    """For all of its messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +82,10 @@ class ControllerSettings:
     """A job with a larger model is refused."""
     store_patience_s: float | None = None
     """How long a store that fails is asked again before that ends the controller; None is for ever."""
+    identities: Identities = "shared"
+    """``required``: every message has to come from an enrolled account, in its own name. A controller whose
+    own account is an enrolled one always requires that.
+    """
 
 
 class Controller:
@@ -78,17 +101,25 @@ class Controller:
     ) -> None:
         """``own``: the rules and selectors that jobs may name besides those of the library."""
         self._own = own or OwnClasses()
+        self._observer = NOBODY
+        is_enrolled = Account.of(transport.user) is not None
         self.settings = settings or ControllerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
         self._store = store
         self._clock = Clock(runtime)
         self._stop = runtime.event()
+        identities: Identities = "required" if is_enrolled else self.settings.identities
+        self._speakers = Speakers(self.settings.federation, identities)
+        self._messages = RateLimit(MESSAGES, "messages")
+        self._waste = RateLimit(WASTE, "messages that nobody asked for")
+        self._refusals = RateLimit(DEAD_LETTERS, "messages that are refused")
         self._settled = runtime.event()  # it is active, or has ended before it was
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
         self._groups = Groups(self._members)
         self._keys = Keys(self.topology)
+        self._inbox: Inbox | None = None
         self._ticked_at = 0.0
         self._unflushed_since: float | None = None
         self._unheard: StoreUnavailable | None = None
@@ -104,6 +135,10 @@ class Controller:
         """What ended the controller, if it was not ``stop``."""
 
     # ------------------------------------------------------------ life
+
+    def observe(self, observer: Observer) -> None:
+        """Tell it from now on; before ``start``."""
+        self._observer = observer
 
     def start(self) -> None:
         """Begin: stand by for the lease, then work, on threads of its own."""
@@ -131,6 +166,26 @@ class Controller:
         """Of the lease that it holds; 0 before."""
         return self._lease.epoch
 
+    def status(self) -> ControllerStatus:
+        """How it is doing; from any thread."""
+        epoch, topology = self._lease.epoch, self.topology
+        queues = {"reports": topology.reports, "control": topology.control}
+        if self._inbox is not None:
+            queues["inbox"] = self._inbox.queue
+        has_ended = self._stop.is_set() or self.error is not None
+        return ControllerStatus(
+            num_learners=len(self._members),
+            num_calls=self._loop.num_calls,
+            stalled_s=self._loop.stalled_s if self._is_active else 0.0,
+            has_ended=has_ended,
+            queues=queues,
+            epoch=epoch,
+            is_active=self._is_active and not has_ended,
+            is_standby=self._lease.is_waiting,
+            is_without_store=self._unheard is not None or self._unflushed_since is not None,
+            num_jobs=self._jobs.num_by_phase() if self._is_active else {},
+        )
+
     def _run(self) -> None:
         try:
             if self._lease.acquire(self._stop, self.settings.store_patience_s):
@@ -147,23 +202,26 @@ class Controller:
     def _work(self) -> None:
         """Hear everybody until the loop ends; with the lease in hand."""
         epoch = self._lease.epoch
-        services = self._new_services(epoch)
+        inbox = self._inbox = Inbox(self._transport, self.topology, epoch)
+        services = self._new_services(epoch, inbox)
         self._jobs = Jobs(services, self._members)
         self._requests = Requests(services, self._jobs, self.settings.max_model_bytes)
-        inbox = services.place
         self._transport.declare(self.topology.for_controller())
         inbox.declare()
         self._transport.on_queue_lost(partial(self._move_inbox, inbox))
         self._transport.on_reconnect(lambda: self._loop.post(self._ask_who_is_there))
+        self._transport.on_unroutable(
+            lambda *where: self._loop.post(lambda: self._is_without_mailbox(*where))
+        )
         self._jobs.resume()
         self._ask_who_is_there()
-        handlers = {
-            self.topology.reports: (self._on_report, REPORTS_PREFETCH),
-            self.topology.control: (self._on_control, CONTROL_PREFETCH),
-        }
-        inbox.consume(partial(self._sink, self._on_inbox), prefetch=INBOX_PREFETCH)
-        for queue, (handle, prefetch) in handlers.items():
-            self._transport.consume(queue, self._sink(handle, queue), prefetch=prefetch)
+        sources = (
+            _Source(self.topology.reports, self._on_report, REPORTS_PREFETCH, LEARNERS, self._messages),
+            _Source(self.topology.control, self._on_control, CONTROL_PREFETCH, DRIVERS, self._messages),
+        )
+        self._consume_inbox(inbox)
+        for source in sources:
+            self._consume(source)
         self._loop.start()
         log.info("controller of federation %s is active, epoch %d", self.settings.federation, epoch)
         self._is_active = True
@@ -172,10 +230,10 @@ class Controller:
         self.error = self.error or self._loop.error
         if self.error is None:
             self._jobs.flush()  # what happened after the loop was last idle
-        for queue in (inbox.queue, *handlers):
+        for queue in (inbox.queue, *(source.queue for source in sources)):
             self._transport.cancel(queue)
 
-    def _new_services(self, epoch: int) -> Services:
+    def _new_services(self, epoch: int, inbox: Inbox) -> Services:
         return Services(
             topology=self.topology,
             transport=self._transport,
@@ -183,7 +241,7 @@ class Controller:
             sender=self._sender,
             bulk_sender=self._bulk_sender,
             clock=self._clock,
-            place=Inbox(self._transport, self.topology, epoch),
+            place=inbox,
             keys=self._keys,
             epoch=epoch,
             heartbeat_s=self.settings.heartbeat_s,
@@ -191,6 +249,7 @@ class Controller:
             persist=self._persist,
             members=self._members,
             own=self._own,
+            observer=self._observer,
         )
 
     def _fenced(self, error: Fenced) -> None:
@@ -243,39 +302,78 @@ class Controller:
 
     # ------------------------------------------------------------ what comes in
 
-    def _sink(self, handle: Handler, queue: str) -> Sink:
-        def sink(delivery: Delivery) -> None:
-            self._loop.post(lambda: self._take(queue, delivery, handle))
-
-        return sink
+    def _consume_inbox(self, inbox: Inbox) -> None:
+        self._consume(_Source(inbox.queue, self._on_inbox, INBOX_PREFETCH, LEARNERS | DRIVERS))
 
     def _move_inbox(self, inbox: Inbox, queue: str) -> None:
         """On a thread of the transport: the node of a queue is down. What was in it is asked for again."""
-        if inbox.move(queue, partial(self._sink, self._on_inbox), prefetch=INBOX_PREFETCH):
+        if inbox.move(queue, lambda: self._consume_inbox(inbox)):
             self._loop.post(self._ask_who_is_there)
 
-    def _take(self, queue: str, delivery: Delivery, handle: Handler) -> None:
+    def _consume(self, source: _Source) -> None:
+        def sink(delivery: Delivery) -> None:
+            self._loop.post(lambda: self._take(source, delivery))
+
+        self._transport.consume(source.queue, sink, prefetch=source.prefetch)
+
+    def _take(self, source: _Source, delivery: Delivery) -> None:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
         the reason.
         """
+        with about() as subject:
+            self._handle(subject, source, delivery)
+        delivery.ack()
+
+    def _handle(self, subject: about, source: _Source, delivery: Delivery) -> None:
+        speaker: Speaker | None = None
         try:
+            speaker = self._speakers.of(delivery, source.senders)
+            if source.senders & LEARNERS and (speaker.account is None or speaker.account.role in LEARNERS):
+                subject.too(learner=speaker.name)
+            if self._is_over_limit(source, speaker):
+                self._observer.refused("over_limit")
+                return
             message, payload = m.decode(delivery.body)
-            handle(message, payload, delivery.routing_key.partition(".")[0])
+            subject.too_of(message)
+            source.handle(message, payload, speaker)
         except MessageRefused as error:
-            self._dead_letter(queue, delivery, str(error))
-            self._refuse_broken_result(delivery, str(error))
+            self._refuse(source.queue, delivery, speaker, str(error))
         except (Fenced, TransportClosed, StoreUnavailable, VersionsLost):
             raise  # not acked: it comes again, to whoever goes on
         except Exception as error:
-            log.exception("a message from %s with key %s could not be handled", queue, delivery.routing_key)
-            self._dead_letter(queue, delivery, f"{type(error).__name__}: {error}")
-        delivery.ack()
+            log.exception(
+                "a message from %s with key %s could not be handled", source.queue, delivery.routing_key
+            )
+            self._dead_letter(source.queue, delivery, f"{type(error).__name__}: {error}")
 
-    def _refuse_broken_result(self, delivery: Delivery, reason: str) -> None:
+    def _is_over_limit(self, source: _Source, speaker: Speaker) -> bool:
+        """Whether an account sends too much; names that are no accounts are whatever a sender says."""
+        if speaker.account is None:
+            return False
+        user, now = speaker.account.user, self._clock.now()
+        if source.limit is None:
+            return not self._waste.has_left(user, now)
+        return not source.limit.take(user, now)
+
+    def _wasted(self, speaker: Speaker) -> None:
+        """Count a message of an inbox that was of no use."""
+        if speaker.account is not None:
+            self._waste.take(speaker.account.user, self._clock.now())
+
+    def _refuse(self, queue: str, delivery: Delivery, speaker: Speaker | None, reason: str) -> None:
+        user = delivery.user or ""
+        if speaker is None or speaker.account is None or self._refusals.take(user, self._clock.now()):
+            self._dead_letter(queue, delivery, reason)
+        if speaker is not None:
+            self._wasted(speaker)
+            self._refuse_broken_result(delivery, speaker, reason)
+
+    def _refuse_broken_result(self, delivery: Delivery, speaker: Speaker, reason: str) -> None:
         """A learner whose result cannot be read has nothing better to send: its round goes on without it."""
         broken = m.broken_result(delivery.body)
-        if broken is not None and broken[0] == delivery.routing_key.partition(".")[0]:
+        if broken is not None and broken[0] == speaker.name:
             learner, task = broken
+            self._observer.update("refused", "unreadable")
             if self._members.is_group(learner):
                 self._jobs.signal(task.job, s.GroupHasFailed(learner, task, reason[:1000]))
                 return
@@ -283,6 +381,8 @@ class Controller:
 
     def _dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
+        names = {self.topology.reports: "reports", self.topology.control: "control"}
+        self._observer.refused(names.get(queue, "inbox"))
         header = m.DeadLetter(
             source=queue,
             routing_key=delivery.routing_key,
@@ -293,8 +393,8 @@ class Controller:
         body = pack_chunk(header.KIND, header.model_dump(), payload)
         self._sender.post(lambda: self._transport.publish(self.topology.dead, [""], body, persistent=True))
 
-    def _on_report(self, message: m.Message, _payload: memoryview | None, sender: str) -> None:
-        _refuse_foreign(message, sender)
+    def _on_report(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
+        speaker.check_report(message)
         match message:
             case m.Join():
                 self._on_join(message)
@@ -315,7 +415,13 @@ class Controller:
 
     def _on_join(self, join: m.Join) -> None:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
-        new = self._members.join(member, session=join.session, software=join.software, now=self._clock.now())
+        new = self._members.join(
+            member,
+            session=join.session,
+            software=join.software,
+            now=self._clock.now(),
+            compact=join.compact,
+        )
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
         self._answer_join(join.learner, join)
         if new:
@@ -344,13 +450,23 @@ class Controller:
         self._jobs.signal_all(s.GroupUp(page.group, joining.tasks))
 
     def _answer_join(self, name: str, join: m.Join | m.GroupJoin) -> None:
-        """Welcome it, in a mailbox that is made before if need be."""
+        """Welcome it, in the mailbox that it reads."""
         self._keys.note(name, join.mailbox)
-        if join.needs_mailbox:
-            mailbox = self.topology.for_learner(name, join.mailbox)
-            self._sender.post(lambda: self._transport.declare(mailbox))
         welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
-        self._sender.send(self.topology.tasks, [self._keys.of(name)], welcome)
+        self._sender.send(self.topology.tasks, [self._keys.of(name)], welcome, mandatory=True)
+
+    def _is_without_mailbox(self, exchange: str, key: str) -> None:
+        """What was sent to one learner has reached no queue: its mailbox is lost, and made anew.
+
+        Enrolled learners may not declare it themselves. What was in it is sent again when it is missed.
+        """
+        prefix = self.topology.learner_key("")
+        name, _, generation = key.removeprefix(prefix).partition(".")
+        if exchange != self.topology.tasks or not key.startswith(prefix):
+            return
+        log.warning("the mailbox of learner %s is not there: declaring it again", name)
+        mailbox = self.topology.for_learner(name, int(generation or 0))
+        self._sender.post(lambda: self._transport.declare(mailbox))
 
     def _on_leave(self, leave: m.Leave) -> None:
         learner, reason = leave.learner, leave.reason or "it left"
@@ -369,7 +485,7 @@ class Controller:
     def _on_heartbeat(self, beat: m.Heartbeat) -> None:
         self._keys.note(beat.learner, beat.mailbox)
         if not self._members.heard(beat.learner, beat.session, beat.tasks, self._clock.now()):
-            self._sender.send(self.topology.tasks, [self._keys.of(beat.learner)], m.Rejoin())
+            self._sender.send(self.topology.tasks, [self._keys.of(beat.learner)], m.Rejoin(), mandatory=True)
             return
         is_group = self._members.is_group(beat.learner)
         for runner in self._jobs.running():
@@ -386,28 +502,33 @@ class Controller:
                 cancel = m.Cancel(task=status.task, reason="the job has ended")
                 self._sender.send(self.topology.tasks, [self._keys.of(learner)], cancel)
 
-    def _on_inbox(self, message: m.Message, payload: memoryview | None, sender: str) -> None:
+    def _on_inbox(self, message: m.Message, payload: memoryview | None, speaker: Speaker) -> None:
         if isinstance(message, m.ModelChunk) and payload is not None:
-            self._requests.initial_chunk(sender, message, payload)
+            self._requests.initial_chunk(speaker, message, payload)
             return
         if not isinstance(message, m.Result | m.GroupResult | m.UpdateChunk):
             raise FrameRefused(f"a {message.KIND!r} message does not belong into an inbox")
-        _refuse_foreign(message, sender)
+        speaker.check_report(message)
         runner = self._jobs.runner(message.task.job)
         if runner is None:
-            log.info("a %s of learner %s for job %s came too late", message.KIND, sender, message.task.job)
+            log.info(
+                "a %s of learner %s for job %s came too late", message.KIND, speaker.name, message.task.job
+            )
+            self._wasted(speaker)
         elif isinstance(message, m.Result):
             runner.result(message)
         elif isinstance(message, m.GroupResult):
             runner.group_result(message)
-        elif payload is not None and message.share:
-            runner.group_chunk(message, payload)
         elif payload is not None:
-            runner.chunk(message, payload)
+            num_dropped = runner.num_dropped
+            _take_chunk(runner, message, payload)
+            if runner.num_dropped > num_dropped:
+                self._wasted(speaker)
 
-    def _on_control(self, message: m.Message, _payload: memoryview | None, _key: str) -> None:
+    def _on_control(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
         if not isinstance(message, m.Request):
             raise FrameRefused(f"a {message.KIND!r} message is not a request")
+        speaker.check_request(message)
         self._requests.handle(message)
 
     # ------------------------------------------------------------ time
@@ -447,8 +568,16 @@ class Controller:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
 
 
-def _refuse_foreign(message: m.Message, sender: str) -> None:
-    """Hold the name in a message against the routing key, which the broker's permissions guard."""
-    name = getattr(message, "group", None) or getattr(message, "learner", sender)
-    if name != sender:
-        raise FrameRefused(f"{sender!r} sent a {message.KIND!r} in the name of {name!r}")
+def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:
+    """Hand in a part of an update, or of a group's sum; and before it the result that came with it."""
+    if chunk.share:
+        runner.group_chunk(chunk, payload)
+        return
+    if (result := chunk.result) is not None:
+        if (result.learner, result.task) != (chunk.learner, chunk.task):
+            raise FrameRefused(
+                f"a chunk of learner {chunk.learner!r} for task {chunk.task} brought a result of learner "
+                f"{result.learner!r} for task {result.task}"
+            )
+        runner.result(result)
+    runner.chunk(chunk, payload)

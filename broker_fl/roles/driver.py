@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from broker_fl.errors import BrokerUnavailable, MessageRefused, QueueLost, RequestRefused
+from broker_fl.errors import BrokerUnavailable, MessageRefused, QueueLost, RequestRefused, SettingError
+from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
 from broker_fl.record.history import History
@@ -51,9 +52,10 @@ class Driver:
         """
         self.topology = Topology(federation)
         self.runtime = runtime
-        self.id = self._first_id = f"driver-{runtime.unique()[:12]}"
+        account = driver_account(transport.user, federation)
+        self._name = account.name if account is not None else "driver"
+        self.id = self._new_id()
         """Names the queue of answers. It changes when that is on a node that goes down."""
-        self._generation = 0
         self.timeout_s = timeout_s
         self._transport = transport
         self._lock = threading.Lock()
@@ -63,7 +65,8 @@ class Driver:
         self._failure: Exception | None = None
         transport.on_reconnect(self._on_reconnect)
         transport.on_queue_lost(self._on_queue_lost)
-        transport.declare(self.topology.for_controller())
+        if account is None:
+            transport.declare(self.topology.for_controller())
         self._open(self.id)
 
     def __enter__(self) -> Self:
@@ -213,6 +216,9 @@ class Driver:
         for download in downloads:
             download.add(chunk, payload)
 
+    def _new_id(self) -> str:
+        return f"{self._name}-{self.runtime.unique()[:12]}"
+
     def _open(self, driver: str) -> None:
         self._transport.declare(self.topology.for_driver(driver))
         queue = self.topology.driver_queue(driver)
@@ -227,8 +233,7 @@ class Driver:
             watch.move(queue)
         if queue != self.topology.driver_queue(self.id):
             return
-        self._generation += 1
-        driver = f"{self._first_id}-{self._generation}"
+        driver = self._new_id()
         self._open(driver)
         self.id = driver
         self._transport.cancel(queue)
@@ -306,6 +311,18 @@ class Driver:
     def transport(self) -> Transport:
         """The connection to the broker."""
         return self._transport
+
+
+def driver_account(user: str, federation: str) -> Account | None:
+    """The enrolled account that a driver works under; None if it is a shared one.
+
+    Raises:
+        SettingError: it is enrolled as something else, or in another federation.
+    """
+    account = Account.of(user)
+    if account is not None and not (account.asks and account.federation == federation):
+        raise SettingError(f"the account {user!r} is that of {account}; it is no driver of {federation!r}")
+    return account
 
 
 class Job:

@@ -6,6 +6,7 @@ import logging
 
 from broker_fl.errors import StoreUnavailable
 from broker_fl.interfaces import Store
+from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
@@ -37,6 +38,7 @@ class EventLog:
         self._sender = sender
         self._topology = topology
         self._clock = clock
+        self.observer: Observer = NOBODY
         self._last = store.num_events(job)
         self._pending: list[bytes] = []
 
@@ -44,6 +46,7 @@ class EventLog:
         """Give an event its number and time."""
         self._last += 1
         self._pending.append(event.stamped(self._last, self._clock.now()).pack())
+        self.observer.event(event)
 
     def flush(self) -> StoreUnavailable | None:
         """Store and publish what was added; an error of the store is returned, and it has to be tried again.

@@ -13,6 +13,8 @@ from itertools import islice
 
 from broker_fl.errors import FrameRefused, SettingError, TaskCancelled
 from broker_fl.interfaces import Learner, LearnerContext, Parameters
+from broker_fl.observer import NOBODY, WorkOutcome
+from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.sharing import FinishedShare, GroupTask, IncomingModel, MemberTask
 from broker_fl.wire import messages as m
@@ -112,6 +114,7 @@ class Group:
         self.send: Callable[[GroupTask, FinishedShare, bool], None]
         """With its sum, or as the task says."""
         self.on_idle: Callable[[], None]
+        self.observer = NOBODY
 
     # ------------------------------------------------------------ what comes in
 
@@ -201,6 +204,7 @@ class Group:
     def _accept(self, whole: GroupTask) -> None:
         accepted = m.Accepted(learner=self.id, task=whole.newest.task, receive_s=whole.incoming.receive_s)
         self.report(accepted)
+        self.observer.received(whole.incoming.receive_s)
 
     def on_upload_request(self, request: m.UploadRequest) -> None:
         """Send what is finished of a task, again or for the first time."""
@@ -234,6 +238,20 @@ class Group:
             whole.cancel()
 
     # ------------------------------------------------------------ work
+
+    def __len__(self) -> int:
+        return len(self._learners)
+
+    @property
+    def num_working(self) -> int:
+        """Workers that are at it."""
+        return self._num_working
+
+    @property
+    def num_waiting(self) -> int:
+        """Learners whose task waits for a worker; from any thread."""
+        with self._lock:
+            return sum(whole.num_waiting for whole in self._all())
 
     @property
     def is_idle(self) -> bool:
@@ -270,11 +288,14 @@ class Group:
     def _work(self) -> None:
         """On a worker's thread: one learner after the other, until nobody waits."""
         while (held := self._next()) is not None:
-            began = time.perf_counter()
+            began, task = time.perf_counter(), held.task.task
+            outcome: WorkOutcome = "cancelled"
             try:
-                held.whole.work(held, self._made(held))
+                with about(job=task.job, round=task.round, learner=held.learner):
+                    outcome = "finished" if held.whole.work(held, self._made(held)) else "failed"
             except TaskCancelled:
                 log.debug("learner %s of group %s stopped working", held.learner, self.id)
+            self.observer.worked(outcome, time.perf_counter() - began)
             with self._lock:
                 self._busy.discard(held.learner)
             share = held.whole.worked(time.perf_counter() - began)

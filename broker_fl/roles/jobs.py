@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -84,7 +85,7 @@ class Jobs:
 
     def _events(self, job: str) -> EventLog:
         services = self._services
-        return EventLog(
+        events = EventLog(
             job,
             store=services.store,
             epoch=services.epoch,
@@ -92,10 +93,17 @@ class Jobs:
             topology=services.topology,
             clock=services.clock,
         )
+        events.observer = services.observer
+        return events
 
     def states(self) -> dict[str, JobState]:
         """State of every job that is known."""
         return self._ended | {job: runner.job.state for job, runner in self._runners.items()}
+
+    def num_by_phase(self) -> dict[str, int]:
+        """How many jobs there are in each phase; from any thread."""
+        running = [runner.job.state.phase.value for runner in self.running()]
+        return {Phase.ENDED.value: len(self._ended), **Counter(running)}
 
     def runner(self, job: str) -> JobRunner | None:
         """The job's runner, until the job has ended."""

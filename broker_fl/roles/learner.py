@@ -8,6 +8,7 @@ one publishes (``Sender``); the transport has its own.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,14 +16,17 @@ from functools import partial
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
 from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
+from broker_fl.observer import NOBODY, Observer, WorkOutcome
+from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.mailboxes import Mailboxes
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
-from broker_fl.roles.sender import Sender, publish_update
+from broker_fl.roles.sender import Sender, publish_outcome, publish_together
 from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
+from broker_fl.roles.status import LearnerStatus
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.roles.turns import Turns
 from broker_fl.roles.variates import Variates
@@ -30,8 +34,9 @@ from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 
 log = logging.getLogger(__name__)
-MAILBOX_PREFETCH = 16
 DEFAULT_HEARTBEAT_S = 5.0
+ACCEPTED_AFTER_S = 2.0
+"""Work that is done sooner is not announced: its result tells all of it, and is a message less."""
 SOFTWARE = f"broker_fl {broker_fl.__version__}"
 """What learners of this library say that they run."""
 MAX_STATUSES = 100
@@ -93,10 +98,8 @@ class LearnerHost:
         self.settings = settings or LearnerSettings()
         self.topology = Topology(self.settings.federation)
         self._transport = transport
+        self._observer = NOBODY
         self._clock = Clock(runtime)
-        self._mailboxes = Mailboxes(
-            transport, self.topology, runtime, prefetch=MAILBOX_PREFETCH, ask=self._ask_for_mailbox
-        )
         self._group = self._group_of(learners)
         alone = learners.items() if self._group is None else ()
         self._seats = {
@@ -113,16 +116,21 @@ class LearnerHost:
         self._beat_waits = False
         self._draining = False
         self._turns = Turns()
+        self._unsaid: deque[tuple[float, HeldTask]] = deque()
+        """Tasks that are whole, and when that is said to the controller."""
         self._num_waiting = 0
         self._num_working = 0
         self._drain_began = runtime.event()
         self._idle_workers = runtime.event()
         self._welcomed = runtime.event()
         self._stopped = runtime.event()
-        self._loop = Loop("learner", on_idle=self._beat_if_due, timeout_s=self._timeout_s, runtime=runtime)
+        self._loop = Loop("learner", on_idle=self._do_what_is_due, timeout_s=self._timeout_s, runtime=runtime)
         self._reports = Sender(transport, "learner-reports", runtime)
         self._updates = Sender(transport, "learner-updates", runtime)
         self._workers = runtime.workers(self.settings.num_workers, "learner-worker")
+        self._mailboxes = Mailboxes(
+            transport, self.topology, self._readers(), is_group=self._group is not None
+        )
 
     def _group_of(self, learners: Mapping[str, Learner]) -> Group | None:
         settings = self.settings
@@ -144,18 +152,37 @@ class LearnerHost:
 
     # ------------------------------------------------------------ life
 
+    def observe(self, observer: Observer) -> None:
+        """Tell it from now on; before ``start``."""
+        self._observer = observer
+        if self._group is not None:
+            self._group.observer = observer
+
+    def status(self) -> LearnerStatus:
+        """How it is doing; from any thread."""
+        group = self._group
+        name = group.id if group is not None else next(iter(self._seats))
+        mailbox = self.topology.mailbox(name, self._mailboxes.generation(name))
+        return LearnerStatus(
+            num_learners=len(self._seats) if group is None else len(group),
+            num_calls=self._loop.num_calls,
+            stalled_s=self._loop.stalled_s,
+            has_ended=self.error is not None or self._stopped.is_set(),
+            queues={"mailbox": mailbox},
+            is_welcomed=self._welcomed.is_set(),
+            num_working=self._num_working if group is None else group.num_working,
+            num_waiting=self._num_waiting if group is None else group.num_waiting,
+        )
+
     def start(self) -> None:
         """Declare mailboxes, join, and take tasks.
 
         Raises:
             AccessDenied: no permission, or another process reads the mailbox of one of these learners.
+            SettingError: the account is enrolled as somebody else.
             BrokerUnavailable: the broker does not answer.
         """
-        self._transport.declare(self.topology.for_controller())
-        sinks = {seat.id: self._sink(seat.id, partial(self._handle, seat)) for seat in self._seats.values()}
-        if self._group is not None:
-            sinks[self._group.id] = self._sink(self._group.id, partial(self._handle_for, self._group))
-        self._mailboxes.open(sinks)
+        self._mailboxes.open()
         self._transport.on_queue_lost(self._move_mailbox)
         self._transport.on_reconnect(lambda: self._loop.post(self._join_all))
         self._loop.post(self._join_all)
@@ -229,7 +256,13 @@ class LearnerHost:
 
     # ------------------------------------------------------------ what comes in
 
-    def _sink(self, name: str, handle: Callable[[m.Message, memoryview | None], None]) -> Sink:
+    def _readers(self) -> dict[str, Sink]:
+        """Who takes what comes in, by mailbox."""
+        if self._group is not None:
+            return {self._group.id: self._reader(self._group.id, partial(self._handle_for, self._group))}
+        return {seat.id: self._reader(seat.id, partial(self._handle, seat)) for seat in self._seats.values()}
+
+    def _reader(self, name: str, handle: Callable[[m.Message, memoryview | None], None]) -> Sink:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(name, delivery, handle))
 
@@ -240,22 +273,17 @@ class LearnerHost:
         if self._mailboxes.move(queue):
             self._loop.post(self._join_all)
 
-    def _ask_for_mailbox(self, name: str, generation: int) -> None:
-        """Have the controller make it; a broker's permissions may keep us from that."""
-        for party in self._parties():
-            if party.id == name:
-                for join in self._joins(party):
-                    asked = {"mailbox": generation, "needs_mailbox": True}
-                    self._report(name, join.model_copy(update=asked))
-
     def _take(
         self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]
     ) -> None:
-        try:
-            message, payload = m.decode(delivery.body)
-            handle(message, payload)
-        except MessageRefused as error:
-            log.warning("learner %s refuses a message: %s", name, error)
+        with about(learner=name) as subject:
+            try:
+                message, payload = m.decode(delivery.body)
+                subject.too_of(message)
+                handle(message, payload)
+            except MessageRefused as error:
+                log.warning("learner %s refuses a message: %s", name, error)
+                self._observer.refused("mailbox")
         delivery.ack()
 
     def _handle_for(self, group: Group, message: m.Message, payload: memoryview | None) -> None:
@@ -278,6 +306,8 @@ class LearnerHost:
     def _handle(self, seat: _Seat, message: m.Message, payload: memoryview | None) -> None:
         match message:
             case m.ModelChunk() if payload is not None:
+                if message.task is not None:
+                    self._on_task(seat, message.task)
                 self._on_chunk(seat, message, payload)
             case m.Task():
                 self._on_task(seat, message)
@@ -329,8 +359,8 @@ class LearnerHost:
         ):
             return
         if held.receive(chunk, payload):
-            accepted = m.Accepted(learner=seat.id, task=held.task.task, receive_s=held.receive_s)
-            self._report(seat.id, accepted)
+            self._unsaid.append((self._clock.now() + ACCEPTED_AFTER_S, held))
+            self._observer.received(held.receive_s)
             self._turns.add(held)
             self._num_waiting += 1
             self._work_on_next()
@@ -354,13 +384,17 @@ class LearnerHost:
 
     def _work(self, seat: _Seat, held: HeldTask) -> None:
         """On a worker's thread."""
-        began = self._clock.steady_s()
+        began, task = self._clock.steady_s(), held.task.task
+        outcome: WorkOutcome = "cancelled"
         try:
-            held.work(seat.learner)
+            with about(job=task.job, round=task.round, learner=seat.id):
+                held.work(seat.learner)
+                outcome = "failed" if held.result is None else "finished"
         except TaskCancelled:
-            log.info("learner %s stopped working on task %s", seat.id, held.task.task)
+            log.info("learner %s stopped working on task %s", seat.id, task)
         finally:
             seconds = self._clock.steady_s() - began
+            self._observer.worked(outcome, seconds)
             self._loop.post(lambda: self._worked(seat, held, seconds))
 
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
@@ -380,14 +414,17 @@ class LearnerHost:
         """Report the failure; or send the result, and its update unless that is to be asked for."""
         task, result = held.task, held.result
         if result is None:
-            log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
+            with about(job=task.task.job, round=task.task.round, learner=seat.id):
+                log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
             return
         result = result.model_copy(update={"session": seat.session})
         exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
-        self._updates.send(exchange, [key], result)
-        if (update := held.update) is not None and task.upload == "at_once":
-            self._updates.post(lambda: publish_update(self._transport, exchange, key, result, update))
+        if (update := held.update) is None or task.upload != "at_once":
+            self._updates.send(exchange, [key], result)
+            return
+        publish = publish_together if task.compact else publish_outcome
+        self._updates.post(lambda: publish(self._transport, exchange, key, result, update))
 
     def _send_share(self, group: Group, task: GroupTask, share: FinishedShare, *, is_asked_for: bool) -> None:
         """Send the pages of a group's result, and its sum unless that is to be asked for."""
@@ -420,6 +457,7 @@ class LearnerHost:
             attributes=dict(party.attributes),
             software=SOFTWARE,
             tasks=party.statuses(),
+            compact=True,
         )
         return (join,)
 
@@ -427,18 +465,36 @@ class LearnerHost:
         self._reports.send(self.topology.reports, [f"{name}.{report.KIND}"], report, persistent=True)
 
     def _timeout_s(self) -> float:
-        beat_s = self._beat_at + self._heartbeat_s - self._clock.now()
-        due_s = self._group.due_s() if self._group is not None else None
-        return beat_s if due_s is None else min(beat_s, due_s)
+        now = self._clock.now()
+        due_s = [self._beat_at + self._heartbeat_s - now]
+        if self._unsaid:
+            due_s.append(self._unsaid[0][0] - now)
+        if self._group is not None and (group_s := self._group.due_s()) is not None:
+            due_s.append(group_s)
+        return min(due_s)
 
-    def _beat_if_due(self) -> None:
-        """Send heartbeats, unless the last ones are still waiting for the broker."""
+    def _say_accepted(self, now: float) -> None:
+        """Of tasks that take their time; the results of others say it soon enough."""
+        while self._unsaid and self._unsaid[0][0] <= now:
+            held = self._unsaid.popleft()[1]
+            if held.phase not in ("finished", "failed") and not held.cancelled:
+                accepted = m.Accepted(learner=held.learner, task=held.task.task, receive_s=held.receive_s)
+                self._report(held.learner, accepted)
+
+    def _do_what_is_due(self) -> None:
+        now = self._clock.now()
+        self._say_accepted(now)
         if self._group is not None:
             self._group.send_due()
-        now = self._clock.now()
+        self._beat_if_due(now)
+
+    def _beat_if_due(self, now: float) -> None:
+        """Send heartbeats, unless the last ones are still waiting for the broker."""
         if now < self._beat_at + self._heartbeat_s:
             return
         self._beat_at = now
+        if self._mailboxes.open_missing():
+            self._join_all()
         if self._beat_waits:
             return
         self._beat_waits = True

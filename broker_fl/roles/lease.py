@@ -36,6 +36,8 @@ class Lease:
         self._released = runtime.event()
         self._thread = runtime.thread(self._renew, "lease")
         self.epoch = 0
+        self.is_waiting = False
+        """Another controller holds it."""
 
     def acquire(self, stop: Event, store_patience_s: float | None = None) -> bool:
         """Wait until the lease is free, as a standby; False if ``stop`` was set first.
@@ -52,9 +54,10 @@ class Lease:
                 if store_patience_s is not None and self._runtime.steady_s() - answered >= store_patience_s:
                     raise
                 log.warning("waiting for the store: %s", error)
-                epoch = None
+                epoch, self.is_waiting = None, False
             else:
                 answered = self._runtime.steady_s()
+                self.is_waiting = epoch is None
             if epoch is not None:
                 self.epoch = epoch
                 self._thread.start()

@@ -32,6 +32,7 @@ class Loop:
         self._timeout_s = timeout_s
         self._thread = runtime.thread(self._run, name)
         self._look_at = 0.0
+        self._turned_at = runtime.steady_s()
         self.error: BaseException | None = None
         """What ended the thread, if it was not ``stop``."""
 
@@ -46,6 +47,16 @@ class Loop:
     def stop(self) -> None:
         """End the thread when it has made the calls posted before; from any thread."""
         self._calls.put(None)
+
+    @property
+    def num_calls(self) -> int:
+        """How many wait."""
+        return self._calls.qsize()
+
+    @property
+    def stalled_s(self) -> float:
+        """Since the thread last turned to a new call."""
+        return self._runtime.steady_s() - self._turned_at
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread's end; False if that takes longer."""
@@ -65,6 +76,7 @@ class Loop:
                 log.exception("%s ends because of an error", self._thread.name)
 
     def _once(self) -> bool:
+        self._turned_at = self._runtime.steady_s()
         try:
             call = self._next()
         except queue.Empty:

@@ -1,63 +1,74 @@
-"""Queues whose node may go down: the mailboxes of learners, and what the controller knows of them; inboxes.
+"""The mailboxes of a host of learners: declared by itself, or by those who enrolled it.
 
-A classic queue lives on one node of a broker's cluster. While that is down nobody can read it, and nobody can
-make another one of its name. So each has generations: ``NAME``, ``NAME.1``, ``NAME.2``, …, each with a
-routing key of its own; its reader takes the first that can be read, and says which.
+A mailbox is a classic queue, which lives on one node of a broker's cluster. While that is down nobody can
+read it, and nobody can make another one of its name. So each has generations: ``NAME``, ``NAME.1``, …, with
+routing keys of their own; its reader takes the first that can be read, and says which when it joins.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping
 
-from broker_fl.errors import AccessDenied, QueueLost, SettingError
+from broker_fl.errors import AccessDenied, BrokerUnavailable, QueueLost, SettingError
+from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Sink, Transport
-from broker_fl.roles.runtime import Runtime
 from broker_fl.topology import MAX_GENERATIONS, Topology
 
-ASK_EVERY_S, ASK_TIMEOUT_S = 0.5, 20.0
 log = logging.getLogger(__name__)
+PREFETCH = 16
 
 
 class Mailboxes:
-    """Those that one host of learners reads, by the name of the learner or group."""
+    """Of one host. An enrolled account may declare nothing: it is there, or is asked for by joining."""
 
     def __init__(
-        self,
-        transport: Transport,
-        topology: Topology,
-        runtime: Runtime,
-        *,
-        prefetch: int,
-        ask: Callable[[str, int], None],
+        self, transport: Transport, topology: Topology, readers: Mapping[str, Sink], *, is_group: bool
     ) -> None:
-        """``ask`` has the controller make the mailbox of a name and a generation, where we may not."""
+        """``readers`` by the names of the learners, or the group's; nothing is read yet."""
         self._transport = transport
         self._topology = topology
-        self._runtime = runtime
-        self._prefetch = prefetch
-        self._ask = ask
-        self._sinks: dict[str, Sink] = {}
-        self._generations: dict[str, int] = {}
+        self._readers = readers
+        self._role = "group" if is_group else "learner"
+        self._is_enrolled = False
+        self._lock = threading.Lock()  # one thread tries those that are missing, another moves lost ones
+        self._missing: set[str] = set()
+        self._generations = dict.fromkeys(readers, 0)
 
-    def open(self, sinks: Mapping[str, Sink]) -> None:
-        """Declare and consume from one for each name.
+    def open(self) -> None:
+        """Declare what a shared account may declare, and read.
 
         Raises:
             AccessDenied: no permission, or another process reads one of them.
-            SettingError: there is none, we may not make one, and no controller has.
             BrokerUnavailable: the broker does not answer.
+            SettingError: the account is enrolled as somebody else.
         """
-        self._sinks.update(sinks)
-        try:
-            self._transport.declare(entity for name in sinks for entity in self._topology.for_learner(name))
-        except (QueueLost, AccessDenied) as error:  # one by one, then
-            log.info("%s", error)
-        for name in sinks:
-            self._open(name, range(MAX_GENERATIONS))
+        account = Account.of(self._transport.user)
+        self._is_enrolled = account is not None
+        if account is None:
+            self._transport.declare(self._topology.for_controller())
+        else:
+            self._check(account)
+        with self._lock:
+            declared = self._declare_first()
+            for name in self._readers:
+                self._find(name, range(MAX_GENERATIONS), declared=declared)
+
+    def open_missing(self) -> bool:
+        """Try again those that were not there; True while some are missing, or have just come."""
+        with self._lock:
+            if not self._missing:
+                return False
+            for name in sorted(self._missing):
+                try:
+                    self._find(name, range(MAX_GENERATIONS))
+                except (AccessDenied, BrokerUnavailable) as error:
+                    log.warning("the mailbox of %s cannot be read: %s", name, error)
+            return True
 
     def generation(self, name: str) -> int:
-        """Of the one that is read; 0 is the first."""
+        """Of the mailbox that is read, or that is missing; 0 is the first."""
         return self._generations[name]
 
     def move(self, queue: str) -> bool:
@@ -66,116 +77,72 @@ class Mailboxes:
         Raises:
             BrokerUnavailable: no other one can be had.
         """
-        name = next((name for name in self._sinks if self._queue(name) == queue), None)
-        if name is None:
-            return False
-        lost = self.generation(name)
-        self._open(name, (one for one in range(MAX_GENERATIONS) if one != lost))
-        self._transport.cancel(queue)
+        with self._lock:
+            name = next((name for name in self._readers if self._queue(name) == queue), None)
+            if name is None:
+                return False
+            lost = self._generations[name]
+            self._find(name, [one for one in range(MAX_GENERATIONS) if one != lost])
+            self._transport.cancel(queue)
         log.warning("queue %r is on a node that is down; reading %r instead", queue, self._queue(name))
         return True
 
-    def _open(self, name: str, generations: Iterable[int]) -> None:
+    def _queue(self, name: str) -> str:
+        return self._topology.mailbox(name, self._generations[name])
+
+    def _declare_first(self) -> bool:
+        """Declare the first generation of all at once; False if that has to be done one by one."""
+        if self._is_enrolled:
+            return False
+        try:
+            self._transport.declare(
+                [entity for name in self._readers for entity in self._topology.for_learner(name)]
+            )
+        except QueueLost as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    def _find(self, name: str, generations: Iterable[int], *, declared: bool = False) -> None:
+        """Read the first of these that is not on a node that is down."""
+        before = self._generations[name]
         for generation in generations:
             try:
-                self._declare_and_consume(name, generation)
+                if not (self._is_enrolled or (declared and generation == 0)):
+                    self._transport.declare(self._topology.for_learner(name, generation))
+                self._read(name, generation)
             except QueueLost as error:
                 log.warning("%s", error)
             else:
-                self._generations[name] = generation
                 return
+        self._generations[name] = before
         raise QueueLost(f"all {MAX_GENERATIONS} mailboxes of {name!r} are on nodes that are down")
 
-    def _declare_and_consume(self, name: str, generation: int) -> None:
+    def _read(self, name: str, generation: int) -> None:
+        self._generations[name] = generation
         try:
-            self._transport.declare(self._topology.for_learner(name, generation))
-        except AccessDenied:  # then somebody else has made it, or is asked to
-            self._consume_patiently(name, generation)
-        else:
-            self._consume(name, generation)
-
-    def _consume_patiently(self, name: str, generation: int) -> None:
-        """Consume as soon as the controller has made the queue."""
-        give_up_at = self._runtime.steady_s() + ASK_TIMEOUT_S
-        while True:
-            try:
-                self._consume(name, generation)
-            except AccessDenied:
+            self._transport.consume(self._queue(name), self._readers[name], prefetch=PREFETCH, exclusive=True)
+        except AccessDenied:
+            raise
+        except SettingError as error:
+            if not self._is_enrolled:
                 raise
-            except SettingError:
-                if self._runtime.steady_s() >= give_up_at:
-                    raise
-                self._ask(name, generation)
-                self._runtime.sleep(ASK_EVERY_S)
-            else:
-                return
-
-    def _consume(self, name: str, generation: int) -> None:
-        queue = self._topology.mailbox(name, generation)
-        self._transport.consume(queue, self._sinks[name], prefetch=self._prefetch, exclusive=True)
-
-    def _queue(self, name: str) -> str:
-        return self._topology.mailbox(name, self._generations.get(name, 0))
-
-
-class Keys:
-    """Routing keys of learners and groups, of the mailboxes that they said they read; for any thread."""
-
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
-        self._generations: dict[str, int] = {}
-
-    def of(self, name: str) -> str:
-        """Where a learner or a group is reached."""
-        return self._topology.learner_key(name, self._generations.get(name, 0))
-
-    def note(self, name: str, generation: int) -> None:
-        """It reads this one now."""
-        if generation:
-            self._generations[name] = generation
+            self._missing.add(name)
+            log.warning(
+                "the mailbox of %s is not there; a controller declares it when it hears us, or an operator "
+                "does (broker-fl enroll %s --repair): %s",
+                name,
+                name,
+                error,
+            )
         else:
-            self._generations.pop(name, None)
+            self._missing.discard(name)
 
-
-class Inbox:
-    """Where results and updates reach one controller: ``controller-EPOCH``, then ``controller-EPOCH-1``."""
-
-    def __init__(self, transport: Transport, topology: Topology, epoch: int) -> None:
-        self._transport = transport
-        self._topology = topology
-        self._first = self.name = f"controller-{epoch}"
-        self._generation = 0
-
-    @property
-    def queue(self) -> str:
-        """Its queue's name."""
-        return self._topology.inbox(self.name)
-
-    def declare(self) -> None:
-        """Make it, so that it keeps what comes before it is read.
-
-        Raises:
-            AccessDenied, BrokerUnavailable: see ``Transport.declare``.
-        """
-        self._transport.declare(self._topology.for_inbox(self.name))
-
-    def consume(self, sink_of: Callable[[str], Sink], *, prefetch: int) -> None:
-        """Read it; ``sink_of`` is told the queue's name."""
-        self._transport.consume(self.queue, sink_of(self.queue), prefetch=prefetch)
-
-    def move(self, queue: str, sink_of: Callable[[str], Sink], *, prefetch: int) -> bool:
-        """``queue`` is on a node that is down: if it is this one, have and read another instead.
-
-        Raises:
-            BrokerUnavailable: no other one can be had.
-        """
-        if queue != self.queue:
-            return False
-        self._generation += 1
-        name = f"{self._first}-{self._generation}"
-        self._transport.declare(self._topology.for_inbox(name))
-        self.name = name
-        self.consume(sink_of, prefetch=prefetch)
-        self._transport.cancel(queue)
-        log.warning("queue %r is on a node that is down; reading %r instead", queue, self.queue)
-        return True
+    def _check(self, account: Account) -> None:
+        """Hold the account against who we are."""
+        wanted = (
+            f"{self._role} {', '.join(sorted(self._readers)[:3])} of federation {self._topology.federation!r}"
+        )
+        is_own = account.federation == self._topology.federation and [account.name] == list(self._readers)
+        if not is_own or account.role != self._role:
+            raise SettingError(f"the account is that of {account}, and this is {wanted}")

@@ -1,24 +1,30 @@
-"""Tasks and their model on the way out: one publish for each message, whatever the size of the cohort."""
+"""Tasks and their model on the way out: one publish for each message, whatever the size of the cohort, and
+one message for both where they fit into one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
-from broker_fl.model import Model
+from broker_fl.model import Array, Model
 from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
 from broker_fl.roles.shares import ENCODING
-from broker_fl.wire.chunks import num_chunks
+from broker_fl.wire.chunks import cut, num_chunks
 from broker_fl.wire.control import joined
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import TaskSent
 from broker_fl.wire.fields import Form
+from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES, pack_chunk
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import ModelManifest, Task
+from broker_fl.wire.messages import ModelChunk, ModelManifest, Task
+
+OTHER_FIELDS_BYTES = 1_000
+"""More than a chunk's header takes beside its task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,8 @@ class OutgoingTasks:
     services: Services
     spec: JobSpec
     form: Form
+    compact: Set[str]
+    """Learners that take a task and its model as one message."""
     variates: Variates | None
     """SCAFFOLD's, of the version that goes out; None where the updates have none."""
     counted: Mapping[str, int] | None = None
@@ -51,12 +59,19 @@ class OutgoingTasks:
             chunk_bytes=transfer.chunk_bytes,
         )
         task = self._task(action, manifest, tuple(buffers))
-        task_bytes = self._publish_task(action, task)
+        fits = num_chunks(buffer.nbytes, transfer.chunk_bytes) == 1 and _is_header(task)
+        compact = self.compact if fits else frozenset()
+        together = [learner for learner in action.learners if learner in compact]
+        apart = [learner for learner in action.learners if learner not in compact]
+        num_bytes = self._publish_together(together, task, buffer) if together else 0
+        num_bytes += self._publish_task(apart, task) + buffer.nbytes * len(apart)
         group_bytes = {
             group: self._publish_to_group(task, group, members) for group, members in action.groups.items()
         }
-        keys = self._keys((*action.learners, *action.groups))
-        publish_model(services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer)
+        if keys := self._keys((*apart, *action.groups)):
+            publish_model(
+                services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer
+            )
         send_s = services.clock.steady_s() - began
         num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
         sent = partial(
@@ -81,8 +96,8 @@ class OutgoingTasks:
             return events
         alone = sent(
             learners=action.learners,
-            num_bytes=task_bytes + buffer.nbytes * len(action.learners),
-            num_messages=num_messages * len(action.learners),
+            num_bytes=num_bytes,
+            num_messages=len(together) + num_messages * len(apart),
         )
         return [alone, *events]
 
@@ -101,18 +116,38 @@ class OutgoingTasks:
             inbox=self.services.inbox,
             upload="on_request" if action.upload_on_request else "at_once",
             deadline_s=action.deadline_s,
+            compact=True,
         )
 
-    def _publish_task(self, action: s.SendTasks, task: Task) -> int:
+    def _publish_task(self, learners: Sequence[str], task: Task) -> int:
         """One message for all whose variate or residual is of the same round; bytes to all learners
         together.
         """
-        services, num_bytes = self.services, 0
-        for (control, residual), learners in self._by_round(action.learners).items():
-            body = task.model_copy(update={"control": control, "residual": residual}).pack()
-            services.transport.publish(services.topology.tasks, self._keys(learners), body, mandatory=True)
-            num_bytes += len(body) * len(learners)
+        num_bytes = 0
+        for one, alike in self._by_round(learners, task):
+            num_bytes += self._publish(alike, one.pack())
         return num_bytes
+
+    def _publish_together(self, learners: Sequence[str], task: Task, buffer: Array) -> int:
+        """The same with the model, which is one chunk."""
+        num_bytes, (chunk,) = 0, cut(buffer, self.spec.transfer.chunk_bytes)
+        for one, alike in self._by_round(learners, task):
+            header = ModelChunk(
+                job=task.task.job,
+                version=task.model.version,
+                index=chunk.index,
+                count=chunk.count,
+                encoding=task.model.encoding,
+                checksum=chunk.checksum,
+                task=one,
+            )
+            num_bytes += self._publish(alike, pack_chunk(header.KIND, header.model_dump(), chunk.payload))
+        return num_bytes
+
+    def _publish(self, learners: Sequence[str], body: bytes) -> int:
+        services = self.services
+        services.transport.publish(services.topology.tasks, self._keys(learners), body, mandatory=True)
+        return len(body) * len(learners)
 
     def _publish_to_group(self, task: Task, group: str, members: Sequence[str]) -> int:
         """One message for all of its members that are meant; its bytes come back."""
@@ -126,14 +161,20 @@ class OutgoingTasks:
         services.transport.publish(services.topology.tasks, self._keys([group]), body, mandatory=True)
         return len(body)
 
-    def _by_round(self, learners: Sequence[str]) -> dict[tuple[int | None, int | None], list[str]]:
-        """Learners by the rounds of their variate and of their residual."""
-        groups: dict[tuple[int | None, int | None], list[str]] = {}
+    def _by_round(self, learners: Sequence[str], task: Task) -> Iterator[tuple[Task, list[str]]]:
+        """The task for learners whose variate and residual are of the same rounds."""
+        alike: dict[tuple[int | None, int | None], list[str]] = {}
         for learner in learners:
             control = None if self.variates is None else self.variates.rounds.get(learner, -1)
             residual = None if self.counted is None else self.counted.get(learner, -1)
-            groups.setdefault((control, residual), []).append(learner)
-        return groups
+            alike.setdefault((control, residual), []).append(learner)
+        for (control, residual), found in alike.items():
+            yield task.model_copy(update={"control": control, "residual": residual}), found
 
     def _keys(self, learners: Sequence[str]) -> list[str]:
         return [self.services.keys.of(learner) for learner in learners]
+
+
+def _is_header(task: Task) -> bool:
+    """Whether the task fits into the header of a chunk."""
+    return len(task.pack()) <= MAX_CHUNK_HEADER_BYTES - OTHER_FIELDS_BYTES

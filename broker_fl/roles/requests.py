@@ -21,6 +21,7 @@ from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
+from broker_fl.roles.speakers import Speaker
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.control import joined_spec
@@ -133,7 +134,7 @@ class Requests:
         oldest = self._services.clock.now() - PENDING_EXPIRES_S
         self._pending = {job: pending for job, pending in self._pending.items() if pending.last_at > oldest}
 
-    def initial_chunk(self, sender: str, chunk: m.ModelChunk, payload: memoryview) -> None:
+    def initial_chunk(self, speaker: Speaker, chunk: m.ModelChunk, payload: memoryview) -> None:
         """Take in a part of a submitted job's initial model.
 
         Raises:
@@ -144,8 +145,7 @@ class Requests:
             if chunk.job in self._jobs.states():
                 return
             raise FrameRefused(f"job {chunk.job!r} does not wait for an initial model")
-        if sender != pending.submit.driver:
-            raise FrameRefused(f"{sender!r} sent the initial model of a job of {pending.submit.driver!r}")
+        speaker.check_name(pending.submit.driver, chunk.KIND)
         pending.last_at = self._services.clock.now()
         if not pending.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             return
@@ -292,7 +292,7 @@ class Requests:
             chunk_bytes=MODEL_CHUNK_BYTES,
         )
         answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
-        exchange, keys = services.topology.tasks, [services.topology.driver_key(request.driver)]
+        exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
         services.bulk_sender.send(exchange, keys, answer)
         services.bulk_sender.post(
             lambda: publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
@@ -311,7 +311,7 @@ class Requests:
 
     def _reply(self, request: m.Request, reply: m.Reply) -> None:
         topology = self._services.topology
-        self._services.sender.send(topology.tasks, [topology.driver_key(request.driver)], reply)
+        self._services.sender.send(topology.answers, [topology.driver_key(request.driver)], reply)
 
 
 def _update_bytes(spec: JobSpec, model: Model) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from broker_fl.aggregation import make_rule
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
+from broker_fl.coordination.cohort import Status
 from broker_fl.coordination.groups import GroupJob
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.shares import Share
@@ -27,6 +28,8 @@ from broker_fl.errors import (
 )
 from broker_fl.interfaces import Accumulator, Combined, Contribution, Given, SumAccumulator
 from broker_fl.model import Model, ModelSpec
+from broker_fl.observer import RefusalReason
+from broker_fl.roles.about import about
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.outgoing import OutgoingTasks
@@ -119,13 +122,17 @@ class JobRunner:
             return
         self._working = True
         try:
-            while self._signals:
-                signal = self._signals.popleft()
-                self._decide(partial(self.job.step, signal, self._now()))
-                if isinstance(signal, s.TimePassed):  # who has no task any more uploads no more
-                    self._receiver.keep(self.job.state.cohort.__contains__)
+            with about(job=self.job.state.job, round=self.job.state.round):
+                self._take_signals()
         finally:
             self._working = False
+
+    def _take_signals(self) -> None:
+        while self._signals:
+            signal = self._signals.popleft()
+            self._decide(partial(self.job.step, signal, self._now()))
+            if isinstance(signal, s.TimePassed):  # who has no task any more uploads no more
+                self._receiver.keep(self.job.state.cohort.__contains__)
 
     def _decide(self, decision: Callable[[], list[s.Action]]) -> None:
         """Do what the job decides; a job whose own selector fails ends there."""
@@ -142,7 +149,8 @@ class JobRunner:
 
     def flush(self) -> StoreUnavailable | None:
         """Store and publish the job's events; the store's error if it is away."""
-        return self._events.flush()
+        with about(job=self.job.state.job):
+            return self._events.flush()
 
     def heartbeat(self, report: s.LearnerReported) -> None:
         """Take in what a learner says it holds."""
@@ -162,8 +170,12 @@ class JobRunner:
         Raises:
             UpdateRefused: the update that it announces cannot be folded.
         """
+        self._note_unwanted(result)
+        was_wanted = self._wants_update(result.learner, result.task)
         self.signal(s.ResultArrived(result))
         if not self._wants_update(result.learner, result.task):
+            if was_wanted:
+                self._services.observer.update("refused", "result")
             return
         try:
             upload = self._receiver.expect(result, self._now())
@@ -171,6 +183,15 @@ class JobRunner:
             self._refuse(result.learner, result.task, error)
             raise
         self._fold_if_complete(result.learner, upload)
+
+    def _note_unwanted(self, result: Result) -> None:
+        """Tell the observer of an update that was counted already, or whose time is over."""
+        task, learner = result.task, result.learner
+        if result.update is None or task.job != self.job.state.job or self.job.expects(learner, task):
+            return
+        part, counted = self.job.state.cohort.get(learner), self.job.state.counted.get(learner, -1)
+        is_in = part is not None and part.round == task.round and part.status is Status.DELIVERED
+        self._services.observer.update("duplicate" if is_in or counted >= task.round else "late")
 
     def chunk(self, chunk: UpdateChunk, payload: memoryview) -> None:
         """Take in a part of an update.
@@ -204,6 +225,7 @@ class JobRunner:
             return
         self.signal(s.ShareArrived(share))
         if not self.job.expects_share(share):
+            self._services.observer.update("late", count=len(share.learners))
             return
         try:
             upload = self._shares.expect(share, self._now())
@@ -259,6 +281,7 @@ class JobRunner:
 
     def _refuse_share(self, share: Share, error: MessageRefused) -> None:
         self._shares.drop(share)
+        self._services.observer.update("refused", _reason(error), len(share.learners))
         self.signal(s.ShareWasRefused(share, str(error)[:1000]))
 
     # ------------------------------------------------------------ updates
@@ -272,6 +295,7 @@ class JobRunner:
         result, began = upload.result, self._services.clock.steady_s()
         self._receiver.drop(learner)
         if (reason := self.job.refusal(upload.task)) is not None:
+            self._services.observer.update("refused", "stale")
             self.signal(s.UpdateWasRefused(learner, upload.task, reason))
             return
         try:
@@ -311,6 +335,7 @@ class JobRunner:
 
     def _refuse(self, learner: str, task: TaskRef, error: MessageRefused) -> None:
         self._receiver.drop(learner)
+        self._services.observer.update("refused", _reason(error))
         self.signal(s.UpdateWasRefused(learner, task, str(error)[:1000]))
 
     # ------------------------------------------------------------ what goes out
@@ -403,7 +428,8 @@ class JobRunner:
         counted = None
         if self.job.state.spec.has_residuals and action.train:
             counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
-        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, variates, counted)
+        compact = self._services.members.compact(action.learners)
+        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, compact, variates, counted)
         addressees = (*action.learners, *action.groups)
         self._sending.update(addressees)
 
@@ -473,3 +499,7 @@ class JobRunner:
 
     def _now(self) -> float:
         return self._services.clock.now()
+
+
+def _reason(error: MessageRefused) -> RefusalReason:
+    return "frame" if isinstance(error, FrameRefused) else "update"

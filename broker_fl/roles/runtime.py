@@ -50,6 +50,8 @@ class Waiting(Protocol[T]):
 
     def empty(self) -> bool: ...
 
+    def qsize(self) -> int: ...
+
 
 class Workers(Protocol):
     """See ``concurrent.futures.Executor``; nobody asks what came of a call."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
-from broker_fl.errors import BrokerFLError, TransportClosed
+from broker_fl.errors import BrokerFLError, FrameRefused, TransportClosed
 from broker_fl.interfaces import Transport
 from broker_fl.model import Array
 from broker_fl.roles.runtime import THREADS, Runtime, Waiting
@@ -29,9 +30,21 @@ class Sender:
         """Have ``work``, which publishes, done after what was posted before."""
         self._work.put(work)
 
-    def send(self, exchange: str, keys: Sequence[str], message: Message, *, persistent: bool = False) -> None:
-        """Publish one message to all ``keys``."""
-        self.post(lambda: self._transport.publish(exchange, keys, message.pack(), persistent=persistent))
+    def send(
+        self,
+        exchange: str,
+        keys: Sequence[str],
+        message: Message,
+        *,
+        persistent: bool = False,
+        mandatory: bool = False,
+    ) -> None:
+        """Publish one message to all ``keys``; see ``Transport.publish``."""
+        self.post(
+            lambda: self._transport.publish(
+                exchange, keys, message.pack(), persistent=persistent, mandatory=mandatory
+            )
+        )
 
     def stop(self, timeout_s: float) -> None:
         """End the thread when everything posted before is published, or after ``timeout_s``."""
@@ -74,8 +87,30 @@ def publish_model(
     return count
 
 
-def publish_update(transport: Transport, exchange: str, key: str, result: Result, buffer: Array) -> None:
-    """Publish the chunks of the encoded update that ``result`` announces."""
+def publish_outcome(transport: Transport, exchange: str, key: str, result: Result, buffer: Array) -> None:
+    """Publish a result, then the chunks of the encoded update that it announces."""
+    transport.publish(exchange, [key], result.pack())
+    for header, payload in _chunks(result, buffer):
+        transport.publish(exchange, [key], pack_chunk(header.KIND, header.model_dump(), payload))
+
+
+def publish_together(transport: Transport, exchange: str, key: str, result: Result, buffer: Array) -> None:
+    """The same as one message, if it fits into one."""
+    chunks = list(islice(_chunks(result, buffer), 2))
+    if len(chunks) == 1:
+        header, payload = chunks[0]
+        try:
+            body = pack_chunk(header.KIND, {**header.model_dump(), "result": result.model_dump()}, payload)
+        except FrameRefused:
+            log.debug("so many metrics do not fit into the header of a chunk")
+        else:
+            transport.publish(exchange, [key], body)
+            return
+    publish_outcome(transport, exchange, key, result, buffer)
+
+
+def _chunks(result: Result, buffer: Array) -> Iterator[tuple[UpdateChunk, memoryview]]:
+    """Headers and payloads of the chunks of an update."""
     if (manifest := result.update) is None:
         return
     for chunk in cut(buffer, manifest.chunk_bytes):
@@ -88,4 +123,4 @@ def publish_update(transport: Transport, exchange: str, key: str, result: Result
             encoding=manifest.encoding,
             checksum=chunk.checksum,
         )
-        transport.publish(exchange, [key], pack_chunk(header.KIND, header.model_dump(), chunk.payload))
+        yield header, chunk.payload

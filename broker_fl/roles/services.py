@@ -9,8 +9,9 @@ from typing import Protocol, TypeVar
 from broker_fl.coordination.membership import Membership
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Store, Transport
-from broker_fl.roles.mailboxes import Inbox, Keys
+from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.models import Versions
+from broker_fl.roles.places import Inbox, Keys
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
@@ -49,6 +50,7 @@ class Services:
     """Who is there; for the controller's thread."""
     own: OwnClasses = field(default_factory=OwnClasses)
     """Rules and selectors of the app file that the controller was started with."""
+    observer: Observer = NOBODY
 
     @property
     def inbox(self) -> str:

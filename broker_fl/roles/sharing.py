@@ -178,8 +178,9 @@ class GroupTask:
                 self._waiting.append(learner)
         return None
 
-    def work(self, held: MemberTask, made: Callable[[], Learner]) -> None:
-        """Evaluate, train, and fold the update into the open share's sum; a failure is noted.
+    def work(self, held: MemberTask, made: Callable[[], Learner]) -> bool:
+        """Evaluate, train, and fold the update into the open share's sum; a failure is noted, and False
+        comes back.
 
         Raises:
             TaskCancelled: it is no longer wanted.
@@ -187,10 +188,12 @@ class GroupTask:
         try:
             done, model = self._train(held, made())
             self._fold(done, model, held.task)
+            return True
         except BaseException as error:
             if self.cancelled:
                 raise TaskCancelled(str(held.task.task)) from error
             self.fail(held.learner, describe(error))
+            return False
 
     def fail(self, learner: str, reason: str) -> None:
         """Note that a learner cannot do it."""

@@ -127,6 +127,7 @@ class LinkedTransport:
         name: str = "link",
     ) -> None:
         self._inner = inner
+        self.user = inner.user
         self._down = Lane(down_bytes_s, latency_s, f"{name} down")
         self._up = Lane(up_bytes_s, latency_s, f"{name} up")
         self._closed = threading.Event()

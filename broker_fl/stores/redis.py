@@ -12,6 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from broker_fl.errors import Fenced, SettingError, StoreUnavailable
 from broker_fl.interfaces import StoredVersion
+from broker_fl.security import Security
 from broker_fl.stores import redis_scripts as scripts
 from broker_fl.stores.redis_client import connect, follow, place, translated
 from broker_fl.stores.redis_stage import WINDOW_BYTES, Stage
@@ -32,15 +33,18 @@ class RedisStore:
     written again. Nothing is tried twice but reading.
 
     Raises:
-        SettingError: the URL is malformed, or the server may evict keys.
+        SettingError: URL or TLS files are not usable, the way there would be in plain text, or the server may
+            evict keys.
         AccessDenied: wrong user or password, or the user lacks a permission.
         StoreUnavailable: it does not answer, within 3 seconds.
     """
 
-    def __init__(self, url: str, *, federation: str, timeout_s: float = 15.0) -> None:
+    def __init__(
+        self, url: str, *, federation: str, timeout_s: float = 15.0, security: Security | None = None
+    ) -> None:
         """Connect; an operation fails when the server is silent for ``timeout_s``."""
         self._server = place(url)
-        self._client = connect(url, timeout_s=timeout_s)
+        self._client = connect(url, timeout_s=timeout_s, security=security)
         settings = self._client.connection_pool.connection_kwargs
         self._home: dict[str, Any] = {name: settings[name] for name in ("host", "port") if name in settings}
         self._keys = RedisKeys(federation)

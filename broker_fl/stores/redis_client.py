@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker_fl.errors import AccessDenied, SettingError, StoreUnavailable
+from broker_fl.security.tls import Security, check_plaintext, client_context, client_verdict, untrusted
 
 _READ_BYTES = 1 << 20
 """Per ``recv``: reading 40 MB takes 0.06 to 0.1 s, with redis-py's own 64 KiB 0.15 s."""
@@ -37,12 +40,14 @@ _UNWILLING = (
 _ASK_DOCTOR = "`broker-fl doctor` names what the user lacks"
 
 
-def connect(url: str, *, timeout_s: float) -> redis.Redis:
+def connect(url: str, *, timeout_s: float, security: Security | None = None) -> redis.Redis:
     """A client that never tries again by itself; nothing is sent yet.
 
     Raises:
-        SettingError: the URL is not one of Redis.
+        SettingError: the URL is not one of Redis, a TLS file cannot be used, or the way there would be in
+            plain text.
     """
+    context = _tls_context(url, security or Security())
     try:
         # RESP2: every server speaks it, and no push message can come between the answers to chunks.
         pool = redis.ConnectionPool.from_url(
@@ -54,11 +59,44 @@ def connect(url: str, *, timeout_s: float) -> redis.Redis:
             socket_read_size=_READ_BYTES,
             socket_keepalive=True,
         )
+        if context is not None:
+            pool.connection_class = partial(_TlsConnection, context)
         return redis.Redis(connection_pool=pool)
     except (ValueError, TypeError):
         raise SettingError(
             f"{place(url)} is not a usable Redis URL; write redis://user:password@host:port/0 (TLS: rediss)"
         ) from None  # the driver's words may quote the URL, password and all
+
+
+class _TlsConnection(redis.SSLConnection):
+    """TLS as everywhere else here; the driver's own trusts the system's authorities besides a given one."""
+
+    def __init__(self, context: ssl.SSLContext, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._context = context
+
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
+        return self._context.wrap_socket(sock, server_hostname=self.host)
+
+
+def _tls_context(url: str, security: Security) -> ssl.SSLContext | None:
+    """What verifies the server; nothing of it is from the URL. None: no TLS."""
+    try:
+        parts = urlsplit(url)
+        host, query, _ = parts.hostname or "localhost", parts.query, parts.port
+    except ValueError:
+        return None  # said better by the driver
+    if "ssl_" in query:
+        raise SettingError(
+            f"{place(url)}: TLS is not set in the URL; use --store-tls-ca, --store-tls-cert, --store-tls-key"
+        )
+    if parts.scheme == "rediss":
+        return client_context(security)
+    if security.has_files:
+        raise SettingError(f"{place(url)}: TLS files are given, so it must begin with rediss://")
+    if parts.scheme == "redis":
+        check_plaintext(place(url), host, security, secure_scheme="rediss")
+    return None
 
 
 def place(url: str) -> str:
@@ -98,15 +136,29 @@ def translated(server: str) -> Iterator[None]:
     except exceptions.NoPermissionError as error:
         raise AccessDenied(f"{server} refused access: {error} ({_ASK_DOCTOR})") from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        if isinstance(error.__context__, ssl.SSLCertVerificationError):
-            raise SettingError(f"{server}: its certificate is not trusted: {error}") from error
-        raise StoreUnavailable(f"{server} does not answer: {error}") from error
+        raise _no_connection(server, error) from error
     except exceptions.MovedError as error:
         raise StoreUnavailable(f"{server}: the keys are at {error.host}:{error.port} now") from error
     except exceptions.ResponseError as error:
         raise _refusal(server, str(error), error) from error
     except exceptions.RedisError as error:
         raise StoreUnavailable(f"{server}: {error}") from error
+
+
+def _no_connection(server: str, error: Exception) -> Exception:
+    if isinstance(error.__context__, ssl.SSLCertVerificationError):
+        return untrusted(server, error.__context__)
+    if (verdict := client_verdict(error)) is not None:
+        return SettingError(f"{server}: {verdict}")
+    return StoreUnavailable(f"{server} does not answer: {error}{_hint(server, error)}")
+
+
+def _hint(server: str, error: Exception) -> str:
+    """With TLS 1.3 a server finds a certificate missing after the handshake; its alert may go unheard."""
+    broken_off = "EOF" in str(error) or "reset" in str(error) or "Broken pipe" in str(error)
+    if not server.startswith("rediss:") or not broken_off:
+        return ""
+    return " (one that wants a certificate of its clients breaks off so: --store-tls-cert)"
 
 
 def _refusal(server: str, text: str, error: exceptions.ResponseError) -> Exception:

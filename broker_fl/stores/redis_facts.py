@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any, Final
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from broker_fl.security import Security
+from broker_fl.security.certificates import Validity, of_decoded, of_files
 from broker_fl.stores.redis_client import connect, place, translated
 from broker_fl.topology import RedisKeys
 
@@ -36,11 +39,15 @@ class RedisFacts:
     """Shortest of a few round trips."""
     clock_offset_s: float
     """The server's clock minus ours."""
+    certificates: tuple[Validity, ...] = ()
+    """Ours, the authorities that are trusted, and the server's as it showed it."""
     denied: tuple[str, ...]
     """Commands that the user may not use on the federation's keys, and should."""
 
 
-def look_at_redis(url: str, *, federation: str, timeout_s: float = 5.0) -> RedisFacts:
+def look_at_redis(
+    url: str, *, federation: str, timeout_s: float = 5.0, security: Security | None = None
+) -> RedisFacts:
     """Ask the server; a key that is made to try permissions is deleted again.
 
     Raises:
@@ -48,7 +55,7 @@ def look_at_redis(url: str, *, federation: str, timeout_s: float = 5.0) -> Redis
         AccessDenied: wrong user or password, or the user may not use ``INFO``.
         StoreUnavailable: it does not answer.
     """
-    client: Any = connect(url, timeout_s=timeout_s)
+    client: Any = connect(url, timeout_s=timeout_s, security=security)
     try:
         with translated(place(url)):
             info = {key: value for section in _SECTIONS for key, value in client.info(section).items()}
@@ -65,10 +72,22 @@ def look_at_redis(url: str, *, federation: str, timeout_s: float = 5.0) -> Redis
                 not in (info.get("rdb_last_bgsave_status"), info.get("aof_last_write_status")),
                 latency_s=min(_round_trip_s(client) for _ in range(_ROUND_TRIPS)),
                 clock_offset_s=_clock_offset_s(client),
+                certificates=_certificates(client, security or Security()),
                 denied=_denied(client, RedisKeys(federation)),
             )
     finally:
         client.close()
+
+
+def _certificates(client: Any, security: Security) -> tuple[Validity, ...]:
+    connection = client.connection_pool.get_connection()
+    try:
+        sock = connection._sock  # noqa: SLF001 - the driver has no public name for it
+        if not isinstance(sock, ssl.SSLSocket):
+            return ()
+        return (*of_files(security), of_decoded("the server's certificate", sock.getpeercert() or {}))
+    finally:
+        client.connection_pool.release(connection)
 
 
 def _snapshots(client: Any) -> bool | None:

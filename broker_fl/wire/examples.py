@@ -124,6 +124,20 @@ def _learner_examples() -> dict[str, m.Message]:
         "update_chunk": m.UpdateChunk(
             learner="site-1", task=TASK, index=0, count=1, encoding="float16", checksum=crc32(PAYLOAD)
         ),
+        "update_chunk with its result": m.UpdateChunk(
+            learner="site-1",
+            task=TASK,
+            index=0,
+            count=1,
+            checksum=crc32(PAYLOAD),
+            result=m.Result(
+                learner="site-1",
+                task=TASK,
+                num_examples=1437,
+                metrics={"loss": 0.25},
+                update=m.UpdateManifest(num_bytes=len(PAYLOAD), chunk_bytes=1 << 20),
+            ),
+        ),
     }
 
 
@@ -163,6 +177,14 @@ def _task_examples() -> dict[str, m.Message]:
             count=2,
             encoding="raw",
             checksum=checksum(memoryview(PAYLOAD)),
+        ),
+        "model_chunk with its task": m.ModelChunk(
+            job="digits-1f",
+            version=3,
+            index=0,
+            count=1,
+            checksum=crc32(PAYLOAD),
+            task=m.Task(task=TASK, model=_MANIFEST, inbox="controller-7", compact=True),
         ),
         "upload_request": m.UploadRequest(task=TASK, inbox="controller-8"),
         "cancel": m.Cancel(task=TASK, reason="the round closed without it"),

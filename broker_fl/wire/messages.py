@@ -229,10 +229,10 @@ class Join(Message):
     attributes: Parameters = {}
     software: Annotated[str, Field(max_length=128)] = ""
     tasks: TaskStatuses = ()
+    compact: bool = False
+    """Whether the learner takes a task inside of its model's only chunk (``ModelChunk.task``)."""
     mailbox: Generation = 0
     """Which of its mailboxes it reads: 0 is the first; another one, while that is on a node that is down."""
-    needs_mailbox: bool = False
-    """It may not declare that mailbox, and there is none: the controller should."""
 
 
 class Leave(Message):
@@ -295,8 +295,6 @@ class GroupJoin(Message):
     software: Annotated[str, Field(max_length=128)] = ""
     tasks: TaskStatuses = ()
     mailbox: Generation = 0
-    """As in ``join``."""
-    needs_mailbox: bool = False
     """As in ``join``."""
 
     @model_validator(mode="after")
@@ -430,6 +428,10 @@ class UpdateChunk(Message):
     count: Positive
     encoding: EncodingName = "raw"
     checksum: Checksum
+    result: Result | None = None
+    """The result that the update belongs to, where the update is one chunk and the task is ``compact``: the
+    chunk then stands for both messages. Not of groups.
+    """
 
 
 # ---------------------------------------------------------------- controller → learner, exchange `tasks`
@@ -488,6 +490,8 @@ class Task(Message):
     upload: Literal["at_once", "on_request"] = "at_once"
     deadline_s: Seconds | None = None
     """Seconds that the controller waits, counted from sending."""
+    compact: bool = False
+    """Whether the controller takes a result inside of its update's only chunk (``UpdateChunk.result``)."""
 
 
 class ModelChunk(Message):
@@ -500,6 +504,10 @@ class ModelChunk(Message):
     count: Positive
     encoding: EncodingName = "raw"
     checksum: Checksum
+    task: Task | None = None
+    """The task that the model belongs to, where the model is one chunk and the learner said ``compact`` when
+    it joined: the chunk then stands for both messages.
+    """
 
 
 class UploadRequest(Message):
@@ -778,10 +786,12 @@ def parse(fields: dict[str, Any], kinds: Mapping[str, type[Message]]) -> Message
 
 def broken_result(body: bytes) -> tuple[str, TaskRef] | None:
     """Learner (or group) and task of a ``result`` (or ``group_result``) whose other fields are wrong; None if
-    it is no such thing.
+    it is no such thing. A result inside of a chunk is one, too.
     """
     try:
         fields, _ = unpack(body)
+        if fields["kind"] == UpdateChunk.KIND and isinstance(fields.get("result"), dict):
+            fields = {**fields["result"], "kind": Result.KIND}
         names = {Result.KIND: "learner", GroupResult.KIND: "group"}
         if (name := names.get(fields["kind"])) is None:
             return None

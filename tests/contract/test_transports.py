@@ -234,6 +234,15 @@ def test_the_topology_of_a_federation_can_be_declared_twice_by_two_parties(
     assert mailbox.wait(1)[0].body == b"task"
 
 
+def test_every_message_says_which_account_sent_it(connect: Connect, name: str) -> None:
+    reader, sender = connect(), connect()
+    (inbox,) = collect(reader, make_queues(reader, Exchange(name, "topic"), [["#"]]))
+    sender.publish(name, ["somebody.else"], b"from me")
+    (delivery,) = inbox.wait(1)
+    assert sender.user
+    assert delivery.user == sender.user
+
+
 def test_no_key_reaches_nobody(transport: Transport, queue: str) -> None:
     transport.publish("", [], b"nobody")
     assert transport.flush(DEADLINE_S)

@@ -13,7 +13,7 @@ import pytest
 
 from broker_fl import connect
 from broker_fl.errors import QueueLost
-from broker_fl.topology import Binding, Exchange, Queue
+from broker_fl.topology import Binding, Entity, Exchange, Queue
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.servers import RabbitMQNode
 from tests.faults.cells import Bench, Phase, bring_to, go_on, outcome
@@ -76,7 +76,7 @@ def test_a_queue_whose_node_is_down_is_said_to_be_lost(nodes: list[RabbitMQNode]
     vhost = f"test-{secrets.token_hex(4)}"
     nodes[0].add_vhost(vhost)
     home, lost = nodes[2], threading.Event()
-    entities = [Exchange("x", "direct"), Queue(name="q"), Binding("x", "q", "k")]
+    entities: list[Entity] = [Exchange("x", "direct"), Queue(name="q"), Binding("x", "q", "k")]
     spare = Queue(name="s", spare=True)
     at_home = RabbitMQTransport(home.url_of(vhost))
     at_home.declare([*entities, spare])

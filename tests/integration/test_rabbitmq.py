@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError, TransportClosed
+from broker_fl.errors import AccessDenied, BrokerUnavailable, TransportClosed
 from broker_fl.interfaces import Delivery
 from broker_fl.topology import Binding, Entity, Exchange, Queue
-from broker_fl.transports.rabbitmq import RabbitMQTransport, TlsFiles
+from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.servers import RabbitMQNode
 from broker_fl.workers.servers.process import free_port
 
@@ -307,7 +305,7 @@ def test_nobody_listening_is_told_apart_from_an_unknown_host(connect: Connect) -
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1.*nothing listens"):
         connect(f"amqp://127.0.0.1:{free_port()}")
     with pytest.raises(BrokerUnavailable, match=r"no-such-host\.invalid.*name"):
-        connect("amqp://no-such-host.invalid")
+        connect("amqps://no-such-host.invalid")
 
 
 def test_a_broker_that_does_not_answer_is_given_up(
@@ -349,108 +347,3 @@ def test_messages_that_may_not_be_published_wait_for_the_permission_and_hold_up_
     account(private_rabbitmq, private_amqp_url)
     assert transport.flush(DEADLINE_S)
     seen["closed"].wait({b"1"})
-
-
-# ---------------------------------------------------------------- TLS
-
-
-class Authority:
-    """A certificate authority for this test run, made with the openssl program."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.file = folder / "ca.pem"
-        self._openssl(
-            *("req", "-x509", *_NEW_KEY, "-days", "1", "-subj", "/CN=broker_fl test CA"),
-            *("-keyout", "ca-key.pem", "-out", "ca.pem"),
-        )
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Files of a certificate for 127.0.0.1 and of its key."""
-        self._openssl(
-            *("req", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", f"{name}-key.pem", "-out", f"{name}.csr")
-        )
-        (self._folder / "extensions").write_text("subjectAltName = IP:127.0.0.1\n")
-        self._openssl(
-            *(
-                "x509",
-                "-req",
-                "-in",
-                f"{name}.csr",
-                "-CA",
-                "ca.pem",
-                "-CAkey",
-                "ca-key.pem",
-                "-CAcreateserial",
-            ),
-            *("-days", "1", "-extfile", "extensions", "-out", f"{name}.pem"),
-        )
-        return self._folder / f"{name}.pem", self._folder / f"{name}-key.pem"
-
-    def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self._folder, check=True, capture_output=True)
-
-
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def tls_node(server_root: Path, authority: Authority) -> Iterator[tuple[RabbitMQNode, str]]:
-    """A node that speaks TLS and wants a certificate of its clients, and its URL."""
-    certificate, key = authority.issue("server")
-    port = free_port()
-    settings = {
-        "listeners.ssl.1": f"127.0.0.1:{port}",
-        "ssl_options.cacertfile": str(authority.file),
-        "ssl_options.certfile": str(certificate),
-        "ssl_options.keyfile": str(key),
-        "ssl_options.verify": "verify_peer",
-        "ssl_options.fail_if_no_peer_cert": "true",
-    }
-    with RabbitMQNode(server_root / "tls-rabbitmq", settings=settings) as node:
-        yield node, f"amqps://{node.user}:{node.password}@127.0.0.1:{port}"
-
-
-def client_files(authority: Authority) -> TlsFiles:
-    certificate, key = authority.issue("client")
-    return TlsFiles(ca_file=authority.file, cert_file=certificate, key_file=key)
-
-
-def test_large_bodies_pass_through_tls(
-    tls_node: tuple[RabbitMQNode, str], authority: Authority, connect: Connect
-) -> None:
-    transport, seen = connect(tls_node[1], tls=client_files(authority)), Seen()
-    transport.declare([Queue(name="q")])
-    transport.consume("q", seen, prefetch=5)
-    bodies = {bytes([65 + index]) * 2_000_000 for index in range(5)}
-    for body in bodies:
-        transport.publish("", ["q"], body)
-    seen.wait(bodies)
-    transport.delete_queue("q")
-
-
-def test_a_certificate_that_nobody_vouches_for_is_refused(
-    tls_node: tuple[RabbitMQNode, str], connect: Connect
-) -> None:
-    with pytest.raises(SettingError, match="certificate is not trusted"):
-        connect(tls_node[1])
-
-
-def test_a_client_without_the_certificate_that_the_broker_wants_is_refused(
-    tls_node: tuple[RabbitMQNode, str], authority: Authority, connect: Connect
-) -> None:
-    with pytest.raises(SettingError, match="wants a certificate"):
-        connect(tls_node[1], tls=TlsFiles(ca_file=authority.file), connect_timeout_s=3)
-
-
-def test_tls_on_a_plain_port_is_named(
-    tls_node: tuple[RabbitMQNode, str], authority: Authority, connect: Connect
-) -> None:
-    plain = tls_node[0].url.replace("amqp://", "amqps://")
-    with pytest.raises((SettingError, BrokerUnavailable), match=r"127\.0\.0\.1"):
-        connect(plain, tls=client_files(authority), connect_timeout_s=3)

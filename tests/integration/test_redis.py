@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,7 +118,8 @@ class TestRefusedAtOnce:
         assert time.monotonic() - start < 5
 
     @pytest.mark.parametrize(
-        "url", ["redis://:secret@host:port/0", "redis://:secret@host:99999999/0", "redis://h/0?db=secret"]
+        "url",
+        ["redis://:secret@host:port/0", "redis://:secret@host:99999999/0", "redis://localhost/0?db=secret"],
     )
     def test_a_url_that_makes_no_sense(self, url: str) -> None:
         with pytest.raises(SettingError, match="not a usable Redis URL") as caught:
@@ -474,47 +473,3 @@ class TestDoctor:
         (finding,) = check_redis(f"redis://:secret@127.0.0.1:{free_port()}", federation=F)
         assert finding.level == "error"
         assert "secret" not in finding.what
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
-class TestTLS:
-    @pytest.fixture
-    def certificate(self, tmp_path: Path) -> Path:
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=test",
-        ]
-        command += ["-addext", "subjectAltName=IP:127.0.0.1"]
-        command += ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        return tmp_path / "cert.pem"
-
-    @pytest.fixture
-    def tls_port(self, certificate: Path, tmp_path: Path) -> Iterator[int]:
-        port = free_port()
-        settings = {
-            "tls-port": str(port),
-            "tls-cert-file": str(certificate),
-            "tls-key-file": str(certificate.with_name("key.pem")),
-            "tls-auth-clients": "no",
-        }
-        with RedisNode(tmp_path / "tls", settings=settings):
-            yield port
-
-    def test_a_store_is_reached_over_it(self, tls_port: int, certificate: Path) -> None:
-        with opened(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={certificate}") as store:
-            epoch = acquire(store)
-            write_and_commit(store, 0, 3, epoch)
-            check(store, 0)
-
-    def test_a_certificate_that_nobody_vouches_for_is_refused(self, tls_port: int) -> None:
-        with pytest.raises(SettingError, match="certificate is not trusted"):
-            RedisStore(f"rediss://127.0.0.1:{tls_port}/0", federation=F)

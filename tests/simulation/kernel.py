@@ -379,6 +379,9 @@ class SimQueue:
     def empty(self) -> bool:
         return not self._items
 
+    def qsize(self) -> int:
+        return len(self._items)
+
     @property
     def is_waited_for(self) -> bool:
         """Whether a thread is in ``get``, with nothing to be had."""

@@ -117,6 +117,7 @@ class _Port:
     """One connection, as the broker sees it: the owner of its consumers."""
 
     transport: SimTransport
+    user: str = "guest"
     is_dead: bool = False
     closed: bool = False
     num_waiting: int = 0
@@ -148,7 +149,7 @@ class _Port:
 class SimDelivery:
     """See ``Delivery``; an ack takes its time, and may be lost with the connection."""
 
-    __slots__ = ("_inner", "_port", "body", "redelivered", "routing_key")
+    __slots__ = ("_inner", "_port", "body", "redelivered", "routing_key", "user")
 
     def __init__(self, inner: Delivery, port: _Port) -> None:
         self._inner = inner
@@ -156,6 +157,7 @@ class SimDelivery:
         self.body = inner.body
         self.routing_key = inner.routing_key
         self.redelivered = inner.redelivered
+        self.user = inner.user
 
     def ack(self) -> None:
         self._settle(self._inner.ack)
@@ -176,6 +178,7 @@ class SimTransport:
     def __init__(self, network: Network, process: Process) -> None:
         self.network = network
         self.process = process
+        self.user = "guest"
         self.is_up = True
         self._port = _Port(self)
         self._closed = False

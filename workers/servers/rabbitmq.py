@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,7 @@ class RabbitMQNode:
         management: bool = False,
         schedulers: int = 2,
         settings: Mapping[str, str] | None = None,
+        plugins: Sequence[str] = (),
         joins: RabbitMQNode | None = None,
     ) -> None:
         """Start nothing yet.
@@ -93,12 +94,14 @@ class RabbitMQNode:
             management: also run the HTTP interface (without its statistics, which cost the broker time).
             schedulers: threads of the Erlang machine.
             settings: further lines of rabbitmq.conf, for this and later starts by this object.
+            plugins: to be enabled besides.
             joins: a node, which runs, whose cluster this one joins at its first start.
         """
         self.directory = Path(directory).absolute()
         self._management = management
         self._schedulers = schedulers
         self._settings = dict(settings or {})
+        self._plugins = tuple(plugins)
         self._log = self.directory / "log" / "rabbitmq.log"
         self._process = ServerProcess("rabbitmq", self.directory, logs=[self._log])
         self._joins = joins
@@ -316,7 +319,7 @@ class RabbitMQNode:
                 "cluster_formation.classic_config.nodes.1": self._joins.name,
                 "cluster_formation.classic_config.nodes.2": who.node,
             }
-        plugins = "rabbitmq_management" if self._management else ""
+        plugins = ",".join((*self._plugins, *(("rabbitmq_management",) if self._management else ())))
         lines = [f"{name} = {value}\n" for name, value in (settings | self._settings).items()]
         write_private(self.directory / "rabbitmq.conf", "".join(lines))
         write_private(self.directory / "enabled_plugins", f"[{plugins}].\n")

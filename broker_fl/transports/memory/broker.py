@@ -44,11 +44,11 @@ class MemoryBroker:
         self._due: list[tuple[float, int, MemoryQueue]] = []
         self._counter = itertools.count()
 
-    def connect(self, name: str = "") -> MemoryTransport:
-        """A new connection; ``name`` is for its thread and log lines."""
+    def connect(self, name: str = "", *, user: str = "guest") -> MemoryTransport:
+        """A new connection of an account; ``name`` is for its thread and log lines."""
         from broker_fl.transports.memory.transport import MemoryTransport
 
-        return MemoryTransport(self, name=name)
+        return MemoryTransport(self, name=name, user=user)
 
     def tick(self) -> None:
         """Let expire what is due."""
@@ -139,7 +139,7 @@ class MemoryBroker:
             if sender.closed:
                 raise TransportClosed("the transport is closed")
             for queue in targets:
-                self._enqueue(queue, Message(body, routing_keys[0]))
+                self._enqueue(queue, Message(body, routing_keys[0], sender.user))
             return bool(targets)
 
     def _targets(self, exchange: str, routing_keys: Sequence[str]) -> Collection[MemoryQueue]:
@@ -202,7 +202,8 @@ class MemoryBroker:
         for target in router.route((message.routing_key,)):
             # As with RabbitMQ: nobody waits here, so a full queue that refuses messages loses this one.
             if target.name not in died_in and target.has_room(len(message.body)):
-                self._enqueue(target, Message(message.body, message.routing_key, died_in=died_in))
+                again = Message(message.body, message.routing_key, message.user, died_in=died_in)
+                self._enqueue(target, again)
 
     # ------------------------------------------------------------ consuming
 

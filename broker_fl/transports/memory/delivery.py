@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class MemoryDelivery:
     """See ``Delivery``."""
 
-    __slots__ = ("_broker", "body", "consumer", "redelivered", "routing_key")
+    __slots__ = ("_broker", "body", "consumer", "redelivered", "routing_key", "user")
 
     def __init__(self, broker: MemoryBroker, consumer: Consumer, message: Message) -> None:
         self._broker = broker
@@ -23,6 +23,7 @@ class MemoryDelivery:
         self.body = message.body
         self.routing_key = message.routing_key
         self.redelivered = message.redelivered
+        self.user: str | None = message.user or None
 
     def ack(self) -> None:
         self._broker.settle(self, ack=True)

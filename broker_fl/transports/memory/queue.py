@@ -22,6 +22,8 @@ class Message:
 
     body: bytes
     routing_key: str
+    user: str = ""
+    """The sender's account."""
     sequence: int = 0
     expires_at: float | None = None
     redelivered: bool = False

@@ -44,7 +44,8 @@ class MemoryTransport:
     A publisher waits in ``publish`` itself while a queue that refuses messages is full.
     """
 
-    def __init__(self, broker: MemoryBroker, *, name: str = "") -> None:
+    def __init__(self, broker: MemoryBroker, *, name: str = "", user: str = "guest") -> None:
+        self.user = user
         self.closed = False
         self.num_waiting = 0
         """Publishers that wait for room; the broker's lock guards it."""

@@ -1,8 +1,9 @@
 """RabbitMQ: the transport of federations that are real. The only folder that imports pika.
 
 ====================  ===============================================================================
-``address``           URL and TLS files → where and as whom to connect
+``address``           URL and ``Security`` → where and as whom to connect
 ``addresses``         the same of a cluster's nodes, and options of the URL
+``tunnel``            the way through an HTTP proxy
 ``failures``          what pika and the broker say → our errors
 ``io``                the thread that owns both connections
 ``link``              one connection, kept alive
@@ -13,7 +14,6 @@
 ====================  ===============================================================================
 """
 
-from broker_fl.transports.rabbitmq.address import TlsFiles
 from broker_fl.transports.rabbitmq.transport import RabbitMQTransport
 
-__all__ = ["RabbitMQTransport", "TlsFiles"]
+__all__ = ["RabbitMQTransport"]

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from broker_fl.errors import SettingError
+from broker_fl.security.certificates import common_name
+from broker_fl.security.proxy import Proxy, proxy_for
+from broker_fl.security.tls import Security, check_plaintext, client_context
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _FORM = (
     "amqp[s]://user:password@host[:port]/vhost, "
     "special characters in user, password and vhost percent-encoded (/ is %2F, @ is %40)"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """PEM files for ``amqps``. Without ``ca_file`` the system's authorities are trusted."""
-
-    ca_file: str | Path | None = None
-    cert_file: str | Path | None = None
-    key_file: str | Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,31 +28,51 @@ class Address:
     password: str = field(repr=False)
     vhost: str
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    external: bool = False
+    """The account is the one that the client's certificate names (SASL EXTERNAL); ``user`` is what the URL
+    says it is, or the certificate, or empty.
+    """
+    proxy: Proxy | None = None
 
     def __str__(self) -> str:
         scheme = "amqps" if self.tls else "amqp"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}://{self.user}@{host}:{self.port} (virtual host {self.vhost!r})"
+        account = f"{self.user}@" if self.user else ""
+        way = f" through proxy {self.proxy}" if self.proxy else ""
+        return f"{scheme}://{account}{self.place} (virtual host {self.vhost!r}){way}"
+
+    @property
+    def place(self) -> str:
+        """Host and port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_address(url: str, tls: TlsFiles | None = None) -> Address:
-    """Take a broker URL apart and load the TLS files.
+def parse_address(url: str, security: Security | None = None) -> Address:
+    """Take a broker URL apart, load the TLS files, and find the way.
 
     Raises:
-        SettingError: the URL or a file is not usable.
+        SettingError: the URL or a file is not usable; or the broker is on another machine and the URL says to
+            go there without TLS, which ``insecure_plaintext`` does not allow.
     """
-    parts = _split(url)
-    if tls is not None and parts.scheme != "amqps":
+    parts, security = _split(url), security or Security()
+    is_tls = parts.scheme == "amqps"
+    if security.has_files and not is_tls:
         raise SettingError("broker URL: TLS files are given, so it must begin with amqps://")
-    vhost = unquote(parts.path[1:])
-    return Address(
-        host=parts.hostname or "",
-        port=parts.port or _PORTS[parts.scheme],
-        user=unquote(parts.username or "guest"),
+    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    context = client_context(security) if is_tls else None  # says which file cannot be used
+    external = security.cert_file is not None and parts.password is None
+    address = Address(
+        host=host,
+        port=port,
+        user=unquote(parts.username or (common_name(security) if external else "guest")),
         password=unquote(parts.password if parts.password is not None else "guest"),
-        vhost=vhost or "/",
-        tls=_tls_context(tls or TlsFiles()) if parts.scheme == "amqps" else None,
+        vhost=unquote(parts.path[1:]) or "/",
+        tls=context,
+        external=external,
+        proxy=proxy_for(host, port, security.proxy, is_tls=is_tls),
     )
+    if not is_tls:
+        check_plaintext(str(address), host, security, secure_scheme="amqps")
+    return address
 
 
 def _split(url: str) -> SplitResult:
@@ -72,22 +85,3 @@ def _split(url: str) -> SplitResult:
     except ValueError:  # no number as port, or half an IPv6 address
         pass
     raise SettingError(f"broker URL: it must look like {_FORM}")
-
-
-def _tls_context(files: TlsFiles) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=files.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingError(f"TLS: cannot use the CA file {str(files.ca_file)!r}: {error}") from error
-    if files.cert_file is None:
-        if files.key_file is not None:
-            raise SettingError("TLS: a key file is given without its certificate file")
-        return context
-    try:
-        # An empty password instead of a prompt: a daemon has no terminal.
-        context.load_cert_chain(files.cert_file, files.key_file, password="")
-    except (OSError, ssl.SSLError) as error:
-        raise SettingError(
-            f"TLS: cannot use certificate {str(files.cert_file)!r} with key {str(files.key_file)!r}: {error}"
-        ) from error
-    return context

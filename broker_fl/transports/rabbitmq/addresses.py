@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from broker_fl.errors import SettingError
-from broker_fl.transports.rabbitmq.address import Address, TlsFiles, parse_address
+from broker_fl.security import Security
+from broker_fl.transports.rabbitmq.address import Address, parse_address
 
 HEARTBEAT = "heartbeat"
 _MAX_HEARTBEAT_S = 65535
@@ -24,7 +25,7 @@ class Addresses:
         return " or ".join(map(str, self.nodes))
 
 
-def parse_addresses(url: str, tls: TlsFiles | None = None) -> Addresses:
+def parse_addresses(url: str, security: Security | None = None) -> Addresses:
     """Take ``amqp[s]://user:password@host[:port][,host[:port]…]/vhost[?heartbeat=SECONDS]`` apart.
 
     Raises:
@@ -35,7 +36,7 @@ def parse_addresses(url: str, tls: TlsFiles | None = None) -> Addresses:
     authority, slash, path = rest.partition("/")
     account, at, hosts = authority.rpartition("@")
     nodes = tuple(
-        parse_address(f"{scheme}{separator}{account}{at}{host}{slash}{path}", tls)
+        parse_address(f"{scheme}{separator}{account}{at}{host}{slash}{path}", security)
         for host in hosts.split(",")
     )
     return Addresses(nodes=nodes, heartbeat_s=_heartbeat_s(query))

@@ -71,6 +71,13 @@ class Channel:
                 partial(self.raw.queue_bind, entity.queue, entity.exchange, routing_key=entity.routing_key),
             )
 
+    async def depth(self, queue: str) -> int:
+        """How many messages wait in it."""
+        frame = await self._call(
+            f"look at queue {queue!r}", partial(self.raw.queue_declare, queue, passive=True)
+        )
+        return int(frame.method.message_count)
+
     async def delete_queue(self, name: str) -> None:
         await self._call(f"delete queue {name!r}", partial(self.raw.queue_delete, name))
 
@@ -93,12 +100,12 @@ class Channel:
         if self.is_open:
             self.raw.close()
 
-    async def _call(self, doing: str, method: Callable[..., Any]) -> None:
+    async def _call(self, doing: str, method: Callable[..., Any]) -> Any:
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._replies.add(reply)
         try:
             method(callback=partial(_answer, reply))
-            await asyncio.wait_for(reply, ANSWER_TIMEOUT_S)
+            return await asyncio.wait_for(reply, ANSWER_TIMEOUT_S)
         except TimeoutError as error:
             raise BrokerUnavailable(f"cannot {doing}: no answer within {ANSWER_TIMEOUT_S:.0f} s") from error
         except pika_errors.NoFreeChannels as error:

@@ -14,6 +14,7 @@ from broker_fl.errors import BrokerFLError
 from broker_fl.interfaces import Sink
 from broker_fl.transports.rabbitmq.channel import Channel
 from broker_fl.transports.rabbitmq.io import IoThread
+from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +22,16 @@ log = logging.getLogger(__name__)
 class RabbitMQDelivery:
     """See ``Delivery``."""
 
-    __slots__ = ("_consuming", "_settled", "_tag", "body", "redelivered", "routing_key")
+    __slots__ = ("_consuming", "_settled", "_tag", "body", "redelivered", "routing_key", "user")
 
-    def __init__(self, consuming: Consuming, tag: int, method: Any, body: bytes) -> None:
+    def __init__(self, consuming: Consuming, method: Any, properties: Any, body: bytes) -> None:
         self._consuming = consuming
-        self._tag = tag
+        self._tag: int = method.delivery_tag
         self._settled = False
         self.body = body
         self.routing_key: str = method.routing_key
         self.redelivered: bool = method.redelivered
+        self.user: str | None = properties.user_id  # the broker refuses any but the sender's own
 
     def ack(self) -> None:
         self._settle(None)
@@ -46,7 +48,8 @@ class RabbitMQDelivery:
 class Settlements:
     """Acks and rejections on their way to the I/O thread, which is woken once for many."""
 
-    def __init__(self, io: IoThread) -> None:
+    def __init__(self, io: IoThread, traffic: Traffic) -> None:
+        self.traffic = traffic
         self._io = io
         self._waiting: deque[tuple[Consuming, int, bool | None]] = deque()
         self._is_due = False
@@ -82,11 +85,11 @@ class Consuming:
         self._outstanding: dict[int, None] = {}
         self._close_when_settled = False
 
-    def deliver(self, _: Any, method: Any, __: Any, body: bytes) -> None:
+    def deliver(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         """Called by pika."""
-        tag: int = method.delivery_tag
-        self._outstanding[tag] = None
-        delivery = RabbitMQDelivery(self, tag, method, body)
+        self.settlements.traffic.took(body)
+        self._outstanding[method.delivery_tag] = None
+        delivery = RabbitMQDelivery(self, method, properties, body)
         try:
             self._sink(delivery)
         except Exception:

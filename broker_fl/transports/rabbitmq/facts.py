@@ -14,8 +14,10 @@ import pika
 from pika import exceptions as pika_errors
 
 from broker_fl.errors import BrokerUnavailable, QueueInUse
+from broker_fl.security import Security
+from broker_fl.security.certificates import Validity, of_decoded, of_files
 from broker_fl.topology import Binding, Entity, Exchange, Queue, Topology
-from broker_fl.transports.rabbitmq.address import Address, TlsFiles
+from broker_fl.transports.rabbitmq.address import Address
 from broker_fl.transports.rabbitmq.addresses import Addresses, parse_addresses
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 from broker_fl.transports.rabbitmq.failures import (
@@ -25,6 +27,7 @@ from broker_fl.transports.rabbitmq.failures import (
     connection_failure,
 )
 from broker_fl.transports.rabbitmq.link import LinkSettings
+from broker_fl.transports.rabbitmq.tunnel import blocking_connection
 
 Role = Literal["controller", "learner", "driver"]
 HEARTBEAT_S = 60
@@ -61,12 +64,14 @@ class BrokerFacts:
     """What exists with other settings than ours."""
     in_use: tuple[str, ...]
     """What somebody else does alone: a learner of that name is running."""
+    certificates: tuple[Validity, ...] = ()
+    """Ours, the authorities that are trusted, and the server's as it showed it."""
     depths: dict[str, Depth] = field(default_factory=dict)
     """By queue: reports, control, dead."""
 
 
 def look_at_broker(
-    url: str, *, federation: str, role: Role, learner: str = "", tls: TlsFiles | None = None
+    url: str, *, federation: str, role: Role, learner: str = "", security: Security | None = None
 ) -> BrokerFacts:
     """Connect as the role would, and try what it does; what has to be made for that is deleted again.
 
@@ -75,7 +80,7 @@ def look_at_broker(
     Raises:
         SettingError, AccessDenied, BrokerUnavailable: no connection.
     """
-    with _connected(parse_addresses(url, tls)) as (address, connection):
+    with _connected(parse_addresses(url, security)) as (address, connection):
         look = _Look(connection, Topology(federation), role, learner)
         alarms: list[str] = []
         connection.add_on_connection_blocked_callback(
@@ -88,6 +93,7 @@ def look_at_broker(
                 place=str(address),
                 **_greeting(connection),
                 tls=address.tls is not None,
+                certificates=_certificates(connection, address, security),
                 latency_s=look.latency_s(),
                 alarm=alarms[0] if alarms else "",
                 missing=tuple(look.missing),
@@ -126,7 +132,7 @@ def _connection(address: Address) -> Any:
     parameters = settings.parameters()
     parameters.blocked_connection_timeout = None
     try:
-        return pika.BlockingConnection(parameters)
+        return blocking_connection(parameters, address)
     except Exception as error:
         raise connection_failure(error, address) from error
 
@@ -139,6 +145,13 @@ def _greeting(connection: Any) -> dict[str, Any]:
         "version": str(properties.get("version", "unknown")),
         "heartbeat_s": int(heartbeat or 0),
     }
+
+
+def _certificates(connection: Any, address: Address, security: Security | None) -> tuple[Validity, ...]:
+    if address.tls is None:
+        return ()
+    shown = connection._impl._transport._sock.getpeercert()  # noqa: SLF001 - as above
+    return (*of_files(security or Security()), of_decoded("the server's certificate", shown))
 
 
 class _Look:

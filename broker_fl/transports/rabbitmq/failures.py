@@ -17,6 +17,7 @@ from broker_fl.errors import (
     QueueLost,
     SettingError,
 )
+from broker_fl.security.tls import client_verdict, untrusted
 from broker_fl.transports.rabbitmq.address import Address
 
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
@@ -29,11 +30,16 @@ _BAD_LOGIN = (pika_errors.ProbableAuthenticationError, pika_errors.Authenticatio
 def connection_failure(error: BaseException, address: Address) -> BrokerFLError:
     """Why a connection was not made."""
     causes = list(_causes(error))
-    for explain in (_said_by_broker, _found_by_tls, _found_by_network):
+    for explain in (_found_by_us, _said_by_broker, _found_by_tls, _found_by_network):
         for cause in causes:
             if (failure := explain(cause, address)) is not None:
                 return failure
     return BrokerUnavailable(f"{address}: no connection ({_short(causes[-1])})")
+
+
+def _found_by_us(cause: BaseException, _: Address) -> BrokerFLError | None:
+    """On the way through a proxy."""
+    return cause if isinstance(cause, BrokerFLError) else None
 
 
 def _said_by_broker(cause: BaseException, address: Address) -> BrokerFLError | None:
@@ -48,14 +54,9 @@ def _said_by_broker(cause: BaseException, address: Address) -> BrokerFLError | N
 
 def _found_by_tls(cause: BaseException, address: Address) -> BrokerFLError | None:
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return SettingError(
-            f"{address}: the broker's certificate is not trusted ({cause.verify_message}); "
-            "give the CA that signed it, and the host name that stands in it"
-        )
-    if "ALERT_CERTIFICATE_REQUIRED" in str(cause):
-        return SettingError(
-            f"{address}: the broker wants a certificate of its clients: give certificate and key file"
-        )
+        return untrusted(str(address), cause)
+    if (verdict := client_verdict(cause)) is not None:
+        return SettingError(f"{address}: {verdict}")
     if isinstance(cause, ssl.SSLError | pika_errors.IncompatibleProtocolError):
         return SettingError(
             f"{address}: no {'TLS' if address.tls else 'AMQP 0-9-1'} on this port ({_short(cause)})"
@@ -65,7 +66,8 @@ def _found_by_tls(cause: BaseException, address: Address) -> BrokerFLError | Non
 
 def _found_by_network(cause: BaseException, address: Address) -> BrokerFLError | None:
     if isinstance(cause, socket.gaierror):
-        return BrokerUnavailable(f"{address}: the host name is not known ({cause.strerror})")
+        whose = f"proxy {address.proxy}" if address.proxy else address
+        return BrokerUnavailable(f"{whose}: the host name is not known ({cause.strerror})")
     if isinstance(cause, ConnectionRefusedError):
         return BrokerUnavailable(
             f"{address}: nothing listens there; is RabbitMQ running, and the port right?"
@@ -82,6 +84,13 @@ def _refused(cause: pika_errors.ConnectionClosed, address: Address) -> BrokerFLE
 
 
 def _bad_login(address: Address) -> AccessDenied:
+    if address.external:
+        user = address.user or "the common name of the certificate"
+        return AccessDenied(
+            f"{address}: the broker knows no user of the certificate's name, or takes no certificates for a "
+            f"login (EXTERNAL); an operator can let it in: rabbitmqctl add_user {user!r}, with "
+            "rabbitmq_auth_mechanism_ssl enabled and ssl_cert_login_from = common_name"
+        )
     return AccessDenied(
         f"{address}: user or password is wrong, or the user may not log in from this machine; "
         f"an operator can set it: rabbitmqctl change_password {address.user}"

@@ -16,6 +16,7 @@ from broker_fl.transports.rabbitmq.address import Address
 from broker_fl.transports.rabbitmq.failures import connection_failure
 from broker_fl.transports.rabbitmq.io import backoff
 from broker_fl.transports.rabbitmq.tuned import TunedConnection
+from broker_fl.transports.rabbitmq.tunnel import io_services
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,14 @@ class LinkSettings:
 
     def parameters(self) -> pika.ConnectionParameters:
         address = self.address
+        credentials = pika.PlainCredentials(address.user, address.password)
+        if address.external:
+            credentials = pika.credentials.ExternalCredentials()
         return pika.ConnectionParameters(
             host=address.host,
             port=address.port,
             virtual_host=address.vhost,
-            credentials=pika.PlainCredentials(address.user, address.password),
+            credentials=credentials,
             heartbeat=self.heartbeat_s,
             socket_timeout=self.connect_timeout_s,
             stack_timeout=self.connect_timeout_s,
@@ -135,7 +139,7 @@ class Link:
             on_open_callback=lambda _: _settle(opened, None),
             on_open_error_callback=lambda _, error: _settle(opened, error),
             on_close_callback=lambda _, error: _settle(lost, None, result=error),
-            custom_ioloop=loop,
+            custom_ioloop=io_services(loop, self.settings.address),
         )
         try:
             # pika's own limits do not cover the name look-up.

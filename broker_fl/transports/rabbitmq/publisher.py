@@ -15,6 +15,7 @@ from pika import spec
 from broker_fl.errors import TransportClosed
 from broker_fl.transports.rabbitmq.channel import Channel
 from broker_fl.transports.rabbitmq.io import IoThread, backoff
+from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,19 @@ class Outgoing:
 class Publisher:
     """``publish``, ``flush`` and ``stop`` are for any thread; the rest is for the I/O thread."""
 
-    def __init__(self, io: IoThread, *, window_bytes: int, on_unroutable: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        io: IoThread,
+        *,
+        window_bytes: int,
+        on_unroutable: Callable[[str, str], None],
+        traffic: Traffic,
+        user: str = "",
+    ) -> None:
+        """``user`` is the connection's account, which every message names; empty: none is named."""
         self._io = io
+        self._traffic = traffic
+        self._user = user or None
         self._window_bytes = window_bytes
         self._on_unroutable = on_unroutable
         self._changed = threading.Condition()
@@ -128,6 +140,11 @@ class Publisher:
     def num_unconfirmed(self) -> int:
         return len(self._unconfirmed)
 
+    @property
+    def unconfirmed_bytes(self) -> int:
+        """Of the window, how much is in use."""
+        return self._used_bytes
+
     # ------------------------------------------------------------ I/O thread
 
     async def use(self, channel: Channel) -> None:
@@ -135,6 +152,7 @@ class Publisher:
         channel.raw.add_on_return_callback(self._returned)
         await channel.confirm(self._confirmed)
         self._channel, self._blocked, self._tag = channel, False, 0
+        self._traffic.block(False)
         self._sent.clear()
         self._send_again(())
 
@@ -149,6 +167,7 @@ class Publisher:
             "has a memory or disk alarm and blocks" if blocked else "no longer blocks",
         )
         self._blocked = blocked
+        self._traffic.block(blocked)
         self._send()
 
     def refuse_exchange(self, exchange: str) -> None:
@@ -193,10 +212,13 @@ class Publisher:
     def _transmit(self, channel: Channel, message: Outgoing) -> None:
         first, *others = message.routing_keys
         properties = pika.BasicProperties(
-            delivery_mode=2 if message.persistent else 1, headers={"BCC": others} if others else None
+            delivery_mode=2 if message.persistent else 1,
+            headers={"BCC": others} if others else None,
+            user_id=self._user,
         )
         self._tag += 1
         self._sent[self._tag] = message
+        self._traffic.sent(message.body)
         channel.raw.basic_publish(message.exchange, first, message.body, properties, message.mandatory)
 
     def _confirmed(self, frame: Any) -> None:

@@ -13,10 +13,10 @@ from pika.exceptions import AMQPError
 
 from broker_fl.errors import BrokerFLError, QueueLost, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
+from broker_fl.security import Security
 from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
-from broker_fl.transports.rabbitmq.address import TlsFiles
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
 from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again, declare_first
 from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
@@ -24,6 +24,7 @@ from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_e
 from broker_fl.transports.rabbitmq.io import CallbackThread, IoThread, backoff
 from broker_fl.transports.rabbitmq.link import FIRST_DELAY_S, LONGEST_DELAY_S, Link, LinkSettings
 from broker_fl.transports.rabbitmq.publisher import Publisher
+from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class RabbitMQTransport:
         window_bytes: how much may be unconfirmed before ``publish`` blocks.
 
     Raises:
-        SettingError: URL or TLS files are not usable.
+        SettingError: URL, TLS files or proxy are not usable, or the way there would be in plain text.
         AccessDenied: wrong user, password or virtual host, or no permission.
         BrokerUnavailable: nobody answers within ``connect_timeout_s``.
     """
@@ -58,14 +59,15 @@ class RabbitMQTransport:
         url: str,
         *,
         name: str = "",
-        tls: TlsFiles | None = None,
+        security: Security | None = None,
         window_bytes: int = WINDOW_BYTES,
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
-        addresses = parse_addresses(url, tls)
+        addresses = parse_addresses(url, security)
         # By chance, so that a thousand learners with the same URL are spread over a cluster's nodes.
         first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
+        self.user = first.user
         settings = partial(
             LinkSettings,
             address=first,
@@ -74,6 +76,7 @@ class RabbitMQTransport:
             connect_timeout_s=connect_timeout_s,
         )
         label = name or "broker_fl"
+        self.traffic = Traffic()
         self._closed = False
         self._declared = Declared()
         self._consumers: dict[str, Consumer] = {}
@@ -84,9 +87,13 @@ class RabbitMQTransport:
         self._down: set[Link] = set()
         self._io = IoThread(f"{label} i/o")
         self._callbacks = CallbackThread(f"{label} callbacks")
-        self._settlements = Settlements(self._io)
+        self._settlements = Settlements(self._io, self.traffic)
         self._publisher = Publisher(
-            self._io, window_bytes=window_bytes, on_unroutable=self._report_unroutable
+            self._io,
+            window_bytes=window_bytes,
+            on_unroutable=self._report_unroutable,
+            traffic=self.traffic,
+            user=self.user,
         )
         self._out = self._make_link(
             settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
@@ -160,6 +167,28 @@ class RabbitMQTransport:
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._unroutable_callbacks.append(callback)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether both connections work, as far as is known: a silent death shows after two heartbeats."""
+        return not self._closed and not self._down
+
+    @property
+    def unconfirmed_bytes(self) -> int:
+        """What was published and the broker has not confirmed."""
+        return self._publisher.unconfirmed_bytes
+
+    def depth(self, queue: str, timeout_s: float = 2.0) -> int | None:
+        """Messages that wait in a queue, without those that are delivered; None if the broker does not say.
+
+        Needs no permission (RabbitMQ, "Access Control": ``queue.declare`` with ``passive``).
+        """
+        if not self.is_connected:
+            return None
+        try:
+            return self._io.run(self._depth(queue), timeout_s)
+        except (BrokerFLError, AMQPError):
+            return None
+
     def close(self) -> None:
         self._io.check_not_current()
         if self._closed:
@@ -195,6 +224,13 @@ class RabbitMQTransport:
 
     async def _declare(self, entities: Sequence[Entity]) -> None:
         await declare_first(self._in.connection, entities, self._declared.remember)
+
+    async def _depth(self, queue: str) -> int:
+        channel = await Channel.open(self._in.connection)
+        try:
+            return await channel.depth(queue)
+        finally:
+            channel.close()
 
     async def _delete_queue(self, name: str) -> None:
         self._declared.forget_queue(name)
@@ -298,6 +334,7 @@ class RabbitMQTransport:
     def _link_up(self, link: Link) -> None:
         if link in self._down:
             self._down.discard(link)
+            self.traffic.num_reconnects += 1
             if not self._down:
                 for callback in self._reconnect_callbacks:
                     self._callbacks.call(callback)

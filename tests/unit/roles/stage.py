@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from broker_fl.errors import StoreUnavailable
+from broker_fl.errors import MessageRefused, StoreUnavailable
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
@@ -21,7 +21,8 @@ from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Entity, Topology
 from broker_fl.transports.memory import MemoryBroker, MemoryTransport
 from broker_fl.wire import events as e
-from broker_fl.wire.messages import DeadLetter, decode
+from broker_fl.wire.frames import pack_chunk
+from broker_fl.wire.messages import DeadLetter, UpdateChunk, decode
 from tests.unit.coordination.bench import spec
 
 FEDERATION = "stage"
@@ -78,11 +79,24 @@ class Adds:
         return {"first": float(model["w"].reshape(-1)[0]), "num_examples": 1}
 
 
+def apart(body: bytes) -> list[bytes]:
+    """The same, with a result by itself that came inside of a chunk."""
+    try:
+        message, payload = decode(body)
+    except MessageRefused:
+        return [body]
+    if not isinstance(message, UpdateChunk) or message.result is None or payload is None:
+        return [body]
+    header = message.model_copy(update={"result": None})
+    return [message.result.pack(), pack_chunk(header.KIND, header.model_dump(), payload)]
+
+
 class Faulty:
     """A transport that hands each body to ``tamper`` first: what comes back is published instead."""
 
     def __init__(self, inner: MemoryTransport, tamper: Callable[[str, bytes], Iterable[bytes]]) -> None:
         self._inner = inner
+        self.user = inner.user
         self.tamper = tamper
 
     def publish(
@@ -94,8 +108,8 @@ class Faulty:
         persistent: bool = False,
         mandatory: bool = False,
     ) -> None:
-        """Publish what ``tamper`` makes of it."""
-        for changed in self.tamper(exchange, body):
+        """Publish what ``tamper`` makes of it; a result is handed to it apart from its update."""
+        for changed in (changed for one in apart(body) for changed in self.tamper(exchange, one)):
             self._inner.publish(exchange, routing_keys, changed, persistent=persistent, mandatory=mandatory)
 
     def declare(self, entities: Iterable[Entity]) -> None:

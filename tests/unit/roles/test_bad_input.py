@@ -224,7 +224,7 @@ def test_no_frame_ends_a_daemon_and_the_controllers_keep_the_reason(stage: Stage
     send(NAMES.updates, [f"mallory.{inbox}"], body)
     send(NAMES.control, [NAMES.CONTROL], body)
     send(NAMES.tasks, [NAMES.learner_key("good")], body)
-    send(NAMES.tasks, [NAMES.driver_key(stage.driver.id)], body)
+    send(NAMES.answers, [NAMES.driver_key(stage.driver.id)], body)
     send(NAMES.events, [job.id], body)
     letters = stage.dead_letters(3)
     assert all(reason for reason, _ in letters)

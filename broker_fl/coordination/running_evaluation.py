@@ -1,0 +1,55 @@
+"""The evaluation of a job without rounds: of each learner the newest, of whichever version that was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from broker_fl.coordination import signals as s
+from broker_fl.coordination.averaging import LatestMean
+from broker_fl.coordination.state import JobState
+from broker_fl.wire import events as e
+from broker_fl.wire.messages import Result
+
+
+class RunningEvaluation:
+    """What learners last found out."""
+
+    def __init__(self) -> None:
+        self._latest = LatestMean()
+        self._version = -1
+        """The newest that anybody has evaluated."""
+        self._mute = set[str]()
+        """Those whose last evaluation had no metric."""
+
+    def note(self, result: Result) -> None:
+        """A learner has evaluated, or says that it has nothing to tell."""
+        if not result.evaluation:
+            self._mute.add(result.learner)
+        else:
+            self._mute.discard(result.learner)
+            self._latest.add(result.learner, result.evaluation, result.evaluation_examples or 1)
+            self._version = max(self._version, result.task.round)
+
+    def remove(self, learner: str) -> None:
+        """It is gone: what it found out counts no more."""
+        self._latest.remove(learner)
+
+    def is_of_all(self, learners: Iterable[str]) -> bool:
+        """Whether each of them has evaluated, but for those that report no metric."""
+        return all(learner in self._latest or learner in self._mute for learner in learners)
+
+    def note_version(self, state: JobState) -> s.Actions:
+        """The mean is the evaluation of the newest version, for want of a better one."""
+        metrics = self._latest.mean()
+        if not metrics:
+            return []
+        state.note_evaluation(metrics)
+        evaluated = e.VersionEvaluated(
+            job=state.job,
+            round=state.round,
+            version=min(self._version, state.version),
+            metrics=metrics,
+            num_learners=len(self._latest),
+            num_examples=int(self._latest.total_weight),
+        )
+        return [s.Emit(evaluated)]

@@ -1,0 +1,100 @@
+"""Who sent a message: what the broker vouches for where accounts are identities, else what its key says."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Literal
+
+from broker_fl.errors import FrameRefused
+from broker_fl.identity.accounts import Account, Role
+from broker_fl.interfaces import Delivery
+from broker_fl.wire import messages as m
+
+Identities = Literal["required", "shared"]
+"""``shared``: parties may use one account together, and are believed who they say they are."""
+LEARNERS: Set[Role] = frozenset({"learner", "group"})
+DRIVERS: Set[Role] = frozenset({"driver", "observer"})
+_FOR_OBSERVERS = (m.ListJobs, m.ListVersions, m.ListLearners, m.ReadEvents)
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """The sender of one message."""
+
+    name: str
+    account: Account | None
+    """None where accounts are shared."""
+
+    def check_name(self, name: str, kind: str) -> None:
+        """Hold the id in a message against who sent it.
+
+        Raises:
+            FrameRefused: it is another's.
+        """
+        if name != self.name if self.account is None else not self.account.speaks_for(name):
+            raise FrameRefused(f"{self.name!r} sent a {kind!r} message in the name of {name!r}")
+
+    def check_report(self, message: m.Message) -> None:
+        """Hold what a learner or a group sends against who it is.
+
+        Raises:
+            FrameRefused: it is in another's name, or of another role.
+        """
+        name: str = getattr(message, "group", "") or getattr(message, "learner", self.name)
+        self.check_name(name, message.KIND)
+        if self.account is None:
+            return
+        wanted = {m.Join: "learner", m.GroupJoin: "group"}.get(type(message), self.account.role)
+        if self.account.role != wanted:
+            raise FrameRefused(f"{self.account} sent a {message.KIND!r} message, which is for a {wanted}")
+        if isinstance(message, m.GroupJoin):
+            strangers = [one for one in message.members if not self.account.has_member(one)]
+            if strangers:
+                raise FrameRefused(
+                    f"{self.account} names members that are not called {self.name}-<number>: {strangers[:3]}"
+                )
+
+    def check_request(self, request: m.Request) -> None:
+        """Hold a request against who sent it.
+
+        Raises:
+            FrameRefused: it is under another's id, or more than an observer may ask for.
+        """
+        if self.account is None:
+            return
+        self.check_name(request.driver, request.KIND)
+        if self.account.role == "observer" and not isinstance(request, _FOR_OBSERVERS):
+            raise FrameRefused(f"{self.account} sent a {request.KIND!r} request; an observer only watches")
+
+
+class Speakers:
+    """Of one federation."""
+
+    def __init__(self, federation: str, identities: Identities) -> None:
+        self._federation = federation
+        self._required = identities == "required"
+
+    def of(self, delivery: Delivery, roles: Set[Role]) -> Speaker:
+        """Who sent it.
+
+        Raises:
+            FrameRefused: nobody knows, or it is an account that sends nothing of this kind.
+        """
+        account = Account.of(delivery.user)
+        if account is None:
+            if self._required:
+                raise FrameRefused(_unknown(delivery.user))
+            return Speaker(delivery.routing_key.partition(".")[0], None)
+        if account.federation != self._federation or account.role not in roles:
+            raise FrameRefused(f"it was sent by {account}, which has nothing to say here")
+        return Speaker(account.name, account)
+
+
+def _unknown(user: str | None) -> str:
+    if not user:
+        return "it does not say which account sent it (user_id), and this controller requires that"
+    return (
+        f"it was sent by {user!r}, which is no enrolled account; this controller requires one for each party "
+        "(broker-fl enroll)"
+    )

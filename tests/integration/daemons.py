@@ -1,0 +1,117 @@
+"""Daemons that a test starts as a user would, and reads from outside: their log, their pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DEADLINE_S = 60.0
+APP = """
+import logging
+import numpy as np
+from broker_fl import Update
+
+log = logging.getLogger("app")
+
+class Adder:
+    def train(self, model, task):
+        log.info("training on my own data")
+        if task.parameters.get("poison") and task.learner.endswith("1"):
+            return Update(model={"w": model["w"] * float("nan")}, num_examples=1)
+        return Update(model={"w": model["w"] + 1}, num_examples=1)
+
+    def evaluate(self, model, task):
+        return {"level": float(model["w"][0])}
+
+def make_learner(context):
+    return Adder()
+
+def initial_model():
+    return {"w": np.zeros(1000, "f4")}
+"""
+
+
+class Daemon:
+    """``broker-fl`` with its standard error in a file."""
+
+    def __init__(self, folder: Path, name: str, *args: str, environment: dict[str, str]) -> None:
+        self.log = folder / f"{name}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "broker_fl.cli", *args],
+                cwd=folder,
+                env=dict(os.environ) | environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text("utf-8")
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log, as JSON."""
+        return [json.loads(line) for line in self.said.splitlines()]
+
+    @property
+    def url(self) -> str:
+        """Where its pages are."""
+        until(lambda: "/readyz are at" in self.said or self.process.poll() is not None, self.said)
+        found = re.search(r"/readyz are at (http://[\d.:]+)", self.said)
+        assert found, self.said
+        return found[1]
+
+    def page(self, path: str) -> tuple[int, str]:
+        """Status and text of one of its pages."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def samples(self) -> dict[str, float]:
+        """Its metrics: name with labels → value."""
+        status, text = self.page("/metrics")
+        assert status == 200
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    def is_ready(self) -> bool:
+        return self.page("/readyz")[0] == 200
+
+
+@contextmanager
+def started(folder: Path, environment: dict[str, str]) -> Iterator[Callable[..., Daemon]]:
+    """Start daemons by name and arguments; all have ended when the block has."""
+    daemons: list[Daemon] = []
+
+    def start(name: str, *args: str) -> Daemon:
+        daemons.append(Daemon(folder, name, *args, environment=environment))
+        return daemons[-1]
+
+    try:
+        yield start
+    finally:
+        for daemon in daemons:
+            daemon.process.kill()
+            daemon.process.wait(10)
+
+
+def until(condition: Callable[[], object], why: str = "") -> None:
+    """Wait for something that is not told of."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < give_up_at, why or "it did not happen"
+        time.sleep(0.05)

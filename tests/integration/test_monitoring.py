@@ -1,0 +1,218 @@
+"""What daemons tell of themselves: metrics, health, logs; of a federation of real processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from broker_fl import connect
+from broker_fl.model import Model
+from broker_fl.wire.job import JobSpec
+from broker_fl.workers.servers import RabbitMQNode
+from tests.integration.daemons import APP, DEADLINE_S, Daemon, started, until
+from tests.servers import provision
+
+NUM_ROUNDS = 3
+
+
+@dataclass
+class Federation:
+    """Two learners, a controller and its standby, after a job whose second learner sends NaN."""
+
+    controller: Daemon
+    standby: Daemon
+    learners: list[Daemon]
+    job: str
+    secret: str
+
+
+@pytest.fixture(scope="module")
+def watched(
+    rabbitmq: provision.Broker, redis: provision.Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("watched")
+    (folder / "app.py").write_text(APP)
+    name = f"test-{secrets.token_hex(6)}"
+    with rabbitmq.vhost(name) as url:
+        environment = {
+            "BROKER_FL_BROKER": url,
+            "BROKER_FL_STORE": redis.url,
+            "BROKER_FL_FEDERATION": name,
+            "BROKER_FL_LOG_FORMAT": "json",
+            "BROKER_FL_METRICS_PORT": "0",
+        }
+        with started(folder, environment) as start:
+            yield _after_a_job(start, url, name)
+
+
+def _after_a_job(start: Callable[..., Daemon], url: str, federation: str) -> Federation:
+    import numpy as np
+
+    controller = start("controller", "controller", "--heartbeat", "1")
+    until(controller.is_ready)
+    standby = start("standby", "controller", "--heartbeat", "1")
+    learners = [start(one, "learner", "app.py:make_learner", "--id", one) for one in ("site-0", "site-1")]
+    spec = JobSpec.model_validate(
+        {
+            "protocol": {"min_learners": 2, "quorum": 0.5},
+            "termination": {"rounds": NUM_ROUNDS},
+            "parameters": {"poison": True},
+        }
+    )
+    with connect(url, federation, timeout_s=DEADLINE_S) as driver:
+        job = driver.submit(spec, Model.of({"w": np.zeros(1000, "f4")}))
+        job.wait()
+    until(standby.is_ready)
+    until(lambda: controller.samples()['broker_fl_jobs_finished_total{state="done"}'])
+    return Federation(controller, standby, learners, job.id, url.rpartition("@")[0].rpartition(":")[2])
+
+
+def test_the_controller_counts_what_happened(watched: Federation) -> None:
+    samples = watched.controller.samples()
+    assert samples["broker_fl_rounds_total"] == NUM_ROUNDS
+    assert samples["broker_fl_versions_committed_total"] == NUM_ROUNDS
+    assert samples["broker_fl_round_seconds_count"] == NUM_ROUNDS
+    assert samples['broker_fl_commit_seconds_count{part="store"}'] == NUM_ROUNDS
+    assert samples['broker_fl_updates_total{outcome="accepted",reason=""}'] == NUM_ROUNDS
+    assert samples['broker_fl_updates_total{outcome="refused",reason="update"}'] == NUM_ROUNDS
+    assert samples['broker_fl_messages_refused_total{source="inbox"}'] == NUM_ROUNDS
+    assert samples["broker_fl_fold_seconds_count"] == NUM_ROUNDS
+    assert samples["broker_fl_update_bytes_total"] == NUM_ROUNDS * 4000
+    assert samples["broker_fl_received_bytes_total"] > NUM_ROUNDS * 2 * 4000
+    assert samples["broker_fl_sent_bytes_total"] > NUM_ROUNDS * 4000
+    assert samples["broker_fl_learners"] == 2
+    assert samples["broker_fl_lease_held"] == 1
+    assert samples["broker_fl_lease_epoch"] == 1
+    assert samples["broker_fl_store_available"] == 1
+    assert samples['broker_fl_jobs{phase="ended"}'] == 1
+    assert samples['broker_fl_queue_messages{queue="inbox"}'] == 0
+    assert samples["process_resident_memory_bytes"] > 1 << 20
+
+
+def test_a_standby_is_ready_and_holds_nothing(watched: Federation) -> None:
+    samples = watched.standby.samples()
+    assert samples["broker_fl_lease_held"] == 0
+    assert samples["broker_fl_lease_epoch"] == 0
+    assert samples["broker_fl_broker_connected"] == 1
+    assert watched.standby.page("/healthz") == (200, "ok\n")
+    assert watched.standby.page("/readyz") == (200, "ok\n")
+
+
+def test_learners_count_their_work(watched: Federation) -> None:
+    for learner in watched.learners:
+        samples = learner.samples()
+        # All rounds, and the evaluation of the last version.
+        assert samples['broker_fl_work_seconds_count{outcome="finished"}'] == NUM_ROUNDS + 1
+        assert samples["broker_fl_receive_seconds_count"] == NUM_ROUNDS + 1
+        assert samples["broker_fl_sent_bytes_total"] > NUM_ROUNDS * 4000
+        assert samples["broker_fl_welcomed"] == 1
+        assert samples['broker_fl_queue_messages{queue="mailbox"}'] == 0
+
+
+def test_no_name_of_a_learner_or_job_is_a_label(watched: Federation) -> None:
+    for daemon in (watched.controller, *watched.learners):
+        text = daemon.page("/metrics")[1]
+        assert "site-" not in text
+        assert watched.job not in text
+
+
+def test_pages_that_are_not_there(watched: Federation) -> None:
+    status, text = watched.controller.page("/")
+    assert status == 404
+    assert "/metrics" in text
+
+
+def test_every_line_says_what_it_is_about(watched: Federation) -> None:
+    said = watched.controller.lines + [line for one in watched.learners for line in one.lines]
+    assert {"time", "level", "logger", "message", "federation"} <= set.intersection(*map(set, said))
+    about = {"job": watched.job, "learner": "site-1"}
+    refused = [line for line in watched.controller.lines if "refused a message" in line["message"]]
+    assert [line["round"] for line in refused] == list(range(NUM_ROUNDS))
+    assert all(about.items() <= line.items() for line in refused)
+    # What a learner's own code logs says it, too.
+    trained = [line for line in watched.learners[1].lines if line["logger"] == "app"]
+    assert [line["round"] for line in trained] == list(range(NUM_ROUNDS))
+    assert all(about.items() <= line.items() for line in trained)
+
+
+def test_no_line_has_the_password(watched: Federation) -> None:
+    assert len(watched.secret) >= 8
+    for daemon in (watched.controller, watched.standby, *watched.learners):
+        assert daemon.said
+        assert watched.secret not in daemon.said
+
+
+def test_not_ready_while_the_broker_is_away_and_blocked_time_is_counted(
+    private_rabbitmq: RabbitMQNode, private_amqp_url: str, redis_url: str, federation: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    environment = {"BROKER_FL_BROKER": private_amqp_url, "BROKER_FL_STORE": redis_url}
+    options = ["--federation", federation, "--metrics-port", "0", "--heartbeat", "0.5"]
+    with started(tmp_path, environment) as start:
+        controller = start("controller", "controller", *options)
+        learner = start("learner", "learner", "app.py", "--id", "site", *options[:4])
+        until(controller.is_ready)
+        until(lambda: learner.samples()["broker_fl_welcomed"])  # from now on it publishes twice a second
+        private_rabbitmq.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        until(lambda: learner.samples()["broker_fl_broker_blocked"] == 1)
+        private_rabbitmq.control("set_vm_memory_high_watermark", "0.6")
+        until(lambda: learner.samples()["broker_fl_broker_blocked"] == 0)
+        assert learner.samples()["broker_fl_broker_blocked_seconds_total"] > 0
+        assert learner.samples()["broker_fl_reconnects_total"] == 0
+
+        private_rabbitmq.kill()
+        until(lambda: not controller.is_ready())
+        assert controller.page("/readyz") == (503, "the broker is not connected\n")
+        assert controller.page("/healthz") == (200, "ok\n")  # to start it anew would not help
+        assert controller.samples()["broker_fl_broker_connected"] == 0
+        private_rabbitmq.start()
+        until(controller.is_ready)
+        assert controller.samples()["broker_fl_reconnects_total"] == 2
+
+
+def test_systemd_is_told(amqp_url: str, redis_url: str, federation: str, tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    environment = {
+        "BROKER_FL_BROKER": amqp_url,
+        "BROKER_FL_STORE": redis_url,
+        "BROKER_FL_FEDERATION": federation,
+        "NOTIFY_SOCKET": str(address),
+        "WATCHDOG_USEC": "3000000",
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, started(tmp_path, environment) as start:
+        systemd.bind(str(address))
+        systemd.settimeout(DEADLINE_S)
+        controller = start("controller", "controller")
+        assert systemd.recv(100) == b"READY=1"
+        assert systemd.recv(100) == b"WATCHDOG=1"
+        assert systemd.recv(100) == b"WATCHDOG=1"
+        controller.process.terminate()
+        while (told := systemd.recv(100)) == b"WATCHDOG=1":
+            pass
+        assert told == b"STOPPING=1"
+        assert controller.process.wait(30) == 0
+
+
+def test_a_port_that_is_taken_is_a_wrong_setting(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "broker_fl.cli", "controller", "--metrics-port", port],
+            cwd=tmp_path,
+            env=dict(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert f"Error: metrics cannot be served at 127.0.0.1:{port}" in done.stderr
+    assert "--metrics-port" in done.stderr

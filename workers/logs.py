@@ -1,0 +1,121 @@
+"""What is written to standard error: text for people or JSON for machines; what each line is about."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from typing import Any, Literal, TextIO
+from urllib.parse import unquote, urlsplit
+
+from broker_fl.roles.about import subject
+
+LogFormat = Literal["text", "json"]
+_LEVELS = ("ERROR", "WARNING", "INFO", "DEBUG")
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_FOREIGN = ("pika", "asyncio", "asyncssh", "matplotlib", "PIL", "numexpr", "urllib3")
+"""Libraries whose own messages are only for ``-vv``."""
+
+_IN_URL = re.compile(r"(\w+://[^\s:/@]*):[^\s/@]+@")
+"""The password in ``amqps://user:password@host``."""
+_secrets: set[str] = set()
+MIN_SECRET = 8
+"""Characters of what is blotted out wherever it appears: ``guest`` is a word, too."""
+
+
+def hide(secret: str | None) -> None:
+    """Never write this out, from now on."""
+    if secret and len(secret) >= MIN_SECRET:
+        _secrets.add(secret)
+
+
+def hide_passwords(*urls: str) -> None:
+    """As ``hide``, of the password in each."""
+    for url in urls:
+        try:
+            password = urlsplit(url).password
+        except ValueError:  # who uses the URL says what is wrong with it
+            continue
+        if password:
+            hide(password)
+            hide(unquote(password))
+
+
+def redacted(text: str) -> str:
+    """The text without passwords in URLs, and without what ``hide`` was told."""
+    text = _IN_URL.sub(r"\1:***@", text)
+    for secret in _secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+class _Formatter(logging.Formatter):
+    """Times in UTC with milliseconds: logs of several machines are read side by side.
+
+    The traceback of an error is shown to who asked for it; others get its last line.
+    """
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__(_FORMAT)
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or several with a traceback."""
+        return redacted(self._line(record))
+
+    def _line(self, record: logging.LogRecord) -> str:
+        raise NotImplementedError
+
+
+class TextFormatter(_Formatter):
+    """For people; what a line is about comes in brackets at the end of the message."""
+
+    def _line(self, record: logging.LogRecord) -> str:
+        about = " ".join(f"{name}={fact}" for name, fact in subject().items() if name != "federation")
+        copy = logging.makeLogRecord(record.__dict__)
+        copy.msg, copy.args = f"{record.getMessage()} [{about}]" if about else record.getMessage(), None
+        return super(_Formatter, self).format(copy)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """The error behind a record."""
+        if self._tracebacks:
+            return super().formatException(ei)
+        return f"  {ei[0].__name__}: {ei[1]} (-vv shows where)" if ei[0] else ""
+
+
+class JsonFormatter(_Formatter):
+    """For machines: an object a line, with federation, job, round and learner where they apply."""
+
+    def _line(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **subject(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, error, _ = record.exc_info
+            line["error"] = {"type": kind.__name__, "message": str(error)}
+            if self._tracebacks:
+                line["error"]["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_logging(
+    level: str, verbosity: int = 0, *, log_format: LogFormat = "text", stream: TextIO | None = None
+) -> None:
+    """Log to standard error; ``verbosity`` counts the levels below ``level``, and from 2 on hides nothing."""
+    chosen = _LEVELS[min(_LEVELS.index(level) + verbosity, len(_LEVELS) - 1)]
+    formatter = JsonFormatter if log_format == "json" else TextFormatter
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(formatter(tracebacks=verbosity >= 2))
+    logging.basicConfig(level=chosen, handlers=[handler], force=True)
+    for name in _FOREIGN:
+        logging.getLogger(name).setLevel(logging.INFO if verbosity >= 2 else logging.CRITICAL)
