@@ -18,6 +18,7 @@ from broker_fl.errors import (
     Fenced,
     FrameRefused,
     MessageRefused,
+    QueueLost,
     StoreUnavailable,
     TransportClosed,
     VersionsLost,
@@ -219,7 +220,10 @@ class Controller:
             _Source(self.topology.reports, self._on_report, REPORTS_PREFETCH, LEARNERS, self._messages),
             _Source(self.topology.control, self._on_control, CONTROL_PREFETCH, DRIVERS, self._messages),
         )
-        self._consume_inbox(inbox)
+        try:
+            self._consume_inbox(inbox)
+        except QueueLost:  # its node went down just now
+            self._move_inbox(inbox, inbox.queue)
         for source in sources:
             self._consume(source)
         self._loop.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Self
 
-from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, RequestRefused
+from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, QueueLost, RequestRefused
 from broker_fl.interfaces import Delivery
 from broker_fl.model import Model
 from broker_fl.roles.runtime import Runtime, Waiting
@@ -129,7 +129,7 @@ class Watch:
 
     def __init__(self, driver: Driver, job: str) -> None:
         self._driver = driver
-        self._watcher = f"{driver.id}-{driver.unique()[:8]}"
+        self._watcher = self._new_name()
         self._job = job
         self._batches: Waiting[tuple[bytes, ...] | None] = driver.runtime.queue()
 
@@ -147,9 +147,16 @@ class Watch:
         """Begin; False while the broker is away."""
         try:
             self._consume(self._watcher)
+        except QueueLost:  # its node went down just now
+            self._driver.transport.cancel(self._driver.topology.event_queue(self._watcher))
+            self._watcher = self._new_name()
+            return False
         except BrokerUnavailable:
             return False
         return True
+
+    def _new_name(self) -> str:
+        return f"{self._driver.id}-{self._driver.unique()[:8]}"
 
     def _consume(self, watcher: str) -> None:
         driver, name = self._driver, self._driver.topology.event_queue(watcher)
@@ -165,7 +172,7 @@ class Watch:
         driver = self._driver
         if queue != driver.topology.event_queue(self._watcher):
             return
-        watcher = f"{driver.id}-{driver.unique()[:8]}"
+        watcher = self._new_name()
         self._consume(watcher)
         self._watcher = watcher
         driver.transport.cancel(queue)

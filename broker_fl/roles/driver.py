@@ -67,7 +67,10 @@ class Driver:
         transport.on_queue_lost(self._on_queue_lost)
         if account is None:
             transport.declare(self.topology.for_controller())
-        self._open(self.id)
+        try:
+            self._open(self.id)
+        except QueueLost:  # its node went down just now
+            self._on_queue_lost(self.topology.driver_queue(self.id))
 
     def __enter__(self) -> Self:
         return self

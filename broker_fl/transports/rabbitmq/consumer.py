@@ -203,6 +203,9 @@ class Consumer:
         consuming, self._consuming = self._consuming, None
         if consuming is None or not consuming.channel.is_open:
             return
+        if self._is_starting:  # the broker has not said yes: there is no consumer to cancel
+            consuming.channel.close()
+            return
         try:
             await consuming.channel.cancel(self._tag)
         except (BrokerFLError, asyncio.CancelledError):
