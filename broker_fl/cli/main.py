@@ -40,6 +40,7 @@ _FAMILIES = {
         "ca": ("authority", "Make a private certificate authority, and certificates."),
     },
     "Finding faults": {
+        "dead": ("dead", "List, read, send again or drop messages that were refused."),
         "doctor": ("doctor", "Check broker, permissions, Redis, clocks and versions."),
     },
 }
