@@ -86,7 +86,7 @@ def over_servers(num_learners: int) -> Iterator[tuple[Driver, Callable[[], dict[
         def peaks() -> dict[str, int]:
             return {
                 "driver": processes.peak_memory_bytes(),
-                **_peak_memory_bytes_of(nodes),
+                **peak_memory_bytes_of(nodes),
                 **{process.name: process.stop() for process in reversed(running)},
             }
 
@@ -104,7 +104,7 @@ def servers() -> Iterator[dict[str, Node]]:
         yield {"rabbitmq": broker, "redis": store}
 
 
-def _peak_memory_bytes_of(nodes: Mapping[str, Node]) -> dict[str, int]:
+def peak_memory_bytes_of(nodes: Mapping[str, Node]) -> dict[str, int]:
     """Of each server, where the system tells."""
     peaks = {name: processes.peak_memory_bytes_of(node.pid) for name, node in nodes.items() if node.pid}
     return {name: peak for name, peak in peaks.items() if peak is not None}

@@ -9,12 +9,14 @@
     │       └── QueueInUse        somebody else reads it alone          → wait, or find out who
     ├── MessageRefused            a peer sent what we do not take       → dead-letter it, go on
     │   ├── FrameRefused          bytes that are no valid frame
-    │   └── UpdateRefused         an update that must not be folded
+    │   ├── UpdateRefused         an update that must not be folded
+    │   └── TaskDeclined          the site's policy does not allow it
     ├── RequestRefused            the controller declined a request     → tell the user
     ├── AggregationError          these updates cannot be combined      → fail the round
     ├── ServerUnavailable         a server did not answer               → back off, try again
     │   ├── BrokerUnavailable
     │   └── StoreUnavailable
+    ├── AuditBroken               the audit log was tampered with       → find out who, and when
     ├── Fenced                    another controller holds the lease    → stop writing at once
     ├── VersionsLost              the store forgot what it had taken    → begin anew from what it has
     ├── TaskCancelled             the controller no longer wants it     → leave ``train`` quietly
@@ -56,6 +58,10 @@ class UpdateRefused(MessageRefused):
     """An update that must not be folded: wrong shape, weight or values. Nothing was changed."""
 
 
+class TaskDeclined(MessageRefused):
+    """A task that the site's policy does not allow."""
+
+
 class RequestRefused(BrokerFLError):
     """The controller declined a driver's request, and said why."""
 
@@ -80,6 +86,10 @@ class QueueLost(BrokerUnavailable):
 
 class StoreUnavailable(ServerUnavailable):
     """The model store did not answer, or could not write."""
+
+
+class AuditBroken(BrokerFLError):
+    """An audit log whose entries do not fit one another, or what is remembered of it."""
 
 
 class Fenced(BrokerFLError):

@@ -198,6 +198,17 @@ class Model(Mapping[str, Array]):
         return cls(spec, np.zeros(spec.num_bytes, np.uint8))
 
     @classmethod
+    def blank(cls, spec: ModelSpec) -> Model:
+        """A model whose values are undefined, for who writes them all; the gaps between tensors are zero."""
+        buffer = np.empty(spec.num_bytes, np.uint8)
+        end = 0
+        for run in spec.runs:
+            buffer[end : run.start] = 0
+            end = run.stop
+        buffer[end:] = 0
+        return cls(spec, buffer)
+
+    @classmethod
     def of(cls, arrays: Arrays, spec: ModelSpec | None = None) -> Model:
         """Make a model of ``arrays``; without a copy if they are, in order, all the views of one model's
         buffer.

@@ -17,6 +17,7 @@ RefusalReason = Literal["", "frame", "result", "update", "stale", "unreadable"]
 values); ``result``: its numbers contradict the task; ``stale``: trained from too old a version;
 ``unreadable``: a result that is none.
 """
+REFUSAL_REASONS: tuple[RefusalReason, ...] = ("frame", "result", "update", "stale", "unreadable")
 WorkOutcome = Literal["finished", "failed", "cancelled"]
 
 

@@ -41,6 +41,14 @@ def _logging_stays_as_it_was() -> Iterator[None]:
         root.removeHandler(handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_audit_log_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Operators' commands write down what they did; those of tests do so elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def server_root() -> Iterator[Path]:
     """A folder for this session's servers."""

@@ -45,7 +45,7 @@ def run_controller(options: ControllerOptions) -> None:
     keep_freed_blocks()
     everywhere(federation=options.settings.federation)
     hide_passwords(options.broker.url, options.store)
-    with Signals() as signals, watch_controller(options.metrics) as watch:
+    with Signals() as signals, watch_controller(options.metrics, options.settings.federation) as watch:
         try:
             _run(options, signals, watch)
         except Stopped as stopped:

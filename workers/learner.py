@@ -52,7 +52,7 @@ def run_learners(app: App, options: LearnerOptions) -> None:
     everywhere(federation=options.settings.federation)
     hide_passwords(options.broker.url)
     learners = make_learners(app, options.ids) if options.settings.group is None else lazy(app, options)
-    with Signals() as signals, watch_learner(options.metrics) as watch:
+    with Signals() as signals, watch_learner(options.metrics, options.settings.federation) as watch:
         try:
             _run(learners, options, signals, watch)
         except Stopped as stopped:

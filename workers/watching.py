@@ -42,7 +42,7 @@ class MetricsAddress:
 class Watch:
     """What others may know of a daemon, from its start to its end."""
 
-    def __init__(self, where: MetricsAddress | None, metrics: Metrics) -> None:
+    def __init__(self, where: MetricsAddress | None, metrics: Metrics, federation: str) -> None:
         """``metrics``: ``ControllerMetrics`` or ``LearnerMetrics``.
 
         Raises:
@@ -56,10 +56,10 @@ class Watch:
         self._stack = ExitStack()
         self._server: StatusServer | None = None
         if where is not None:
-            self._serve(where, metrics)
+            self._serve(where, metrics, federation)
 
-    def _serve(self, where: MetricsAddress, metrics: Metrics) -> None:
-        registry = new_registry()
+    def _serve(self, where: MetricsAddress, metrics: Metrics, federation: str) -> None:
+        registry = new_registry("controller" if metrics is ControllerMetrics else "learner", federation)
         self.observer = metrics(registry)
         registry.register(PresentCollector(lambda: self._present(with_depths=True)))
         pages = {
@@ -116,11 +116,11 @@ class Watch:
         )
 
 
-def watch_controller(where: MetricsAddress | None) -> Watch:
+def watch_controller(where: MetricsAddress | None, federation: str) -> Watch:
     """See ``Watch``."""
-    return Watch(where, ControllerMetrics)
+    return Watch(where, ControllerMetrics, federation)
 
 
-def watch_learner(where: MetricsAddress | None) -> Watch:
+def watch_learner(where: MetricsAddress | None, federation: str) -> Watch:
     """See ``Watch``."""
-    return Watch(where, LearnerMetrics)
+    return Watch(where, LearnerMetrics, federation)

@@ -1,5 +1,19 @@
 // A weighted sum of float32 updates as a C++ controller does it: compiled by questions/aggregation.py.
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+// Whether all are finite: by their bits, since -ffast-math takes for granted that they are.
+static inline bool finite(const float *values, std::size_t begin, std::size_t end) {
+  std::uint32_t bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (std::size_t i = begin; i < end; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    bad |= (bits & 0x7f800000u) == 0x7f800000u;
+  }
+  return bad == 0;
+}
 
 extern "C" {
 
@@ -30,6 +44,39 @@ void fused(float *total, const float *const *updates, const float *weights, int 
       for (std::size_t i = begin; i < end; ++i) total[i] += weight * values[i];
     }
   }
+}
+
+// The same, each stretch looked at before it is added; a bad value is noticed when part of the sum is done, so
+// the sum is lost then. Returns whether all were finite.
+int fused_checked(float *total, const float *const *updates, const float *weights, int num_updates,
+                  std::size_t num_elements) {
+  constexpr std::size_t block = 4096;
+  int good = 1;
+#pragma omp parallel for reduction(& : good)
+  for (std::size_t begin = 0; begin < num_elements; begin += block) {
+    const std::size_t end = begin + block < num_elements ? begin + block : num_elements;
+    for (int update = 0; update < num_updates; ++update) {
+      const float *values = updates[update];
+      const float weight = weights[update];
+      good &= finite(values, begin, end);
+#pragma omp simd
+      for (std::size_t i = begin; i < end; ++i) total[i] += weight * values[i];
+    }
+  }
+  return good;
+}
+
+// One update at a time, all of it looked at before any of it is added: what ours promises.
+int streamed_checked(float *total, const float *values, float weight, std::size_t num_elements) {
+  constexpr std::size_t block = 4096;
+  int good = 1;
+#pragma omp parallel for reduction(& : good)
+  for (std::size_t begin = 0; begin < num_elements; begin += block)
+    good &= finite(values, begin, begin + block < num_elements ? begin + block : num_elements);
+  if (!good) return 0;
+#pragma omp parallel for simd
+  for (std::size_t i = 0; i < num_elements; ++i) total[i] += weight * values[i];
+  return 1;
 }
 
 // One update at a time, as they arrive, all tensors as one array.

@@ -103,10 +103,10 @@ class ChangeSum:
         Raises:
             AggregationError: a value is not finite.
         """
-        result, totals = Model.empty(self.spec), self._totals or {}
+        result, totals = Model.blank(self.spec), self._totals or {}
         for run, total in totals.items():
             if self._is_trained[run]:
-                np.add(total, self.base.run(run).astype(total.dtype, copy=False), out=total)
+                kernels.add_scaled(total, self.base.run(run), 1.0)
             else:
                 kernels.divide(total, self.total_weight)
             write_mean(result.run(run), total)

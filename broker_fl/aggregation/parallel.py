@@ -20,22 +20,43 @@ from broker_fl.model import Array
 BLOCK_ELEMENTS = 1 << 17
 """Half a MiB of float32: a block and its scratch fit into a core's second-level cache."""
 
+CORE_ELEMENTS = 1 << 19
+"""Below it a second core is not worth the waking of its thread, for a single operation."""
+
 _scratch = threading.local()
 
 
 def in_blocks(num_elements: int, work: Callable[[slice], None]) -> None:
-    """Call ``work`` for each block of ``num_elements``, on all cores; each element is in one block."""
-    num_blocks = -(-num_elements // BLOCK_ELEMENTS)
-    num_threads = min(_num_threads(), num_blocks)
-    if num_threads <= 1:
-        _stretch(0, num_elements, work)
+    """Call ``work`` for each block of ``num_elements``, on all cores; each element is in one block.
+
+    For chains of operations: what one leaves in the cache, the next finds there.
+    """
+
+    def block_by_block(part: slice) -> None:
+        for begin in range(part.start, part.stop, BLOCK_ELEMENTS):
+            work(slice(begin, min(begin + BLOCK_ELEMENTS, part.stop)))
+
+    _share_out(num_elements, block_by_block, BLOCK_ELEMENTS)
+
+
+def by_core(num_elements: int, work: Callable[[slice], None]) -> None:
+    """Call ``work`` for as many parts of ``num_elements`` as there are cores, at once.
+
+    For single operations: between calls, threads wait for Python's lock.
+    """
+    _share_out(num_elements, work, CORE_ELEMENTS)
+
+
+def _share_out(num_elements: int, work: Callable[[slice], None], least: int) -> None:
+    if not num_elements:
         return
-    share = -(-num_blocks // num_threads) * BLOCK_ELEMENTS
+    num_threads = max(1, min(_num_threads(), num_elements // least))
+    share = -(-num_elements // (num_threads * BLOCK_ELEMENTS)) * BLOCK_ELEMENTS
     others = [
-        _pool().submit(_stretch, start, min(start + share, num_elements), work)
+        _pool().submit(work, slice(start, min(start + share, num_elements)))
         for start in range(share, num_elements, share)
     ]
-    _stretch(0, share, work)
+    work(slice(0, min(share, num_elements)))
     for other in others:
         other.result()
 
@@ -46,11 +67,6 @@ def scratch(num_elements: int, dtype: np.dtype[Any]) -> Array:
     if dtype.str not in kept:
         kept[dtype.str] = np.empty(BLOCK_ELEMENTS, dtype)
     return kept[dtype.str][:num_elements]
-
-
-def _stretch(start: int, stop: int, work: Callable[[slice], None]) -> None:
-    for begin in range(start, stop, BLOCK_ELEMENTS):
-        work(slice(begin, min(begin + BLOCK_ELEMENTS, stop)))
 
 
 def _num_threads() -> int:

@@ -27,11 +27,15 @@ SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
 
 
 class WeightedSum:
-    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum."""
+    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum.
+
+    Where that is the model's own type, the sum is where the mean will be.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.total_weight = 0.0
+        self._result: Model | None = None
         self._totals: list[Array] | None = None
         self._bounds = [0.0 for _ in spec.runs]
         """Of each run's sum: no element of it is larger than this."""
@@ -46,13 +50,23 @@ class WeightedSum:
         magnitudes = check_addable(self.spec, model, weight)
         self._bounds = self._bounds_with(model, weight, magnitudes)
         if self._totals is None:
-            self._totals = [np.empty(length(run), sum_dtype(run)) for run in self.spec.runs]
+            self._totals = self._begun()
             for run, total in zip(self.spec.runs, self._totals, strict=True):
                 kernels.scale(model.run(run), weight, out=total)
         else:
             for run, total in zip(self.spec.runs, self._totals, strict=True):
                 kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
+
+    def _begun(self) -> list[Array]:
+        """Room for the sum of each run; what is in it is undefined."""
+        self._result = Model.blank(self.spec) if any(map(_in_place, self.spec.runs)) else None
+        return [
+            self._result.run(run)
+            if self._result is not None and _in_place(run)
+            else np.empty(length(run), sum_dtype(run))
+            for run in self.spec.runs
+        ]
 
     def _bounds_with(self, model: Model, weight: float, magnitudes: list[float]) -> list[float]:
         """One learner's huge values must not cost the others their round."""
@@ -77,7 +91,9 @@ class WeightedSum:
         check_addable(sum_spec(self.spec), total, weight)
         self._bounds = self._bounds_with_sum(total)
         if self._totals is None:
-            self._totals = [theirs.copy() for theirs in total.values()]
+            self._totals = self._begun()
+            for mine, theirs in zip(self._totals, total.values(), strict=True):
+                mine[...] = theirs
         else:
             for mine, theirs in zip(self._totals, total.values(), strict=True):
                 kernels.add_scaled(mine, theirs, 1.0)
@@ -103,7 +119,7 @@ class WeightedSum:
         """
         if self._totals is None:
             raise AggregationError("no update was folded, so there is no sum")
-        totals, self._totals = self._totals, None
+        totals, self._totals, self._result = self._totals, None, None
         return Model.of(dict(zip(_names(self.spec), totals, strict=True)), sum_spec(self.spec))
 
     def mean(self) -> Model:
@@ -115,16 +131,22 @@ class WeightedSum:
         if self._totals is None:
             raise AggregationError("no update was folded, so there is nothing to average")
         totals, self._totals = self._totals, None
-        result = Model.empty(self.spec)
-        for run, total in zip(self.spec.runs, totals, strict=True):
-            if total.dtype.name == run.dtype:
-                kernels.divide(total, self.total_weight, out=result.run(run))
-            else:
-                kernels.divide(total, self.total_weight)
+        result, self._result = self._result or Model.blank(self.spec), None
+        for run, total, bound in zip(self.spec.runs, totals, self._bounds, strict=True):
+            kernels.divide(total, self.total_weight)
+            if not _in_place(run):
                 write_mean(result.run(run), total)
-            if not kernels.all_finite(result.run(run)):
+            if not self._is_finite(result.run(run), bound):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
         return result
+
+    def _is_finite(self, mean: Array, bound: float) -> bool:
+        """It is looked at only where the bound leaves room for doubt; the half is for what was rounded."""
+        if mean.dtype == SUM_DTYPE.get(mean.dtype.name, np.float64):
+            limit = float(np.finfo(mean.dtype).max)
+            if bound < limit / 2 and bound / self.total_weight < limit / 2:
+                return True
+        return kernels.all_finite(mean)
 
 
 @lru_cache(maxsize=64)
@@ -181,6 +203,11 @@ def write_mean(target: Array, mean: Array) -> None:
 def sum_dtype(run: Run) -> type[np.floating[Any]]:
     """The type in which elements of a run are summed."""
     return SUM_DTYPE.get(run.dtype, np.float64)
+
+
+def _in_place(run: Run) -> bool:
+    """Whether the sum has the type of the elements."""
+    return np.dtype(sum_dtype(run)) == DTYPES[run.dtype]
 
 
 def length(run: Run) -> int:

@@ -19,6 +19,7 @@ def broker_security(given: Mapping[str, Any]) -> Security:
     """How the broker is reached, besides its URL."""
     return Security(
         ca_file=given.get("tls_ca"),
+        ca_text=given.get("tls_ca_text"),
         cert_file=given.get("tls_cert"),
         key_file=given.get("tls_key"),
         proxy=given.get("proxy"),

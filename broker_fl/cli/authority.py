@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from broker_fl.cli import options
 from broker_fl.cli.command import Command
 from broker_fl.errors import SettingError
 
@@ -60,7 +59,7 @@ def server(hosts: tuple[str, ...], folder: str, days: int) -> None:
 
 
 @ca.command(cls=Command)
-@click.argument("name", type=options.Identifier())
+@click.argument("name")
 @_FOLDER
 @_days(397)
 @click.option(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from broker_fl.cli import options
 from broker_fl.cli.access import broker_security, store_security
 from broker_fl.cli.command import Daemon
+from broker_fl.errors import SettingError
+from broker_fl.roles.speakers import Identities
+from broker_fl.security.tls import is_loopback
 from broker_fl.wire.fields import MAX_GROUP
 
 MAX_ALONE = 2_000
@@ -41,6 +45,13 @@ MAX_ALONE = 2_000
     metavar="SECONDS",
     help="How long a standby waits after the last sign of life of a controller.",
 )
+@click.option(
+    "--identities",
+    type=click.Choice(["required", "shared"]),
+    help="required: everybody has an account of their own (broker-fl enroll), and speaks for nobody else; "
+    "shared: all are believed who they say they are.  [default: shared if the broker is on this machine and "
+    "the controller's account is not an enrolled one]",
+)
 @options.watched
 def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
@@ -54,7 +65,10 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     from broker_fl.workers.controller import ControllerOptions, run_controller
 
     settings = ControllerSettings(
-        federation=access["federation"], heartbeat_s=heartbeat_s, lease_ttl_s=lease_s
+        federation=access["federation"],
+        heartbeat_s=heartbeat_s,
+        lease_ttl_s=lease_s,
+        identities=access["identities"] or _identities(access["broker"]),
     )
     own = OwnClasses.of_module(*load_module(app)) if app else OwnClasses()
     run_controller(
@@ -67,6 +81,13 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
             metrics=_metrics_address(access),
         )
     )
+
+
+def _identities(broker: str) -> Identities:
+    """What is required where nothing is said: whom a network can bring is not believed."""
+    place = broker.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    hosts = [urlsplit(f"//{one}").hostname or "" for one in place.split(",")]
+    return "shared" if all(is_loopback(host) for host in hosts) else "required"
 
 
 @click.command(cls=Daemon)
@@ -108,6 +129,11 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     help="Of COUNT learners, how many compute at the same time.",
 )
 @click.option(
+    "--policy",
+    metavar="FILE",
+    help="TOML: what this site lets be done with its data; each task is held against it.",
+)
+@click.option(
     "--drain",
     "drain_s",
     type=click.FloatRange(0),
@@ -140,9 +166,10 @@ def learner(app: str, **given: Any) -> None:
 
 def _learner_options(**given: Any) -> Any:
     from broker_fl.roles.learner import LearnerSettings
+    from broker_fl.roles.policy import Guard
     from broker_fl.workers.learner import LearnerOptions, group_ids, learner_ids
 
-    learner_id, group, count = given["learner_id"], given["group"], given["count"]
+    learner_id, group, count = _names(given)
     if (learner_id is None) == (group is None):
         raise click.UsageError("give one of --id and --group: a learner's own name, or that of a group")
     if group is None and count > MAX_ALONE:
@@ -156,15 +183,39 @@ def _learner_options(**given: Any) -> Any:
         attributes=options.checked_parameters(given["attributes"], "--attribute"),
         num_workers=given["workers"],
         group=group,
+        guard=Guard.read(given["policy"]) if given["policy"] else None,
     )
     return LearnerOptions(
         broker=_broker_access(given),
-        ids=learner_ids(learner_id, count) if group is None else group_ids(group, count),
+        ids=learner_ids(str(learner_id), count) if group is None else group_ids(group, count),
         settings=settings,
         drain_s=given["drain_s"],
         takeover_timeout_s=given["takeover_timeout_s"],
         metrics=_metrics_address(given),
     )
+
+
+def _names(given: Mapping[str, Any]) -> tuple[str | None, str | None, int]:
+    """Id, group and count, of which a join file says the name."""
+    learner_id, group, count, account = (
+        given["learner_id"],
+        given["group"],
+        given["count"],
+        given.get("joined"),
+    )
+    if account is None:
+        return learner_id, group, count
+    if account.role not in ("learner", "group"):
+        raise SettingError(f"the join file is that of {account}; a learner needs one of a learner or a group")
+    if {learner_id, group} - {None, account.name}:
+        raise click.UsageError(f"the join file is that of {account}; leave out --id and --group")
+    if account.role == "learner" and count > 1:
+        raise click.BadParameter(
+            "the join file is for one learner; for many in one process, enroll a group "
+            f"(broker-fl enroll {account.name} --role group)",
+            param_hint="'--count'",
+        )
+    return (account.name, None, 1) if account.role == "learner" else (None, account.name, count)
 
 
 def _metrics_address(given: Mapping[str, Any]) -> Any:

@@ -36,8 +36,16 @@ _FAMILIES = {
         "status": ("cluster", "Show what `up` started."),
         "down": ("cluster", "End what `up` started."),
     },
+    "Daemons on several machines": {
+        "fleet": ("fleet", "Deploy, start, watch and stop daemons over SSH."),
+    },
     "Who may come in": {
+        "enroll": ("identity", "Make an account, and the join file that is all a site needs."),
+        "rotate": ("identity", "Give an account a new password."),
+        "revoke": ("identity", "Take an account out."),
+        "members": ("identity", "List accounts: last seen, connections, expiry."),
         "ca": ("authority", "Make a private certificate authority, and certificates."),
+        "audit": ("audit", "Show and verify the log of who did what."),
     },
     "Finding faults": {
         "dead": ("dead", "List, read, send again or drop messages that were refused."),

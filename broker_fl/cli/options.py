@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 from pydantic import TypeAdapter, ValidationError
 
 from broker_fl.wire import fields
@@ -208,8 +211,62 @@ def store(command: F) -> F:
     return command
 
 
-def broker_access(command: F) -> F:
-    """What everything that goes to the broker needs."""
+def broker_place(command: F) -> F:
+    """Where the broker is, for who has no join file."""
     for option in (*reversed(_TLS), federation, broker):
         command = option(command)
     return command
+
+
+_JOIN = click.option(
+    "--join",
+    metavar="FILE",
+    help="A join file (broker-fl enroll): broker, CA, account and federation.",
+)
+_IN_JOIN_FILE = ("broker", "federation", "tls_ca", "tls_cert", "tls_key")
+
+
+def broker_access(command: F) -> F:
+    """What everything that goes to the broker needs; what a join file says takes the place of options.
+
+    With one, the command is given ``joined``, the account that it is for, and ``tls_ca_text``.
+    """
+    place = broker_place(command)
+
+    @functools.wraps(place)
+    def with_join_file(*args: Any, join: str | None, **given: Any) -> Any:
+        if join is not None:
+            given |= _joined(join, Path(join))
+        return command(*args, **given)
+
+    return cast("F", _JOIN(with_join_file))
+
+
+def _joined(shown: str, path: Path) -> dict[str, Any]:
+    """Options as a join file has them.
+
+    Raises:
+        UsageError: some of them are given as well.
+        SettingError: the file cannot be read.
+    """
+    from broker_fl.identity.joinfile import read_join_file
+
+    ctx = click.get_current_context()
+    typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    twice = [name for name in _IN_JOIN_FILE if ctx.get_parameter_source(name) in typed]
+    if twice:
+        raise click.UsageError(
+            f"--join {shown} says where the broker is and who you are; leave out "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+        )
+    file = read_join_file(path)
+    security = file.security(path)
+    return {
+        "broker": file.url,
+        "federation": file.federation,
+        "joined": file.account,
+        "tls_ca": None,
+        "tls_ca_text": security.ca_text,
+        "tls_cert": security.cert_file,
+        "tls_key": security.key_file,
+    }

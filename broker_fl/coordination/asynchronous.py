@@ -56,7 +56,8 @@ class AsynchronousJob(Job):
         """Round and attempt of each learner's newest task."""
         self._due: deque[tuple[float, str, TaskRef]] = deque()
         self._laps = Laps()
-        self._evaluations = RunningEvaluation()
+        target = state.spec.termination.target
+        self._evaluations = RunningEvaluation(target.metric if target is not None else None)
 
     # ------------------------------------------------------------ giving tasks
 
@@ -238,19 +239,25 @@ class AsynchronousJob(Job):
     # ------------------------------------------------------------ versions
 
     def _changes_of_commit(self) -> dict[str, Any]:
-        rounds = {name: part.round for name in self._buffer if (part := self.state.cohort.get(name))}
+        rounds = {name: part.round for name, part in self._committing().items()}
         changes = {"phase": Phase.TRAINING, "cohort": Cohort(), "counted": self.state.counted | rounds}
         # Written with each version: what only counts failures is left to be counted anew.
         return changes if isinstance(self.state.spec.pacing, Aimd) else {**changes, "records": {}}
+
+    def _committing(self) -> dict[str, Assignment]:
+        return {name: part for name in sorted(self._buffer) if (part := self.state.cohort.get(name))}
 
     def _version_stored(self, signal: s.VersionWasStored, now: float) -> Actions:
         state = self.state
         if state.phase is not Phase.COMMITTING or signal.version != state.version + 1:
             return []
+        parts = self._committing()
         contributors, self._buffer = sorted(self._buffer), []
-        parts = {name: part for name in contributors if (part := state.cohort.remove(name))}
+        for name in contributors:
+            state.cohort.remove(name)
         state.counted |= {name: part.round for name, part in parts.items()}
-        committed = outcomes.note_version(state, signal, parts, now)
+        committed = outcomes.version_committed(state, signal, parts, now)
+        state.go_on_to(signal.version, len(parts))
         state.round_started_at = now
         state.phase = Phase.TRAINING
         for learner in contributors:
@@ -259,6 +266,8 @@ class AsynchronousJob(Job):
         actions = [s.Emit(committed), *self._evaluations.note_version(state), *self._life.pause_if_due(now)]
         if (over := self._life.enough() or self._target_of_all()) is not None:
             return actions + self._end_training(over, now)
+        if (unknown := self._target_unknown()) is not None:
+            return actions + self._finish("failed", unknown, now)
         return actions + self._settle(now)
 
     def _end_benches(self) -> None:
@@ -274,9 +283,16 @@ class AsynchronousJob(Job):
         Who is benched is not waited for, nor who delivered without a metric.
         """
         reached = self._life.target_reached()
-        if reached is None:
+        return reached if reached is not None and self._evaluations.is_of_all(self._waited_for()) else None
+
+    def _target_unknown(self) -> str | None:
+        """Why the target can never be reached; None if it can."""
+        if not self._evaluations.lacks_target or not self._evaluations.is_of_all(self._waited_for()):
             return None
-        return reached if self._evaluations.is_of_all(self._matching.difference(self._bench)) else None
+        return self._life.target_unknown(self._evaluations.metrics)
+
+    def _waited_for(self) -> set[str]:
+        return self._matching.difference(self._bench)
 
     # ------------------------------------------------------------ the end
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -41,28 +41,19 @@ class Means:
         return {name: self._sums[name] / self._weights[name] for name in self._sums}
 
 
-def weighted_mean(metrics: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Mean of each metric over the learners that report it, by weight; values that are not finite are left
-    out.
-    """
-    means = Means()
-    for values, weight in metrics:
-        means.add(values, weight)
-    return means.means()
-
-
 class LatestMean:
     """Mean of metrics over learners, of each learner the latest; a change costs what one learner reports.
 
-    Weights are numbers of examples, at least 1.
+    Sums are exact, whole multiples of the smallest float64: a huge value leaves no trace once it is replaced,
+    and none overflows. Weights are numbers of examples, at least 1.
     """
 
     def __init__(self) -> None:
-        self._latest: dict[str, tuple[dict[str, float], float]] = {}
-        self.total_weight = 0.0
+        self._latest: dict[str, tuple[dict[str, int], int]] = {}
+        self.total_weight = 0
         """Of all learners."""
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._weights: defaultdict[str, float] = defaultdict(float)
+        self._sums: defaultdict[str, int] = defaultdict(int)
+        self._weights: defaultdict[str, int] = defaultdict(int)
 
     def __len__(self) -> int:
         return len(self._latest)
@@ -70,24 +61,36 @@ class LatestMean:
     def __contains__(self, learner: object) -> bool:
         return learner in self._latest
 
-    def add(self, learner: str, metrics: Mapping[str, float], weight: float) -> None:
+    def add(self, learner: str, metrics: Mapping[str, float], weight: int) -> None:
         """Put in the place of the learner's last; values that are not finite are left out."""
         self.remove(learner)
-        usable = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        usable = {name: weight * _whole(value) for name, value in metrics.items() if math.isfinite(value)}
         self._latest[learner] = usable, weight
         self.total_weight += weight
-        for name, value in usable.items():
-            self._sums[name] += weight * value
+        for name, product in usable.items():
+            self._sums[name] += product
             self._weights[name] += weight
 
     def remove(self, learner: str) -> None:
         """Forget what the learner reported, if it did."""
-        metrics, weight = self._latest.pop(learner, ({}, 0.0))
+        products, weight = self._latest.pop(learner, ({}, 0))
         self.total_weight -= weight
-        for name, value in metrics.items():
-            self._sums[name] -= weight * value
+        for name, product in products.items():
+            self._sums[name] -= product
             self._weights[name] -= weight
+            if not self._weights[name]:
+                del self._sums[name], self._weights[name]
 
     def mean(self) -> dict[str, float]:
-        """Of each metric over the learners that report it."""
-        return {name: self._sums[name] / weight for name, weight in self._weights.items() if weight > 0.5}
+        """Of each metric over the learners that report it, correctly rounded."""
+        return {name: total / (self._weights[name] << _SHIFT) for name, total in self._sums.items()}
+
+
+_SHIFT = 1074
+"""The smallest float64 is ``2**-1074``."""
+
+
+def _whole(value: float) -> int:
+    """How many times the smallest float64 it is."""
+    numerator, denominator = value.as_integer_ratio()
+    return numerator << (_SHIFT + 1 - denominator.bit_length())

@@ -151,6 +151,11 @@ class Cohort:
         """Members from whom something may still come."""
         return sum(self._counts[status] for status in OPEN)
 
+    @property
+    def num_taking_part(self) -> int:
+        """Members that have delivered, or may still."""
+        return self.num_open + self._counts[Status.DELIVERED]
+
     def num_required(self, quorum: float, num_wanted: int = 0) -> int:
         """How many deliveries are a quorum: a count (int), or a share (float) of the live members.
 

@@ -12,6 +12,7 @@ from broker_fl.coordination.notes import Notes
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
 from broker_fl.wire.messages import TaskRef
+from broker_fl.wire.rules import PerUpdate
 
 Addressees = tuple[list[str], dict[str, list[str]]]
 """Learners with mailboxes of their own, and groups with those of their members that are meant."""
@@ -81,10 +82,16 @@ class Dispatch:
                 train=self._state.phase is Phase.TRAINING,
                 upload_on_request=self.uploads.on_request,
                 deadline_s=self._state.spec.protocol.deadline_s,
+                cohort=self._num_together(),
                 workload=workload,
             )
             for task, workload, (alone, groups) in self.by_task(learners)
         ]
+
+    def _num_together(self) -> int:
+        """How many updates make a version."""
+        rule, cohort = self._state.spec.rule, self._state.cohort
+        return rule.updates_per_version() if isinstance(rule, PerUpdate) else cohort.num_taking_part
 
     def by_task(self, learners: Iterable[str]) -> list[tuple[TaskRef, Workload, Addressees]]:
         """Tasks, the work that pacing has set in each, and the members that have it."""

@@ -111,9 +111,13 @@ class Job(ABC):
         """How many versions were committed since the one that the task gave out."""
         return self.state.round - task.round
 
-    def state_after_commit(self) -> bytes:
-        """The state that is to be stored together with the version that ``Commit`` asks for."""
+    def state_after_commit(self, signal: s.VersionWasStored, last_event: int, now: float) -> bytes:
+        """The state that is to be stored together with the version that ``Commit`` asks for, of which
+        ``signal`` tells all but how long storing took. ``last_event``: number of the last that was written.
+        """
         state = self.state
+        event = outcomes.version_committed(state, signal, self._committing(), now)
+        state.unsaid = last_event, event.stamped(last_event + 1, now).pack()
         return state.pack(
             version=state.version + 1,
             round=state.round + 1,
@@ -143,6 +147,10 @@ class Job(ABC):
     @abstractmethod
     def _next_deadline(self) -> float | None:
         """When the next task or round is overdue."""
+
+    @abstractmethod
+    def _committing(self) -> dict[str, Assignment]:
+        """Parts of those whose updates are in the version that is being stored."""
 
     @abstractmethod
     def _changes_of_commit(self) -> dict[str, Any]:

@@ -89,10 +89,10 @@ def note_evaluation(state: JobState) -> s.Actions:
     return [s.Emit(evaluated)]
 
 
-def note_version(
+def version_committed(
     state: JobState, signal: s.VersionWasStored, parts: Mapping[str, Assignment], now: float
 ) -> e.VersionCommitted:
-    """A new version is made of the updates of these members; the state goes on to it."""
+    """A new version is made of the updates of these members."""
     means = Means()
     for part in parts.values():
         if part.result is not None:
@@ -101,7 +101,7 @@ def note_version(
     for share in state.cohort.shares.values():
         if share.is_folded and isinstance(rule, Summable):
             share.add_metrics(means, rule.weighting)
-    committed = e.VersionCommitted(
+    return e.VersionCommitted(
         job=state.job,
         round=state.round,
         version=signal.version,
@@ -117,6 +117,3 @@ def note_version(
         store_s=signal.store_s,
         memory_bytes=signal.memory_bytes,
     )
-    state.version, state.round = signal.version, state.round + 1
-    state.num_updates += len(parts)
-    return committed

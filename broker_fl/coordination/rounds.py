@@ -164,14 +164,18 @@ class RoundsJob(GroupJob):
         delivered = self.state.cohort.with_status(Status.DELIVERED)
         return self.state.counted | dict.fromkeys(delivered, self.state.round)
 
+    def _committing(self) -> dict[str, Assignment]:
+        return {name: part for name, part in self.state.cohort.items() if part.status is Status.DELIVERED}
+
     def _version_stored(self, signal: s.VersionWasStored, now: float) -> Actions:
         state = self.state
         if state.phase is not Phase.COMMITTING or signal.version != state.version + 1:
             return []
-        parts = {name: part for name, part in state.cohort.items() if part.status is Status.DELIVERED}
+        parts = self._committing()
         if state.spec.has_residuals:
             state.counted = self._counted()
-        committed = outcomes.note_version(state, signal, parts, now)
+        committed = outcomes.version_committed(state, signal, parts, now)
+        state.go_on_to(signal.version, len(parts))
         state.phase = Phase.IDLE
         return [s.Emit(committed), *self._life.pause_if_due(now), *self._proceed(now)]
 

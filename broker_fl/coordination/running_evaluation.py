@@ -14,7 +14,10 @@ from broker_fl.wire.messages import Result
 class RunningEvaluation:
     """What learners last found out."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str | None) -> None:
+        """``target``: the metric that the job's end may depend on."""
+        self._target = target
+        self._has_target = False
         self._latest = LatestMean()
         self._version = -1
         """The newest that anybody has evaluated."""
@@ -27,6 +30,7 @@ class RunningEvaluation:
             self._mute.add(result.learner)
         else:
             self._mute.discard(result.learner)
+            self._has_target = self._has_target or self._target in result.evaluation  # be it NaN
             self._latest.add(result.learner, result.evaluation, result.evaluation_examples or 1)
             self._version = max(self._version, result.task.round)
 
@@ -37,6 +41,16 @@ class RunningEvaluation:
     def is_of_all(self, learners: Iterable[str]) -> bool:
         """Whether each of them has evaluated, but for those that report no metric."""
         return all(learner in self._latest or learner in self._mute for learner in learners)
+
+    @property
+    def lacks_target(self) -> bool:
+        """Whether there are evaluations, and none ever had the target."""
+        return self._target is not None and not self._has_target and len(self._latest) > 0
+
+    @property
+    def metrics(self) -> set[str]:
+        """Names of those of which there is a mean."""
+        return set(self._latest.mean())
 
     def note_version(self, state: JobState) -> s.Actions:
         """The mean is the evaluation of the newest version, for want of a better one."""
@@ -50,6 +64,6 @@ class RunningEvaluation:
             version=min(self._version, state.version),
             metrics=metrics,
             num_learners=len(self._latest),
-            num_examples=int(self._latest.total_weight),
+            num_examples=self._latest.total_weight,
         )
         return [s.Emit(evaluated)]

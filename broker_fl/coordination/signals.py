@@ -276,6 +276,8 @@ class SendTasks:
     train: bool
     upload_on_request: bool
     deadline_s: float | None
+    cohort: int = 0
+    """Learners whose updates make one version, as it looks now."""
     workload: Workload = field(default_factory=dict)
 
 

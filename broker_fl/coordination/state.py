@@ -71,6 +71,10 @@ class JobState:
     """The version after which it pauses."""
     pause_reason: str = ""
     """Why it is paused; of no meaning while it is not."""
+    unsaid: tuple[int, bytes] | None = None
+    """The event of the newest version, and the number of the one before: a controller that dies when the
+    version is stored and the event is not leaves it to the next one to say.
+    """
     ending: str = ""
     """Why training is over, while the last version is evaluated."""
     end: JobEnd | None = None
@@ -145,9 +149,14 @@ class JobState:
             return
         self.round -= self.version - version
         self.version, self.phase, self.cohort = version, Phase.IDLE, Cohort()
-        self.retries, self.ending = 0, ""
+        self.retries, self.ending, self.unsaid = 0, "", None
         self.evaluations = {one: found for one, found in self.evaluations.items() if one <= version}
         self.counted = {learner: round for learner, round in self.counted.items() if round < self.round}
+
+    def go_on_to(self, version: int, num_updates: int) -> None:
+        """This version is committed; so many updates are in it."""
+        self.version, self.round = version, self.round + 1
+        self.num_updates += num_updates
 
     def _current_reason(self) -> str:
         if self.end is None and self.is_paused:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import broker_fl
 from broker_fl.errors import SettingError
 from broker_fl.monitoring.present import Present
-from broker_fl.observer import RefusalReason, UpdateOutcome, WorkOutcome
+from broker_fl.observer import REFUSAL_REASONS, RefusalReason, UpdateOutcome, WorkOutcome
 from broker_fl.wire import events as e
 
 if TYPE_CHECKING:
@@ -22,14 +23,20 @@ SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def new_registry() -> CollectorRegistry:
-    """With the process's own metrics: CPU seconds, memory, open files, start time.
+def new_registry(role: str, federation: str) -> CollectorRegistry:
+    """With the process's own metrics: CPU seconds, memory, open files, start time; and what it is.
 
     Raises:
         SettingError: the extra is not installed.
     """
     try:
-        from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+        from prometheus_client import (
+            CollectorRegistry,
+            GCCollector,
+            Info,
+            PlatformCollector,
+            ProcessCollector,
+        )
     except ImportError as error:
         raise SettingError(
             "metrics need the package prometheus_client: pip install 'broker-fl[metrics]'"
@@ -38,6 +45,8 @@ def new_registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    build = Info("broker_fl_build", "What runs.", registry=registry)
+    build.info({"role": role, "federation": federation, "version": broker_fl.__version__})
     return registry
 
 
@@ -68,6 +77,8 @@ class ControllerMetrics:
         )
         for outcome in ("accepted", "late", "duplicate"):
             self._updates.labels(outcome, "")
+        for reason in REFUSAL_REASONS:
+            self._updates.labels("refused", reason)
         self._update_bytes = made.counter("update_bytes", "Encoded size of the updates that were accepted.")
         self._fold = made.histogram(
             "fold_seconds", "Adding one update, or the sum of a group, to the round's sum."

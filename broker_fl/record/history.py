@@ -279,6 +279,9 @@ class History:
             learner.bytes_down += event.num_bytes // max(1, event.num_learners, len(event.learners))
             self.open[name] = event.round
 
+    def _transfer_progress(self, event: ev.TransferProgress) -> None:
+        self._round(event.round).under_way[event.direction] = event.num_bytes, event.total_bytes
+
     def _task_accepted(self, event: ev.TaskAccepted) -> None:
         learner = self._learner(event.learner)
         learner.seen()
@@ -444,6 +447,7 @@ class History:
         ev.RoundStarted: _round_started,
         ev.RoundRetried: _round_retried,
         ev.TaskSent: _task_sent,
+        ev.TransferProgress: _transfer_progress,
         ev.TaskAccepted: _task_accepted,
         ev.TaskFinished: _task_finished,
         ev.UpdateFolded: _update_folded,

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from broker_fl.record.history import History
 from broker_fl.record.incidents import Incidents, grouped, names_of
-from broker_fl.record.plain import MAX_METRICS, MISSED, PlainLog, goal, of_version, place
+from broker_fl.record.plain import MAX_METRICS, MISSED, PlainLog, goal, of_version, place, under_way
 from broker_fl.record.records import Incident
 from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.tasks import Spread
@@ -192,6 +192,8 @@ def _round_lines(record: RoundRecord) -> Group:
     steps = ("accepted", "finished", "folded") if record.train else ("accepted", "finished")
     second.append("  ".join(f"{name} {count(counts[name])}" for name in steps))
     _add_missed(second, counts)
+    if record.state == "running" and record.under_way:
+        return Group(first, second, Text(f"    {under_way(record)}", no_wrap=True, overflow="ellipsis"))
     return Group(first, second)
 
 

@@ -13,7 +13,7 @@ from broker_fl.record.history import History
 from broker_fl.record.incidents import Incidents, grouped, names_of
 from broker_fl.record.records import Incident
 from broker_fl.record.rounds import RoundRecord
-from broker_fl.record.text import count, number, one_line, plural, seconds
+from broker_fl.record.text import count, number, one_line, plural, seconds, size
 from broker_fl.wire import events as ev
 
 MAX_METRICS = 4
@@ -51,6 +51,8 @@ class PlainLog:
                 self._version(history, event)
             case ev.VersionCommitted():
                 self._round(history, history.rounds[event.round])
+            case ev.TransferProgress():
+                self._line(f"{place(history, event.round)}: {under_way(history.rounds[event.round])}")
             case ev.VersionEvaluated() if not history.rounds[event.round].train:
                 self.flush(history)
                 self._line(f"last evaluation: {shown(history.metrics)}{of_version(history)}")
@@ -155,6 +157,15 @@ class PlainLog:
 def place(history: History, number: int) -> str:
     """How people count: ``round 1`` is the first; of an asynchronous job the version that was given."""
     return f"version {number}" if history.asynchronous else f"round {number + 1}"
+
+
+def under_way(record: RoundRecord) -> str:
+    """How far large transfers are: ``sent 300 MB of 1 GB, received 2.1 GB of 10 GB``."""
+    words = {"down": "sent", "up": "received"}
+    return ", ".join(
+        f"{words[direction]} {size(num_bytes)} of {size(total_bytes)}"
+        for direction, (num_bytes, total_bytes) in sorted(record.under_way.items())
+    )
 
 
 def of_version(history: History) -> str:

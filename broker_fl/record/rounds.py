@@ -62,6 +62,8 @@ class RoundRecord:
     bytes_down: int = 0
     """Sent to learners, a copy each; over the controller's link one copy goes for up to 100 of them."""
     bytes_up: int = 0
+    under_way: dict[Literal["down", "up"], tuple[int, int]] = field(default_factory=dict)
+    """Bytes so far, and of how many, of large transfers that go on or were last told of."""
     messages_down: int = 0
     messages_up: int = 0
     send_s: float = 0.0
@@ -108,6 +110,7 @@ class RoundRecord:
 
     def send(self, event: ev.TaskSent, learners: Iterable[str]) -> list[str]:
         """A task was sent; which of the learners did not have it yet."""
+        self.under_way.pop("down", None)
         self.bytes_down += event.num_bytes
         self.messages_down += event.num_messages
         self.send_s += event.send_s

@@ -28,6 +28,7 @@ from broker_fl.identity.accounts import Account, Role
 from broker_fl.interfaces import Delivery, Member, Store, Transport
 from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.about import about
+from broker_fl.roles.auditing import AuditLog
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
@@ -41,6 +42,7 @@ from broker_fl.roles.sender import Sender
 from broker_fl.roles.services import Services
 from broker_fl.roles.speakers import DRIVERS, LEARNERS, Identities, Speaker, Speakers
 from broker_fl.roles.status import ControllerStatus
+from broker_fl.security.audit import Deed
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import GroupJoined, GroupLeft, GroupLost, LearnerJoined, LearnerLeft, LearnerLost
@@ -203,6 +205,10 @@ class Controller:
     def _work(self) -> None:
         """Hear everybody until the loop ends; with the lease in hand."""
         epoch = self._lease.epoch
+        self._audit = self._persist(
+            lambda: AuditLog(self._store, self.settings.federation, epoch, self._clock)
+        )
+        self._audit.add(Deed(actor=self._transport.user, action="took_over", subject=f"epoch {epoch}"))
         inbox = self._inbox = Inbox(self._transport, self.topology, epoch)
         services = self._new_services(epoch, inbox)
         self._jobs = Jobs(services, self._members)
@@ -234,6 +240,7 @@ class Controller:
         self.error = self.error or self._loop.error
         if self.error is None:
             self._jobs.flush()  # what happened after the loop was last idle
+            self._audit.flush()
         for queue in (inbox.queue, *(source.queue for source in sources)):
             self._transport.cancel(queue)
 
@@ -251,9 +258,11 @@ class Controller:
             heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
+            is_sure=lambda: self._lease.is_sure,
             members=self._members,
             own=self._own,
             observer=self._observer,
+            audit=self._audit,
         )
 
     def _fenced(self, error: Fenced) -> None:
@@ -296,7 +305,7 @@ class Controller:
 
     def _flush(self) -> None:
         """Write events out; those that the store does not take wait, as long as its patience lasts."""
-        error = self._jobs.flush()
+        error = self._jobs.flush() or self._audit.flush()
         if error is None:
             self._unflushed_since = None
         elif self._unflushed_since is None:
@@ -401,9 +410,9 @@ class Controller:
         speaker.check_report(message)
         match message:
             case m.Join():
-                self._on_join(message)
+                self._on_join(message, speaker.user)
             case m.GroupJoin():
-                self._on_group_join(message)
+                self._on_group_join(message, speaker.user)
             case m.Leave():
                 self._on_leave(message)
             case m.Heartbeat():
@@ -417,7 +426,7 @@ class Controller:
             case _:
                 raise FrameRefused(f"a {message.KIND!r} message is not a report")
 
-    def _on_join(self, join: m.Join) -> None:
+    def _on_join(self, join: m.Join, user: str) -> None:
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
         new = self._members.join(
             member,
@@ -430,12 +439,16 @@ class Controller:
         self._answer_join(join.learner, join)
         if new:
             log.info("learner %s joined; %d are there", join.learner, len(self._members))
+            details = {"session": join.session, "software": join.software}
+            self._audit.add(
+                Deed(actor=user, action="joined", subject=f"learner {join.learner}", details=details)
+            )
             self._jobs.emit(
                 lambda job: LearnerJoined(job=job, learner=join.learner, attributes=dict(join.attributes))
             )
         self._jobs.signal_all(s.LearnerUp(join.learner, join.tasks))
 
-    def _on_group_join(self, page: m.GroupJoin) -> None:
+    def _on_group_join(self, page: m.GroupJoin, user: str) -> None:
         joining = self._groups.page(page, self._clock.now())
         if joining is None:
             return
@@ -446,6 +459,12 @@ class Controller:
         if change.is_new:
             num = len(joining.members)
             log.info("group %s joined with %d learners; %d are there", page.group, num, len(self._members))
+            details: dict[str, str | int | float | bool] = {
+                "session": page.session,
+                "software": page.software,
+                "num_learners": num,
+            }
+            self._audit.add(Deed(actor=user, action="joined", subject=f"group {page.group}", details=details))
             self._jobs.emit(
                 lambda job: GroupJoined(
                     job=job, group=page.group, learners=tuple(joining.members), attributes=page.attributes
@@ -501,6 +520,8 @@ class Controller:
 
     def _forget_ended(self, learner: str, tasks: tuple[m.TaskStatus, ...]) -> None:
         """Have a learner let go of tasks whose jobs have ended without it: each holds a whole update."""
+        if not self._lease.is_sure:  # another controller may have begun them
+            return
         for status in tasks:
             if self._jobs.runner(status.task.job) is None:
                 cancel = m.Cancel(task=status.task, reason="the job has ended")
@@ -532,8 +553,7 @@ class Controller:
     def _on_control(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
         if not isinstance(message, m.Request):
             raise FrameRefused(f"a {message.KIND!r} message is not a request")
-        speaker.check_request(message)
-        self._requests.handle(message)
+        self._requests.handle(message, speaker)
 
     # ------------------------------------------------------------ time
 

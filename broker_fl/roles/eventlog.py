@@ -15,6 +15,10 @@ from broker_fl.wire.messages import EventBatch
 
 log = logging.getLogger(__name__)
 BATCH_BYTES = 1 << 20
+MAX_FORGOTTEN = 1_000_000
+"""Numbers that a new controller leaves out. The one before may have published events that a store which lost
+power has forgotten; with their numbers, others would be taken for those, and never heard.
+"""
 
 
 class EventLog:
@@ -22,7 +26,7 @@ class EventLog:
     the next one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - whom it writes for, and through what
         self,
         job: str,
         *,
@@ -31,7 +35,9 @@ class EventLog:
         sender: Sender,
         topology: Topology,
         clock: Clock,
+        is_continued: bool = False,
     ) -> None:
+        """``is_continued``: another controller has written to the log before."""
         self._job = job
         self._store = store
         self._epoch = epoch
@@ -39,8 +45,13 @@ class EventLog:
         self._topology = topology
         self._clock = clock
         self.observer: Observer = NOBODY
-        self._last = store.num_events(job)
+        self._last = store.num_events(job) + (MAX_FORGOTTEN if is_continued else 0)
         self._pending: list[bytes] = []
+
+    @property
+    def last(self) -> int:
+        """Number of the event that was added last."""
+        return self._last
 
     def add(self, event: Event) -> None:
         """Give an event its number and time."""
@@ -66,6 +77,16 @@ class EventLog:
         for batch in _batches(pending):
             self._sender.send(self._topology.events, [self._job], EventBatch(job=self._job, events=batch))
         return None
+
+    def flush_all(self) -> None:
+        """Store and publish what was added.
+
+        Raises:
+            StoreUnavailable: it has to be tried again.
+            Fenced: another controller has taken over.
+        """
+        if (error := self.flush()) is not None:
+            raise error
 
 
 def _batches(events: list[bytes]) -> list[tuple[bytes, ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from broker_fl.errors import FrameRefused, SettingError, TaskCancelled
+from broker_fl.errors import FrameRefused, SettingError, TaskCancelled, TaskDeclined
 from broker_fl.interfaces import Learner, LearnerContext, Parameters
 from broker_fl.observer import NOBODY, WorkOutcome
 from broker_fl.roles.about import about
@@ -114,6 +114,10 @@ class Group:
         self.send: Callable[[GroupTask, FinishedShare, bool], None]
         """With its sum, or as the task says."""
         self.on_idle: Callable[[], None]
+        self.admit: Callable[[m.Task], None] = lambda _: None
+        """Raises ``TaskDeclined`` if the site's policy does not allow a task."""
+        self.guarded: Callable[[Learner], Learner] = lambda learner: learner
+        """What the site's policy makes of a learner."""
         self.observer = NOBODY
 
     # ------------------------------------------------------------ what comes in
@@ -150,8 +154,11 @@ class Group:
         job = task.task.job
         try:
             self._check(task)
+            if task.task not in self._tasks.get(job, {}):
+                self.admit(task)
             incoming = self._incoming(task)
-        except FrameRefused as error:
+        except (FrameRefused, TaskDeclined) as error:
+            log.warning("group %s does not take task %s: %s", self.id, task.task, error)
             self.report(m.Failed(learner=self.id, task=task.task, reason=str(error)[:1000]))
             return
         self._drop_others(task)
@@ -307,7 +314,7 @@ class Group:
         def made() -> Learner:
             if held.learner not in self._learners:
                 raise SettingError(f"it is not in group {self.id!r}")
-            return self._learners[held.learner]
+            return self.guarded(self._learners[held.learner])
 
         return made
 

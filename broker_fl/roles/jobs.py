@@ -48,16 +48,24 @@ class Jobs:
             else:
                 self._resume(state, now)
 
+    def say_finished(self, job: str) -> None:
+        """See to it that the record of a job that has ended says so."""
+        if (state := self._ended.get(job)) is not None:
+            self._services.persist(partial(self._say_finished, state))
+
     def _say_finished(self, state: JobState) -> None:
-        """Add the last event of a job that has ended, if the controller died before it had written it."""
+        """Add the last events of a job that has ended, if the controller died before it had written them, or
+        the store has lost them.
+        """
         store = self._services.store
-        last = store.read_events(state.job, after=store.num_events(state.job) - 1, limit=1)
-        if last and not isinstance(decode_event(last[0]), JobFinished):
-            events = self._events(state.job)
+        number = store.num_events(state.job)
+        last = store.read_events(state.job, after=number - 1, limit=1)
+        if not last or not isinstance(decode_event(last[0]), JobFinished):
+            events = self._events(state.job, is_continued=True)
+            _say_version(state, events, number)
             job = make_job(state, self.members, self._services.own)
             events.add(job.finished(self._services.clock.now()))
-            if (error := events.flush()) is not None:
-                raise error
+            events.flush_all()
 
     def _resume(self, state: JobState, now: float) -> None:
         """Learners of its cohort count as there until they turn out to be silent."""
@@ -70,20 +78,25 @@ class Jobs:
             if learner not in self.members:
                 self.members.join(Member(learner=learner), session=UNKNOWN_SESSION, software="", now=now)
         log.info("job %s goes on in round %d from version %d", state.job, state.round, state.version)
-        self._add(state, records[-1].spec, None).signal(s.ControllerRestarted(self._services.epoch))
+        number = self._services.persist(lambda: self._services.store.num_events(state.job))
+        events = self._services.persist(lambda: self._events(state.job, is_continued=True))
+        _say_version(state, events, number)
+        self._add(state, records[-1].spec, events).signal(s.ControllerRestarted(self._services.epoch))
 
     def add(self, state: JobState, model: Model) -> JobRunner:
         """Take a job whose initial model is stored."""
-        return self._add(state, model.spec, model)
-
-    def _add(self, state: JobState, spec: ModelSpec, model: Model | None) -> JobRunner:
         events = self._services.persist(lambda: self._events(state.job))
+        return self._add(state, model.spec, events, model)
+
+    def _add(
+        self, state: JobState, spec: ModelSpec, events: EventLog, model: Model | None = None
+    ) -> JobRunner:
         job = make_job(state, self.members, self._services.own)
         runner = JobRunner(job, spec, self._services, events, model)
         self._runners[state.job] = runner
         return runner
 
-    def _events(self, job: str) -> EventLog:
+    def _events(self, job: str, *, is_continued: bool = False) -> EventLog:
         services = self._services
         events = EventLog(
             job,
@@ -92,6 +105,7 @@ class Jobs:
             sender=services.sender,
             topology=services.topology,
             clock=services.clock,
+            is_continued=is_continued,
         )
         events.observer = services.observer
         return events
@@ -103,7 +117,7 @@ class Jobs:
     def num_by_phase(self) -> dict[str, int]:
         """How many jobs there are in each phase; from any thread."""
         running = [runner.job.state.phase.value for runner in self.running()]
-        return {Phase.ENDED.value: len(self._ended), **Counter(running)}
+        return {**dict.fromkeys(Phase, 0), **Counter(running), Phase.ENDED.value: len(self._ended)}
 
     def runner(self, job: str) -> JobRunner | None:
         """The job's runner, until the job has ended."""
@@ -149,3 +163,9 @@ class Jobs:
             elif runner.job.state.phase is Phase.ENDED:
                 self._ended[job] = self._runners.pop(job).job.state
         return away
+
+
+def _say_version(state: JobState, events: EventLog, number: int) -> None:
+    """Add the event of the job's newest version, if the ``number`` of the store's last is too low for it."""
+    if state.unsaid is not None and number <= state.unsaid[0]:
+        events.add(decode_event(state.unsaid[1]))

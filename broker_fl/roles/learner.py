@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import broker_fl
-from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled
+from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled, TaskDeclined
 from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
 from broker_fl.observer import NOBODY, Observer, WorkOutcome
 from broker_fl.roles.about import about
@@ -22,6 +22,7 @@ from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.group import Group
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.mailboxes import Mailboxes
+from broker_fl.roles.policy import Guard
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_outcome, publish_together
@@ -61,6 +62,8 @@ class LearnerSettings:
     """Name of the group that the learners are: they have one mailbox, and send one sum of their updates,
     which serves jobs whose rule is a weighted sum. None: each is by itself.
     """
+    guard: Guard | None = None
+    """The site's policy, which each task is held against. None: all are taken."""
 
 
 @dataclass(slots=True)
@@ -147,6 +150,9 @@ class LearnerHost:
         group.send = lambda task, share, is_asked_for: self._loop.post(
             lambda: self._send_share(group, task, share, is_asked_for=is_asked_for)
         )
+        if (guard := settings.guard) is not None:
+            group.admit = lambda task: guard.admit(task, self._clock.now())
+            group.guarded = guard.guarded
         group.on_idle = lambda: self._loop.post(self._see_whether_idle)
         return group
 
@@ -342,10 +348,13 @@ class LearnerHost:
         if held is not None:
             held.cancelled = True
         try:
+            if self.settings.guard is not None:
+                self.settings.guard.admit(task, self._clock.now())
             seat.held[task.task.job] = HeldTask.of(
                 task, seat.id, self.settings.max_model_bytes, seat.variates, seat.residuals, self._clock
             )
-        except FrameRefused as error:
+        except (FrameRefused, TaskDeclined) as error:
+            log.warning("learner %s does not take task %s: %s", seat.id, task.task, error)
             seat.held.pop(task.task.job, None)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=str(error)[:1000]))
 
@@ -370,6 +379,8 @@ class LearnerHost:
         if held is None or held.task.task != request.task or held.phase not in ("finished", "failed"):
             log.info("learner %s has no result of task %s to send", seat.id, request.task)
             return
+        if self.settings.guard is not None and held.update is not None and held.task.upload == "at_once":
+            self.settings.guard.again(held.update.nbytes, self._clock.now())
         held.task = held.task.model_copy(update={"inbox": request.inbox, "upload": "at_once"})
         self._send_outcome(seat, held)
 
@@ -388,7 +399,7 @@ class LearnerHost:
         outcome: WorkOutcome = "cancelled"
         try:
             with about(job=task.job, round=task.round, learner=seat.id):
-                held.work(seat.learner)
+                held.work(self._guarded(seat.learner))
                 outcome = "failed" if held.result is None else "finished"
         except TaskCancelled:
             log.info("learner %s stopped working on task %s", seat.id, task)
@@ -397,9 +408,14 @@ class LearnerHost:
             self._observer.worked(outcome, seconds)
             self._loop.post(lambda: self._worked(seat, held, seconds))
 
+    def _guarded(self, learner: Learner) -> Learner:
+        guard = self.settings.guard
+        return learner if guard is None else guard.guarded(learner)
+
     def _worked(self, seat: _Seat, held: HeldTask, seconds: float) -> None:
         self._num_working -= 1
         self._turns.done(held, seconds)
+        self._forget_settled()
         if not held.cancelled:
             self._send_outcome(seat, held)
         self._work_on_next()
@@ -475,11 +491,17 @@ class LearnerHost:
 
     def _say_accepted(self, now: float) -> None:
         """Of tasks that take their time; the results of others say it soon enough."""
+        self._forget_settled()
         while self._unsaid and self._unsaid[0][0] <= now:
             held = self._unsaid.popleft()[1]
-            if held.phase not in ("finished", "failed") and not held.cancelled:
+            if not _is_settled(held):
                 accepted = m.Accepted(learner=held.learner, task=held.task.task, receive_s=held.receive_s)
                 self._report(held.learner, accepted)
+
+    def _forget_settled(self) -> None:
+        """Each holds an update: a host of many learners with short rounds would hold those of two seconds."""
+        while self._unsaid and _is_settled(self._unsaid[0][1]):
+            self._unsaid.popleft()
 
     def _do_what_is_due(self) -> None:
         now = self._clock.now()
@@ -510,3 +532,7 @@ class LearnerHost:
 
     def _beat_sent(self) -> None:
         self._beat_waits = False
+
+
+def _is_settled(held: HeldTask) -> bool:
+    return held.phase in ("finished", "failed") or held.cancelled

@@ -35,9 +35,17 @@ class Lease:
         self._runtime = runtime
         self._released = runtime.event()
         self._thread = runtime.thread(self._renew, "lease")
+        self._sure_until = 0.0
         self.epoch = 0
         self.is_waiting = False
         """Another controller holds it."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody else can have the lease: the store has confirmed it less than ``ttl_s`` ago. False
+        after a freeze, too, before anything else is noticed.
+        """
+        return self._runtime.steady_s() < self._sure_until
 
     def acquire(self, stop: Event, store_patience_s: float | None = None) -> bool:
         """Wait until the lease is free, as a standby; False if ``stop`` was set first.
@@ -48,6 +56,7 @@ class Lease:
         announced = False
         answered = self._runtime.steady_s()
         while not stop.is_set():
+            asked = self._runtime.steady_s()
             try:
                 epoch = self._store.acquire_lease(self._owner, self._ttl_s)
             except StoreUnavailable as error:
@@ -59,7 +68,7 @@ class Lease:
                 answered = self._runtime.steady_s()
                 self.is_waiting = epoch is None
             if epoch is not None:
-                self.epoch = epoch
+                self.epoch, self._sure_until = epoch, asked + self._ttl_s
                 self._thread.start()
                 return True
             if not announced:
@@ -80,8 +89,10 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(self._ttl_s / 3):
+            asked = self._runtime.steady_s()
             try:
                 self._store.renew_lease(self.epoch, self._ttl_s)
+                self._sure_until = asked + self._ttl_s
             except StoreUnavailable as error:
                 log.warning("the lease could not be renewed: %s", error)
             except Fenced as error:

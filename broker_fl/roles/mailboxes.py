@@ -121,12 +121,14 @@ class Mailboxes:
     def _read(self, name: str, generation: int) -> None:
         self._generations[name] = generation
         try:
-            self._transport.consume(self._queue(name), self._readers[name], prefetch=PREFETCH, exclusive=True)
+            self._consume(name)
         except AccessDenied:
             raise
         except SettingError as error:
-            if not self._is_enrolled:
-                raise
+            if not self._is_enrolled:  # somebody has deleted it since it was declared
+                self._transport.declare(self._topology.for_learner(name, generation))
+                self._consume(name)
+                return
             self._missing.add(name)
             log.warning(
                 "the mailbox of %s is not there; a controller declares it when it hears us, or an operator "
@@ -137,6 +139,9 @@ class Mailboxes:
             )
         else:
             self._missing.discard(name)
+
+    def _consume(self, name: str) -> None:
+        self._transport.consume(self._queue(name), self._readers[name], prefetch=PREFETCH, exclusive=True)
 
     def _check(self, account: Account) -> None:
         """Hold the account against who we are."""

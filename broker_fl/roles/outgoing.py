@@ -4,24 +4,25 @@ one message for both where they fit into one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
 from broker_fl.model import Array, Model
-from broker_fl.roles.sender import publish_model
+from broker_fl.roles.progress import Progress
+from broker_fl.roles.sender import publishing
 from broker_fl.roles.services import Services
 from broker_fl.roles.shares import ENCODING
 from broker_fl.wire.chunks import cut, num_chunks
 from broker_fl.wire.control import joined
 from broker_fl.wire.encodings import encoding
-from broker_fl.wire.events import TaskSent
+from broker_fl.wire.events import Event, TaskSent, TransferProgress
 from broker_fl.wire.fields import Form
 from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES, pack_chunk
 from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import ModelChunk, ModelManifest, Task
+from broker_fl.wire.messages import ModelChunk, ModelManifest, Task, Terms
 
 OTHER_FIELDS_BYTES = 1_000
 """More than a chunk's header takes beside its task."""
@@ -33,9 +34,13 @@ class OutgoingTasks:
 
     services: Services
     spec: JobSpec
+    driver: str
+    """Who submitted the job."""
     form: Form
     compact: Set[str]
     """Learners that take a task and its model as one message."""
+    emit: Callable[[Event], None]
+    """For the controller's thread."""
     variates: Variates | None
     """SCAFFOLD's, of the version that goes out; None where the updates have none."""
     counted: Mapping[str, int] | None = None
@@ -69,9 +74,9 @@ class OutgoingTasks:
             group: self._publish_to_group(task, group, members) for group, members in action.groups.items()
         }
         if keys := self._keys((*apart, *action.groups)):
-            publish_model(
-                services.transport, services.topology.tasks, keys, action.task.job, manifest, buffer
-            )
+            progress, tasks = self._progress(action, buffer.nbytes), services.topology.tasks
+            for sent_bytes in publishing(services.transport, tasks, keys, action.task.job, manifest, buffer):
+                progress.add(sent_bytes)
         send_s = services.clock.steady_s() - began
         num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
         sent = partial(
@@ -101,6 +106,16 @@ class OutgoingTasks:
         )
         return [alone, *events]
 
+    def _progress(self, action: s.SendTasks, total_bytes: int) -> Progress:
+        def tell(num_bytes: int, total_bytes: int) -> None:
+            task, services = action.task, self.services
+            event = TransferProgress(
+                job=task.job, round=task.round, direction="down", num_bytes=num_bytes, total_bytes=total_bytes
+            )
+            services.post(lambda: self.emit(event))
+
+        return Progress(total_bytes, self.services.clock.steady_s, tell)
+
     def _task(self, action: s.SendTasks, manifest: ModelManifest, buffers: tuple[str, ...]) -> Task:
         transfer = self.spec.transfer
         return Task(
@@ -117,6 +132,13 @@ class OutgoingTasks:
             upload="on_request" if action.upload_on_request else "at_once",
             deadline_s=action.deadline_s,
             compact=True,
+            terms=Terms(
+                name=self.spec.name,
+                driver=self.driver,
+                rule=getattr(self.spec.rule, "rule", self.spec.rule.name),
+                protocol=self.spec.protocol.name,
+                cohort=action.cohort,
+            ),
         )
 
     def _publish_task(self, learners: Sequence[str], task: Task) -> int:

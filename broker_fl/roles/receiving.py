@@ -108,8 +108,8 @@ class UpdateReceiver:
         return upload
 
     def model(self, upload: Upload) -> Model:
-        """What a complete upload holds."""
-        return self._encoding.decode(upload.assembly.buffer, self._spec)
+        """What a complete upload holds; the upload has it no more."""
+        return self._encoding.decode(upload.assembly.take(), self._spec)
 
     def drop(self, learner: str) -> None:
         """Forget a learner's upload."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from broker_fl.aggregation.kernels import all_finite
@@ -22,6 +23,7 @@ from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.sender import publish_model
 from broker_fl.roles.services import Services
 from broker_fl.roles.speakers import Speaker
+from broker_fl.security.audit import Deed
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.control import joined_spec
@@ -37,6 +39,7 @@ PAGE_BYTES = 2_000_000
 MAX_PENDING = 16
 PENDING_EXPIRES_S = 600.0
 MODEL_CHUNK_BYTES = 1 << 20
+_AUDITED = frozenset({m.Submit, m.StopJob, m.PauseJob, m.ResumeJob, m.ReadModel})
 
 
 @dataclass(slots=True)
@@ -48,6 +51,8 @@ class _Pending:
     spec: ModelSpec
     assembly: Assembly
     last_at: float
+    user: str
+    """The broker's account that submits it."""
 
 
 class Requests:
@@ -58,6 +63,8 @@ class Requests:
         self._max_model_bytes = max_model_bytes
         self._jobs = jobs
         self._pending: dict[str, _Pending] = {}
+        self._user = ""
+        """Whose request is being answered."""
         self._answers: dict[type, Callable[[Any], None]] = {
             m.Submit: self._submit,
             m.StopJob: self._stop_job,
@@ -70,20 +77,45 @@ class Requests:
             m.ReadModel: self._read_model,
         }
 
-    def handle(self, request: m.Request) -> None:
-        """Carry a request out, and answer it."""
+    def handle(self, request: m.Request, speaker: Speaker) -> None:
+        """Carry a request out, and answer it.
+
+        Raises:
+            FrameRefused: it is in the name of somebody else, who is not bothered with an answer.
+        """
+        if speaker.account is not None:  # else the key is the same for all
+            speaker.check_name(request.driver, request.KIND)
         try:
-            self._answer(request)
+            speaker.check_request(request)
+            self._answer(request, speaker.user)
         except (RequestRefused, FrameRefused, StoreUnavailable) as error:
             log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
             again = isinstance(error, StoreUnavailable)
             refused = m.Refused(request=request.request, reason=str(error)[:2000], again=again)
+            if not again and type(request) in _AUDITED:
+                self._write_down(request, speaker.user, refused=str(error)[:300])
             self._reply(request, refused)
 
-    def _answer(self, request: m.Request) -> None:
+    def _answer(self, request: m.Request, user: str) -> None:
         if (answer := self._answers.get(type(request))) is None:
             raise RequestRefused(f"requests of kind {request.KIND!r} are not known here")
+        self._user = user
+        if isinstance(request, m.StopJob | m.PauseJob | m.ResumeJob | m.ReadModel):
+            self._state(request.job)
+            self._write_down(request, user)  # before it is done: nothing is that was not written down
         answer(request)
+
+    def _write_down(self, request: Any, user: str, **details: str) -> None:
+        """Into the audit log, and not go on before the store has it."""
+        more = {name: value for name in ("version", "reason") if (value := getattr(request, name, None))}
+        deed = Deed(
+            actor=user,
+            action=request.KIND,
+            subject=f"job {request.job}",
+            details={"driver": request.driver, **more, **details},
+        )
+        self._services.audit.add(deed)
+        self._services.persist(self._services.audit.write)
 
     # ------------------------------------------------------------ submitting
 
@@ -107,7 +139,7 @@ class Requests:
         record, model = versions.read(parent.version)
         memory = versions.read_memory(record.version) if before.spec.rule == submit.spec.rule else None
         origin = m.VersionRef(job=parent.job, version=record.version)
-        self._begin(submit, Combined(model=model, memory=memory), origin)
+        self._begin(submit, Combined(model=model, memory=memory), self._user, origin)
 
     def _await_model(self, submit: m.Submit, manifest: m.ModelManifest) -> None:
         pending = self._pending.get(submit.job)
@@ -122,7 +154,7 @@ class Requests:
                 raise RequestRefused("the initial model has no elements: there is nothing to train")
             assembly = Assembly(manifest.num_bytes, manifest.chunk_bytes)
             now = self._services.clock.now()
-            self._pending[submit.job] = _Pending(submit, manifest, spec, assembly, now)
+            self._pending[submit.job] = _Pending(submit, manifest, spec, assembly, now, self._user)
         elif pending.manifest != manifest:
             raise RequestRefused(f"job {submit.job!r} was submitted before, with another initial model")
         else:
@@ -151,7 +183,7 @@ class Requests:
             return
         del self._pending[chunk.job]
         try:
-            self._begin(pending.submit, Combined(model=self._arrived(pending)))
+            self._begin(pending.submit, Combined(model=self._arrived(pending)), pending.user)
         except (RequestRefused, FrameRefused) as error:
             self._reply(pending.submit, m.Refused(request=pending.submit.request, reason=str(error)[:2000]))
 
@@ -166,7 +198,9 @@ class Requests:
             raise RequestRefused("the initial model has values that are NaN or infinite")
         return model
 
-    def _begin(self, submit: m.Submit, initial: Combined, parent: m.VersionRef | None = None) -> None:
+    def _begin(
+        self, submit: m.Submit, initial: Combined, user: str, parent: m.VersionRef | None = None
+    ) -> None:
         model, services, now = initial.model, self._services, self._services.clock.now()
         self._try_own_code(submit.spec, model)
         self._refuse_groups(submit.spec)
@@ -185,6 +219,8 @@ class Requests:
             memory_spec=initial.memory.spec if initial.memory else None,
         )
         keep = submit.spec.keep_versions
+        details = {"name": submit.spec.name, "rule": submit.spec.rule.name, "model": model.digest}
+        self._write_down(submit, user, **details)
         versions = services.versions(state.job)
         services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))
         runner = self._jobs.add(state, model)
@@ -268,7 +304,11 @@ class Requests:
         self._state(request.job)
         if (runner := self._jobs.runner(request.job)) is not None:
             runner.flush()
-        found = self._store.read_events(request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        read = partial(self._store.read_events, request.job, after=request.after, limit=EVENTS_PER_PAGE)
+        found = read()
+        if not found:  # where it has ended, whoever asks lacks its end: a store may have lost it
+            self._jobs.say_finished(request.job)
+            found = read()
         page: list[bytes] = []
         size = 0
         for event in found:
@@ -300,6 +340,11 @@ class Requests:
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()
+        if job not in states and not self._services.is_sure():
+            raise StoreUnavailable(
+                f"job {job!r} is not known here, and another controller may have taken over: the store has "
+                "not confirmed the lease for a while"
+            )
         if job not in states:
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,14 +34,16 @@ from broker_fl.roles.about import about
 from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.outgoing import OutgoingTasks
+from broker_fl.roles.progress import Progress
 from broker_fl.roles.receiving import UpdateReceiver, Upload, add_back
 from broker_fl.roles.services import Services
 from broker_fl.roles.shares import ShareReceiver, SumUpload
 from broker_fl.roles.updates import StoredUpdates, drop_unneeded
 from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.control import joined_spec, parted
-from broker_fl.wire.events import Event
+from broker_fl.wire.events import Event, TransferProgress
 from broker_fl.wire.fields import Form
+from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import (
     Cancel,
     GroupResult,
@@ -53,6 +56,13 @@ from broker_fl.wire.rules import PerUpdate, Scaffold, Summable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def lets_go(job: JobSpec, spec: ModelSpec) -> bool:
+    """Whether a version is let go of once it is on its way: it is large, and nothing needs it to take updates
+    in. Whom it must be sent to again gets it from the store.
+    """
+    return job.takes_groups and spec.num_bytes > job.transfer.upload_budget_bytes
 
 
 class JobRunner:
@@ -88,12 +98,15 @@ class JobRunner:
         self._shares = ShareReceiver(spec, job.state.spec.transfer)
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
+        self._lets_go = lets_go(job.state.spec, spec)
         self._memory: tuple[int, Model | None] | None = None
         self._carried: tuple[int, object] = -1, None
         self._updates = StoredUpdates(services, job.state, spec)
         self._stores_updates = isinstance(rule, PerUpdate) and rule.stores_updates
         self._signals: deque[s.Signal] = deque()
         self._working = False
+        self._arrived: Progress | None = None
+        """Updates of the open round."""
         self._sending: Counter[str] = Counter()
         """Learners and groups to whom a task is on its way out, and how many are."""
         self._performers: dict[type, Callable[[Any], None]] = {
@@ -207,6 +220,8 @@ class JobRunner:
         except FrameRefused as error:
             self._refuse(chunk.learner, chunk.task, error)
             raise
+        if self._arrived is not None:
+            self._arrived.add(len(payload))
         self._fold_if_complete(chunk.learner, upload)
 
     # ------------------------------------------------------------ sums of groups
@@ -250,6 +265,8 @@ class JobRunner:
         if upload is None:
             self.num_dropped += 1
         else:
+            if self._arrived is not None:
+                self._arrived.add(len(payload))
             self._fold_sum_if_complete(upload)
 
     def _fold_sum_if_complete(self, upload: SumUpload) -> None:
@@ -299,23 +316,7 @@ class JobRunner:
             self.signal(s.UpdateWasRefused(learner, upload.task, reason))
             return
         try:
-            model, control = self._receiver.model(upload), None
-            if self._has_control and result.update is not None:
-                model, change = parted(model)
-                control = change if result.update.control == "change" else None
-            if self._adds_back:
-                add_back(model, self._base_of(upload.task), self._buffers)
-            contribution = Contribution(
-                learner=learner,
-                model=model,
-                num_examples=result.num_examples,
-                num_steps=result.num_steps,
-                staleness=self.job.staleness(upload.task),
-                metrics=result.metrics,
-                evaluation=result.evaluation,
-                control=control,
-            )
-            weight = self._sum().fold(contribution)
+            weight = self._sum().fold(self._contribution(upload, result))
         except MessageRefused as error:
             self._refuse(learner, upload.task, error)
             raise
@@ -333,6 +334,25 @@ class JobRunner:
         )
         self.signal(folded)
 
+    def _contribution(self, upload: Upload, result: Result) -> Contribution:
+        """A whole update as the rule wants it; its memory is the rule's."""
+        model, control = self._receiver.model(upload), None
+        if self._has_control and result.update is not None:
+            model, change = parted(model)
+            control = change if result.update.control == "change" else None
+        if self._adds_back:
+            add_back(model, self._base_of(upload.task), self._buffers)
+        return Contribution(
+            learner=result.learner,
+            model=model,
+            num_examples=result.num_examples,
+            num_steps=result.num_steps,
+            staleness=self.job.staleness(upload.task),
+            metrics=result.metrics,
+            evaluation=result.evaluation,
+            control=control,
+        )
+
     def _refuse(self, learner: str, task: TaskRef, error: MessageRefused) -> None:
         self._receiver.drop(learner)
         self._services.observer.update("refused", _reason(error))
@@ -348,6 +368,20 @@ class JobRunner:
         self._accumulator = None
         self._receiver.clear()
         self._shares.clear()
+        self._arrived = Progress(self._expected_bytes(), self._services.clock.steady_s, self._tell_arrived)
+
+    def _expected_bytes(self) -> int:
+        """Of all the updates of the round that begins."""
+        cohort, groups = self.job.state.cohort, self.job.state.cohort.groups
+        alone = sum(part.group is None for part in cohort.values())
+        return alone * self._receiver.update_bytes + len(groups) * self._shares.sum_bytes
+
+    def _tell_arrived(self, num_bytes: int, total_bytes: int) -> None:
+        state = self.job.state
+        event = TransferProgress(
+            job=state.job, round=state.round, direction="up", num_bytes=num_bytes, total_bytes=total_bytes
+        )
+        self.emit(event)
 
     def _finish(self, _: s.Finish) -> None:
         self._save()
@@ -394,24 +428,27 @@ class JobRunner:
             memory_spec=combined.memory.spec if combined.memory else None,
         )
         aggregated = steady_s()
-        self._store(record, combined)
-        self._model = (action.version, combined.model)
-        self._memory = (action.version, combined.memory)
-        self._carried = (action.version, combined.carried)
         stored = s.VersionWasStored(
             version=action.version,
             digest=record.digest,
             total_weight=accumulator.total_weight,
             used=combined.used,
             aggregate_s=aggregated - began,
-            store_s=steady_s() - aggregated,
+            store_s=0.0,
             memory_bytes=resident_bytes(),
         )
-        self.signal(stored)
+        self._store(record, combined, stored)
+        self._model = (action.version, combined.model)
+        self._memory = (action.version, combined.memory)
+        self._carried = (action.version, combined.carried)
+        self.signal(replace(stored, store_s=steady_s() - aggregated))
 
-    def _store(self, record: VersionRecord, combined: Combined) -> None:
+    def _store(self, record: VersionRecord, combined: Combined, stored: s.VersionWasStored) -> None:
+        """Store the version after the events of all that is in it: its record is whole, whoever dies."""
         services, state = self._services, self.job.state
-        after, versions = self.job.state_after_commit(), services.versions(state.job)
+        services.persist(self._events.flush_all)
+        after = self.job.state_after_commit(stored, self._events.last, self._now())
+        versions = services.versions(state.job)
         keep = state.spec.keep_versions
 
         def commit() -> None:
@@ -429,7 +466,10 @@ class JobRunner:
         if self.job.state.spec.has_residuals and action.train:
             counted = {one: self.job.state.counted.get(one, -1) for one in action.learners}
         compact = self._services.members.compact(action.learners)
-        outgoing = OutgoingTasks(self._services, self.job.state.spec, self._form, compact, variates, counted)
+        state = self.job.state
+        outgoing = OutgoingTasks(
+            self._services, state.spec, state.driver, self._form, compact, self.emit, variates, counted
+        )
         addressees = (*action.learners, *action.groups)
         self._sending.update(addressees)
 
@@ -441,6 +481,8 @@ class JobRunner:
                 self._services.post(lambda: self._sent(addressees))
 
         self._services.bulk_sender.post(publish)
+        if self._lets_go:
+            self._model = None
 
     def _sent(self, addressees: tuple[str, ...]) -> None:
         self._sending.subtract(addressees)

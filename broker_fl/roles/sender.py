@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from broker_fl.errors import BrokerFLError, FrameRefused, TransportClosed
 from broker_fl.interfaces import Transport
 from broker_fl.model import Array
+from broker_fl.record.text import size
+from broker_fl.roles.progress import Progress
 from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 from broker_fl.wire.chunks import cut
 from broker_fl.wire.frames import pack_chunk
@@ -61,6 +64,7 @@ class Sender:
                 log.warning("something was not sent: %s", error)
             except Exception:
                 log.exception("something was not sent")  # and what follows is sent all the same
+            del work  # which may hold a model, while nothing else is to be sent
 
 
 def publish_model(
@@ -70,9 +74,21 @@ def publish_model(
     job: str,
     manifest: ModelManifest,
     buffer: Array,
-) -> int:
-    """Publish the chunks of an encoded model to all ``keys``; the number of messages comes back."""
-    count = 0
+) -> None:
+    """Publish the chunks of an encoded model to all ``keys``."""
+    for _ in publishing(transport, exchange, keys, job, manifest, buffer):
+        pass
+
+
+def publishing(
+    transport: Transport,
+    exchange: str,
+    keys: Sequence[str],
+    job: str,
+    manifest: ModelManifest,
+    buffer: Array,
+) -> Iterator[int]:
+    """Publish chunk by chunk; the bytes of each come back when it is on its way."""
     for chunk in cut(buffer, manifest.chunk_bytes):
         header = ModelChunk(
             job=job,
@@ -83,15 +99,20 @@ def publish_model(
             checksum=chunk.checksum,
         )
         transport.publish(exchange, keys, pack_chunk(header.KIND, header.model_dump(), chunk.payload))
-        count = chunk.count
-    return count
+        yield len(chunk.payload)
 
 
 def publish_outcome(transport: Transport, exchange: str, key: str, result: Result, buffer: Array) -> None:
     """Publish a result, then the chunks of the encoded update that it announces."""
     transport.publish(exchange, [key], result.pack())
+    progress = Progress(
+        buffer.nbytes,
+        time.monotonic,
+        lambda done, of: log.info("learner %s has sent %s of %s", result.learner, size(done), size(of)),
+    )
     for header, payload in _chunks(result, buffer):
         transport.publish(exchange, [key], pack_chunk(header.KIND, header.model_dump(), payload))
+        progress.add(len(payload))
 
 
 def publish_together(transport: Transport, exchange: str, key: str, result: Result, buffer: Array) -> None:

@@ -10,6 +10,7 @@ from broker_fl.coordination.membership import Membership
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Store, Transport
 from broker_fl.observer import NOBODY, Observer
+from broker_fl.roles.auditing import AuditLog
 from broker_fl.roles.models import Versions
 from broker_fl.roles.places import Inbox, Keys
 from broker_fl.roles.runtime import Clock
@@ -46,11 +47,15 @@ class Services:
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist
+    is_sure: Callable[[], bool]
+    """Whether nobody else can have the lease at this moment."""
     members: Membership
     """Who is there; for the controller's thread."""
     own: OwnClasses = field(default_factory=OwnClasses)
     """Rules and selectors of the app file that the controller was started with."""
     observer: Observer = NOBODY
+    audit: AuditLog
+    """Who did what."""
 
     @property
     def inbox(self) -> str:

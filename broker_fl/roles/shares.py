@@ -114,8 +114,8 @@ class ShareReceiver:
         return upload.share if upload is not None else None
 
     def model(self, upload: SumUpload) -> Model:
-        """What a complete upload holds."""
-        return encoding(ENCODING).decode(upload.assembly.buffer, self._spec)
+        """What a complete upload holds; the upload has it no more."""
+        return encoding(ENCODING).decode(upload.assembly.take(), self._spec)
 
     def drop(self, share: Share) -> None:
         """Forget a share's sum."""

@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
-from broker_fl.errors import FrameRefused
+from broker_fl.errors import FrameRefused, RequestRefused
 from broker_fl.identity.accounts import Account, Role
 from broker_fl.interfaces import Delivery
 from broker_fl.wire import messages as m
@@ -25,6 +25,8 @@ class Speaker:
     name: str
     account: Account | None
     """None where accounts are shared."""
+    user: str = ""
+    """The broker's account that sent it, shared or not; empty: the broker does not say."""
 
     def check_name(self, name: str, kind: str) -> None:
         """Hold the id in a message against who sent it.
@@ -56,16 +58,14 @@ class Speaker:
                 )
 
     def check_request(self, request: m.Request) -> None:
-        """Hold a request against who sent it.
+        """Hold a request against what its sender may ask for.
 
         Raises:
-            FrameRefused: it is under another's id, or more than an observer may ask for.
+            RequestRefused: it is more than that.
         """
-        if self.account is None:
-            return
-        self.check_name(request.driver, request.KIND)
-        if self.account.role == "observer" and not isinstance(request, _FOR_OBSERVERS):
-            raise FrameRefused(f"{self.account} sent a {request.KIND!r} request; an observer only watches")
+        is_observer = self.account is not None and self.account.role == "observer"
+        if is_observer and not isinstance(request, _FOR_OBSERVERS):
+            raise RequestRefused(f"{self.account} only watches; a {request.KIND!r} request is for drivers")
 
 
 class Speakers:
@@ -85,10 +85,10 @@ class Speakers:
         if account is None:
             if self._required:
                 raise FrameRefused(_unknown(delivery.user))
-            return Speaker(delivery.routing_key.partition(".")[0], None)
+            return Speaker(delivery.routing_key.partition(".")[0], None, delivery.user or "")
         if account.federation != self._federation or account.role not in roles:
             raise FrameRefused(f"it was sent by {account}, which has nothing to say here")
-        return Speaker(account.name, account)
+        return Speaker(account.name, account, account.user)
 
 
 def _unknown(user: str | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import traceback
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -14,6 +16,8 @@ import numpy as np
 from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import Array, Model, ModelSpec, parts
+from broker_fl.record.text import size
+from broker_fl.roles.progress import Progress
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.usage import peak_bytes
@@ -24,6 +28,7 @@ from broker_fl.wire.encodings import encoding
 from broker_fl.wire.fields import text
 from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
 
+log = logging.getLogger(__name__)
 Phase = Literal["receiving", "queued", "evaluating", "training", "finished", "failed"]
 NUM_EXAMPLES = "num_examples"
 """The metric of an evaluation that is its weight."""
@@ -49,6 +54,8 @@ class HeldTask:
     update: Array | None = None
     """The encoded update, kept so that it can be sent again."""
     failure: str = ""
+    arrived: Progress | None = None
+    """Bytes of the model."""
 
     @classmethod
     def of(
@@ -86,6 +93,11 @@ class HeldTask:
             raise FrameRefused(
                 f"the chunk is {chunk.encoding!r}, the task announced {self.task.model.encoding!r}",
             )
+        if self.arrived is None:
+            # Nothing of this task in it: in a circle of references its model would wait for the collector.
+            tell = partial(_tell_arrived, self.learner, self.task.model.version)
+            self.arrived = Progress(self.assembly.buffer.nbytes, self.clock.steady_s, tell)
+        self.arrived.add(len(payload))
         if not self.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
             return False
@@ -187,6 +199,10 @@ class HeldTask:
             num_bytes=encoded.nbytes,
             chunk_bytes=self.task.chunk_bytes,
         )
+
+
+def _tell_arrived(learner: str, version: int, num_bytes: int, total_bytes: int) -> None:
+    log.info("learner %s has %s of %s of version %d", learner, size(num_bytes), size(total_bytes), version)
 
 
 class Held(Protocol):

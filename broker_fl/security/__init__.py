@@ -4,6 +4,7 @@
 ``tls``            what a user says about it, and the TLS context that comes of it
 ``proxy``          which HTTP proxy leads to a server, if one does
 ``certificates``   how long certificates hold
+``audit``          the audit log: a chain of hashes
 ``authority``      a private certificate authority; the only file that imports ``cryptography``
 =================  ======================================================================================
 """

@@ -30,7 +30,7 @@ from broker_fl.errors import SettingError
 CA_DAYS, LEAF_DAYS = 3650, 397
 _SLACK = dt.timedelta(hours=1)
 """Before now, for machines whose clocks are behind."""
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(\*\.)?({_LABEL}\.)*{_LABEL}")
 _MIN_RSA_BITS = 2048
@@ -223,8 +223,10 @@ def _subject(name: str) -> x509.Name:
 
 
 def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name) or name == "ca":
-        raise SettingError(f"{name!r} must be 1 to 64 letters, digits, '-' or '_', and not 'ca'")
+    if not _NAME.fullmatch(name) or len(name) > 64 or name == "ca":
+        raise SettingError(
+            f"{name!r} must be 1 to 64 letters, digits, '-' or '_', with dots between them, and not 'ca'"
+        )
     return name
 
 

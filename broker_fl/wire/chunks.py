@@ -105,3 +105,8 @@ class Assembly:
     def complete(self) -> bool:
         """Whether every chunk is there."""
         return self.num_missing == 0
+
+    def take(self) -> Array:
+        """Hand the whole buffer over, which is then the caller's alone."""
+        buffer, self.buffer = self.buffer, np.empty(0, np.uint8)
+        return buffer

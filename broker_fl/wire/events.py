@@ -170,6 +170,18 @@ class TaskSent(Event):
         return _counted(fields, "learners")
 
 
+class TransferProgress(Event):
+    """How far the transfer of a large model is; told every few seconds while it goes on."""
+
+    KIND: ClassVar[str] = "transfer_progress"
+    round: Count
+    direction: Literal["down", "up"]
+    """``down``: the version, on its way to the broker; ``up``: all the round's updates, from learners."""
+    num_bytes: Count
+    """So far; of what goes down, one copy for all."""
+    total_bytes: Count
+
+
 class TaskAccepted(Event):
     """A learner has task and model, whole."""
 

@@ -159,6 +159,7 @@ def _task_examples() -> dict[str, m.Message]:
             inbox="controller-7",
             upload="on_request",
             deadline_s=60.0,
+            terms=m.Terms(name="digits", driver="anna", rule="fedavg", protocol="synchronous", cohort=12),
         ),
         "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
         "task that asks for changes": m.Task(
@@ -266,6 +267,7 @@ def _event_examples() -> dict[str, m.Message]:
         e.JobResumed(**at, round=3, version=3, epoch=8),
         e.RoundStarted(**at, round=3, version=3, cohort=two, num_wanted=1, deadline_s=60.0),
         e.RoundRetried(**at, round=3, attempt=1, reason="1 of 2 delivered", replacements=("site-3",)),
+        e.TransferProgress(**at, round=3, direction="up", num_bytes=300_000_000, total_bytes=2_000_000_000),
         e.TaskSent(**at, round=3, attempt=1, learners=two, num_bytes=1000, num_messages=4, send_s=0.01),
         e.TaskAccepted(**one, receive_s=0.125),
         e.TaskFinished(

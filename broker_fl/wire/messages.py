@@ -452,6 +452,22 @@ class Rejoin(Message):
     KIND: ClassVar[str] = "rejoin"
 
 
+class Terms(Part):
+    """What job a task is of, and what becomes of its update: a site may go by that whether it takes it."""
+
+    name: Annotated[str, Field(max_length=64)] = ""
+    """The job's name."""
+    driver: Annotated[str, Field(max_length=64)] = ""
+    """Who submitted it."""
+    rule: Annotated[str, Field(max_length=128)] = ""
+    """Of aggregation: its name, or the class of one of the user's own."""
+    protocol: Annotated[str, Field(max_length=64)] = ""
+    cohort: Count = 0
+    """Learners whose updates go into one version with this one's, this one among them, if all goes well."""
+    privacy: Annotated[str, Field(max_length=64)] = "none"
+    """What the aggregation does so that nobody sees one update alone; nothing but ``none`` is there yet."""
+
+
 class Task(Message):
     """Evaluate the announced version, then train from it; its chunks follow."""
 
@@ -492,6 +508,8 @@ class Task(Message):
     """Seconds that the controller waits, counted from sending."""
     compact: bool = False
     """Whether the controller takes a result inside of its update's only chunk (``UpdateChunk.result``)."""
+    terms: Terms | None = None
+    """None: the controller does not say."""
 
 
 class ModelChunk(Message):

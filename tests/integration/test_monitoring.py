@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from broker_fl import connect
 from broker_fl.model import Model
@@ -21,6 +25,7 @@ from tests.integration.daemons import APP, DEADLINE_S, Daemon, started, until
 from tests.servers import provision
 
 NUM_ROUNDS = 3
+MONITORING = Path(__file__).parents[2] / "compose" / "monitoring"
 
 
 @dataclass
@@ -122,6 +127,51 @@ def test_no_name_of_a_learner_or_job_is_a_label(watched: Federation) -> None:
         text = daemon.page("/metrics")[1]
         assert "site-" not in text
         assert watched.job not in text
+
+
+def _expressions() -> list[str]:
+    """All that the dashboard and the alert rules ask of Prometheus, the dashboard's variables filled in."""
+    dashboard = json.loads((MONITORING / "grafana/dashboards/broker-fl.json").read_text())
+    rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    return [one.replace("$__rate_interval", "5m").replace("$federation", ".*") for one in asked]
+
+
+def test_the_dashboard_and_the_alerts_ask_for_what_daemons_have(watched: Federation) -> None:
+    names = set(re.findall(r"\b(?:broker_fl|process)_\w+", " ".join(_expressions())))
+    assert len(names) > 25
+    has = {
+        sample.partition("{")[0]
+        for daemon in (watched.controller, watched.learners[0])
+        for sample in daemon.samples()
+    }
+    assert names - has == set()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (tests/servers/provide.sh)")
+def test_prometheus_takes_its_configuration_rules_and_questions(tmp_path: Path) -> None:
+    def promtool(*words: str | Path) -> None:
+        done = subprocess.run(["promtool", *words], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    promtool("check", "config", MONITORING / "prometheus.yaml")  # with the rules
+    promtool("test", "rules", Path(__file__).parents[1] / "compose" / "alerts-test.yaml")
+    rules = [{"record": f"asked:{n}", "expr": one} for n, one in enumerate(_expressions())]
+    (tmp_path / "asked.yaml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
+    promtool("check", "rules", tmp_path / "asked.yaml")
+
+
+def test_panels_of_the_dashboard_do_not_lie_on_one_another() -> None:
+    panels = json.loads((MONITORING / "grafana/dashboards/broker-fl.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24  # Grafana's columns
+        cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
 
 
 def test_pages_that_are_not_there(watched: Federation) -> None:

@@ -49,9 +49,21 @@ install_missing() {
     $apt update >/dev/null || echo "apt-get update failed: trying with the package lists that are here." >&2
     $apt install -y --no-install-recommends $missing >/dev/null || return 1
     # Nor shall they start at the next boot: only what this script installed is touched.
-    if has systemctl; then $as_root systemctl disable $missing >/dev/null 2>&1 || true; fi
+    units="$(echo "$missing" | sed 's/openssh-server/ssh/')"
+    if has systemctl; then $as_root systemctl disable $units >/dev/null 2>&1 || true; fi
 }
 
+# Single tests want these, and are skipped without them: sshd for `broker-fl fleet`, promtool for the alert rules.
+install_extras() {
+    missing=""
+    has sshd || missing="$missing openssh-server"
+    has promtool || missing="$missing prometheus"
+    if [ -n "$missing" ] && may_install; then
+        install_missing || echo "Could not install$missing: the tests that need them will be skipped." >&2
+    fi
+}
+
+install_extras
 missing_programs
 [ -n "$missing" ] || exit 0
 if may_install; then

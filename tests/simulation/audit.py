@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from broker_fl.model import Array
+from broker_fl.roles.eventlog import MAX_FORGOTTEN
 from broker_fl.wire import events as e
 from broker_fl.wire.events import decode_event
 from broker_fl.wire.job import JobSpec
@@ -160,8 +162,9 @@ class Audit:
         self._ended_with_reason(job, end, stored)
 
     def _is_in_order(self, job: str, numbers: list[int]) -> None:
-        is_whole = numbers == list(range(1, len(numbers) + 1))
-        is_growing = numbers == sorted(set(numbers))
+        steps = [later - number for number, later in pairwise([0, *numbers])]
+        is_whole = all(step == 1 or step > MAX_FORGOTTEN for step in steps)
+        is_growing = all(step > 0 for step in steps)
         check(is_whole or (self.has_lost and is_growing), f"{job}: events {numbers}")
 
     def _told_what_was_done(self, job: str, stored: list[e.Event]) -> None:
@@ -182,7 +185,8 @@ class Audit:
                     check(event.learner not in folded, f"{job}: {event.learner} is folded twice")
                     folded[event.learner] = event.weight
                 case e.VersionCommitted():
-                    check(event.version > versions, f"{job}: version {event.version} after {versions}")
+                    follows = event.version == versions + 1 or (self.has_lost and event.version > versions)
+                    check(follows, f"{job}: version {event.version} after {versions}")
                     versions = event.version
                     if not self.lineages[job].has_lost:
                         self._as_recorded(job, event, folded)

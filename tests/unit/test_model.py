@@ -96,6 +96,17 @@ def test_padding_is_zero_and_runs_cover_all_but_padding(
     assert int(padding.sum()) == model.spec.num_bytes - sum(array.nbytes for array in given_arrays.values())
 
 
+def test_a_blank_models_gaps_are_zero_whatever_the_memory_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = {"a": np.int8, "b": np.float64, "c": np.uint8, "d": np.float32}
+    spec = ModelSpec.of({name: np.zeros(3, dtype) for name, dtype in types.items()})
+    monkeypatch.setattr(np, "empty", lambda size, dtype: np.full(size, 0xFF, dtype))
+    blank = Model.blank(spec)
+    for array in blank.values():
+        array[...] = 0
+    assert not blank.buffer.any()
+    assert Model.blank(ModelSpec(())).buffer.size == 0
+
+
 def test_neighbours_of_one_type_are_one_run_and_empty_tensors_are_in_none() -> None:
     spec = ModelSpec.of(
         {

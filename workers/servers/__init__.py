@@ -5,7 +5,7 @@ with a random password, shares nothing with a server that the machine runs alrea
 its folder by another process: ``RabbitMQNode(folder).stop()``.
 """
 
-from broker_fl.workers.servers.management import ManagementApi
+from broker_fl.identity.management import ManagementApi
 from broker_fl.workers.servers.rabbitmq import RabbitMQNode, rabbitmq_available
 from broker_fl.workers.servers.redis import RedisNode, redis_available
 

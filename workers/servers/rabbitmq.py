@@ -18,7 +18,7 @@ from typing import Self
 from urllib.parse import quote
 
 from broker_fl.errors import BrokerUnavailable, ServerUnavailable, SettingError
-from broker_fl.workers.servers.management import ManagementApi
+from broker_fl.identity.management import ManagementApi
 from broker_fl.workers.servers.process import ServerProcess, find_program, free_port, write_private
 
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"

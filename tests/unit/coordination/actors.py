@@ -298,14 +298,17 @@ class SimController:
         assert version == self._disk.version + 1, "versions follow one another"
         assert self._sum, "a version of nothing"
         replaced = self._store_updates()
-        self._disk.state, self._disk.version = self._job.state_after_commit(), version
+        total = float(len(self._sum))
+        stored = s.VersionWasStored(version=version, digest="", total_weight=total)
+        self._disk.state = self._job.state_after_commit(stored, 0, self._world.now)
+        self._disk.version = version
         self._disk.contributions[version] = self._sum
         self._may_die()
         for name in replaced:
             del self._disk.updates[name]
-        total, self._sum = float(len(self._sum)), {}
+        self._sum = {}
         self._uploads = {name: one for name, one in self._uploads.items() if self._job.is_open(name)}
-        self._signal(s.VersionWasStored(version=version, digest="", total_weight=total))
+        self._signal(stored)
 
     # ------------------------------------------------------------ updates, as in ``roles/updates.py``
 

@@ -106,8 +106,14 @@ class Bench:
         return self.step(s.UpdateWasRefused(learner, self.ref(learner), reason))
 
     def stored(self) -> list[s.Action]:
-        version = self.job.state.version + 1
-        return self.step(s.VersionWasStored(version=version, digest="", total_weight=1.0))
+        return self.step(self._stored())
+
+    def after_commit(self) -> bytes:
+        """The state that goes with the version that is being stored."""
+        return self.job.state_after_commit(self._stored(), 0, self.now)
+
+    def _stored(self) -> s.VersionWasStored:
+        return s.VersionWasStored(version=self.job.state.version + 1, digest="", total_weight=1.0)
 
     def play(self, *learners: str, **fields: object) -> list[s.Action]:
         """A whole round."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from broker_fl.coordination import signals as s
@@ -190,6 +192,29 @@ def test_a_target_does_not_wait_for_who_never_evaluates() -> None:
     bench.fail("broken")
     bench.play("mute")
     bench.play("a", evaluation={"accuracy": 0.9}, evaluation_examples=1)
+    assert bench.phase == Phase.EVALUATING
+
+
+def test_a_target_that_nobody_reports_ends_the_job_once_everybody_has_evaluated() -> None:
+    termination = Termination(target=MetricTarget(metric="acuracy", value=0.5))
+    bench = Bench(asynchronous(termination=termination), "a", "b", "mute")
+    bench.play("mute")
+    bench.play("a", evaluation={"accuracy": 0.9}, evaluation_examples=1)
+    assert bench.phase == Phase.TRAINING, "b may report it yet"
+    bench.play("b", evaluation={"accuracy": 0.3, "loss": 1.0}, evaluation_examples=1)
+    (finished,) = bench.all(e.JobFinished)
+    assert finished.state == "failed"
+    assert "'acuracy'" in finished.reason
+    assert finished.reason.endswith("there are: accuracy, loss")
+
+
+def test_a_target_that_is_not_finite_at_first_is_reported_all_the_same() -> None:
+    termination = Termination(target=MetricTarget(metric="loss", value=0.5, mode="min"))
+    bench = Bench(asynchronous(termination=termination), "a", "b")
+    bench.play("a", evaluation={"loss": math.nan, "accuracy": 0.1}, evaluation_examples=1)
+    bench.play("b", evaluation={"accuracy": 0.3}, evaluation_examples=1)
+    assert bench.phase == Phase.TRAINING
+    bench.play("a", evaluation={"loss": 0.4}, evaluation_examples=1)
     assert bench.phase == Phase.EVALUATING
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.averaging import Means, weighted_mean
+from broker_fl.coordination.averaging import Means
 from broker_fl.coordination.cohort import Status
 from broker_fl.coordination.groups import GroupJob
 from broker_fl.coordination.membership import Group
@@ -266,5 +266,7 @@ def test_means_over_columns_are_those_over_learners() -> None:
     values[0, 3], values[1, 7] = np.nan, np.inf
     columns = Means()
     columns.add_columns({"a": values[0], "b": values[1]}, weights)
-    rows = ({"a": a, "b": b} for a, b in values.T.tolist())
-    assert columns.means() == pytest.approx(weighted_mean(zip(rows, weights.tolist(), strict=True)))
+    by_learner = Means()
+    for (a, b), weight in zip(values.T.tolist(), weights.tolist(), strict=True):
+        by_learner.add({"a": a, "b": b}, weight)
+    assert columns.means() == pytest.approx(by_learner.means())

@@ -519,7 +519,7 @@ def test_a_failed_learner_stays_failed_for_the_next_controller_once_that_was_sav
 def test_the_state_that_goes_with_a_version_begins_the_next_round() -> None:
     bench = Bench(spec(), "a")
     bench.deliver("a")
-    packed = bench.job.state_after_commit()
+    packed = bench.after_commit()
     assert bench.phase == Phase.COMMITTING, "asking for it changes nothing"
     bench.stored()
     from broker_fl.coordination.state import JobState
@@ -623,7 +623,7 @@ def test_a_job_with_residuals_stores_with_each_version_whose_updates_are_in_it()
     bench.deliver("a")
     bench.wait(61.0)
     assert bench.phase == Phase.COMMITTING
-    stored = JobState.unpack(bench.job.state_after_commit(), bench.now)
+    stored = JobState.unpack(bench.after_commit(), bench.now)
     assert stored.counted == {"a": 1, "b": 0}
     bench.stored()
     assert bench.job.state.counted == stored.counted

@@ -14,9 +14,11 @@ from broker_fl.errors import MessageRefused, StoreUnavailable
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
+from broker_fl.roles.auditing import stored_lines
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.policy import Guard
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Entity, Topology
 from broker_fl.transports.memory import MemoryBroker, MemoryTransport
@@ -167,7 +169,7 @@ class Stage:
         self._settings = ControllerSettings(
             federation=FEDERATION, heartbeat_s=heartbeat_s, lease_ttl_s=lease_ttl_s
         )
-        self._path = folder / "state.sqlite"
+        self.path = folder / "state.sqlite"
         self._closing: list[Callable[[], object]] = []
         self.cords: dict[Controller, tuple[Cord, MemoryTransport]] = {}
         self.hosts: list[LearnerHost] = []
@@ -191,7 +193,7 @@ class Stage:
 
     def controller(self, *, wait: bool = True, own: OwnClasses | None = None) -> Controller:
         """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease."""
-        store, transport = SQLiteStore(self._path, federation=FEDERATION), self.broker.connect("controller")
+        store, transport = SQLiteStore(self.path, federation=FEDERATION), self.broker.connect("controller")
         cord = Cord(store)
         controller = Controller(transport, cord, self._settings, own)
         self.cords[controller] = cord, transport
@@ -214,11 +216,12 @@ class Stage:
         tamper: Callable[[str, bytes], Iterable[bytes]] | None = None,
         num_workers: int = 4,
         group: str | None = None,
+        guard: Guard | None = None,
     ) -> LearnerHost:
         """Start learners, each by itself or as a ``group`` that is there when this returns."""
         transport = self.broker.connect("learners")
         used = Faulty(transport, tamper) if tamper else transport
-        settings = LearnerSettings(federation=FEDERATION, num_workers=num_workers, group=group)
+        settings = LearnerSettings(federation=FEDERATION, num_workers=num_workers, group=group, guard=guard)
         host = LearnerHost(used, learners, settings)
         self._closing += [transport.close, lambda: host.stop(drain_s=0.0)]
         host.start()
@@ -244,6 +247,14 @@ class Stage:
     def submit(self, model: Mapping[str, Array] | None = None, **settings: Any) -> Job:
         """Start a job."""
         return self.driver.submit(spec(**settings), model if model is not None else model_of())
+
+    def audit_log(self) -> list[bytes]:
+        """Its entries."""
+        store = SQLiteStore(self.path, federation=FEDERATION)
+        try:
+            return list(stored_lines(store))
+        finally:
+            store.close()
 
     def dead_letters(self, num: int) -> list[tuple[str, bytes]]:
         """Reasons and bodies of what was refused, once there are so many."""

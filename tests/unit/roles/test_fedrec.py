@@ -95,7 +95,7 @@ def committed(job: Job) -> list[e.VersionCommitted]:
 
 def stored(stage: Stage) -> tuple[JobState, set[str]]:
     """The newest state of the one job, and the names of the updates that are stored."""
-    store = SQLiteStore(stage._path, federation=FEDERATION)
+    store = SQLiteStore(stage.path, federation=FEDERATION)
     try:
         [(job, state)] = store.jobs().items()
         return JobState.unpack(state, 0.0), set(store.updates(job))
@@ -208,7 +208,7 @@ def test_what_a_crash_left_over_is_dropped_when_the_next_controller_starts(tmp_p
 
 def leave_over(stage: Stage, job: Job) -> None:
     """An update of no version, as a controller writes it that dies right after."""
-    store = SQLiteStore(stage._path, federation=FEDERATION)
+    store = SQLiteStore(stage.path, federation=FEDERATION)
     epoch = 1 + max(controller.epoch for controller in stage.cords)
     store.write_update(job.id, "a:99", 0, memoryview(b"of a version that never was"), epoch=epoch)
     store.release_lease(epoch)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +17,13 @@ from broker_fl.interfaces import Combined, StoredVersion
 from broker_fl.model import Model
 from broker_fl.roles.models import VersionRecord, Versions
 from broker_fl.roles.receiving import UpdateReceiver
+from broker_fl.transports.memory import MemoryTransport
+from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import cut
 from broker_fl.wire.job import Transfer
 from tests.simulation.storage import MemoryStore
-from tests.unit.roles.stage import Adds, Stage, done, model_of, same, spec
+from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, model_of, same, spec
 
 TASK = m.TaskRef(job="j", round=2)
 
@@ -136,3 +141,59 @@ def test_a_job_goes_back_to_what_the_store_has() -> None:
     assert (state.version, state.round, state.phase) == (3, 3, Phase.IDLE)
     assert state.counted == {"b": 2}
     assert state.evaluation == {"loss": 2.0}
+
+
+def test_events_after_those_that_the_store_forgot_have_numbers_that_nobody_has_heard(stage: Stage) -> None:
+    first = stage.controller()
+    stage.host({"a": (adds := Adds(1.0))})
+    job = stage.submit(rounds=3)
+    adds.gate.clear()
+    assert adds.at_work.wait(WAIT_S)
+    heard: list[e.Event] = []
+    listener = threading.Thread(target=lambda: heard.extend(job.events()))
+    listener.start()
+    eventually(lambda: any(isinstance(event, e.TaskAccepted) for event in job.events(follow=False)), "a task")
+    stage.kill(first)
+    with sqlite3.connect(stage.path) as file:  # the power was cut before these were on the disk
+        (before,) = file.execute("SELECT max(number) FROM events").fetchone()
+        file.execute("DELETE FROM events WHERE number > 2")
+    file.close()
+    adds.gate.set()
+    stage.controller()
+    done(job)
+    listener.join(WAIT_S)
+    assert not listener.is_alive()
+    assert isinstance(heard[-1], e.JobFinished)
+    anew = [event for event in heard if event.sequence > before]
+    assert [event.version for event in anew if isinstance(event, e.VersionCommitted)] == [1, 2, 3]
+    stored = list(job.events(follow=False))
+    assert stored[2:] == anew, "all that the new controller said, and nothing else"
+
+
+def test_the_end_of_a_job_that_the_store_forgot_is_said_again_to_who_asks(stage: Stage) -> None:
+    job = stage.run({"a": Adds(1.0)}, rounds=1)
+    ended = done(job)
+    with sqlite3.connect(stage.path) as file:
+        file.execute("DELETE FROM events WHERE number > 3")
+    file.close()
+    assert len(list(job.events(follow=False))) == 3
+    again = job.wait()
+    assert (again.state, again.version) == (ended.state, ended.version)
+    assert again.sequence > ended.sequence
+
+
+def test_a_mailbox_that_is_deleted_as_its_learner_starts_is_declared_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consume = MemoryTransport.consume
+    deleted: list[str] = []
+
+    def delete_first(transport: MemoryTransport, queue: str, *args: Any, **options: Any) -> None:
+        if queue.endswith("learner.a") and not deleted:
+            deleted.append(queue)
+            transport.delete_queue(queue)
+        consume(transport, queue, *args, **options)
+
+    monkeypatch.setattr(MemoryTransport, "consume", delete_first)
+    done(stage.run({"a": Adds(1.0)}, rounds=1))
+    assert deleted

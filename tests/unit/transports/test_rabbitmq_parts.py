@@ -3,25 +3,106 @@
 from __future__ import annotations
 
 import inspect
-from itertools import islice
+from collections.abc import Iterable
+from itertools import chain, cycle, islice, zip_longest
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.base_connection import BaseConnection
 from pika.adapters.utils import io_services_utils
+from pika.channel import ContentFrameAssembler
+from pika.exceptions import InvalidFrameError
 
 from broker_fl.topology import Queue
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 from broker_fl.transports.rabbitmq.io import IoThread, backoff
+from broker_fl.transports.rabbitmq.tuned import FrameReader, TunedConnection
 
 
 def test_pika_still_has_what_the_tuned_connection_changes() -> None:
     assert io_services_utils._AsyncTransportBase._MAX_RECV_BYTES == 4096
     assert "_MAX_RECV_BYTES" in inspect.getsource(io_services_utils._AsyncTransportBase._consume)
     assert "self._transport = transport" in inspect.getsource(BaseConnection._proto_connection_made)
-    assert list(inspect.signature(AsyncioConnection._output_marshaled_frames).parameters)[1:] == [
-        "marshaled_frames"
-    ]
+    assert "self._on_data_available(data)" in inspect.getsource(BaseConnection._proto_data_received)
+    assert "self._send_message(channel_number, method, content)" in inspect.getsource(
+        AsyncioConnection._send_method
+    )
+    for method, parameters in {
+        AsyncioConnection._send_message: ["channel_number", "method_frame", "content"],
+        AsyncioConnection._output_marshaled_frames: ["marshaled_frames"],
+        AsyncioConnection._process_frame: ["frame_value"],
+    }.items():
+        assert list(inspect.signature(method).parameters)[1:] == parameters
+
+
+def messages(bodies: list[bytes]) -> bytes:
+    """As a broker sends them: on two channels in turn, the bodies in frames of 50 bytes, one heartbeat."""
+    found: bytes = frame.Heartbeat().marshal()
+    pieces: list[list[bytes]] = []
+    for number, body in enumerate(bodies):
+        channel = 1 + number % 2
+        method = spec.Basic.Deliver("tag", number, False, "exchange", "key")
+        head = frame.Method(channel, method).marshal()
+        head += frame.Header(channel, len(body), spec.BasicProperties(headers={"number": number})).marshal()
+        pieces.append(
+            [head, *(frame.Body(channel, body[i : i + 50]).marshal() for i in range(0, len(body), 50))]
+        )
+    for first in range(0, len(pieces), 2):  # the frames of two mixed
+        mixed = zip_longest(*pieces[first : first + 2], fillvalue=b"")
+        found += b"".join(chain.from_iterable(mixed))
+    return found
+
+
+def assembled(frames: Iterable[Any]) -> list[tuple[int, int, bytes]]:
+    """What pika makes of the frames: tag, number in the headers, body."""
+    assemblers = {1: ContentFrameAssembler(), 2: ContentFrameAssembler()}
+    found = []
+    for one in frames:
+        if isinstance(one, frame.Heartbeat):
+            found.append((-1, -1, b""))
+        elif (message := assemblers[one.channel_number].process(one)) is not None:
+            method, header, body = message
+            found.append((method.method.delivery_tag, header.properties.headers["number"], body))
+    return found
+
+
+@given(
+    bodies=st.lists(st.binary(max_size=200), max_size=6),
+    cuts=st.lists(st.integers(min_value=1, max_value=60), min_size=1),
+)
+def test_however_a_stream_is_cut_its_messages_come_out_whole(bodies: list[bytes], cuts: list[int]) -> None:
+    stream, reader, frames = messages(bodies), FrameReader(), []
+    lengths = cycle(cuts)
+    while stream:
+        length = next(lengths)
+        frames += list(reader.feed(stream[:length]))
+        stream = stream[length:]
+    found = assembled(frames)
+    assert found[0] == (-1, -1, b"")
+    assert sorted(found[1:]) == [(number, number, body) for number, body in enumerate(bodies)]
+
+
+def test_a_body_that_does_not_end_where_its_frame_says_is_refused() -> None:
+    body = frame.Body(1, b"12345").marshal()
+    with pytest.raises(InvalidFrameError):
+        list(FrameReader().feed(body[:-1] + b"x"))
+
+
+def test_a_message_leaves_as_pika_would_write_it() -> None:
+    sent: dict[type, list[bytes]] = {}
+    for cls in (AsyncioConnection, TunedConnection):
+        connection = cls.__new__(cls)
+        connection._body_max_length, connection.bytes_sent, connection.frames_sent = 50, 0, 0
+        connection._adapter_emit_data = sent.setdefault(cls, []).append
+        for size in (0, 1, 50, 51, 149):
+            method = spec.Basic.Publish(exchange="e", routing_key="k")
+            properties = spec.BasicProperties(headers={"BCC": ["a", "b"]})
+            connection._send_message(3, method, (properties, bytes(range(size))))
+    assert b"".join(sent[TunedConnection]) == b"".join(sent[AsyncioConnection])
 
 
 def test_delays_double_up_to_the_longest_with_jitter() -> None:

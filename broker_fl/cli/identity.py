@@ -1,0 +1,331 @@
+"""``broker-fl enroll``, ``rotate``, ``revoke``, ``members``: who may take part, and as whom."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import click
+from click.core import ParameterSource
+
+from broker_fl.cli import options
+from broker_fl.cli.access import broker_security
+from broker_fl.cli.command import Command, print_json
+from broker_fl.cli.tables import print_table
+from broker_fl.errors import SettingError
+from broker_fl.identity.accounts import ROLES, Account
+from broker_fl.identity.joinfile import JoinFile, without_account
+from broker_fl.identity.management import ManagementApi
+from broker_fl.identity.members import Member, Members
+from broker_fl.identity.passwords import hashed, new_password
+from broker_fl.identity.private_file import check_writable
+from broker_fl.security.audit import Deed, FileLog, default_file
+from broker_fl.security.tls import is_loopback
+from broker_fl.transports.rabbitmq.addresses import parse_addresses
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MAX_CN = 64
+_UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_CA_CERTIFICATE_BEGINS = "-----BEGIN CERTIFICATE-----"
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg] # generic only in newer versions
+    """``30m``, ``24h``, ``90d``, ``4w``, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read one."""
+        if isinstance(value, float):
+            return value
+        number, unit = str(value)[:-1], str(value)[-1:]
+        if not number.isdecimal() or not int(number) or unit not in _UNITS_S:
+            self.fail(f"{value!r} is no duration such as 30m, 24h, 90d or 4w", param, ctx)
+        return int(number) * _UNITS_S[unit]
+
+
+def _not_typed(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Passwords come from the environment, a settings file or a prompt: everybody sees a command line."""
+    is_secret = value is not None and (param.name != "management" or ":" in _account(value))
+    if is_secret and ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE:
+        raise click.BadParameter(
+            "a password on the command line is seen by everybody on this machine; give it as "
+            "BROKER_FL_MANAGEMENT_PASSWORD, in the settings file, or at the prompt",
+            ctx,
+            param,
+        )
+    return value
+
+
+def _account(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+
+
+def management(command: F) -> F:
+    """What every command of an operator needs."""
+    for option in (
+        click.option(
+            "--audit",
+            metavar="FILE",
+            help="Where it is written down what is done (broker-fl audit show --file FILE).  "
+            "[default: ~/.local/state/broker_fl/audit-<federation>.jsonl]",
+        ),
+        click.option(
+            "--management-password",
+            metavar="PASSWORD",
+            callback=_not_typed,
+            help="Never on the command line: BROKER_FL_MANAGEMENT_PASSWORD, or in the settings file.  "
+            "[default: asked for]",
+        ),
+        click.option(
+            "--management",
+            metavar="URL",
+            default="http://guest@127.0.0.1:15672",
+            show_default=True,
+            callback=_not_typed,
+            help="RabbitMQ's management interface: http[s]://administrator@host[:port].",
+        ),
+    ):
+        command = option(command)
+    return options.broker_place(command)
+
+
+role = click.option(
+    "--role",
+    type=click.Choice(ROLES),
+    default="learner",
+    show_default=True,
+    help="group: a host of many learners. driver: submits and watches. observer: only watches.",
+)
+_force = click.option("--force", is_flag=True, help="Replace the file if it is there.")
+
+
+def _out(what: str) -> Callable[[F], F]:
+    return click.option(
+        "--out", metavar="FILE", help=f"Where to write the {what}.  [default: NAME.{what.split()[0]}]"
+    )
+
+
+# ---------------------------------------------------------------- commands
+
+
+@click.command(cls=Command)
+@click.argument("name", type=options.Identifier())
+@role
+@_out("join file")
+@_force
+@click.option(
+    "--expires", "expires_s", type=Duration(), metavar="TIME", help="How long the account is meant: 90d."
+)
+@click.option(
+    "--certificate",
+    metavar="FILE",
+    help="The site logs in with this certificate (PEM), not a password; its name must be the account's.",
+)
+@click.option("--key", metavar="FILE", help="Where the site has the certificate's key.")
+@click.option("--repair", is_flag=True, help="Make mailbox, permissions and limits anew; nothing is written.")
+@management
+def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
+    """Make an account for NAME, and write its join file: all that the site needs.
+
+    The account may do what its role needs and nothing else (docs/security.md).
+    """
+    members, account = members_of(given), Account.new(given["federation"], role, name)
+    if given["repair"]:
+        members.repair(account)
+        click.echo(f"{account}: mailbox, permissions and limits are as they should be")
+        return
+    path = Path(out or f"{name}.join")
+    check_writable(path, overwrite=force)
+    password = None if given["certificate"] else new_password()
+    expires = None if given["expires_s"] is None else time.time() + given["expires_s"]
+    file = _join_file(account, password, given, expires)
+    _write_down("enroll", account, given)
+    members.enroll(account, hashed(password) if password else "", expires=expires)
+    _write(file, path, members, force=force, undo=True)
+    click.echo(f"{path}: give it to {name} by a safe way, and to nobody else")
+
+
+@click.command(cls=Command)
+@click.argument("name", type=options.Identifier())
+@role
+@_out("join file")
+@_force
+@management
+def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
+    """Give NAME a new password and a new join file; the old one opens nothing any more."""
+    members, account = members_of(given), Account.new(given["federation"], role, name)
+    path = Path(out or f"{name}.join")
+    check_writable(path, overwrite=force)
+    password = new_password()
+    file = _join_file(account, password, given, None)
+    _write_down("rotate", account, given)
+    members.rotate(account, hashed(password))
+    _write(file, path, members, force=force, undo=False)
+    click.echo(
+        f"{path}: give it to {name}; the old password is no longer valid, and what it opened is closed"
+    )
+
+
+@click.command(cls=Command)
+@click.argument("name", type=options.Identifier(), required=False)
+@role
+@click.option("--expired", is_flag=True, help="Instead of NAME: all accounts whose time is over.")
+@management
+def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
+    """Take NAME out: its account and its mailbox are deleted, its connections closed."""
+    if (name is None) != expired:
+        raise click.UsageError("give NAME, or --expired")
+    members = members_of(given)
+    wanted = members.expired() if name is None else [Account.new(given["federation"], role, name)]
+    for account in wanted:
+        _write_down("revoke", account, given)
+        members.revoke(account)
+        click.echo(f"{account}: revoked")
+
+
+@click.command(cls=Command)
+@options.as_json
+@management
+def members(as_json: bool, **given: Any) -> None:
+    """List the accounts of the federation: since when, last seen, connections, expiry, state."""
+    found = members_of(given).members()
+    if as_json:
+        print_json([_row(member) for member in found])
+        return
+    titles = ["NAME", "ROLE", "SINCE", "LAST SEEN", "CONNECTIONS", "EXPIRES", "STATE"]
+    print_table(titles, [[str(value) for value in _row(member).values()] for member in found])
+
+
+def _row(member: Member) -> dict[str, str | int]:
+    return {
+        "name": member.account.name,
+        "role": member.account.role,
+        "since": _date(member.since),
+        "last_seen": member.last_seen,
+        "connections": member.num_connections,
+        "expires": _date(member.expires),
+        "state": member.state,
+    }
+
+
+def _date(at: float | None) -> str:
+    return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
+
+
+# ---------------------------------------------------------------- shared
+
+
+def _write_down(action: str, account: Account, given: Mapping[str, Any]) -> None:
+    """In the audit log of this operator, before it is done.
+
+    Raises:
+        SettingError: the log cannot be written; then nothing is done.
+    """
+    federation = given["federation"]
+    log = FileLog(given["audit"] or default_file(federation), federation)
+    actor = unquote(urlsplit(given["management"]).username or "guest")
+    log.append(Deed(actor=actor, action=action, subject=f"account {account.user}"))
+
+
+def members_of(given: Mapping[str, Any]) -> Members:
+    """The accounts of a federation, as the management interface has them.
+
+    Raises:
+        SettingError, AccessDenied: trying again changes nothing.
+        BrokerUnavailable: the interface does not answer.
+    """
+    return Members(api_of(given), vhost=vhost_of(given), federation=given["federation"])
+
+
+def vhost_of(given: Mapping[str, Any]) -> str:
+    """The virtual host of the broker's URL."""
+    path = without_account(given["broker"]).partition("://")[2].partition("/")[2]
+    return unquote(path.partition("?")[0]) or "/"
+
+
+def api_of(given: Mapping[str, Any]) -> ManagementApi:
+    """The management interface, as the administrator of the given URL."""
+    parts = urlsplit(given["management"])
+    place = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    user = unquote(parts.username or "guest")
+    password = given["management_password"] or (parts.password and unquote(parts.password))
+    if not password:
+        is_default = user == "guest" and is_loopback(parts.hostname or "")
+        password = "guest" if is_default else _asked_for(user, place)
+    return ManagementApi(place, user=user, password=password, security=broker_security(given))
+
+
+def _asked_for(user: str, place: str) -> str:
+    if not sys.stdin.isatty():
+        raise SettingError(
+            f"the password of {user} at {place} is needed: set BROKER_FL_MANAGEMENT_PASSWORD, or "
+            "management_password in the settings file"
+        )
+    answer: str = click.prompt(f"Password of {user} at {place}", hide_input=True, err=True)
+    return answer
+
+
+def _join_file(
+    account: Account, password: str | None, given: Mapping[str, Any], expires: float | None
+) -> JoinFile:
+    """What the site gets; made before anything is changed, so that what is wrong is said before."""
+    certificate = given.get("certificate")
+    if certificate and len(account.user) > _MAX_CN:
+        raise SettingError(
+            f"the account {account.user!r} has {len(account.user)} characters, and the name in a certificate "
+            f"at most {_MAX_CN}: choose a shorter name"
+        )
+    return JoinFile(
+        federation=account.federation,
+        role=account.role,
+        name=account.name,
+        broker=place_of(given),
+        ca=ca_text(given),
+        password=password,
+        certificate=certificate,
+        key=given.get("key"),
+        expires=_date(expires) or None,
+    )
+
+
+def place_of(given: Mapping[str, Any]) -> str:
+    """The broker's URL as it stands in a file for a site.
+
+    Raises:
+        SettingError: it is no URL of a broker.
+    """
+    parse_addresses(given["broker"], broker_security(given))  # says what is wrong with it
+    return without_account(given["broker"])
+
+
+def ca_text(given: Mapping[str, Any]) -> str | None:
+    """The authorities that the broker's certificate may be from, as PEM.
+
+    Raises:
+        SettingError: the file is none; above all not one with a private key in it.
+    """
+    if (file := given.get("tls_ca")) is None:
+        return None
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{file} cannot be read: {error}") from error
+    start = text.find(_CA_CERTIFICATE_BEGINS)
+    if start < 0 or "PRIVATE KEY" in text:
+        raise SettingError(f"{file} is to hold certificates of authorities, and nothing else")
+    return text[start:]
+
+
+def _write(file: JoinFile, path: Path, members: Members, *, force: bool, undo: bool) -> None:
+    """Write a join file; an account that nobody can use is taken back."""
+    try:
+        file.write(path, overwrite=force)
+    except BaseException:
+        if undo:
+            members.revoke(file.account)
+        raise

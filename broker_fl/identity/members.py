@@ -1,0 +1,198 @@
+"""Enrolling, rotating, revoking and listing the accounts of a federation, through the management interface.
+
+What the broker does not keep of a user (since when, until when) is in a global parameter of the broker, named
+``broker_fl.<user>``: there is nothing else to be backed up, and nothing that could disagree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from broker_fl.errors import SettingError
+from broker_fl.identity.accounts import Account
+from broker_fl.identity.management import ManagementApi
+from broker_fl.identity.permissions import permissions_of
+from broker_fl.topology import Entity, Topology
+
+State = Literal["active", "expired", "revoked", "missing"]
+"""``missing``: somebody has deleted the user without ``broker-fl revoke``."""
+_PREFIX = "broker_fl."
+
+
+class _Record(BaseModel):
+    """What is kept of an account; times in seconds since 1970."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    vhost: str
+    since: float
+    rotated: float | None = None
+    expires: float | None = None
+    revoked: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One account, as an operator sees it."""
+
+    account: Account
+    since: float
+    expires: float | None
+    state: State
+    num_connections: int
+    last_seen: str
+    """``now``; or when its mailbox was last used (UTC), where the broker keeps statistics; or empty."""
+
+
+class Members:
+    """Of one federation, on one virtual host."""
+
+    def __init__(
+        self, api: ManagementApi, *, vhost: str, federation: str, now: Callable[[], float] = time.time
+    ) -> None:
+        """``now`` in seconds since 1970."""
+        self._api = api
+        self._vhost = vhost
+        self._now = now
+        self.topology = Topology(federation)
+
+    def enroll(self, account: Account, password_hash: str, *, expires: float | None = None) -> None:
+        """Make an account, with its mailbox if it has one. Without a hash only a certificate opens it.
+
+        The user gets its permissions last: at no moment may it do more than it shall, and if something fails
+        it can do nothing, and is deleted again.
+
+        Raises:
+            SettingError: there is such an account already, or another one that would be mistaken for it.
+        """
+        self._check_free(account)
+        if self._api.has_user(account.user):
+            raise SettingError(
+                f"{account} is enrolled already: broker-fl rotate gives it another password, broker-fl "
+                "revoke takes it out"
+            )
+        self._api.declare(self._vhost, self._entities(account))
+        try:
+            self._api.put_user(account.user, password_hash)
+            self._api.grant(self._vhost, account.user, permissions_of(account))
+            record = _Record(vhost=self._vhost, since=self._now(), expires=expires)
+            self._save(account, record)
+        except BaseException:
+            self._api.delete_user(account.user)
+            raise
+
+    def repair(self, account: Account) -> None:
+        """Make anew what belongs to an account, but for its password: mailbox, permissions, limits.
+
+        Raises:
+            SettingError: there is no such account.
+        """
+        self._check_there(account)
+        self._api.declare(self._vhost, self._entities(account))
+        self._api.grant(self._vhost, account.user, permissions_of(account))
+
+    def rotate(self, account: Account, password_hash: str) -> None:
+        """Give an account another password, and close what was opened with the last one.
+
+        Raises:
+            SettingError: there is no such account.
+        """
+        record = self._check_there(account)
+        self._api.put_user(account.user, password_hash)
+        self._api.close_connections(account.user)
+        self._save(account, record.model_copy(update={"rotated": self._now()}))
+
+    def revoke(self, account: Account) -> None:
+        """Take an account out: its connections are closed, its mailbox is deleted with all that is in it.
+
+        Raises:
+            SettingError: there is no such account.
+        """
+        record = self._check_there(account)
+        self._api.delete_user(account.user)  # closes its connections
+        self._api.close_connections(account.user)
+        if account.has_mailbox:
+            self._api.delete_queue(self._vhost, self.topology.mailbox(account.name))
+        self._save(account, record.model_copy(update={"revoked": self._now()}))
+
+    def members(self) -> list[Member]:
+        """All accounts that are or were there, by role and name."""
+        connections, users = self._api.connections(), self._api.users()
+        found = [
+            self._member(one, self._state(record, is_there=one.user in users), record, connections)
+            for one, record in self._records().items()
+        ]
+        return sorted(found, key=lambda member: (member.account.role, member.account.name))
+
+    def expired(self) -> list[Account]:
+        """Those whose time is over, and who can still log in."""
+        return [member.account for member in self.members() if member.state == "expired"]
+
+    def _member(self, account: Account, state: State, record: _Record, connections: dict[str, int]) -> Member:
+        num = connections.get(account.user, 0)
+        return Member(
+            account=account,
+            since=record.since,
+            expires=record.expires,
+            state=state,
+            num_connections=num,
+            last_seen="now" if num else self._last_seen(account),
+        )
+
+    def _state(self, record: _Record, *, is_there: bool) -> State:
+        if record.revoked is not None:
+            return "revoked"
+        if not is_there:
+            return "missing"
+        return "expired" if record.expires is not None and record.expires <= self._now() else "active"
+
+    def _last_seen(self, account: Account) -> str:
+        if not account.has_mailbox:
+            return ""
+        queue = self._api.queue(self._vhost, self.topology.mailbox(account.name)) or {}
+        return str(queue.get("idle_since", ""))[:19]
+
+    def _check_free(self, account: Account) -> None:
+        """Refuse names with which a learner and one of a group's could be taken for one another."""
+        there = [one for one, record in self._records().items() if record.revoked is None]
+        for one in there:
+            if account.has_mailbox and one.has_mailbox and account.name == one.name and one != account:
+                raise SettingError(f"{account} would share its mailbox with {one}, which is enrolled")
+            if one.has_member(account.name) or account.has_member(one.name):
+                raise SettingError(f"{account} could be mistaken for a member of a group because of {one}")
+
+    def _check_there(self, account: Account) -> _Record:
+        """What is kept of an account.
+
+        Raises:
+            SettingError: there is none.
+        """
+        if not self._api.has_user(account.user):
+            raise SettingError(f"{account} is not enrolled; see broker-fl members")
+        others = self._api.vhosts_of(account.user) - {self._vhost}
+        if others:
+            raise SettingError(f"{account} is enrolled on another virtual host: {', '.join(sorted(others))}")
+        return self._records().get(account) or _Record(vhost=self._vhost, since=self._now())
+
+    def _records(self) -> dict[Account, _Record]:
+        found: dict[Account, _Record] = {}
+        for user, value in self._api.records(f"{_PREFIX}{self.topology.federation}.").items():
+            account = Account.of(f"{self.topology.federation}.{user}")
+            try:
+                record = _Record.model_validate(value)
+            except ValidationError:
+                continue
+            if account is not None and record.vhost == self._vhost:
+                found[account] = record
+        return found
+
+    def _save(self, account: Account, record: _Record) -> None:
+        self._api.put_record(f"{_PREFIX}{account.user}", record.model_dump(exclude_none=True))
+
+    def _entities(self, account: Account) -> tuple[Entity, ...]:
+        own = self.topology.for_learner(account.name) if account.has_mailbox else ()
+        return (*self.topology.for_controller(), *own)

@@ -1,0 +1,75 @@
+"""Files that hold a secret: for their owner's eyes, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from broker_fl.errors import SettingError
+
+log = logging.getLogger(__name__)
+MAX_BYTES = 1 << 20
+
+
+def write_private(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Make a file that only its owner may read; it is there whole, or not at all.
+
+    Raises:
+        SettingError: it is there already, and ``overwrite`` was not asked for; or it cannot be written.
+    """
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            Path(temporary).replace(path)
+        else:
+            path.hardlink_to(temporary)  # unlike a renaming it never takes the place of another file
+    except FileExistsError:
+        raise SettingError(f"{path} is there already; give --force to replace it") from None
+    except OSError as error:
+        raise SettingError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        if temporary:
+            with contextlib.suppress(FileNotFoundError):
+                Path(temporary).unlink()
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Find out early, before anything is done for the file, that it could not be written.
+
+    Raises:
+        SettingError: as ``write_private`` would.
+    """
+    if path.exists() and not overwrite:
+        raise SettingError(f"{path} is there already; give --force to replace it")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise SettingError(f"{path} cannot be written: no folder {str(path.parent)!r} that may be written to")
+
+
+def read_private(path: Path) -> str:
+    """The text of such a file; others being able to read it is logged.
+
+    Raises:
+        SettingError: it cannot be read, or is far too large to be one.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+            mode = os.fstat(file.fileno()).st_mode
+        if len(data) > MAX_BYTES:
+            raise SettingError(f"{path} is larger than {MAX_BYTES} bytes: it is something else")
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise SettingError(f"{path} is no text") from None
+    if mode & 0o077:
+        log.warning("%s holds a secret, and others on this machine may read it: chmod 600 it", path)
+    return text

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Make what hardened/compose.yaml needs, in a folder: an authority, certificates for the two servers, passwords.
+#
+#   sh compose/hardened/prepare.sh compose/hardened/secrets
+#
+# Nothing that is there already is replaced. The authority's key (FOLDER/../authority/ca-key.pem) belongs off this machine.
+set -eu
+folder="${1:?give the folder for secrets}"
+umask 077
+mkdir -p "$folder"
+authority="$(dirname "$folder")/authority"
+
+password() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; }
+
+[ -e "$authority/ca.pem" ] || broker-fl ca init --folder "$authority" >/dev/null
+for server in rabbitmq redis; do
+    [ -e "$authority/server-$server.pem" ] || broker-fl ca server --folder "$authority" "$server" localhost 127.0.0.1 >/dev/null
+    cp "$authority/server-$server.pem" "$authority/server-$server-key.pem" "$folder/"
+done
+cp "$authority/ca.pem" "$folder/"
+
+if [ ! -e "$folder/rabbitmq-admin.conf" ]; then
+    printf 'default_user = admin\ndefault_pass = %s\ndefault_user_tags.administrator = true\n' "$(password)" >"$folder/rabbitmq-admin.conf"
+fi
+if [ ! -e "$folder/redis-users.acl" ]; then
+    secret="$(password)"
+    # Reading, writing and scripts; of what may harm others only INFO and CONFIG GET, by which the controller sees that
+    # nothing is evicted.
+    printf 'user default off\nuser controller on >%s ~* &* +@all -@admin -@dangerous +info +config|get +keys\n' "$secret" >"$folder/redis-users.acl"
+    printf 'store = "rediss://controller:%s@redis:6379/0"\nstore_tls_ca = "/run/secrets/ca.pem"\n' "$secret" >"$folder/controller.toml"
+fi
+# Compose mounts secrets with the owner they have here. These are the accounts of the images.
+if [ "$(id -u)" = 0 ]; then
+    chown 100:101 "$folder"/server-rabbitmq* "$folder/rabbitmq-admin.conf"
+    chown 999:1000 "$folder"/server-redis* "$folder/redis-users.acl"
+    chown 10001:10001 "$folder/controller.toml"
+fi
+chmod 644 "$folder/ca.pem" "$folder"/server-*.pem
+chmod 600 "$folder"/server-*-key.pem
+chmod 711 "$folder"

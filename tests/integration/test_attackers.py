@@ -1,0 +1,360 @@
+"""Attacks on a real broker with the credentials of one enrolled learner, mallory.
+
+Each is made while a round is open. Each ends refused, and logged or kept with the reason; and the job ends
+with the model, to the last bit, of a run in peace, by the same contributors.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pika
+import pytest
+from pika import exceptions as pika_errors
+
+from broker_fl.identity.joinfile import read_join_file
+from broker_fl.model import Array, Model
+from broker_fl.roles.driver import Driver, Job
+from broker_fl.roles.learner import LearnerHost
+from broker_fl.roles.limits import DEAD_LETTERS
+from broker_fl.roles.usage import resident_bytes
+from broker_fl.wire import events as e
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import cut
+from broker_fl.wire.frames import pack_chunk
+from broker_fl.wire.job import JobSpec
+from tests.servers.enrolling import DEADLINE_S, Adds, Operator, eventually
+from tests.servers.provision import Broker
+
+ROUNDS = 2
+GOOD = ("hospital-a", "hospital-b")
+REFUSED, OTHER_USER = 403, 406
+
+
+class Mallory:
+    """Raw AMQP with the account of one learner."""
+
+    def __init__(self, by: Operator, port: int) -> None:
+        file = read_join_file(by.enroll("mallory"))
+        self.topology = by.topology
+        self.user = file.account.user
+        credentials = pika.PlainCredentials(self.user, str(file.password))
+        self.connection = pika.BlockingConnection(
+            pika.ConnectionParameters("127.0.0.1", port, by.vhost, credentials)
+        )
+        self._channel = self.connection.channel()
+        self._channel.confirm_delivery()
+
+    def attempt(self, do: Callable[[Any], object]) -> int:
+        """The code with which the broker refuses it; 0 if it does not."""
+        channel = self.connection.channel()
+        channel.confirm_delivery()
+        try:
+            do(channel)
+        except pika_errors.ChannelClosedByBroker as error:
+            return int(error.reply_code)
+        channel.close()
+        return 0
+
+    def send(self, exchange: str, key: str, body: bytes, headers: Mapping[str, Any] | None = None) -> None:
+        """Publish, as this account."""
+        properties = pika.BasicProperties(user_id=self.user, headers=dict(headers) if headers else None)
+        self._channel.basic_publish(exchange, key, body, properties)
+
+    def report(self, body: bytes) -> None:
+        self.send(self.topology.reports, "mallory.report", body)
+
+
+class Stage:
+    """Controller, two good learners, a driver, and mallory."""
+
+    def __init__(self, by: Operator, port: int) -> None:
+        self.operator = by
+        self.topology = by.topology
+        self.controller = by.controller()
+        self.inbox = f"controller-{self.controller.epoch}"
+        self.good = {name: Adds() for name in GOOD}
+        self.hosts: list[LearnerHost] = []
+        for name, adds in self.good.items():
+            host = by.learner(by.enroll(name), adds)
+            assert host.wait_welcomed(DEADLINE_S)
+        self.driver: Driver = by.driver()
+        self.mallory = Mallory(by, port)
+        self.in_peace = self.finish(self.begin())
+
+    def begin(self, **settings: Any) -> Job:
+        """A job whose first round is open: the good learners are at work, and wait."""
+        for adds in self.good.values():
+            adds.at_work.clear()
+            adds.gate.clear()
+        protocol = {"min_learners": 2, "quorum": 2, "deadline_s": 60.0}
+        spec = {"termination": {"rounds": ROUNDS}, "protocol": protocol}
+        job = self.driver.submit(JobSpec.model_validate(spec | settings), {"w": np.zeros(8, np.float32)})
+        for adds in self.good.values():
+            assert adds.at_work.wait(DEADLINE_S)
+        return job
+
+    def finish(self, job: Job) -> Mapping[str, Array]:
+        """Let it go on to its end."""
+        for adds in self.good.values():
+            adds.gate.set()
+        finished = job.wait()
+        assert finished.state == "done", finished.reason
+        return dict(job.model())
+
+    def check_as_in_peace(self, job: Job) -> list[e.Event]:
+        """Finish the job; its model and contributors are as if nothing had been."""
+        model = self.finish(job)
+        np.testing.assert_array_equal(model["w"], self.in_peace["w"])
+        events = list(job.events(follow=False))
+        commits = [event for event in events if isinstance(event, e.VersionCommitted)]
+        assert [sorted(commit.contributors) for commit in commits] == [sorted(GOOD)] * ROUNDS
+        lost = [event for event in events if isinstance(event, e.LearnerLost | e.LearnerLeft)]
+        assert not [event for event in lost if event.learner in GOOD]
+        return events
+
+    def dead_letters(self) -> list[str]:
+        """Reasons of what was refused since the last look."""
+        api, vhost = self.operator.api, self.operator.vhost
+        letters = api.take_messages(vhost, self.topology.dead, 10_000)
+        return [
+            message.reason for body, _ in letters if isinstance(message := m.decode(body)[0], m.DeadLetter)
+        ]
+
+    def refused(self, num: int) -> list[str]:
+        """Reasons, once there are so many."""
+        found: list[str] = []
+
+        def enough() -> bool:
+            found.extend(self.dead_letters())
+            return len(found) >= num
+
+        eventually(enough, f"{num} refusals, not {len(found)}")
+        return found
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterator[Stage]:
+    if rabbitmq.management is None:
+        pytest.skip("needs a management interface")
+    folder: Path = tmp_path_factory.mktemp("attackers")
+    with rabbitmq.vhost(f"test-{secrets.token_hex(6)}") as url:
+        federation = f"test-{secrets.token_hex(6)}"
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        with Operator(folder, url, rabbitmq.management, federation) as by:
+            yield Stage(by, port)
+
+
+def update_of(learner: str, task: m.TaskRef, value: float) -> list[bytes]:
+    """A whole and valid update: its result and its chunk."""
+    model = Model.of({"w": np.full(8, value, np.float32)})
+    manifest = m.UpdateManifest.of(model.spec, encoding="raw", chunk_bytes=1 << 20)
+    result = m.Result(learner=learner, task=task, num_examples=1_000_000, update=manifest)
+    (chunk,) = cut(model.buffer, 1 << 20)
+    header = m.UpdateChunk(learner=learner, task=task, index=0, count=1, checksum=chunk.checksum)
+    return [result.pack(), pack_chunk(header.KIND, header.model_dump(), chunk.payload)]
+
+
+def attempts(stage: Stage) -> dict[str, tuple[str, Any]]:
+    """What the broker must refuse, by what it is: a method of a channel and its arguments."""
+    names, inbox = stage.topology, stage.topology.inbox(stage.inbox)
+    own, other = names.mailbox("mallory"), names.mailbox(GOOD[0])
+    others_key = names.learner_key(GOOD[0])
+    foreign = pika.BasicProperties(user_id=f"{names.federation}.learner.{GOOD[0]}")
+    found: dict[str, tuple[str, Any]] = {
+        "copy another's tasks": ("queue_bind", (own, names.tasks, others_key)),
+        "declare a queue": ("queue_declare", ("mine",)),
+        "declare another mailbox": ("queue_declare", (names.mailbox("mallory-2"), False, True)),
+        "declare a queue without a name": ("queue_declare", ("", False, False, True)),
+        "declare an exchange": ("exchange_declare", ("mine",)),
+        "delete its mailbox": ("queue_delete", (own,)),
+        "unbind its mailbox": ("queue_unbind", (own, names.tasks, names.learner_key("mallory"))),
+        "bind exchanges": ("exchange_bind", (names.updates, names.tasks, "#")),
+    }
+    for queue in (other, inbox, names.reports, names.control, names.dead):
+        found |= {
+            f"consume from {queue}": ("basic_consume", (queue, print)),
+            f"get from {queue}": ("basic_get", (queue,)),
+            f"purge {queue}": ("queue_purge", (queue,)),
+            f"delete {queue}": ("queue_delete", (queue,)),
+        }
+    for exchange in (names.tasks, names.answers, names.control, names.events, names.dead, "", "amq.topic"):
+        found[f"publish to {exchange!r}"] = "basic_publish", (exchange, others_key, b"")
+        found[f"bind to {exchange!r}"] = "queue_bind", (own, exchange or "amq.direct", "#")
+    for exchange, key in ((names.updates, f"{GOOD[0]}.{stage.inbox}"), (names.reports, f"{GOOD[0]}.join")):
+        found |= {
+            f"publish as another to {exchange}": ("basic_publish", (exchange, key, b"")),
+            f"bind to {exchange}": ("queue_bind", (own, exchange, "#")),
+            f"delete {exchange}": ("exchange_delete", (exchange,)),
+            f"say to be another on {exchange}": ("basic_publish", (exchange, "mallory.x", b"", foreign)),
+        }
+    return found
+
+
+def test_the_broker_refuses_whatever_is_not_a_learners_own(stage: Stage) -> None:
+    job = stage.begin()
+    codes = {
+        what: stage.mallory.attempt(operator.methodcaller(method, *arguments))
+        for what, (method, arguments) in attempts(stage).items()
+    }
+    allowed = {what: code for what, code in codes.items() if code not in (REFUSED, OTHER_USER)}
+    assert not allowed
+    assert {code for what, code in codes.items() if what.startswith("say to be")} == {OTHER_USER}
+    stage.check_as_in_peace(job)
+
+
+def test_nothing_in_anothers_name_is_heard(stage: Stage) -> None:
+    """Neither by the name in the message, nor by a routing key that BCC brings past the topic permission."""
+    job, mallory = stage.begin(), stage.mallory
+    victim, task = GOOD[0], m.TaskRef(job=job.id, round=0)
+    stage.dead_letters()
+    reports = [
+        m.Join(learner=victim, session="stolen"),
+        m.Leave(learner=victim, session="stolen", reason="good-bye"),
+        m.Heartbeat(learner=victim, session="stolen"),
+        m.Failed(learner=victim, task=task, reason="so sad"),
+        m.GroupJoin(group="mallory", session="s", members=(victim, "mallory-1")),
+        m.StopJob(driver=stage.driver.id, request="r", job=job.id),
+    ]
+    for report in reports:
+        mallory.report(report.pack())
+        mallory.send(stage.topology.reports, "mallory.x", report.pack(), {"BCC": [f"{victim}.{report.KIND}"]})
+    for body in update_of(victim, task, 1e6):
+        mallory.send(stage.topology.updates, f"mallory.{stage.inbox}", body)
+        mallory.send(stage.topology.updates, "mallory.x", body, {"CC": [f"{victim}.{stage.inbox}"]})
+    reasons = stage.refused(2 * len(reports) + 4)
+    assert sum("in the name of" in reason for reason in reasons) >= 2 * 4 + 4
+    stage.check_as_in_peace(job)
+
+
+def test_a_message_that_does_not_say_who_sent_it_is_refused(stage: Stage) -> None:
+    job, names = stage.begin(), stage.topology
+    stage.dead_letters()
+    body = m.Join(learner="mallory", session="s").pack()
+    assert not stage.mallory.attempt(lambda c: c.basic_publish(names.reports, "mallory.join", body))
+    (reason,) = stage.refused(1)
+    assert "does not say which account sent it" in reason
+    stage.check_as_in_peace(job)
+
+
+def test_an_update_for_a_task_that_was_not_given_or_is_over_changes_nothing(stage: Stage) -> None:
+    old, new = stage.begin(), None
+    stage.finish(old)
+    new = stage.begin()
+    for job, number in ((old, 0), (old, ROUNDS), (new, 0), (new, 1), (new, 7)):
+        for body in update_of("mallory", m.TaskRef(job=job.id, round=number), 1e6):
+            stage.mallory.send(stage.topology.updates, f"mallory.{stage.inbox}", body)
+    stage.check_as_in_peace(new)
+
+
+def bombs(job: str) -> dict[str, bytes]:
+    """Small messages that claim to be large, and large ones."""
+    task = m.TaskRef(job=job, round=0)
+    result, chunk = update_of("mallory", task, 1.0)
+    fields: dict[str, Any] = msgpack.unpackb(result)
+    head = {"v": 1, "kind": "join", "learner": "mallory", "session": "s"}
+
+    def announcing(**update: Any) -> bytes:
+        packed: bytes = msgpack.packb(fields | {"update": fields["update"] | update})
+        return packed
+
+    def piece(**header: Any) -> bytes:
+        whole = m.UpdateChunk(learner="mallory", task=task, index=0, count=1, checksum="xxh3:" + "0" * 16)
+        return pack_chunk(whole.KIND, whole.model_dump() | header, memoryview(b"x"))
+
+    billion = {"spec": [["w", "float32", [10**9, 10**9]]]}
+    return {
+        "an array of 2^32": b"\xdd\xff\xff\xff\xff",
+        "a map of 2^32": b"\xdf\xff\xff\xff\xff",
+        "a binary of 4 GB": b"\x81\xa1x\xc6\xff\xff\xff\xff",
+        "arrays in arrays": b"\x91" * 100_000 + b"\x00",
+        "arrays of 2^32 in one another": b"\xdd\xff\xff\xff\xff" * 10_000,
+        "maps in maps": b"\x81\xa1x" * 100_000 + b"\x00",
+        "a body of 5 MB": result + bytes(5_000_000),
+        "too many attributes": msgpack.packb(head | {"attributes": {f"a{i}": i for i in range(4_000)}}),
+        "a map with 100,000 keys": msgpack.packb(head | {f"k{i}": i for i in range(100_000)}),
+        "a group of a million": msgpack.packb(
+            {"v": 1, "kind": "group_join", "group": "mallory", "session": "s", "members": ["m"] * 1_000_000}
+        ),
+        "an exabyte": announcing(num_bytes=1 << 60),
+        "negative bytes": announcing(num_bytes=-1),
+        "chunks of 2 GB": announcing(chunk_bytes=1 << 31),
+        "a billion elements": announcing(num_bytes=4 * 10**9, **billion),
+        "coarse where raw was asked for": announcing(encoding="int8", num_bytes=24),
+        "the billion largest of eight": announcing(encoding="topk/1000000000", num_bytes=8),
+        "an encoding of no such width": announcing(encoding="float1", num_bytes=1),
+        "a sum of a group": announcing(form="sum"),
+        "chunk 2^60 of 2^61": piece(index=1 << 60, count=1 << 61),
+        "a chunk in another encoding": piece(encoding="int8"),
+        "a chunk of one byte": piece(),
+        "a chunk that is corrupt": chunk[:-1] + b"\xff",
+        "a number beyond 64 bits": b"\x82\xa1v\x01\xa4kind\xcf" + b"\xff" * 8,
+    }
+
+
+def test_bombs_cost_nothing_and_only_their_sender(stage: Stage) -> None:
+    """Mallory takes part, and answers its task with them: its update is refused, the others' count."""
+    mallory, names = stage.mallory, stage.topology
+    mallory.report(m.Join(learner="mallory", session="s").pack())
+    eventually(lambda: len(stage.driver.learners()) == 3, "mallory being there")
+    stage.dead_letters()
+    before = resident_bytes()
+    job = stage.begin()
+    sent = bombs(job.id)
+    for body in sent.values():
+        mallory.report(body)
+        mallory.send(names.updates, f"mallory.{stage.inbox}", body)
+    reasons = stage.refused(len(sent))
+    assert all(reasons)
+    assert resident_bytes() - before < 300 << 20
+    mallory.report(m.Leave(learner="mallory", session="s").pack())
+    events = stage.check_as_in_peace(job)
+    refusals = [event for event in events if isinstance(event, e.UpdateRefused)]
+    assert {event.learner for event in refusals} == {"mallory"}
+
+
+def test_a_second_one_of_the_same_name_is_not_counted_twice(stage: Stage) -> None:
+    by = stage.operator
+    twin = by.learner(by.folder / "learner-mallory.join", adds := Adds())
+    assert twin.wait_welcomed(DEADLINE_S)
+    adds.gate.clear()
+    job = stage.begin(protocol={"min_learners": 3})
+    mailbox = stage.topology.mailbox("mallory")
+    assert stage.mallory.attempt(lambda c: c.basic_consume(mailbox, lambda *_: None)) == REFUSED
+    stage.mallory.report(m.Join(learner="mallory", session="another").pack())
+    stage.mallory.report(m.Join(learner="mallory", session="a-third").pack())
+    assert adds.at_work.wait(DEADLINE_S)
+    adds.gate.set()
+    np.testing.assert_array_equal(stage.finish(job)["w"], stage.in_peace["w"])  # all three add the same
+    commits = [event for event in job.events(follow=False) if isinstance(event, e.VersionCommitted)]
+    assert all(sorted(commit.contributors).count("mallory") <= 1 for commit in commits)
+    assert all(commit.total_weight == len(commit.contributors) for commit in commits)
+    twin.stop(drain_s=0.0)
+
+
+def test_a_flood_is_dropped_and_the_others_are_heard(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    job, mallory, names = stage.begin(), stage.mallory, stage.topology
+    stage.dead_letters()
+    flood = stage.operator.connect(stage.operator.folder / "learner-mallory.join")
+    beat = m.Heartbeat(learner="mallory", session="s").pack()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(8_000):
+            flood.publish(names.reports, ["mallory.heartbeat"], beat)
+        for _ in range(1_500):
+            flood.publish(names.updates, [f"mallory.{stage.inbox}"], b"x" * 10_000)
+        assert flood.flush(DEADLINE_S)
+        for name in GOOD:
+            stage.good[name].gate.set()
+        stage.check_as_in_peace(job)
+        eventually(lambda: "nobody asked for than" in caplog.text, "the flood being noticed")
+    kept = [reason for reason in stage.dead_letters() if "end" in reason or "map" in reason]
+    assert len(kept) <= DEAD_LETTERS.burst + 120 * DEAD_LETTERS.per_s
+    assert f"{mallory.user} sends more messages than" in caplog.text
+    mallory.report(m.Leave(learner="mallory", session="s").pack())

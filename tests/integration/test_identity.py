@@ -1,0 +1,168 @@
+"""Enrolled accounts on a real broker: what a join file opens, and what it does not; by the real commands."""
+
+from __future__ import annotations
+
+import json
+import stat
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker_fl.errors import AccessDenied, RequestRefused, SettingError
+from broker_fl.identity.accounts import Account
+from broker_fl.identity.joinfile import read_join_file
+from broker_fl.roles.driver import Driver
+from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.wire.job import JobSpec
+from tests.servers.enrolling import DEADLINE_S, Adds, Operator, eventually
+from tests.servers.provision import Broker
+
+
+@pytest.fixture
+def operator(tmp_path: Path, rabbitmq: Broker, amqp_url: str, federation: str) -> Iterator[Operator]:
+    if rabbitmq.management is None:
+        pytest.skip("needs a management interface")
+    with Operator(tmp_path, amqp_url, rabbitmq.management, federation) as operator:
+        yield operator
+
+
+def spec(**settings: Any) -> JobSpec:
+    return JobSpec.model_validate({"termination": {"rounds": 2}, **settings})
+
+
+def test_a_join_file_is_for_its_owner_alone_and_is_never_written_over(operator: Operator) -> None:
+    path = operator.enroll("hospital-a")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert (fields["name"], fields["federation"], fields["format"]) == ("hospital-a", operator.federation, 1)
+    assert "@" not in fields["broker"]
+    assert len(fields["password"]) >= 43
+    before = path.read_text(encoding="utf-8")
+    done = operator.run("enroll", "hospital-b", "--out", str(path), ok=False)
+    assert "there already" in done.output
+    assert path.read_text(encoding="utf-8") == before
+    assert Account.new(operator.federation, "learner", "hospital-b").user not in operator.api.users()
+    assert fields["password"] not in done.output
+
+
+def test_everybody_with_an_account_of_their_own_runs_a_job(operator: Operator) -> None:
+    operator.controller()
+    for name in ("hospital-a", "hospital-b"):
+        assert operator.learner(operator.enroll(name)).wait_welcomed(DEADLINE_S)
+    assert operator.learner(operator.enroll("site", "group"), group="site", count=3).wait_welcomed(DEADLINE_S)
+    driver = operator.driver()
+    job = driver.submit(spec(protocol={"min_learners": 5}), {"w": np.zeros(3, np.float32)})
+    assert job.wait().state == "done"
+    np.testing.assert_array_equal(job.model()["w"], np.full(3, 2.0, np.float32))
+    assert len(driver.learners()) == 5
+
+
+def test_an_observer_watches_and_may_do_nothing_else(operator: Operator) -> None:
+    operator.controller()
+    assert operator.learner(operator.enroll("hospital-a")).wait_welcomed(DEADLINE_S)
+    job = operator.driver().submit(spec(), {"w": np.zeros(3, np.float32)})
+    observer = operator.driver("bob", "observer")
+    seen = observer.job(job.id)
+    assert [event.KIND for event in seen.events()][-1] == "job_finished"
+    assert len(observer.learners()) == 1
+    for forbidden in (seen.stop, seen.model):
+        with pytest.raises(RequestRefused, match="only watches"):
+            forbidden()
+
+
+def test_a_mailbox_that_is_lost_is_declared_again_for_who_may_not_declare_it(operator: Operator) -> None:
+    operator.controller()
+    path = operator.enroll("hospital-a")
+    mailbox = operator.topology.mailbox("hospital-a")
+    operator.api.delete_queue(operator.vhost, mailbox)
+    assert operator.learner(path).wait_welcomed(DEADLINE_S)
+    operator.api.delete_queue(operator.vhost, mailbox)  # while it is read
+    job = operator.driver().submit(spec(), {"w": np.zeros(3, np.float32)})
+    assert job.wait().state == "done"
+
+
+def test_an_account_works_for_nobody_else(operator: Operator) -> None:
+    path = operator.enroll("hospital-a")
+    settings = LearnerSettings(federation=operator.federation)
+    host = LearnerHost(operator.connect(path), {"hospital-b": Adds()}, settings)
+    with pytest.raises(SettingError, match="this is learner hospital-b"):
+        host.start()
+    host.abandon()
+    with pytest.raises(SettingError, match="no driver"):
+        Driver(operator.connect(path), operator.federation)
+
+
+def test_rotation_closes_what_the_old_password_opened(operator: Operator) -> None:
+    old = operator.enroll("hospital-a")
+    transport = operator.connect(old)
+    account = read_join_file(old).account
+    eventually(lambda: operator.api.connections().get(account.user) == 2, "two connections")
+    new = operator.folder / "new.join"
+    operator.run("rotate", "hospital-a", "--out", str(new))
+    eventually(lambda: not operator.api.connections().get(account.user), "connections being closed")
+    transport.close()
+    with pytest.raises(AccessDenied):
+        operator.connect(old)
+    operator.connect(new)
+
+
+def test_revocation_takes_account_connections_and_mailbox(operator: Operator) -> None:
+    path = operator.enroll("hospital-a")
+    transport = operator.connect(path)
+    operator.run("revoke", "hospital-a")
+    account = read_join_file(path).account
+    eventually(lambda: not operator.api.connections().get(account.user), "connections being closed")
+    assert operator.api.queue(operator.vhost, operator.topology.mailbox("hospital-a")) is None
+    transport.close()
+    with pytest.raises(AccessDenied):
+        operator.connect(path)
+    assert "revoked" in operator.run("members").output
+    operator.run("enroll", "hospital-a", "--out", str(path), "--force")
+    operator.connect(path)
+
+
+def test_members_are_listed_with_connections_and_expiry(operator: Operator) -> None:
+    operator.connect(operator.enroll("hospital-a"))
+    out = str(operator.folder / "b.join")
+    operator.run("enroll", "hospital-b", "--out", out, "--expires", "90d")
+    lines = operator.run("members").output.splitlines()
+    (first,) = (line.split() for line in lines if "hospital-a" in line)
+    (second,) = (line.split() for line in lines if "hospital-b" in line)
+    assert (first[-2], first[-1], first[4]) == ("2", "active", "now")
+    assert second[-1] == "active"
+    assert second[-3] == tomllib.loads(Path(out).read_text(encoding="utf-8"))["expires"].split()[0]
+
+
+def test_learners_that_could_be_taken_for_members_of_a_group_are_not_enrolled(operator: Operator) -> None:
+    operator.enroll("site", "group")
+    for name in ("site-7", "site"):
+        done = operator.run("enroll", name, "--out", str(operator.folder / "x.join"), ok=False)
+        assert "site" in done.output
+    operator.enroll("site-a")
+    assert not (operator.folder / "x.join").exists()
+
+
+def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
+    for typed in (["--management", "http://admin:geheim@127.0.0.1:1"], ["--management-password", "geheim"]):
+        done = operator.run("members", *typed, ok=False)
+        assert "command line" in done.output
+        assert "geheim" not in done.output
+
+
+def test_what_an_operator_does_is_written_down(operator: Operator) -> None:
+    operator.enroll("hospital-a")
+    for command in ("rotate", "revoke"):
+        out = ["--out", str(operator.folder / "new.join")] if command == "rotate" else []
+        operator.run(command, "hospital-a", *out)
+    entries = json.loads(operator.run("audit", "show", "--file", "own", "--json").output)
+    assert [one["action"] for one in entries] == ["enroll", "rotate", "revoke"]
+    assert {one["subject"] for one in entries} == {f"account {operator.federation}.learner.hospital-a"}
+    assert "3 entries, and all fit" in operator.run("audit", "verify", "--file", "own").output
+    unwritable = operator.folder / "no" / "folder"
+    (operator.folder / "no").write_text("")
+    operator.run("enroll", "hospital-b", "--audit", str(unwritable), "--out", "b.join", ok=False)
+    assert not any("hospital-b" in user for user in operator.api.users()), "nothing is done unwritten"

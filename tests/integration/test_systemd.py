@@ -1,0 +1,101 @@
+"""compose/systemd: units that systemd takes, that give little away, and whose commands do their work."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.daemons import APP, DEADLINE_S
+from tests.servers.enrolling import Operator
+from tests.servers.provision import Broker
+
+UNITS = sorted((Path(__file__).parents[2] / "compose" / "systemd").glob("*.service"))
+PROGRAM = Path(sys.executable).with_name("broker-fl")
+MAX_EXPOSURE = 15
+"""Of systemd-analyze security, in tenths. Most units of a distribution have above 90."""
+wants_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed (Debian: systemd)"
+)
+
+
+def _analyze(*words: str) -> str:
+    done = subprocess.run(
+        ["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@wants_systemd
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_takes_it(unit: Path, tmp_path: Path) -> None:
+    name = unit.name.replace("@", "@hospital-a")
+    text = unit.read_text().replace("/opt/broker-fl/bin/broker-fl", str(PROGRAM))
+    (tmp_path / name).write_text(text)
+    said = _analyze("verify", "--man=no", str(tmp_path / name))
+    assert not [line for line in said.splitlines() if "broker-fl" in line]  # not even a warning
+
+
+@wants_systemd
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_it_may_do_little(unit: Path) -> None:
+    said = _analyze("security", "--offline=yes", f"--threshold={MAX_EXPOSURE}", "--no-pager", str(unit))
+    assert "Overall exposure level" in said
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_wrong_setting_is_not_tried_again_and_all_else_is(unit: Path) -> None:
+    settings = dict(re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.MULTILINE))
+    assert settings["Restart"] == "on-failure"
+    assert settings["RestartPreventExitStatus"] == "2"  # ExitCode.SETTING
+    assert settings["Type"] == "notify"
+    assert float(settings["WatchdogSec"]) > 0
+
+
+@contextmanager
+def _service(unit: Path, folder: Path, instance: str) -> Iterator[socket.socket]:
+    """What the unit starts, with its credentials in ``folder``; the socket hears what it tells systemd."""
+    command = re.findall(r"^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)[0]
+    words = shlex.split(command.replace("%d", str(folder)).replace("%i", instance).replace("9400", "0"))
+    address = folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(address))
+        systemd.settimeout(DEADLINE_S)
+        process = subprocess.Popen(
+            [str(PROGRAM), *words[1:]],
+            cwd=folder,
+            env={**os.environ, "NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "600000"},
+        )
+        try:
+            yield systemd
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+
+
+def test_what_they_start_becomes_ready_and_keeps_its_watchdog_quiet(
+    rabbitmq: Broker, amqp_url: str, redis_url: str, federation: str, tmp_path: Path
+) -> None:
+    if rabbitmq.management is None:
+        pytest.skip("needs a RabbitMQ on which accounts may be made")
+    with Operator(tmp_path, amqp_url, rabbitmq.management, federation) as operator:
+        for kind, name in (("controller", "main"), ("learner", "hospital-a")):
+            (unit,) = [one for one in UNITS if kind in one.name]
+            folder = tmp_path / kind
+            folder.mkdir()
+            operator.enroll(name, kind).rename(folder / f"{kind}.join")
+            (folder / f"{kind}.toml").write_text(f'store = "{redis_url}"\n')
+            (folder / "app.py").write_text(APP)
+            with _service(unit, folder, name) as systemd:
+                assert systemd.recv(100) == b"READY=1"
+                assert systemd.recv(100) == b"WATCHDOG=1"

@@ -1,0 +1,195 @@
+"""A site's policy: what it refuses, what the job's operator hears of it, and that jobs go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker_fl.errors import SettingError, TaskDeclined
+from broker_fl.interfaces import TaskContext, Update
+from broker_fl.model import Arrays, Model
+from broker_fl.roles.policy import Guard, read_policy
+from broker_fl.wire import events as e
+from broker_fl.wire.messages import ModelManifest, Task, TaskRef, Terms
+from tests.unit.roles.stage import Adds, Stage, done, model_of, same
+
+NOON = 1_800_014_400.0
+TERMS = Terms(name="mri-brain", driver="anna", rule="fedavg", protocol="synchronous", cohort=3)
+
+
+def guard(tmp_path: Path, text: str) -> Guard:
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    return Guard.read(path)
+
+
+def task(terms: Terms | None = TERMS, *, train: bool = True, **parameters: Any) -> Task:
+    model = Model.of({"w": np.zeros(100, np.float32)})
+    manifest = ModelManifest.of(
+        model.spec, version=0, digest=model.digest, encoding="raw", chunk_bytes=1 << 20
+    )
+    return Task(
+        task=TaskRef(job="j", round=0),
+        model=manifest,
+        train=train,
+        inbox="c",
+        parameters=parameters,
+        terms=terms,
+    )
+
+
+ALLOWED = [
+    ("", task(None)),
+    ('jobs.names = ["mri-*"]', task()),
+    ('jobs = { drivers = ["anna", "bert"], rules = ["fed*"], protocols = ["synchronous"] }', task()),
+    ("privacy.min_cohort = 3", task()),
+    ("limits = { max_epochs = 2.5, max_steps = 10 }", task(epochs=2, steps=10)),
+    ("limits = { max_epochs = 2, max_steps = 10 }", task()),
+    ("limits = { max_model_bytes = 400, max_bytes_per_day = 800 }", task()),
+    ("limits.max_bytes_per_day = 400", task(train=False)),
+    ('privacy.aggregation = "none"', task(None)),
+]
+REFUSED = [
+    ('jobs.names = ["mri-*"]', task(TERMS.model_copy(update={"name": "ct"})), "name 'ct'.*jobs.names"),
+    ('jobs.names = ["*"]', task(None), "does not say the job's name"),
+    ("jobs.names = []", task(), "jobs.names"),
+    ('jobs.drivers = ["bert"]', task(), "driver 'anna'"),
+    ('jobs.drivers = ["*"]', task(TERMS.model_copy(update={"driver": ""})), "does not say the job's driver"),
+    ('jobs.rules = ["median"]', task(), "rule 'fedavg'"),
+    ('jobs.protocols = ["asynchronous"]', task(), "protocol 'synchronous'"),
+    ("privacy.min_cohort = 4", task(), "is of 3; privacy.min_cohort is 4"),
+    ("privacy.min_cohort = 2", task(None), "does not say how many"),
+    ('privacy.aggregation = "secure_sum"', task(), "'none'; privacy.aggregation is 'secure_sum'"),
+    ('privacy.aggregation = "secure_sum"', task(None), "privacy.aggregation"),
+    ("limits.max_epochs = 2", task(epochs=3), "3 epochs.*max_epochs is 2"),
+    ("limits.max_epochs = 2", task(epochs="all"), "'all' epochs"),
+    ("limits.max_epochs = 2", task(epochs=-1), "-1 epochs"),
+    ("limits.max_steps = 2", task(epochs=1, steps=3), "3 steps"),
+    ("limits.max_model_bytes = 399", task(), "400 bytes; limits.max_model_bytes is 399"),
+    ("limits.max_bytes_per_day = 799", task(), "800 bytes more than the 0 of today"),
+]
+
+
+@pytest.mark.parametrize(("text", "given"), ALLOWED)
+def test_what_the_policy_allows_is_taken(tmp_path: Path, text: str, given: Task) -> None:
+    guard(tmp_path, text).admit(given, NOON)
+
+
+@pytest.mark.parametrize(("text", "given", "reason"), REFUSED)
+def test_what_it_does_not_allow_is_refused_with_the_setting(
+    tmp_path: Path, text: str, given: Task, reason: str
+) -> None:
+    with pytest.raises(TaskDeclined, match=f"declined by the site's policy: .*{reason}"):
+        guard(tmp_path, text).admit(given, NOON)
+
+
+def test_bytes_of_a_day_are_counted_through_restarts_until_midnight(tmp_path: Path) -> None:
+    text = "limits.max_bytes_per_day = 2_000"
+    guard(tmp_path, text).admit(task(), NOON)
+    again = guard(tmp_path, text)
+    again.admit(task(), NOON + 60)
+    with pytest.raises(TaskDeclined, match="800 bytes more than the 1600 of today"):
+        guard(tmp_path, text).admit(task(), NOON + 3_600)
+    again.again(400, NOON + 3_601)  # sent once more: counted, and never refused
+    with pytest.raises(TaskDeclined, match="than the 2000 of today"):
+        again.admit(task(train=False), NOON + 3_602)
+    again.admit(task(), NOON + 86_400)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("limits.max_epoch = 2", "did you mean 'max_epochs'"),
+        ("limits.max_epochs = 0", "max_epochs = 0"),
+        ('privacy.aggregation = ""', "privacy.aggregation"),
+        ("nonsense", "not valid TOML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_policy_that_is_wrong_keeps_the_learner_from_starting(
+    tmp_path: Path, text: str | None, words: str
+) -> None:
+    path = tmp_path / "site.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SettingError, match=words):
+        read_policy(path)
+
+
+def test_a_count_that_cannot_be_kept_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "site.toml.usage").write_text("{}")
+    with pytest.raises(SettingError, match=r"site\.toml\.usage.*delete it"):
+        guard(tmp_path, "limits.max_bytes_per_day = 1")
+
+
+# ---------------------------------------------------------------- in a job
+
+
+class Eager(Adds):
+    """Trains more than it says it may."""
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        update = super().train(model, task)
+        return Update(model=update.model, num_examples=1, num_epochs=7.0)
+
+
+@pytest.fixture
+def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Stage(tmp_path, heartbeat_s=0.3) as made:
+        yield made
+
+
+def declined(stage: Stage, text: str, learner: Adds, tmp_path: Path) -> list[e.TaskFailed]:
+    """What the driver sees of a job in which one of three learners has a policy."""
+    stage.controller()
+    stage.host({"a": Adds(1.0), "c": Adds(1.0)})
+    stage.host({"b": learner}, guard=guard(tmp_path, text))
+    job = stage.submit(min_learners=3, rounds=2, quorum=0.5)
+    done(job)
+    same(job.model(), model_of(2.0))
+    return [event for event in job.events(follow=False) if isinstance(event, e.TaskFailed)]
+
+
+def test_a_refusal_is_heard_of_by_the_driver_and_the_others_go_on(stage: Stage, tmp_path: Path) -> None:
+    learner = Adds(9.0)
+    failures = declined(stage, "privacy.min_cohort = 4", learner, tmp_path)
+    assert [one.learner for one in failures] == ["b"] * 3  # two rounds, and the last evaluation
+    assert "the round is of 3; privacy.min_cohort is 4" in failures[0].reason
+    assert learner.num_trained == 0
+
+
+def test_training_that_did_more_than_allowed_sends_nothing(stage: Stage, tmp_path: Path) -> None:
+    failures = declined(stage, "limits.max_epochs = 5", Eager(9.0), tmp_path)
+    assert "training did 7.0 epochs; limits.max_epochs is 5" in failures[0].reason
+
+
+def test_an_allowed_job_is_done_with_all(stage: Stage, tmp_path: Path) -> None:
+    text = 'jobs = { rules = ["fedavg"], protocols = ["synchronous"] }\nprivacy.min_cohort = 3'
+    assert declined(stage, text, Adds(1.0), tmp_path) == []
+
+
+def test_a_job_that_cannot_do_without_the_site_fails_with_its_reason(stage: Stage, tmp_path: Path) -> None:
+    stage.controller()
+    stage.host({"a": Adds(1.0)})
+    stage.host({"b": Adds(1.0)}, guard=guard(tmp_path, 'jobs.names = ["nothing"]'))
+    job = stage.submit(min_learners=2, rounds=1, quorum=1.0)
+    (end,) = [event for event in job.events() if isinstance(event, e.JobFinished)]
+    assert end.state == "failed"
+    assert "declined by the site's policy" in end.reason
+
+
+def test_a_group_goes_by_its_policy_as_a_whole(stage: Stage, tmp_path: Path) -> None:
+    stage.controller()
+    stage.host({"a": Adds(1.0)})
+    members = {"g-0": Adds(9.0), "g-1": Adds(9.0)}
+    stage.host(members, group="g", guard=guard(tmp_path, 'jobs.drivers = ["nobody"]'))
+    job = stage.submit(min_learners=3, rounds=1, quorum=1)
+    done(job)
+    same(job.model(), model_of(1.0))
+    missed = [one for one in job.events(follow=False) if isinstance(one, e.GroupMissed)]
+    assert set(missed[0].learners) == {"g-0", "g-1"}
+    assert "is not among jobs.drivers" in str(missed[0])
+    assert not any(member.num_trained for member in members.values())
