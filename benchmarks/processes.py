@@ -22,8 +22,6 @@ from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
 
 CROWD_PARAMETERS = 20
-MAX_CHANNELS = 1_000
-"""Mailboxes on one connection: RabbitMQ allows 2,047 channels."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -77,9 +75,7 @@ def learners(broker: str, federation: str, first: int, count: int) -> Iterator[P
 
 @contextmanager
 def crowd(broker: str, federation: str, name: str, count: int, *, grouped: bool) -> Iterator[Process]:
-    """``count`` learners with data of their own in one process: as one group, or with a mailbox each, a
-    thousand on a connection.
-    """
+    """``count`` learners with data of their own in one process: as one group, or with a mailbox each."""
     yield from _run(name, _crowd, (broker, federation, name, count, grouped))
 
 
@@ -202,17 +198,9 @@ def _crowd(pipe: Connection, broker: str, federation: str, name: str, count: int
     ids = [f"{name}-{index}" for index in range(count)]
     learners = LazyLearners(ids, lambda context: OneStep(first + context.index))
     settings = LearnerSettings(federation=federation, group=name if grouped else None)
-    size = count if grouped else MAX_CHANNELS
-    parts = [ids[first : first + size] for first in range(0, count, size)]
-    transports = [RabbitMQTransport(broker, name=part[0]) for part in parts]
-    hosts = [
-        LearnerHost(transport, learners if grouped else {one: learners[one] for one in part}, settings)
-        for transport, part in zip(transports, parts, strict=True)
-    ]
-    for host in hosts:
-        host.start()
+    transport = RabbitMQTransport(broker, name=name)
+    host = LearnerHost(transport, learners if grouped else {one: learners[one] for one in ids}, settings)
+    host.start()
     _serve(pipe)
-    for host in hosts:
-        host.stop(drain_s=0.0)
-    for transport in transports:
-        transport.close()
+    host.stop(drain_s=0.0)
+    transport.close()

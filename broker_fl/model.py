@@ -23,6 +23,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from broker_fl import recycled
 from broker_fl.errors import SettingError
 
 Array = npt.NDArray[Any]
@@ -69,7 +70,10 @@ class TensorSpec:
             raise ModelError(
                 f"tensor {self.name!r}: element type {self.dtype!r} is not one of {', '.join(DTYPES)}"
             )
-        if len(self.shape) > MAX_DIMENSIONS or any(size < 0 for size in self.shape):
+        num_bytes = math.prod(size for size in self.shape if size) * DTYPES[self.dtype].itemsize
+        # NumPy makes no array beyond that, not even one that is empty because another size is 0.
+        is_usable = len(self.shape) <= MAX_DIMENSIONS and num_bytes < 2**63
+        if not is_usable or any(size < 0 for size in self.shape):
             raise ModelError(f"tensor {self.name!r}: shape {self.shape} is not usable")
 
     @property
@@ -200,7 +204,7 @@ class Model(Mapping[str, Array]):
     @classmethod
     def blank(cls, spec: ModelSpec) -> Model:
         """A model whose values are undefined, for who writes them all; the gaps between tensors are zero."""
-        buffer = np.empty(spec.num_bytes, np.uint8)
+        buffer = recycled.empty(spec.num_bytes)
         end = 0
         for run in spec.runs:
             buffer[end : run.start] = 0

@@ -15,6 +15,7 @@ MAILBOX_MAX_BYTES = 8 << 30
 INBOX_MAX_BYTES = 16 << 30
 DRIVER_EXPIRES_S = 120.0
 DEAD_MAX_BYTES = 256 << 20
+ENROLMENT_MAX_BYTES = 4 << 20
 INBOX_EXPIRES_S = 3600.0
 MAX_GENERATIONS = 16
 """Mailboxes that one learner may have: one for each node of a cluster that went down, at most."""
@@ -103,6 +104,11 @@ class Topology:
     def dead(self) -> str:
         """Exchange and queue: what was refused."""
         return f"bfl.{self.federation}.dead"
+
+    @property
+    def enrolment(self) -> str:
+        """Exchange and queue: sites that hold a token → operator."""
+        return f"bfl.{self.federation}.enrolment"
 
     def mailbox(self, learner: str, generation: int = 0) -> str:
         """Queue that only this learner reads. It lives on one node of a cluster; while that is down, the
@@ -193,6 +199,14 @@ class Topology:
             Queue(name=mailbox, expires_s=MAILBOX_EXPIRES_S, max_length_bytes=MAILBOX_MAX_BYTES),
             Binding(self.tasks, mailbox, self.learner_key(learner, generation)),
             Binding(self.tasks, mailbox, self.ALL_LEARNERS),
+        )
+
+    def for_enrolment(self) -> tuple[Entity, ...]:
+        """Where requests to be enrolled wait; a few hundred bytes each."""
+        return (
+            Exchange(self.enrolment, "fanout"),
+            Queue(name=self.enrolment, max_length_bytes=ENROLMENT_MAX_BYTES, overflow="reject-publish"),
+            Binding(self.enrolment, self.enrolment),
         )
 
     def for_driver(self, driver: str) -> tuple[Entity, ...]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from broker_fl.aggregation.parallel import by_core
+from broker_fl.aggregation.parallel import in_parts
 from broker_fl.model import Array
 
 _NAMES = (
@@ -57,7 +57,7 @@ def add_scaled(total: Array, values: Array, weight: float) -> bool:
             count = min(_MAX_ELEMENTS, part.stop - start)
             axpby(weight, x + start * size, y + start * size, count)
 
-    by_core(total.size, add)
+    in_parts(total.size, add)
     return True
 
 

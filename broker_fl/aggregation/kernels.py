@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from broker_fl.aggregation import blas
-from broker_fl.aggregation.parallel import by_core, in_blocks, scratch
+from broker_fl.aggregation.parallel import in_blocks, in_parts, scratch
 from broker_fl.model import Array
 
 SMALL_ELEMENTS = 32_768
@@ -43,7 +43,7 @@ def scale(values: Array, weight: float, out: Array) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             np.multiply(values[part], factor, out=out[part], dtype=out.dtype, casting="unsafe")
 
-    by_core(out.size, product)
+    in_parts(out.size, product)
 
 
 def divide(total: Array, divisor: float, out: Array | None = None) -> None:
@@ -54,7 +54,7 @@ def divide(total: Array, divisor: float, out: Array | None = None) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             np.divide(total[part], by, out=target[part])
 
-    by_core(total.size, quotient)
+    in_parts(total.size, quotient)
 
 
 def magnitude(values: Array) -> float:
@@ -78,7 +78,7 @@ def _squares(values: Array) -> float:
         with np.errstate(over="ignore", invalid="ignore"):
             sums.append(float(np.dot(values[part], values[part])))
 
-    by_core(values.size, dot)
+    in_parts(values.size, dot)
     return sum(sums)
 
 

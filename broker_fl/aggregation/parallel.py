@@ -20,8 +20,8 @@ from broker_fl.model import Array
 BLOCK_ELEMENTS = 1 << 17
 """Half a MiB of float32: a block and its scratch fit into a core's second-level cache."""
 
-CORE_ELEMENTS = 1 << 19
-"""Below it a second core is not worth the waking of its thread, for a single operation."""
+PART_ELEMENTS = 1 << 19
+"""For a single operation: a tenth of a millisecond, which is worth waking a thread for."""
 
 _scratch = threading.local()
 
@@ -31,34 +31,31 @@ def in_blocks(num_elements: int, work: Callable[[slice], None]) -> None:
 
     For chains of operations: what one leaves in the cache, the next finds there.
     """
-
-    def block_by_block(part: slice) -> None:
-        for begin in range(part.start, part.stop, BLOCK_ELEMENTS):
-            work(slice(begin, min(begin + BLOCK_ELEMENTS, part.stop)))
-
-    _share_out(num_elements, block_by_block, BLOCK_ELEMENTS)
+    _share_out(num_elements, work, BLOCK_ELEMENTS)
 
 
-def by_core(num_elements: int, work: Callable[[slice], None]) -> None:
-    """Call ``work`` for as many parts of ``num_elements`` as there are cores, at once.
+def in_parts(num_elements: int, work: Callable[[slice], None]) -> None:
+    """Call ``work`` for each of a few larger parts of ``num_elements``, on all cores.
 
-    For single operations: between calls, threads wait for Python's lock.
+    For single operations, which need no cache: between calls, threads wait for Python's lock.
     """
-    _share_out(num_elements, work, CORE_ELEMENTS)
+    _share_out(num_elements, work, PART_ELEMENTS)
 
 
-def _share_out(num_elements: int, work: Callable[[slice], None], least: int) -> None:
-    if not num_elements:
-        return
-    num_threads = max(1, min(_num_threads(), num_elements // least))
-    share = -(-num_elements // (num_threads * BLOCK_ELEMENTS)) * BLOCK_ELEMENTS
-    others = [
-        _pool().submit(work, slice(start, min(start + share, num_elements)))
-        for start in range(share, num_elements, share)
-    ]
-    work(slice(0, min(share, num_elements)))
+def _share_out(num_elements: int, work: Callable[[slice], None], size: int) -> None:
+    """Whoever is free takes the next part; nobody waits for a core that is busy with something else."""
+    starts = iter(range(0, num_elements, size))  # two threads never get the same element of a range
+
+    def take() -> None:
+        for start in starts:
+            work(slice(start, min(start + size, num_elements)))
+
+    num_others = min(_num_threads(), -(-num_elements // size)) - 1
+    others = [_pool().submit(take) for _ in range(num_others)]
+    take()
     for other in others:
-        other.result()
+        if not other.cancel():
+            other.result()
 
 
 def scratch(num_elements: int, dtype: np.dtype[Any]) -> Array:

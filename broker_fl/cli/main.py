@@ -41,6 +41,9 @@ _FAMILIES = {
     },
     "Who may come in": {
         "enroll": ("identity", "Make an account, and the join file that is all a site needs."),
+        "token": ("tokens", "Make a token with which a site may ask to be enrolled."),
+        "join": ("tokens", "Ask to be enrolled: the password is drawn here and stays here."),
+        "accept": ("tokens", "Enrol who asks with a token."),
         "rotate": ("identity", "Give an account a new password."),
         "revoke": ("identity", "Take an account out."),
         "members": ("identity", "List accounts: last seen, connections, expiry."),

@@ -65,7 +65,7 @@ class Identifier(click.ParamType):  # type: ignore[type-arg] # generic only in n
 def _toml_value(text: str) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return value if isinstance(value, str | int | float | bool) else text
 

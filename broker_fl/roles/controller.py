@@ -53,6 +53,10 @@ log = logging.getLogger(__name__)
 INBOX_PREFETCH = 64
 REPORTS_PREFETCH = 1_000
 CONTROL_PREFETCH = 16
+FLUSH_EVERY_S = 0.01
+"""Events of single tasks go to the store together for so long; all others do not wait."""
+FLUSH_AGAIN_AFTER_S = 0.5
+"""When the store was away."""
 MAX_RETRY_PAUSE_S = 5.0
 
 T = TypeVar("T")
@@ -123,7 +127,7 @@ class Controller:
         self._groups = Groups(self._members)
         self._keys = Keys(self.topology)
         self._inbox: Inbox | None = None
-        self._ticked_at = 0.0
+        self._ticked_at = self._flush_at = 0.0
         self._unflushed_since: float | None = None
         self._unheard: StoreUnavailable | None = None
         self._owner = f"controller-{runtime.unique()[:12]}"
@@ -255,7 +259,6 @@ class Controller:
             place=inbox,
             keys=self._keys,
             epoch=epoch,
-            heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
             is_sure=lambda: self._lease.is_sure,
@@ -436,7 +439,8 @@ class Controller:
             compact=join.compact,
         )
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
-        self._answer_join(join.learner, join)
+        self._keys.note(join.learner, join.mailbox)
+        self._welcome(self._keys.of(join.learner))
         if new:
             log.info("learner %s joined; %d are there", join.learner, len(self._members))
             details = {"session": join.session, "software": join.software}
@@ -453,7 +457,8 @@ class Controller:
         if joining is None:
             return
         change = self._members.join_group(joining)
-        self._answer_join(page.group, page)
+        self._keys.note(page.group, page.mailbox)
+        self._welcome(self._keys.of(page.group))
         if change.gone:
             self._say_gone(page.group, change.gone, "its group goes on without it")
         if change.is_new:
@@ -472,11 +477,9 @@ class Controller:
             )
         self._jobs.signal_all(s.GroupUp(page.group, joining.tasks))
 
-    def _answer_join(self, name: str, join: m.Join | m.GroupJoin) -> None:
-        """Welcome it, in the mailbox that it reads."""
-        self._keys.note(name, join.mailbox)
-        welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
-        self._sender.send(self.topology.tasks, [self._keys.of(name)], welcome, mandatory=True)
+    def _welcome(self, key: str) -> None:
+        welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self._members.heartbeat_s)
+        self._sender.send(self.topology.tasks, [key], welcome, mandatory=True)
 
     def _is_without_mailbox(self, exchange: str, key: str) -> None:
         """What was sent to one learner has reached no queue: its mailbox is lost, and made anew.
@@ -562,6 +565,8 @@ class Controller:
         timers = [self._ticked_at + self.settings.heartbeat_s]
         if (timer := self._jobs.next_timer()) is not None:
             timers.append(timer)
+        if self._jobs.has_news:
+            timers.append(self._flush_at)
         return min(timers) - self._clock.now()
 
     def _idle(self) -> None:
@@ -572,8 +577,14 @@ class Controller:
             self._ticked_at = now
             for lost in self._members.expire(now):
                 self._lost(lost)
+            if (heartbeat_s := self._members.pace()) is not None:
+                log.info("%d are there; heartbeats are %.1f s apart now", len(self._members), heartbeat_s)
+                self._welcome(self.topology.ALL_LEARNERS)
             self._jobs.signal_all(s.TimePassed())
-        self._flush()
+        is_urgent = self._jobs.has_urgent_news and self._unflushed_since is None
+        if self._jobs.has_news and (is_urgent or now >= self._flush_at):
+            self._flush()
+            self._flush_at = now + (FLUSH_EVERY_S if self._unflushed_since is None else FLUSH_AGAIN_AFTER_S)
 
     def _lost(self, lost: Lost) -> None:
         if lost.members is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from broker_fl import recycled
 from broker_fl.errors import RequestRefused, StoreUnavailable, VersionsLost
 from broker_fl.interfaces import Combined, Store, StoredVersion
 from broker_fl.model import Model, ModelSpec
@@ -166,7 +167,7 @@ def assemble(spec: ModelSpec, read: Callable[[int], bytes]) -> Model:
     Raises:
         ValueError: a piece does not fit.
     """
-    buffer = np.empty(spec.num_bytes, np.uint8)
+    buffer = recycled.empty(spec.num_bytes)
     for index in range(num_chunks(spec.num_bytes, STORE_CHUNK_BYTES)):
         place = buffer[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES]
         place[...] = np.frombuffer(read(index), np.uint8)

@@ -346,6 +346,8 @@ class Requests:
                 "not confirmed the lease for a while"
             )
         if job not in states:
+            if self._store.num_events(job):  # raises if the store is away: then nobody knows who is in charge
+                raise StoreUnavailable(f"job {job!r} is another controller's, which has taken over")
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")
         return states[job]

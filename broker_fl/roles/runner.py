@@ -160,6 +160,16 @@ class JobRunner:
         if self.job.state.phase is not Phase.ENDED:
             self._events.add(event)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether events wait, or the job has ended and can be put away."""
+        return self._events.num_pending > 0 or self.job.state.phase is Phase.ENDED
+
+    @property
+    def has_urgent_news(self) -> bool:
+        """Whether more has happened than tasks going on, or the job has ended."""
+        return self._events.is_urgent or self.job.state.phase is Phase.ENDED
+
     def flush(self) -> StoreUnavailable | None:
         """Store and publish the job's events; the store's error if it is away."""
         with about(job=self.job.state.job):
@@ -167,13 +177,13 @@ class JobRunner:
 
     def heartbeat(self, report: s.LearnerReported) -> None:
         """Take in what a learner says it holds."""
-        recent = self._now() - 2 * self._services.heartbeat_s
+        recent = self._now() - 2 * self._services.members.heartbeat_s
         receiving = report.learner in self._sending or self._receiver.active(report.learner, recent)
         self.signal(s.LearnerReported(report.learner, report.tasks, receiving))
 
     def group_heartbeat(self, report: s.GroupReported) -> None:
         """Take in what a group says it holds."""
-        recent = self._now() - 2 * self._services.heartbeat_s
+        recent = self._now() - 2 * self._services.members.heartbeat_s
         receiving = report.group in self._sending or self._shares.active(report.group, recent)
         self.signal(s.GroupReported(report.group, report.tasks, receiving))
 

@@ -43,7 +43,6 @@ class Services:
     place: Inbox
     keys: Keys
     epoch: int
-    heartbeat_s: float
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist

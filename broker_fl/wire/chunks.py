@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from broker_fl import recycled
 from broker_fl.errors import FrameRefused
 from broker_fl.model import Array
 from broker_fl.wire.frames import brief
@@ -74,7 +75,7 @@ class Assembly:
     """
 
     def __init__(self, num_bytes: int, chunk_bytes: int) -> None:
-        self.buffer = np.empty(num_bytes, np.uint8)
+        self.buffer = recycled.empty(num_bytes)
         self.chunk_bytes = chunk_bytes
         self.count = num_chunks(num_bytes, chunk_bytes)
         self.num_missing = self.count
