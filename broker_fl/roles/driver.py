@@ -111,13 +111,14 @@ class Driver:
             chunk_bytes=spec.transfer.chunk_bytes,
         )
         submit = m.Submit(driver=self.id, request=self.unique(), job=job, spec=spec, model=manifest)
-        inbox, patience_s, again_at = "", 0.0, 0.0
+        inbox, patience_s, again_at, num_chunks = "", 0.0, 0.0, 0
         with Answers(self, submit) as answers:
             while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
                 is_new = (
                     answer.inbox != inbox
                 )  # another controller has taken over, and has nothing of the model
-                if not is_new and self.runtime.steady_s() < again_at:
+                grows, num_chunks = answer.num_chunks > num_chunks, answer.num_chunks
+                if not is_new and (grows or self.runtime.steady_s() < again_at):
                     continue
                 inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
                 publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)

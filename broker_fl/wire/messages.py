@@ -662,6 +662,8 @@ class Submitted(Reply):
     KIND: ClassVar[str] = "submitted"
     job: Identifier
     inbox: Identifier
+    num_chunks: Count = 0
+    """Of the initial model, that have arrived so far: while they grow in number, none need be sent again."""
 
 
 class JobSummary(Part):
