@@ -182,7 +182,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("_offsets", "buffer", "spec")
+    __slots__ = ("__weakref__", "_offsets", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""

@@ -63,6 +63,8 @@ class Requests:
         self._max_model_bytes = max_model_bytes
         self._jobs = jobs
         self._pending: dict[str, _Pending] = {}
+        self._reading: set[str] = set()
+        """Requests for models that are being answered."""
         self._user = ""
         """Whose request is being answered."""
         self._answers: dict[type, Callable[[Any], None]] = {
@@ -159,7 +161,13 @@ class Requests:
             raise RequestRefused(f"job {submit.job!r} was submitted before, with another initial model")
         else:
             pending.submit = submit
-        answer = m.Submitted(request=submit.request, job=submit.job, inbox=self._services.inbox)
+        there = self._pending[submit.job].assembly
+        answer = m.Submitted(
+            request=submit.request,
+            job=submit.job,
+            inbox=self._services.inbox,
+            num_chunks=there.count - there.num_missing,
+        )
         self._reply(submit, answer)
 
     def _forget_abandoned(self) -> None:
@@ -322,6 +330,8 @@ class Requests:
     def _read_model(self, request: m.ReadModel) -> None:
         self._state(request.job)
         services = self._services
+        if request.request in self._reading:  # asked again because a large one takes its time
+            return
         record, model = services.versions(request.job).read(request.version)
         manifest = m.ModelManifest(
             version=record.version,
@@ -333,10 +343,16 @@ class Requests:
         )
         answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
         exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
-        services.bulk_sender.send(exchange, keys, answer)
-        services.bulk_sender.post(
-            lambda: publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
-        )
+        self._reading.add(request.request)
+
+        def publish() -> None:
+            try:
+                services.transport.publish(exchange, keys, answer.pack())
+                publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
+            finally:
+                services.post(lambda: self._reading.discard(request.request))
+
+        services.bulk_sender.post(publish)
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()
