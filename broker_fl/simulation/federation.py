@@ -19,6 +19,7 @@ from broker_fl.model import Array, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import DEFAULT_HEARTBEAT_S, LearnerHost, LearnerSettings
+from broker_fl.simulation.fit import check_can_run, members_of
 from broker_fl.simulation.grouped import GroupHosts, check_groups
 from broker_fl.simulation.machines import Machine, Machines
 from broker_fl.simulation.pace import SimulatedLearner
@@ -95,6 +96,7 @@ class Federation:
         self.broker = MemoryBroker()
         self._name = name
         self._num_learners = len(learners)
+        self._members = members_of(learners)
         self._store = SQLiteStore(self.folder / "state.sqlite", federation=name)
         self._transports = [self.broker.connect(role) for role in ("controller", "learners")]
         controller_settings = ControllerSettings(
@@ -197,5 +199,10 @@ class Federation:
             self._temporary.cleanup()
 
     def submit(self, spec: JobSpec, model: Model | Mapping[str, Array] | VersionRef) -> Job:
-        """Start a job; it waits until ``spec.protocol.min_learners`` are there."""
+        """Start a job.
+
+        Raises:
+            SettingError: it needs more learners than there are in this process, and would wait for ever.
+        """
+        check_can_run(spec, self._members, self.profiles)
         return self.driver.submit(spec, model)
