@@ -17,6 +17,8 @@ DRIVER_EXPIRES_S = 120.0
 DEAD_MAX_BYTES = 256 << 20
 ENROLMENT_MAX_BYTES = 4 << 20
 INBOX_EXPIRES_S = 3600.0
+MAX_GENERATIONS = 16
+"""Mailboxes that one learner may have: one for each node of a cluster that went down, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,11 @@ class Topology:
         """Exchange and queue: sites that hold a token → operator."""
         return f"bfl.{self.federation}.enrolment"
 
-    def mailbox(self, learner: str) -> str:
-        """Queue that only this learner reads."""
-        return f"bfl.{self.federation}.learner.{learner}"
+    def mailbox(self, learner: str, generation: int = 0) -> str:
+        """Queue that only this learner reads. It lives on one node of a cluster; while that is down, the
+        learner reads one of another ``generation``.
+        """
+        return f"bfl.{self.federation}.{self.learner_key(learner, generation)}"
 
     def inbox(self, name: str) -> str:
         """Queue of results and updates."""
@@ -125,9 +129,9 @@ class Topology:
         return f"bfl.{self.federation}.events.{watcher}"
 
     @staticmethod
-    def learner_key(learner: str) -> str:
+    def learner_key(learner: str, generation: int = 0) -> str:
         """Routing key on ``tasks`` of one learner's mailbox."""
-        return f"learner.{learner}"
+        return f"learner.{learner}.{generation}" if generation else f"learner.{learner}"
 
     @staticmethod
     def driver_key(driver: str) -> str:
@@ -188,12 +192,12 @@ class Topology:
             Binding(self.updates, inbox, f"*.{name}"),
         )
 
-    def for_learner(self, learner: str) -> tuple[Entity, ...]:
+    def for_learner(self, learner: str, generation: int = 0) -> tuple[Entity, ...]:
         """One learner's mailbox."""
-        mailbox = self.mailbox(learner)
+        mailbox = self.mailbox(learner, generation)
         return (
             Queue(name=mailbox, expires_s=MAILBOX_EXPIRES_S, max_length_bytes=MAILBOX_MAX_BYTES),
-            Binding(self.tasks, mailbox, self.learner_key(learner)),
+            Binding(self.tasks, mailbox, self.learner_key(learner, generation)),
             Binding(self.tasks, mailbox, self.ALL_LEARNERS),
         )
 

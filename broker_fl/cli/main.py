@@ -51,6 +51,7 @@ _FAMILIES = {
         "audit": ("audit", "Show and verify the log of who did what."),
     },
     "Finding faults": {
+        "dead": ("dead", "List, read, send again or drop messages that were refused."),
         "doctor": ("doctor", "Check broker, permissions, Redis, clocks and versions."),
     },
 }

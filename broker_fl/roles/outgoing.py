@@ -203,7 +203,7 @@ class OutgoingTasks:
             yield task.model_copy(update={"control": control, "residual": residual}), found
 
     def _keys(self, learners: Sequence[str]) -> list[str]:
-        return [self.services.topology.learner_key(learner) for learner in learners]
+        return [self.services.keys.of(learner) for learner in learners]
 
 
 def _is_header(task: Task) -> bool:

@@ -412,7 +412,7 @@ class JobRunner:
 
     def _tell(self, learners: tuple[str, ...], message: Cancel | UploadRequest) -> None:
         topology = self._services.topology
-        keys = [topology.learner_key(learner) for learner in learners]
+        keys = [self._services.keys.of(learner) for learner in learners]
         self._services.sender.send(topology.tasks, keys, message)
 
     def _save(self) -> None:

@@ -266,3 +266,13 @@ def test_a_port_that_is_taken_is_a_wrong_setting(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"Error: metrics cannot be served at 127.0.0.1:{port}" in done.stderr
     assert "--metrics-port" in done.stderr
+
+
+def test_every_metric_is_on_the_page_of_operations(watched: Federation) -> None:
+    page = (MONITORING.parents[1] / "docs" / "operations.md").read_text()
+    text = "".join(one.page("/metrics")[1] for one in (watched.controller, watched.learners[0]))
+    kinds = dict(re.findall(r"^# TYPE broker_fl_(\w+) (\w+)$", text, re.MULTILINE))
+    # prometheus_client tells beside each counter and histogram when it was made.
+    names = {name for name in kinds if not name.endswith("_created")}
+    assert len(names) > 35
+    assert {name for name in names if f"`{name}`" not in page} == set()

@@ -86,6 +86,9 @@ class Consumer:
         consuming, self._consuming = self._consuming, None
         if consuming is None:
             return
+        if self._is_starting:  # the broker has not said yes: there is no consumer to cancel
+            consuming.channel.close()
+            return
         try:
             if consuming.channel.is_open:
                 await consuming.channel.cancel(self._tag)

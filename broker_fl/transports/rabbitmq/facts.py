@@ -80,7 +80,7 @@ def look_at_broker(
     Raises:
         SettingError, AccessDenied, BrokerUnavailable: no connection.
     """
-    with _connected(parse_addresses(url, security)) as (address, connection):
+    with connected(parse_addresses(url, security)) as (address, connection):
         look = _Look(connection, Topology(federation), role, learner)
         alarms: list[str] = []
         connection.add_on_connection_blocked_callback(
@@ -107,7 +107,7 @@ def look_at_broker(
 
 
 @contextmanager
-def _connected(addresses: Addresses) -> Iterator[tuple[Address, Any]]:
+def connected(addresses: Addresses) -> Iterator[tuple[Address, Any]]:
     """A connection to the first node that answers."""
     *others, last = addresses.nodes
     for address in others:

@@ -97,6 +97,7 @@ class RabbitMQTransport:
             traffic=self.traffic,
             user=self.user,
         )
+        self._publisher.on_stuck = self._replace_publish_channel
         self._out = self._make_link(
             settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
         )
@@ -299,6 +300,11 @@ class RabbitMQTransport:
             log.error("the broker refused a message, which will be tried again: %s", reason)
             self._publisher.refuse_exchange(missing or forbidden or "")
         self._begin(self._reopen_publish_channel(connection))
+
+    def _replace_publish_channel(self) -> None:
+        connection = self._out.connection
+        if connection is not None and connection.is_open:
+            self._begin(self._reopen_publish_channel(connection))
 
     async def _reopen_publish_channel(self, connection: AsyncioConnection) -> None:
         for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):
