@@ -44,7 +44,7 @@ class about:  # noqa: N801 - reads as a statement
 
     def too_of(self, message: Message) -> None:
         """Job and round of a message that belongs to a task, or that brings one along."""
-        task = getattr(message, "task", None)
+        task = vars(message).get("task")  # pydantic makes an error of each field that is not there
         ref = task.task if isinstance(task, Task) else task
         if isinstance(ref, TaskRef):
             self.too(job=ref.job, round=ref.round)
