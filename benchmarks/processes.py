@@ -23,8 +23,6 @@ from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
 
 CROWD_PARAMETERS = 20
-MAX_CHANNELS = 1_000
-"""Mailboxes on one connection: RabbitMQ allows 2,047 channels."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -78,9 +76,7 @@ def learners(broker: str, federation: str, first: int, count: int) -> Iterator[P
 
 @contextmanager
 def crowd(broker: str, federation: str, name: str, count: int, *, grouped: bool) -> Iterator[Process]:
-    """``count`` learners with data of their own in one process: as one group, or with a mailbox each, a
-    thousand on a connection.
-    """
+    """``count`` learners with data of their own in one process: as one group, or with a mailbox each."""
     yield from _run(name, _crowd, (broker, federation, name, count, grouped))
 
 
@@ -99,6 +95,15 @@ def peak_memory_bytes_of(pid: int) -> int | None:
         return None
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     return int(peak[1]) * 1024 if peak else None
+
+
+def cpu_s_of(pid: int) -> float | None:
+    """CPU time that a process of ours has taken, user and system; None where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def begin() -> None:
@@ -208,17 +213,9 @@ def _crowd(pipe: Connection, broker: str, federation: str, name: str, count: int
     ids = [f"{name}-{index}" for index in range(count)]
     learners = LazyLearners(ids, lambda context: OneStep(first + context.index))
     settings = LearnerSettings(federation=federation, group=name if grouped else None)
-    size = count if grouped else MAX_CHANNELS
-    parts = [ids[first : first + size] for first in range(0, count, size)]
-    transports = [RabbitMQTransport(broker, name=part[0]) for part in parts]
-    hosts = [
-        LearnerHost(transport, learners if grouped else {one: learners[one] for one in part}, settings)
-        for transport, part in zip(transports, parts, strict=True)
-    ]
-    for host in hosts:
-        host.start()
+    transport = RabbitMQTransport(broker, name=name)
+    host = LearnerHost(transport, learners if grouped else {one: learners[one] for one in ids}, settings)
+    host.start()
     _serve(pipe)
-    for host in hosts:
-        host.stop(drain_s=0.0)
-    for transport in transports:
-        transport.close()
+    host.stop(drain_s=0.0)
+    transport.close()

@@ -263,6 +263,11 @@ class Store(Protocol):
     and ``commit_version`` that means: again from the first chunk.
     """
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Of the pieces that it writes fastest."""
+        ...
+
     def acquire_lease(self, owner: str, ttl_s: float) -> int | None:
         """Become the federation's controller: a new epoch, greater than all before.
 

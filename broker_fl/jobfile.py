@@ -23,7 +23,6 @@ Paths in it are relative to it.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from broker_fl.errors import SettingError
 from broker_fl.job_problems import problems
+from broker_fl.toml_file import read_toml
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.settings import Setting
 from broker_fl.world import World
@@ -87,13 +87,7 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     Raises:
         SettingError: it cannot be read, or is not TOML.
     """
-    path = Path(path)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError(f"the job file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not valid TOML: {error}") from error
+    return read_toml(Path(path), "job file")
 
 
 def make_spec(fields: Mapping[str, Any], source: str) -> JobSpec:

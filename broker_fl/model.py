@@ -70,7 +70,10 @@ class TensorSpec:
             raise ModelError(
                 f"tensor {self.name!r}: element type {self.dtype!r} is not one of {', '.join(DTYPES)}"
             )
-        if len(self.shape) > MAX_DIMENSIONS or any(size < 0 for size in self.shape):
+        num_bytes = math.prod(size for size in self.shape if size) * DTYPES[self.dtype].itemsize
+        # NumPy makes no array beyond that, not even one that is empty because another size is 0.
+        is_usable = len(self.shape) <= MAX_DIMENSIONS and num_bytes < 2**63
+        if not is_usable or any(size < 0 for size in self.shape):
             raise ModelError(f"tensor {self.name!r}: shape {self.shape} is not usable")
 
     @property
@@ -179,7 +182,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("_offsets", "buffer", "spec")
+    __slots__ = ("__weakref__", "_offsets", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""

@@ -15,7 +15,10 @@ MAILBOX_MAX_BYTES = 8 << 30
 INBOX_MAX_BYTES = 16 << 30
 DRIVER_EXPIRES_S = 120.0
 DEAD_MAX_BYTES = 256 << 20
+ENROLMENT_MAX_BYTES = 4 << 20
 INBOX_EXPIRES_S = 3600.0
+MAX_GENERATIONS = 16
+"""Mailboxes that one learner may have: one for each node of a cluster that went down, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,16 @@ class Topology:
         """Exchange and queue: what was refused."""
         return f"bfl.{self.federation}.dead"
 
-    def mailbox(self, learner: str) -> str:
-        """Queue that only this learner reads."""
-        return f"bfl.{self.federation}.learner.{learner}"
+    @property
+    def enrolment(self) -> str:
+        """Exchange and queue: sites that hold a token → operator."""
+        return f"bfl.{self.federation}.enrolment"
+
+    def mailbox(self, learner: str, generation: int = 0) -> str:
+        """Queue that only this learner reads. It lives on one node of a cluster; while that is down, the
+        learner reads one of another ``generation``.
+        """
+        return f"bfl.{self.federation}.{self.learner_key(learner, generation)}"
 
     def inbox(self, name: str) -> str:
         """Queue of results and updates."""
@@ -119,9 +129,9 @@ class Topology:
         return f"bfl.{self.federation}.events.{watcher}"
 
     @staticmethod
-    def learner_key(learner: str) -> str:
+    def learner_key(learner: str, generation: int = 0) -> str:
         """Routing key on ``tasks`` of one learner's mailbox."""
-        return f"learner.{learner}"
+        return f"learner.{learner}.{generation}" if generation else f"learner.{learner}"
 
     @staticmethod
     def driver_key(driver: str) -> str:
@@ -182,13 +192,21 @@ class Topology:
             Binding(self.updates, inbox, f"*.{name}"),
         )
 
-    def for_learner(self, learner: str) -> tuple[Entity, ...]:
+    def for_learner(self, learner: str, generation: int = 0) -> tuple[Entity, ...]:
         """One learner's mailbox."""
-        mailbox = self.mailbox(learner)
+        mailbox = self.mailbox(learner, generation)
         return (
             Queue(name=mailbox, expires_s=MAILBOX_EXPIRES_S, max_length_bytes=MAILBOX_MAX_BYTES),
-            Binding(self.tasks, mailbox, self.learner_key(learner)),
+            Binding(self.tasks, mailbox, self.learner_key(learner, generation)),
             Binding(self.tasks, mailbox, self.ALL_LEARNERS),
+        )
+
+    def for_enrolment(self) -> tuple[Entity, ...]:
+        """Where requests to be enrolled wait; a few hundred bytes each."""
+        return (
+            Exchange(self.enrolment, "fanout"),
+            Queue(name=self.enrolment, max_length_bytes=ENROLMENT_MAX_BYTES, overflow="reject-publish"),
+            Binding(self.enrolment, self.enrolment),
         )
 
     def for_driver(self, driver: str) -> tuple[Entity, ...]:

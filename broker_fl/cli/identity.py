@@ -101,10 +101,11 @@ role = click.option(
     show_default=True,
     help="group: a host of many learners. driver: submits and watches. observer: only watches.",
 )
-_force = click.option("--force", is_flag=True, help="Replace the file if it is there.")
+force = click.option("--force", is_flag=True, help="Replace the file if it is there.")
 
 
-def _out(what: str) -> Callable[[F], F]:
+def out(what: str) -> Callable[[F], F]:
+    """``--out``."""
     return click.option(
         "--out", metavar="FILE", help=f"Where to write the {what}.  [default: NAME.{what.split()[0]}]"
     )
@@ -116,8 +117,8 @@ def _out(what: str) -> Callable[[F], F]:
 @click.command(cls=Command)
 @click.argument("name", type=options.Identifier())
 @role
-@_out("join file")
-@_force
+@out("join file")
+@force
 @click.option(
     "--expires", "expires_s", type=Duration(), metavar="TIME", help="How long the account is meant: 90d."
 )
@@ -153,8 +154,8 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
 @click.command(cls=Command)
 @click.argument("name", type=options.Identifier())
 @role
-@_out("join file")
-@_force
+@out("join file")
+@force
 @management
 def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
     """Give NAME a new password and a new join file; the old one opens nothing any more."""

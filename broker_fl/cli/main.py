@@ -41,6 +41,9 @@ _FAMILIES = {
     },
     "Who may come in": {
         "enroll": ("identity", "Make an account, and the join file that is all a site needs."),
+        "token": ("tokens", "Make a token with which a site may ask to be enrolled."),
+        "join": ("tokens", "Ask to be enrolled: the password is drawn here and stays here."),
+        "accept": ("tokens", "Enrol who asks with a token."),
         "rotate": ("identity", "Give an account a new password."),
         "revoke": ("identity", "Take an account out."),
         "members": ("identity", "List accounts: last seen, connections, expiry."),
@@ -48,6 +51,7 @@ _FAMILIES = {
         "audit": ("audit", "Show and verify the log of who did what."),
     },
     "Finding faults": {
+        "dead": ("dead", "List, read, send again or drop messages that were refused."),
         "doctor": ("doctor", "Check broker, permissions, Redis, clocks and versions."),
     },
 }

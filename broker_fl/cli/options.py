@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +66,25 @@ class Identifier(click.ParamType):  # type: ignore[type-arg] # generic only in n
 def _toml_value(text: str) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return value if isinstance(value, str | int | float | bool) else text
+
+
+_PASSWORD = re.compile(r"://[^/?#]*:[^@]+@")
+
+
+def _not_on_the_command_line(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Warn of a password that every user of the machine can read as long as the process runs."""
+    typed = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+    if typed and value is not None and _PASSWORD.search(value):
+        name = str(param.name)
+        click.echo(
+            f"Warning: the password in --{name} can be read by everybody on this machine; give the URL as "
+            f"BROKER_FL_{name.upper()}, or in a settings file of mode 0600",
+            err=True,
+        )
+    return value
 
 
 # ---------------------------------------------------------------- shared options
@@ -77,10 +94,16 @@ broker = click.option(
     metavar="URL",
     default=DEFAULT_BROKER,
     show_default=True,
+    callback=_not_on_the_command_line,
     help="RabbitMQ: amqp:// or amqps://.",
 )
 _STORE = click.option(
-    "--store", metavar="URL", default=DEFAULT_STORE, show_default=True, help="Redis: redis:// or rediss://."
+    "--store",
+    metavar="URL",
+    default=DEFAULT_STORE,
+    show_default=True,
+    callback=_not_on_the_command_line,
+    help="Redis: redis:// or rediss://.",
 )
 federation = click.option(
     "--federation", type=Identifier(), default="default", show_default=True, help="Its name."
@@ -154,6 +177,7 @@ _TLS = (
     click.option(
         "--proxy",
         metavar="URL",
+        callback=_not_on_the_command_line,
         help="http://[user:password@]host:port, an HTTP proxy on the way to the broker; none: no proxy.  "
         "[default: for amqps, HTTPS_PROXY and NO_PROXY]",
     ),

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import click
 
 from broker_fl.errors import SettingError
 from broker_fl.suggestion import expected_one_of
+from broker_fl.toml_file import read_toml
 
 DEFAULT_FILE = "broker-fl.toml"
 FILE_KEY = "broker_fl.settings_file"
@@ -40,7 +40,7 @@ def apply(ctx: click.Context, path: Path | None) -> None:
         path = Path(DEFAULT_FILE)
         if not path.is_file():
             return
-    settings = _read(path)
+    settings = read_toml(path, "settings file")
     root = ctx.find_root()
     known = _options_of(root.command, root, ())
     problems = _problems(settings, known)
@@ -60,15 +60,6 @@ def setting_name(option: click.Parameter) -> str:
     if not isinstance(option, click.Option) or option.is_eager:
         return ""
     return max(option.opts, key=len).lstrip("-").replace("-", "_")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError(f"the settings file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not valid TOML: {error}") from error
 
 
 def _path(ctx: click.Context) -> CommandPath:

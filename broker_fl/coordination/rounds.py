@@ -190,6 +190,14 @@ class RoundsJob(GroupJob):
             for learner in cohort.with_status(Status.FAILED, Status.REFUSED)
             if learner in self._members
         ]
+        gone = [
+            learner
+            for learner in cohort.with_status(Status.FAILED, Status.REFUSED)
+            if learner not in self._members
+        ]
+        if gone:  # they are dead like those that said nothing first: a quorum of the live is without them
+            cohort.move_all(gone, Status.LOST, now)
+            return self._settle(now)
         if not (outsiders or failed or cohort.num_open):
             return self._wait_for(len(matching) + 1, len(matching), now)
         required = self._num_required()

@@ -29,7 +29,6 @@ Paths are relative to the inventory.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -37,6 +36,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker_fl.errors import SettingError
+from broker_fl.toml_file import read_toml
 from broker_fl.wire.fields import Identifier
 
 Port = Annotated[int, Field(gt=0, lt=65_536)]
@@ -162,12 +162,7 @@ def load(path: Path) -> Inventory:
     Raises:
         SettingError: it cannot be read, or something in it is wrong.
     """
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingError(f"the inventory {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not valid TOML: {error}") from error
+    data = read_toml(path, "inventory")
     try:
         inventory = Inventory.model_validate(data)
     except ValidationError as error:

@@ -19,7 +19,7 @@ from broker_fl.wire.fields import Identifier
 
 FORMAT = 1
 _URL = re.compile(r"(?P<scheme>amqps?)://(?P<rest>[^\s@]+)")
-F = TypeVar("F", bound="_File")
+F = TypeVar("F", bound="PrivateFile")
 
 BrokerUrl = Annotated[str, Field(pattern=r"^amqps?://[^\s@]+$", max_length=2_000)]
 """Where the broker is, without an account."""
@@ -27,7 +27,9 @@ Pem = Annotated[str, Field(max_length=500_000, pattern="^-----BEGIN ")]
 Secret = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
-class _File(BaseModel):
+class PrivateFile(BaseModel):
+    """What join files and tokens have in common."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal[1] = 1
@@ -56,7 +58,7 @@ class _File(BaseModel):
         write_private(path, "\n".join(lines) + "\n", overwrite=overwrite)
 
 
-class JoinFile(_File):
+class JoinFile(PrivateFile):
     """What a party connects with."""
 
     password: Secret | None = Field(default=None, repr=False)

@@ -150,22 +150,22 @@ class ManagementApi:
 
     def take_messages(self, vhost: str, queue: str, count: int) -> list[tuple[bytes, str | None]]:
         """Up to ``count`` messages, taken from the queue, with the accounts that sent them."""
-        body = {"count": count, "ackmode": "ack_requeue_false", "encoding": "base64"}
+        return self._messages(vhost, queue, count, "ack_requeue_false")
+
+    def look_at_messages(self, vhost: str, queue: str, count: int) -> list[tuple[bytes, str | None]]:
+        """As ``take_messages``, but they stay where they are; none where there is no such queue."""
+        try:
+            return self._messages(vhost, queue, count, "ack_requeue_true")
+        except _NotFound:
+            return []
+
+    def _messages(self, vhost: str, queue: str, count: int, mode: str) -> list[tuple[bytes, str | None]]:
+        body = {"count": count, "ackmode": mode, "encoding": "base64"}
         rows = self.request("POST", _path("queues", vhost, queue, "get"), body)
         return [
             (base64.b64decode(row["payload"]), (row.get("properties") or {}).get("user_id"))
             for row in (rows if isinstance(rows, list) else [])
         ]
-
-    def put_message(self, vhost: str, queue: str, body: bytes) -> None:
-        """Publish to one queue, past all exchanges."""
-        message = {
-            "properties": {"delivery_mode": 2},
-            "routing_key": queue,
-            "payload": base64.b64encode(body).decode(),
-            "payload_encoding": "base64",
-        }
-        self.request("POST", _path("exchanges", vhost, "amq.default", "publish"), message)
 
     # ------------------------------------------------------------ records
 

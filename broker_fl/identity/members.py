@@ -17,11 +17,11 @@ from broker_fl.errors import SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.permissions import permissions_of
-from broker_fl.topology import Entity, Topology
+from broker_fl.topology import MAX_GENERATIONS, Entity, Topology
 
 State = Literal["active", "expired", "revoked", "missing"]
 """``missing``: somebody has deleted the user without ``broker-fl revoke``."""
-_PREFIX = "broker_fl."
+PREFIX = "broker_fl."
 
 
 class _Record(BaseModel):
@@ -69,12 +69,7 @@ class Members:
         Raises:
             SettingError: there is such an account already, or another one that would be mistaken for it.
         """
-        self._check_free(account)
-        if self._api.has_user(account.user):
-            raise SettingError(
-                f"{account} is enrolled already: broker-fl rotate gives it another password, broker-fl "
-                "revoke takes it out"
-            )
+        self.check_new(account)
         self._api.declare(self._vhost, self._entities(account))
         try:
             self._api.put_user(account.user, password_hash)
@@ -84,6 +79,19 @@ class Members:
         except BaseException:
             self._api.delete_user(account.user)
             raise
+
+    def check_new(self, account: Account) -> None:
+        """Refuse an account that is there, or that could be mistaken for one that is.
+
+        Raises:
+            SettingError: it is.
+        """
+        self._check_free(account)
+        if self._api.has_user(account.user):
+            raise SettingError(
+                f"{account} is enrolled already: broker-fl rotate gives it another password, broker-fl "
+                "revoke takes it out"
+            )
 
     def repair(self, account: Account) -> None:
         """Make anew what belongs to an account, but for its password: mailbox, permissions, limits.
@@ -116,7 +124,8 @@ class Members:
         self._api.delete_user(account.user)  # closes its connections
         self._api.close_connections(account.user)
         if account.has_mailbox:
-            self._api.delete_queue(self._vhost, self.topology.mailbox(account.name))
+            for generation in range(MAX_GENERATIONS):
+                self._api.delete_queue(self._vhost, self.topology.mailbox(account.name, generation))
         self._save(account, record.model_copy(update={"revoked": self._now()}))
 
     def members(self) -> list[Member]:
@@ -180,7 +189,7 @@ class Members:
 
     def _records(self) -> dict[Account, _Record]:
         found: dict[Account, _Record] = {}
-        for user, value in self._api.records(f"{_PREFIX}{self.topology.federation}.").items():
+        for user, value in self._api.records(f"{PREFIX}{self.topology.federation}.").items():
             account = Account.of(f"{self.topology.federation}.{user}")
             try:
                 record = _Record.model_validate(value)
@@ -191,7 +200,7 @@ class Members:
         return found
 
     def _save(self, account: Account, record: _Record) -> None:
-        self._api.put_record(f"{_PREFIX}{account.user}", record.model_dump(exclude_none=True))
+        self._api.put_record(f"{PREFIX}{account.user}", record.model_dump(exclude_none=True))
 
     def _entities(self, account: Account) -> tuple[Entity, ...]:
         own = self.topology.for_learner(account.name) if account.has_mailbox else ()

@@ -16,6 +16,8 @@ from broker_fl.topology import Topology
 
 NOTHING = "^$"
 _ID = "[A-Za-z0-9_-]+"
+_GENERATION = r"(\.[0-9]+)?"
+"""Of a mailbox whose node was down."""
 _DRIVER_SUFFIX = "-[0-9a-f]{12}"
 _WATCHER_SUFFIX = f"{_DRIVER_SUFFIX}-[0-9a-f]{{8}}"
 
@@ -56,7 +58,7 @@ def _of_learner(topology: Topology, name: str) -> Permissions:
     own = TopicPermission(write=rf"^{name}\.")
     return Permissions(
         write=_any_of([topology.updates, topology.reports]),
-        read=_any_of([topology.mailbox(name)]),
+        read=f"^{_plain(topology.mailbox(name))}{_GENERATION}$",
         topics={topology.updates: own, topology.reports: own},
         max_connections=10,
         max_channels=50,
@@ -85,7 +87,7 @@ def _of_driver(topology: Topology, name: str, *, submits: bool) -> Permissions:
 def _of_controller(topology: Topology) -> Permissions:
     """All of its federation, but that it cannot read a mailbox, nor what drivers and watchers are told."""
     inboxes = _plain(topology.inbox("")) + _ID
-    mailboxes = _plain(topology.mailbox("")) + _ID
+    mailboxes = _plain(topology.mailbox("")) + _ID + _GENERATION
     shared = [topology.reports, topology.control, topology.dead]
     outward = [topology.tasks, topology.answers, topology.events]
     return Permissions(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from broker_fl.coordination import signals as s
@@ -17,6 +18,7 @@ from broker_fl.errors import (
     Fenced,
     FrameRefused,
     MessageRefused,
+    QueueLost,
     StoreUnavailable,
     TransportClosed,
     VersionsLost,
@@ -32,6 +34,7 @@ from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
 from broker_fl.roles.limits import DEAD_LETTERS, MESSAGES, WASTE, RateLimit
 from broker_fl.roles.loop import Loop
+from broker_fl.roles.places import Inbox, Keys
 from broker_fl.roles.requests import Requests
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
@@ -50,6 +53,10 @@ log = logging.getLogger(__name__)
 INBOX_PREFETCH = 64
 REPORTS_PREFETCH = 1_000
 CONTROL_PREFETCH = 16
+FLUSH_EVERY_S = 0.01
+"""Events of single tasks go to the store together for so long; all others do not wait."""
+FLUSH_AGAIN_AFTER_S = 0.5
+"""When the store was away."""
 MAX_RETRY_PAUSE_S = 5.0
 
 T = TypeVar("T")
@@ -118,7 +125,9 @@ class Controller:
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
         self._groups = Groups(self._members)
-        self._ticked_at = 0.0
+        self._keys = Keys(self.topology)
+        self._inbox: Inbox | None = None
+        self._ticked_at = self._flush_at = 0.0
         self._unflushed_since: float | None = None
         self._unheard: StoreUnavailable | None = None
         self._owner = f"controller-{runtime.unique()[:12]}"
@@ -168,8 +177,8 @@ class Controller:
         """How it is doing; from any thread."""
         epoch, topology = self._lease.epoch, self.topology
         queues = {"reports": topology.reports, "control": topology.control}
-        if epoch:
-            queues["inbox"] = topology.inbox(inbox_name(epoch))
+        if self._inbox is not None:
+            queues["inbox"] = self._inbox.queue
         has_ended = self._stop.is_set() or self.error is not None
         return ControllerStatus(
             num_learners=len(self._members),
@@ -204,26 +213,27 @@ class Controller:
             lambda: AuditLog(self._store, self.settings.federation, epoch, self._clock)
         )
         self._audit.add(Deed(actor=self._transport.user, action="took_over", subject=f"epoch {epoch}"))
-        services = self._new_services(epoch)
+        inbox = self._inbox = Inbox(self._transport, self.topology, epoch)
+        services = self._new_services(epoch, inbox)
         self._jobs = Jobs(services, self._members)
         self._requests = Requests(services, self._jobs, self.settings.max_model_bytes)
-        self._transport.declare([*self.topology.for_controller(), *self.topology.for_inbox(services.inbox)])
+        self._transport.declare(self.topology.for_controller())
+        inbox.declare()
+        self._transport.on_queue_lost(partial(self._move_inbox, inbox))
         self._transport.on_reconnect(lambda: self._loop.post(self._ask_who_is_there))
         self._transport.on_unroutable(
             lambda *where: self._loop.post(lambda: self._is_without_mailbox(*where))
         )
         self._jobs.resume()
         self._ask_who_is_there()
-        inbox, reports, control = (
-            self.topology.inbox(services.inbox),
-            self.topology.reports,
-            self.topology.control,
-        )
         sources = (
-            _Source(inbox, self._on_inbox, INBOX_PREFETCH, LEARNERS | DRIVERS),
-            _Source(reports, self._on_report, REPORTS_PREFETCH, LEARNERS, self._messages),
-            _Source(control, self._on_control, CONTROL_PREFETCH, DRIVERS, self._messages),
+            _Source(self.topology.reports, self._on_report, REPORTS_PREFETCH, LEARNERS, self._messages),
+            _Source(self.topology.control, self._on_control, CONTROL_PREFETCH, DRIVERS, self._messages),
         )
+        try:
+            self._consume_inbox(inbox)
+        except QueueLost:  # its node went down just now
+            self._move_inbox(inbox, inbox.queue)
         for source in sources:
             self._consume(source)
         self._loop.start()
@@ -235,10 +245,10 @@ class Controller:
         if self.error is None:
             self._jobs.flush()  # what happened after the loop was last idle
             self._audit.flush()
-        for source in sources:
-            self._transport.cancel(source.queue)
+        for queue in (inbox.queue, *(source.queue for source in sources)):
+            self._transport.cancel(queue)
 
-    def _new_services(self, epoch: int) -> Services:
+    def _new_services(self, epoch: int, inbox: Inbox) -> Services:
         return Services(
             topology=self.topology,
             transport=self._transport,
@@ -246,9 +256,9 @@ class Controller:
             sender=self._sender,
             bulk_sender=self._bulk_sender,
             clock=self._clock,
-            inbox=inbox_name(epoch),
+            place=inbox,
+            keys=self._keys,
             epoch=epoch,
-            heartbeat_s=self.settings.heartbeat_s,
             post=self._loop.post,
             persist=self._persist,
             is_sure=lambda: self._lease.is_sure,
@@ -308,6 +318,14 @@ class Controller:
 
     # ------------------------------------------------------------ what comes in
 
+    def _consume_inbox(self, inbox: Inbox) -> None:
+        self._consume(_Source(inbox.queue, self._on_inbox, INBOX_PREFETCH, LEARNERS | DRIVERS))
+
+    def _move_inbox(self, inbox: Inbox, queue: str) -> None:
+        """On a thread of the transport: the node of a queue is down. What was in it is asked for again."""
+        if inbox.move(queue, lambda: self._consume_inbox(inbox)):
+            self._loop.post(self._ask_who_is_there)
+
     def _consume(self, source: _Source) -> None:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(source, delivery))
@@ -327,12 +345,12 @@ class Controller:
         try:
             speaker = self._speakers.of(delivery, source.senders)
             if source.senders & LEARNERS and (speaker.account is None or speaker.account.role in LEARNERS):
-                subject.too(learner=speaker.name)
+                subject.learner(speaker.name)
             if self._is_over_limit(source, speaker):
                 self._observer.refused("over_limit")
                 return
             message, payload = m.decode(delivery.body)
-            subject.too_of(message)
+            subject.message(message)
             source.handle(message, payload, speaker)
         except MessageRefused as error:
             self._refuse(source.queue, delivery, speaker, str(error))
@@ -421,7 +439,8 @@ class Controller:
             compact=join.compact,
         )
         self._members.heard(join.learner, join.session, join.tasks, self._clock.now())
-        self._welcome(join.learner)
+        self._keys.note(join.learner, join.mailbox)
+        self._welcome(self._keys.of(join.learner))
         if new:
             log.info("learner %s joined; %d are there", join.learner, len(self._members))
             details = {"session": join.session, "software": join.software}
@@ -438,7 +457,8 @@ class Controller:
         if joining is None:
             return
         change = self._members.join_group(joining)
-        self._welcome(page.group)
+        self._keys.note(page.group, page.mailbox)
+        self._welcome(self._keys.of(page.group))
         if change.gone:
             self._say_gone(page.group, change.gone, "its group goes on without it")
         if change.is_new:
@@ -457,9 +477,9 @@ class Controller:
             )
         self._jobs.signal_all(s.GroupUp(page.group, joining.tasks))
 
-    def _welcome(self, name: str) -> None:
-        welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self.settings.heartbeat_s)
-        self._sender.send(self.topology.tasks, [self.topology.learner_key(name)], welcome, mandatory=True)
+    def _welcome(self, key: str) -> None:
+        welcome = m.Welcome(federation=self.settings.federation, heartbeat_s=self._members.heartbeat_s)
+        self._sender.send(self.topology.tasks, [key], welcome, mandatory=True)
 
     def _is_without_mailbox(self, exchange: str, key: str) -> None:
         """What was sent to one learner has reached no queue: its mailbox is lost, and made anew.
@@ -467,11 +487,12 @@ class Controller:
         Enrolled learners may not declare it themselves. What was in it is sent again when it is missed.
         """
         prefix = self.topology.learner_key("")
-        name = key.removeprefix(prefix)
+        name, _, generation = key.removeprefix(prefix).partition(".")
         if exchange != self.topology.tasks or not key.startswith(prefix):
             return
         log.warning("the mailbox of learner %s is not there: declaring it again", name)
-        self._sender.post(lambda: self._transport.declare(self.topology.for_learner(name)))
+        mailbox = self.topology.for_learner(name, int(generation or 0))
+        self._sender.post(lambda: self._transport.declare(mailbox))
 
     def _on_leave(self, leave: m.Leave) -> None:
         learner, reason = leave.learner, leave.reason or "it left"
@@ -488,10 +509,9 @@ class Controller:
         self._jobs.signal_all(s.GroupDown(group, members, reason))
 
     def _on_heartbeat(self, beat: m.Heartbeat) -> None:
+        self._keys.note(beat.learner, beat.mailbox)
         if not self._members.heard(beat.learner, beat.session, beat.tasks, self._clock.now()):
-            self._sender.send(
-                self.topology.tasks, [self.topology.learner_key(beat.learner)], m.Rejoin(), mandatory=True
-            )
+            self._sender.send(self.topology.tasks, [self._keys.of(beat.learner)], m.Rejoin(), mandatory=True)
             return
         is_group = self._members.is_group(beat.learner)
         for runner in self._jobs.running():
@@ -508,7 +528,7 @@ class Controller:
         for status in tasks:
             if self._jobs.runner(status.task.job) is None:
                 cancel = m.Cancel(task=status.task, reason="the job has ended")
-                self._sender.send(self.topology.tasks, [self.topology.learner_key(learner)], cancel)
+                self._sender.send(self.topology.tasks, [self._keys.of(learner)], cancel)
 
     def _on_inbox(self, message: m.Message, payload: memoryview | None, speaker: Speaker) -> None:
         if isinstance(message, m.ModelChunk) and payload is not None:
@@ -545,6 +565,8 @@ class Controller:
         timers = [self._ticked_at + self.settings.heartbeat_s]
         if (timer := self._jobs.next_timer()) is not None:
             timers.append(timer)
+        if self._jobs.has_news:
+            timers.append(self._flush_at)
         return min(timers) - self._clock.now()
 
     def _idle(self) -> None:
@@ -555,8 +577,14 @@ class Controller:
             self._ticked_at = now
             for lost in self._members.expire(now):
                 self._lost(lost)
+            if (heartbeat_s := self._members.pace()) is not None:
+                log.info("%d are there; heartbeats are %.1f s apart now", len(self._members), heartbeat_s)
+                self._welcome(self.topology.ALL_LEARNERS)
             self._jobs.signal_all(s.TimePassed())
-        self._flush()
+        is_urgent = self._jobs.has_urgent_news and self._unflushed_since is None
+        if self._jobs.has_news and (is_urgent or now >= self._flush_at):
+            self._flush()
+            self._flush_at = now + (FLUSH_EVERY_S if self._unflushed_since is None else FLUSH_AGAIN_AFTER_S)
 
     def _lost(self, lost: Lost) -> None:
         if lost.members is not None:
@@ -573,11 +601,6 @@ class Controller:
 
     def _ask_who_is_there(self) -> None:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
-
-
-def inbox_name(epoch: int) -> str:
-    """Each epoch has an inbox of its own: what was meant for another does not arrive here."""
-    return f"controller-{epoch}"
 
 
 def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:

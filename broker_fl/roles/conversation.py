@@ -5,7 +5,14 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Self
 
-from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, RequestRefused
+from broker_fl.errors import (
+    BrokerUnavailable,
+    FrameRefused,
+    MessageRefused,
+    QueueLost,
+    RequestRefused,
+    SettingRefused,
+)
 from broker_fl.interfaces import Delivery
 from broker_fl.model import Model
 from broker_fl.roles.runtime import Runtime, Waiting
@@ -17,8 +24,8 @@ from broker_fl.wire.events import Event, decode_event
 if TYPE_CHECKING:
     from broker_fl.roles.driver import Driver
 
-Answer = m.Reply | Exception
-"""An exception stands for all answers that would have come."""
+Answer = m.Reply | Exception | None
+"""An exception stands for all answers that would have come; None: they went where nobody reads any more."""
 EVENTS_PREFETCH = 256
 MAX_MODEL_BYTES = 8 << 30
 _REPEAT_AFTER_S = 10.0
@@ -51,13 +58,10 @@ class Answers:
         steady_s, refused = self._driver.runtime.steady_s, None
         give_up_at = steady_s() + self._driver.timeout_s
         while (left_s := give_up_at - steady_s()) > 0:
-            try:
-                reply = self._answers.get(timeout=min(left_s, _REPEAT_AFTER_S))
-            except queue.Empty:
+            reply = self._answer(min(left_s, _REPEAT_AFTER_S))
+            if reply is None:
                 self._driver.send(self._request)
                 continue
-            if isinstance(reply, Exception):
-                raise reply
             if isinstance(reply, m.Refused):
                 refused = reply
                 if not reply.again:
@@ -68,11 +72,21 @@ class Answers:
             if isinstance(reply, expected):
                 return reply
         if refused is not None:
-            raise RequestRefused(refused.reason)
+            raise (SettingRefused if refused.setting else RequestRefused)(refused.reason)
         raise BrokerUnavailable(
             f"no controller of federation {self._driver.topology.federation!r} answered within "
             f"{self._driver.timeout_s:g} s; is one running (broker-fl controller)?"
         )
+
+    def _answer(self, timeout_s: float) -> m.Reply | None:
+        """What came; None if it is time to ask again."""
+        try:
+            answer = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 class Download:
@@ -122,7 +136,7 @@ class Watch:
 
     def __init__(self, driver: Driver, job: str) -> None:
         self._driver = driver
-        self._watcher = f"{driver.id}-{driver.unique()[:8]}"
+        self._watcher = self._new_name()
         self._job = job
         self._batches: Waiting[tuple[bytes, ...] | None] = driver.runtime.queue()
 
@@ -138,13 +152,38 @@ class Watch:
 
     def _is_consuming(self) -> bool:
         """Begin; False while the broker is away."""
-        driver, name = self._driver, self._driver.topology.event_queue(self._watcher)
         try:
-            driver.transport.declare(driver.topology.for_watcher(self._watcher, self._job))
-            driver.transport.consume(name, self._take, prefetch=EVENTS_PREFETCH, exclusive=True)
+            self._consume(self._watcher)
+        except QueueLost:  # its node went down just now
+            self._driver.transport.cancel(self._driver.topology.event_queue(self._watcher))
+            self._watcher = self._new_name()
+            return False
         except BrokerUnavailable:
             return False
         return True
+
+    def _new_name(self) -> str:
+        return f"{self._driver.id}-{self._driver.unique()[:8]}"
+
+    def _consume(self, watcher: str) -> None:
+        driver, name = self._driver, self._driver.topology.event_queue(watcher)
+        driver.transport.declare(driver.topology.for_watcher(watcher, self._job))
+        driver.transport.consume(name, self._take, prefetch=EVENTS_PREFETCH, exclusive=True)
+
+    def move(self, queue: str) -> None:
+        """``queue`` is on a node that is down: if it is this one, have another. On a thread of the transport.
+
+        Raises:
+            BrokerUnavailable: there is none at the moment; the transport says again that it is lost.
+        """
+        driver = self._driver
+        if queue != driver.topology.event_queue(self._watcher):
+            return
+        watcher = self._new_name()
+        self._consume(watcher)
+        self._watcher = watcher
+        driver.transport.cancel(queue)
+        self.check()
 
     def __exit__(self, *_: object) -> None:
         self._driver.remove_watch(self)

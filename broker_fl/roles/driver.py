@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Self, TypeVar
 
-from broker_fl.errors import BrokerUnavailable, MessageRefused, RequestRefused, SettingError
+from broker_fl.errors import BrokerUnavailable, MessageRefused, QueueLost, RequestRefused, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
@@ -53,7 +53,9 @@ class Driver:
         self.topology = Topology(federation)
         self.runtime = runtime
         account = driver_account(transport.user, federation)
-        self.id = f"{account.name if account is not None else 'driver'}-{runtime.unique()[:12]}"
+        self._name = account.name if account is not None else "driver"
+        self.id = self._new_id()
+        """Names the queue of answers. It changes when that is on a node that goes down."""
         self.timeout_s = timeout_s
         self._transport = transport
         self._lock = threading.Lock()
@@ -62,14 +64,13 @@ class Driver:
         self._watches: set[Watch] = set()
         self._failure: Exception | None = None
         transport.on_reconnect(self._on_reconnect)
-        shared = self.topology.for_controller() if account is None else ()
-        transport.declare([*shared, *self.topology.for_driver(self.id)])
-        transport.consume(
-            self.topology.driver_queue(self.id),
-            self._take,
-            prefetch=REPLY_PREFETCH,
-            exclusive=True,
-        )
+        transport.on_queue_lost(self._on_queue_lost)
+        if account is None:
+            transport.declare(self.topology.for_controller())
+        try:
+            self._open(self.id)
+        except QueueLost:  # its node went down just now
+            self._on_queue_lost(self.topology.driver_queue(self.id))
 
     def __enter__(self) -> Self:
         return self
@@ -110,13 +111,14 @@ class Driver:
             chunk_bytes=spec.transfer.chunk_bytes,
         )
         submit = m.Submit(driver=self.id, request=self.unique(), job=job, spec=spec, model=manifest)
-        inbox, patience_s, again_at = "", 0.0, 0.0
+        inbox, patience_s, again_at, num_chunks = "", 0.0, 0.0, 0
         with Answers(self, submit) as answers:
             while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
                 is_new = (
                     answer.inbox != inbox
                 )  # another controller has taken over, and has nothing of the model
-                if not is_new and self.runtime.steady_s() < again_at:
+                grows, num_chunks = answer.num_chunks > num_chunks, answer.num_chunks
+                if not is_new and (grows or self.runtime.steady_s() < again_at):
                     continue
                 inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
                 publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
@@ -174,6 +176,11 @@ class Driver:
             RequestRefused: there is no such job or version.
             BrokerUnavailable: the model did not arrive; ``timeout_s`` counts from the last chunk.
         """
+        while True:
+            with suppress(QueueLost):
+                return self._download(job, version)
+
+    def _download(self, job: str, version: int | None) -> tuple[int, Model]:
         request = m.ReadModel(driver=self.id, request=self.unique(), job=job, version=version)
         try:
             follows = self.ask(request, m.ModelFollows)
@@ -212,6 +219,32 @@ class Driver:
             downloads = [one for one in self._downloads.values() if one.model == (chunk.job, chunk.version)]
         for download in downloads:
             download.add(chunk, payload)
+
+    def _new_id(self) -> str:
+        return f"{self._name}-{self.runtime.unique()[:12]}"
+
+    def _open(self, driver: str) -> None:
+        self._transport.declare(self.topology.for_driver(driver))
+        queue = self.topology.driver_queue(driver)
+        self._transport.consume(queue, self._take, prefetch=REPLY_PREFETCH, exclusive=True)
+
+    def _on_queue_lost(self, queue: str) -> None:
+        """On a thread of the transport: have another one, and ask again for what was asked for."""
+        with self._lock:
+            watches, waiting = list(self._watches), list(self._waiting.values())
+            downloads = list(self._downloads.values())
+        for watch in watches:
+            watch.move(queue)
+        if queue != self.topology.driver_queue(self.id):
+            return
+        driver = self._new_id()
+        self._open(driver)
+        self.id = driver
+        self._transport.cancel(queue)
+        for answers in waiting:
+            answers.put(None)
+        for download in downloads:
+            download.fail(QueueLost(f"queue {queue!r} is on a node that is down"))
 
     def _on_reconnect(self) -> None:
         with self._lock:
@@ -255,11 +288,11 @@ class Driver:
             self._waiting.pop(request, None)
 
     def send(self, request: m.Request) -> None:
-        """Publish a request."""
+        """Publish a request; it is answered where this driver reads now."""
         self._transport.publish(
             self.topology.control,
             [self.topology.CONTROL],
-            request.pack(),
+            request.model_copy(update={"driver": self.id}).pack(),
             persistent=True,
         )
 

@@ -10,11 +10,12 @@ from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
-from broker_fl.wire.events import Event
+from broker_fl.wire.events import Event, TaskAccepted, TaskFinished, UpdateFolded
 from broker_fl.wire.messages import EventBatch
 
 log = logging.getLogger(__name__)
 BATCH_BYTES = 1 << 20
+_OF_ONE_TASK = (TaskAccepted, TaskFinished, UpdateFolded)
 MAX_FORGOTTEN = 1_000_000
 """Numbers that a new controller leaves out. The one before may have published events that a store which lost
 power has forgotten; with their numbers, others would be taken for those, and never heard.
@@ -47,6 +48,8 @@ class EventLog:
         self.observer: Observer = NOBODY
         self._last = store.num_events(job) + (MAX_FORGOTTEN if is_continued else 0)
         self._pending: list[bytes] = []
+        self.is_urgent = False
+        """Whether something waits beside events of single tasks, of which there may be thousands."""
 
     @property
     def last(self) -> int:
@@ -56,8 +59,14 @@ class EventLog:
     def add(self, event: Event) -> None:
         """Give an event its number and time."""
         self._last += 1
+        self.is_urgent = self.is_urgent or not isinstance(event, _OF_ONE_TASK)
         self._pending.append(event.stamped(self._last, self._clock.now()).pack())
         self.observer.event(event)
+
+    @property
+    def num_pending(self) -> int:
+        """Events that are not stored yet."""
+        return len(self._pending)
 
     def flush(self) -> StoreUnavailable | None:
         """Store and publish what was added; an error of the store is returned, and it has to be tried again.
@@ -74,6 +83,7 @@ class EventLog:
             log.warning("events of job %s wait for the store: %s", self._job, error)
             return error
         pending, self._pending = self._pending, []
+        self.is_urgent = False
         for batch in _batches(pending):
             self._sender.send(self._topology.events, [self._job], EventBatch(job=self._job, events=batch))
         return None

@@ -154,6 +154,16 @@ class Jobs:
             if timer is not None and timer <= now:
                 runner.signal(s.TimePassed())
 
+    @property
+    def has_news(self) -> bool:
+        """Whether ``flush`` has something to do."""
+        return any(runner.has_news for runner in self._runners.values())
+
+    @property
+    def has_urgent_news(self) -> bool:
+        """Whether that should not wait for more."""
+        return any(runner.has_urgent_news for runner in self._runners.values())
+
     def flush(self) -> StoreUnavailable | None:
         """Write events out, and put away the jobs that have ended; the store's error if it is away."""
         away = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -103,7 +103,7 @@ class LearnerHost:
         self._transport = transport
         self._observer = NOBODY
         self._clock = Clock(runtime)
-        self._group = self._group_of(learners)
+        self._group = self._group_of(learners, runtime)
         alone = learners.items() if self._group is None else ()
         self._seats = {
             learner_id: _Seat(
@@ -135,7 +135,7 @@ class LearnerHost:
             transport, self.topology, self._readers(), is_group=self._group is not None
         )
 
-    def _group_of(self, learners: Mapping[str, Learner]) -> Group | None:
+    def _group_of(self, learners: Mapping[str, Learner], runtime: Runtime) -> Group | None:
         settings = self.settings
         if settings.group is None:
             return None
@@ -145,6 +145,7 @@ class LearnerHost:
             attributes=settings.attributes,
             num_workers=settings.num_workers,
             max_model_bytes=settings.max_model_bytes,
+            runtime=runtime,
         )
         group.report = lambda report: self._report(group.id, report)
         group.send = lambda task, share, is_asked_for: self._loop.post(
@@ -167,7 +168,8 @@ class LearnerHost:
     def status(self) -> LearnerStatus:
         """How it is doing; from any thread."""
         group = self._group
-        mailbox = self.topology.mailbox(group.id if group is not None else next(iter(self._seats)))
+        name = group.id if group is not None else next(iter(self._seats))
+        mailbox = self.topology.mailbox(name, self._mailboxes.generation(name))
         return LearnerStatus(
             num_learners=len(self._seats) if group is None else len(group),
             num_calls=self._loop.num_calls,
@@ -188,6 +190,7 @@ class LearnerHost:
             BrokerUnavailable: the broker does not answer.
         """
         self._mailboxes.open()
+        self._transport.on_queue_lost(self._move_mailbox)
         self._transport.on_reconnect(lambda: self._loop.post(self._join_all))
         self._loop.post(self._join_all)
         self._loop.start()
@@ -272,13 +275,18 @@ class LearnerHost:
 
         return sink
 
+    def _move_mailbox(self, queue: str) -> None:
+        """On a thread of the transport: the node of a queue is down."""
+        if self._mailboxes.move(queue):
+            self._loop.post(self._join_all)
+
     def _take(
         self, name: str, delivery: Delivery, handle: Callable[[m.Message, memoryview | None], None]
     ) -> None:
         with about(learner=name) as subject:
             try:
                 message, payload = m.decode(delivery.body)
-                subject.too_of(message)
+                subject.message(message)
                 handle(message, payload)
             except MessageRefused as error:
                 log.warning("learner %s refuses a message: %s", name, error)
@@ -298,7 +306,7 @@ class LearnerHost:
             case m.Cancel():
                 group.cancel(message)
             case m.Rejoin():
-                self._join_group(group)
+                self._join(group)
             case _:
                 self._on_welcome(message)
 
@@ -448,28 +456,27 @@ class LearnerHost:
     # ------------------------------------------------------------ reports
 
     def _join_all(self) -> None:
-        for seat in self._seats.values():
-            self._join(seat)
-        if self._group is not None:
-            self._join_group(self._group)
+        for party in self._parties():
+            self._join(party)
 
-    def _join_group(self, group: Group) -> None:
+    def _join(self, party: _Seat | Group) -> None:
         if not self._draining:
-            for page in group.joins(f"broker_fl {broker_fl.__version__}"):
-                self._report(group.id, page)
+            mailbox = {"mailbox": self._mailboxes.generation(party.id)}
+            for join in self._joins(party):
+                self._report(party.id, join.model_copy(update=mailbox))
 
-    def _join(self, seat: _Seat) -> None:
-        if self._draining:
-            return
+    def _joins(self, party: _Seat | Group) -> Iterable[m.Join | m.GroupJoin]:
+        if isinstance(party, Group):
+            return party.joins(SOFTWARE)
         join = m.Join(
-            learner=seat.id,
-            session=seat.session,
-            attributes=dict(seat.attributes),
+            learner=party.id,
+            session=party.session,
+            attributes=dict(party.attributes),
             software=SOFTWARE,
-            tasks=seat.statuses(),
+            tasks=party.statuses(),
             compact=True,
         )
-        self._report(seat.id, join)
+        return (join,)
 
     def _report(self, name: str, report: m.Message) -> None:
         self._reports.send(self.topology.reports, [f"{name}.{report.KIND}"], report, persistent=True)
@@ -515,7 +522,12 @@ class LearnerHost:
             return
         self._beat_waits = True
         for party in self._parties():
-            beat = m.Heartbeat(learner=party.id, session=party.session, tasks=party.statuses())
+            beat = m.Heartbeat(
+                learner=party.id,
+                session=party.session,
+                tasks=party.statuses(),
+                mailbox=self._mailboxes.generation(party.id),
+            )
             self._report(party.id, beat)
         self._reports.post(self._beat_sent)
 

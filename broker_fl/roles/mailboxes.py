@@ -1,14 +1,20 @@
-"""The mailboxes of a host of learners: declared by itself, or by those who enrolled it."""
+"""The mailboxes of a host of learners: declared by itself, or by those who enrolled it.
+
+A mailbox is a classic queue, which lives on one node of a broker's cluster. While that is down nobody can
+read it, and nobody can make another one of its name. So each has generations: ``NAME``, ``NAME.1``, …, with
+routing keys of their own; its reader takes the first that can be read, and says which when it joins.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 
-from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError
+from broker_fl.errors import AccessDenied, BrokerUnavailable, QueueLost, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Sink, Transport
-from broker_fl.topology import Topology
+from broker_fl.topology import MAX_GENERATIONS, Topology
 
 log = logging.getLogger(__name__)
 PREFETCH = 16
@@ -25,7 +31,10 @@ class Mailboxes:
         self._topology = topology
         self._readers = readers
         self._role = "group" if is_group else "learner"
+        self._is_enrolled = False
+        self._lock = threading.Lock()  # one thread tries those that are missing, another moves lost ones
         self._missing: set[str] = set()
+        self._generations = dict.fromkeys(readers, 0)
 
     def open(self) -> None:
         """Declare what a shared account may declare, and read.
@@ -36,33 +45,88 @@ class Mailboxes:
             SettingError: the account is enrolled as somebody else.
         """
         account = Account.of(self._transport.user)
+        self._is_enrolled = account is not None
         if account is None:
-            mailboxes = [entity for name in self._readers for entity in self._topology.for_learner(name)]
-            self._transport.declare([*self._topology.for_controller(), *mailboxes])
+            self._transport.declare(self._topology.for_controller())
         else:
             self._check(account)
-        for name in self._readers:
-            self._read(name, is_enrolled=account is not None)
+        with self._lock:
+            declared = self._declare_first()
+            for name in self._readers:
+                self._find(name, range(MAX_GENERATIONS), declared=declared)
 
     def open_missing(self) -> bool:
         """Try again those that were not there; True while some are missing, or have just come."""
-        if not self._missing:
-            return False
-        for name in sorted(self._missing):
-            try:
-                self._read(name, is_enrolled=True)
-            except (AccessDenied, BrokerUnavailable) as error:
-                log.warning("the mailbox of %s cannot be read: %s", name, error)
+        with self._lock:
+            if not self._missing:
+                return False
+            for name in sorted(self._missing):
+                try:
+                    self._find(name, range(MAX_GENERATIONS))
+                except (AccessDenied, BrokerUnavailable) as error:
+                    log.warning("the mailbox of %s cannot be read: %s", name, error)
+            return True
+
+    def generation(self, name: str) -> int:
+        """Of the mailbox that is read, or that is missing; 0 is the first."""
+        return self._generations[name]
+
+    def move(self, queue: str) -> bool:
+        """``queue`` is on a node that is down: read another one instead; False if it is none of ours.
+
+        Raises:
+            BrokerUnavailable: no other one can be had.
+        """
+        with self._lock:
+            name = next((name for name in self._readers if self._queue(name) == queue), None)
+            if name is None:
+                return False
+            lost = self._generations[name]
+            self._find(name, [one for one in range(MAX_GENERATIONS) if one != lost])
+            self._transport.cancel(queue)
+        log.warning("queue %r is on a node that is down; reading %r instead", queue, self._queue(name))
         return True
 
-    def _read(self, name: str, *, is_enrolled: bool) -> None:
+    def _queue(self, name: str) -> str:
+        return self._topology.mailbox(name, self._generations[name])
+
+    def _declare_first(self) -> bool:
+        """Declare the first generation of all at once; False if that has to be done one by one."""
+        if self._is_enrolled:
+            return False
+        try:
+            self._transport.declare(
+                [entity for name in self._readers for entity in self._topology.for_learner(name)]
+            )
+        except QueueLost as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    def _find(self, name: str, generations: Iterable[int], *, declared: bool = False) -> None:
+        """Read the first of these that is not on a node that is down."""
+        before = self._generations[name]
+        for generation in generations:
+            try:
+                if not (self._is_enrolled or (declared and generation == 0)):
+                    self._transport.declare(self._topology.for_learner(name, generation))
+                self._read(name, generation)
+            except QueueLost as error:
+                log.warning("%s", error)
+            else:
+                return
+        self._generations[name] = before
+        raise QueueLost(f"all {MAX_GENERATIONS} mailboxes of {name!r} are on nodes that are down")
+
+    def _read(self, name: str, generation: int) -> None:
+        self._generations[name] = generation
         try:
             self._consume(name)
         except AccessDenied:
             raise
         except SettingError as error:
-            if not is_enrolled:  # somebody has deleted it since it was declared
-                self._transport.declare(self._topology.for_learner(name))
+            if not self._is_enrolled:  # somebody has deleted it since it was declared
+                self._transport.declare(self._topology.for_learner(name, generation))
                 self._consume(name)
                 return
             self._missing.add(name)
@@ -77,8 +141,7 @@ class Mailboxes:
             self._missing.discard(name)
 
     def _consume(self, name: str) -> None:
-        mailbox = self._topology.mailbox(name)
-        self._transport.consume(mailbox, self._readers[name], prefetch=PREFETCH, exclusive=True)
+        self._transport.consume(self._queue(name), self._readers[name], prefetch=PREFETCH, exclusive=True)
 
     def _check(self, account: Account) -> None:
         """Hold the account against who we are."""

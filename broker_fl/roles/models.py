@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
@@ -16,7 +16,8 @@ from broker_fl.model import Model, ModelSpec
 from broker_fl.wire.chunks import num_chunks
 from broker_fl.wire.messages import VersionSummary
 
-STORE_CHUNK_BYTES = 4 << 20
+FORMER_CHUNK_BYTES = 4 << 20
+"""Of versions and updates that do not say theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class VersionRecord:
     committed_at: float
     memory_spec: ModelSpec | None = None
     """Of what the aggregation rule keeps for the next round, if it keeps anything."""
+    chunk_bytes: int = FORMER_CHUNK_BYTES
+    """Of the pieces in which it is stored."""
 
     def pack(self) -> bytes:
         """The record as the store's manifest."""
@@ -38,6 +41,7 @@ class VersionRecord:
             "digest": self.digest,
             "committed_at": self.committed_at,
             "memory_spec": self.memory_spec.to_wire() if self.memory_spec else None,
+            "chunk_bytes": self.chunk_bytes,
         }
         packed: bytes = msgpack.packb(fields)
         return packed
@@ -81,9 +85,10 @@ class Versions:
             StoreUnavailable: the store does not answer or cannot write; may be tried again.
             VersionsLost: the version before this one is not in the store any more.
         """
-        stored_pieces = pieces(combined.model)
+        record = replace(record, chunk_bytes=self._store.chunk_bytes)
+        stored_pieces = pieces(combined.model, record.chunk_bytes)
         if combined.memory is not None:
-            stored_pieces += pieces(combined.memory)
+            stored_pieces += pieces(combined.memory, record.chunk_bytes)
         for index, piece in enumerate(stored_pieces):
             self._store.write_chunk(self._job, record.version, index, piece, epoch=self._epoch)
         stored = StoredVersion(version=record.version, manifest=record.pack(), num_chunks=len(stored_pieces))
@@ -115,7 +120,7 @@ class Versions:
         """
         stored = self._stored(version)
         record = VersionRecord.unpack(stored.manifest)
-        model = self._assemble(stored, record.spec, first=0)
+        model = self._assemble(stored, record, record.spec, first=0)
         if model.digest != record.digest:
             raise StoreUnavailable(f"{self._name(stored)} is corrupt in the store: its digest differs")
         return record, model
@@ -131,8 +136,8 @@ class Versions:
         record = VersionRecord.unpack(stored.manifest)
         if record.memory_spec is None:
             return None
-        first = num_chunks(record.spec.num_bytes, STORE_CHUNK_BYTES)
-        return self._assemble(stored, record.memory_spec, first=first)
+        first = num_chunks(record.spec.num_bytes, record.chunk_bytes)
+        return self._assemble(stored, record, record.memory_spec, first=first)
 
     def _stored(self, version: int | None) -> StoredVersion:
         stored = self._store.versions(self._job)
@@ -142,10 +147,14 @@ class Versions:
             raise RequestRefused(f"job {self._job!r} has no version {version}; kept are: {kept}")
         return found
 
-    def _assemble(self, stored: StoredVersion, spec: ModelSpec, *, first: int) -> Model:
+    def _assemble(
+        self, stored: StoredVersion, record: VersionRecord, spec: ModelSpec, *, first: int
+    ) -> Model:
         try:
             return assemble(
-                spec, lambda index: self._store.read_chunk(self._job, stored.version, first + index)
+                spec,
+                record.chunk_bytes,
+                lambda index: self._store.read_chunk(self._job, stored.version, first + index),
             )
         except (KeyError, ValueError) as error:
             raise StoreUnavailable(f"{self._name(stored)} is not whole in the store: {error}") from error
@@ -154,21 +163,21 @@ class Versions:
         return f"version {stored.version} of job {self._job!r}"
 
 
-def pieces(model: Model) -> list[memoryview]:
+def pieces(model: Model, chunk_bytes: int) -> list[memoryview]:
     """What is stored of a model, in order; nothing is copied."""
     view = memoryview(model.buffer.data)
-    count = num_chunks(model.spec.num_bytes, STORE_CHUNK_BYTES)
-    return [view[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES] for index in range(count)]
+    count = num_chunks(model.spec.num_bytes, chunk_bytes)
+    return [view[index * chunk_bytes : (index + 1) * chunk_bytes] for index in range(count)]
 
 
-def assemble(spec: ModelSpec, read: Callable[[int], bytes]) -> Model:
+def assemble(spec: ModelSpec, chunk_bytes: int, read: Callable[[int], bytes]) -> Model:
     """The model of which ``read`` gives the pieces, by index; what it raises goes on to the caller.
 
     Raises:
         ValueError: a piece does not fit.
     """
     buffer = recycled.empty(spec.num_bytes)
-    for index in range(num_chunks(spec.num_bytes, STORE_CHUNK_BYTES)):
-        place = buffer[index * STORE_CHUNK_BYTES : (index + 1) * STORE_CHUNK_BYTES]
+    for index in range(num_chunks(spec.num_bytes, chunk_bytes)):
+        place = buffer[index * chunk_bytes : (index + 1) * chunk_bytes]
         place[...] = np.frombuffer(read(index), np.uint8)
     return Model(spec, buffer)

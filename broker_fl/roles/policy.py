@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -38,6 +37,7 @@ from broker_fl.errors import SettingError, TaskDeclined
 from broker_fl.interfaces import Learner, Metrics, TaskContext, Update
 from broker_fl.job_problems import problems
 from broker_fl.model import Arrays
+from broker_fl.toml_file import read_toml
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.fields import Identifier, Positive
 from broker_fl.wire.job import Patterns
@@ -244,12 +244,7 @@ def read_policy(path: Path) -> Policy:
     Raises:
         SettingError: it cannot be read, or fields of it are wrong; all of them are named.
     """
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError(f"the policy file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not valid TOML: {error}") from error
+    fields = read_toml(path, "policy file")
     try:
         return Policy.model_validate(fields)
     except ValidationError as error:

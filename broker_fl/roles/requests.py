@@ -13,7 +13,7 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState
-from broker_fl.errors import AppError, FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingRefused, StoreUnavailable
 from broker_fl.extensions import try_own_code
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelError, ModelSpec
@@ -63,6 +63,8 @@ class Requests:
         self._max_model_bytes = max_model_bytes
         self._jobs = jobs
         self._pending: dict[str, _Pending] = {}
+        self._reading: set[str] = set()
+        """Requests for models that are being answered."""
         self._user = ""
         """Whose request is being answered."""
         self._answers: dict[type, Callable[[Any], None]] = {
@@ -159,7 +161,13 @@ class Requests:
             raise RequestRefused(f"job {submit.job!r} was submitted before, with another initial model")
         else:
             pending.submit = submit
-        answer = m.Submitted(request=submit.request, job=submit.job, inbox=self._services.inbox)
+        there = self._pending[submit.job].assembly
+        answer = m.Submitted(
+            request=submit.request,
+            job=submit.job,
+            inbox=self._services.inbox,
+            num_chunks=there.count - there.num_missing,
+        )
         self._reply(submit, answer)
 
     def _forget_abandoned(self) -> None:
@@ -185,7 +193,7 @@ class Requests:
         try:
             self._begin(pending.submit, Combined(model=self._arrived(pending)), pending.user)
         except (RequestRefused, FrameRefused) as error:
-            self._reply(pending.submit, m.Refused(request=pending.submit.request, reason=str(error)[:2000]))
+            self._reply(pending.submit, _refused(pending.submit, error))
 
     def _arrived(self, pending: _Pending) -> Model:
         """The initial model, whole and usable."""
@@ -240,7 +248,7 @@ class Requests:
         try:
             try_own_code(spec, model, self._jobs.members.members(), self._services.own)
         except AppError as error:
-            raise RequestRefused(str(error)) from error
+            raise SettingRefused(str(error)) from error
 
     def _refuse_groups(self, spec: JobSpec) -> None:
         """Members of groups send sums; a rule that needs each update by itself is told so at once."""
@@ -253,7 +261,7 @@ class Requests:
             cause = f"the rule {spec.rule.name!r} needs"
             if isinstance(spec.rule, Summable):
                 cause = f"updates as changes (encoding {spec.transfer.encoding!r}) need"
-            raise RequestRefused(
+            raise SettingRefused(
                 f"{cause} the update of each learner by itself, and {in_groups} of the learners are in "
                 "groups, which send sums: choose 'fedavg' or 'fedprox' with an encoding of values, leave "
                 "these learners out by 'selector.where', or start their hosts without a group"
@@ -322,6 +330,8 @@ class Requests:
     def _read_model(self, request: m.ReadModel) -> None:
         self._state(request.job)
         services = self._services
+        if request.request in self._reading:  # asked again because a large one takes its time
+            return
         record, model = services.versions(request.job).read(request.version)
         manifest = m.ModelManifest(
             version=record.version,
@@ -333,10 +343,16 @@ class Requests:
         )
         answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
         exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
-        services.bulk_sender.send(exchange, keys, answer)
-        services.bulk_sender.post(
-            lambda: publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
-        )
+        self._reading.add(request.request)
+
+        def publish() -> None:
+            try:
+                services.transport.publish(exchange, keys, answer.pack())
+                publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
+            finally:
+                services.post(lambda: self._reading.discard(request.request))
+
+        services.bulk_sender.post(publish)
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()
@@ -346,6 +362,8 @@ class Requests:
                 "not confirmed the lease for a while"
             )
         if job not in states:
+            if self._store.num_events(job):  # raises if the store is away: then nobody knows who is in charge
+                raise StoreUnavailable(f"job {job!r} is another controller's, which has taken over")
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")
         return states[job]
@@ -359,6 +377,11 @@ class Requests:
         self._services.sender.send(topology.answers, [topology.driver_key(request.driver)], reply)
 
 
+def _refused(request: m.Request, error: Exception, *, again: bool = False) -> m.Refused:
+    setting = isinstance(error, SettingRefused)
+    return m.Refused(request=request.request, reason=str(error)[:2000], again=again, setting=setting)
+
+
 def _update_bytes(spec: JobSpec, model: Model) -> int:
     kept = spec.buffers_of(model.spec)
     return encoding(spec.transfer.encoding, kept).num_bytes(_update_spec(spec, model))
@@ -369,7 +392,7 @@ def _update_spec(spec: JobSpec, model: Model) -> ModelSpec:
     try:
         return joined_spec(model.spec) if isinstance(spec.rule, Scaffold) else model.spec
     except ModelError as error:
-        raise RequestRefused(f"the rule {spec.rule.name!r} cannot have this model: {error}") from error
+        raise SettingRefused(f"the rule {spec.rule.name!r} cannot have this model: {error}") from error
 
 
 def _num_bytes(part: m.Part) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,6 +99,8 @@ class JobRunner:
         self._shares = ShareReceiver(spec, job.state.spec.transfer)
         self._accumulator: Accumulator | None = None
         self._model = (job.state.version, model) if model is not None else None
+        self._on_its_way: tuple[int, weakref.ref[Model]] | None = None
+        """A version that is held no more, for as long as a sender has it."""
         self._lets_go = lets_go(job.state.spec, spec)
         self._memory: tuple[int, Model | None] | None = None
         self._carried: tuple[int, object] = -1, None
@@ -160,6 +163,16 @@ class JobRunner:
         if self.job.state.phase is not Phase.ENDED:
             self._events.add(event)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether events wait, or the job has ended and can be put away."""
+        return self._events.num_pending > 0 or self.job.state.phase is Phase.ENDED
+
+    @property
+    def has_urgent_news(self) -> bool:
+        """Whether more has happened than tasks going on, or the job has ended."""
+        return self._events.is_urgent or self.job.state.phase is Phase.ENDED
+
     def flush(self) -> StoreUnavailable | None:
         """Store and publish the job's events; the store's error if it is away."""
         with about(job=self.job.state.job):
@@ -167,13 +180,13 @@ class JobRunner:
 
     def heartbeat(self, report: s.LearnerReported) -> None:
         """Take in what a learner says it holds."""
-        recent = self._now() - 2 * self._services.heartbeat_s
+        recent = self._now() - 2 * self._services.members.heartbeat_s
         receiving = report.learner in self._sending or self._receiver.active(report.learner, recent)
         self.signal(s.LearnerReported(report.learner, report.tasks, receiving))
 
     def group_heartbeat(self, report: s.GroupReported) -> None:
         """Take in what a group says it holds."""
-        recent = self._now() - 2 * self._services.heartbeat_s
+        recent = self._now() - 2 * self._services.members.heartbeat_s
         receiving = report.group in self._sending or self._shares.active(report.group, recent)
         self.signal(s.GroupReported(report.group, report.tasks, receiving))
 
@@ -399,7 +412,7 @@ class JobRunner:
 
     def _tell(self, learners: tuple[str, ...], message: Cancel | UploadRequest) -> None:
         topology = self._services.topology
-        keys = [topology.learner_key(learner) for learner in learners]
+        keys = [self._services.keys.of(learner) for learner in learners]
         self._services.sender.send(topology.tasks, keys, message)
 
     def _save(self) -> None:
@@ -482,7 +495,7 @@ class JobRunner:
 
         self._services.bulk_sender.post(publish)
         if self._lets_go:
-            self._model = None
+            self._model, self._on_its_way = None, (action.version, weakref.ref(model))
 
     def _sent(self, addressees: tuple[str, ...]) -> None:
         self._sending.subtract(addressees)
@@ -527,6 +540,9 @@ class JobRunner:
         return self._memory[1]
 
     def _model_of(self, version: int) -> Model:
+        if self._model is None and self._on_its_way is not None and self._on_its_way[0] == version:
+            model = self._on_its_way[1]()
+            self._model = None if model is None else (version, model)
         if self._model is None or self._model[0] != version:
             versions = self._services.versions(self.job.state.job)
             self._model = (version, self._read(lambda: versions.read(version))[1])

@@ -12,6 +12,7 @@ from broker_fl.interfaces import Store, Transport
 from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.auditing import AuditLog
 from broker_fl.roles.models import Versions
+from broker_fl.roles.places import Inbox, Keys
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology
@@ -39,9 +40,9 @@ class Services:
     bulk_sender: Sender
     """For models; nothing small waits behind them."""
     clock: Clock
-    inbox: str
+    place: Inbox
+    keys: Keys
     epoch: int
-    heartbeat_s: float
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist
@@ -54,6 +55,11 @@ class Services:
     observer: Observer = NOBODY
     audit: AuditLog
     """Who did what."""
+
+    @property
+    def inbox(self) -> str:
+        """Where updates are to be sent, by the name that tasks bring."""
+        return self.place.name
 
     def versions(self, job: str) -> Versions:
         """The model versions of a job."""

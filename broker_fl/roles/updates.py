@@ -17,7 +17,7 @@ from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import StoreUnavailable
 from broker_fl.interfaces import Contribution
 from broker_fl.model import ModelSpec
-from broker_fl.roles.models import assemble, pieces
+from broker_fl.roles.models import FORMER_CHUNK_BYTES, assemble, pieces
 from broker_fl.roles.services import Services
 
 
@@ -51,7 +51,8 @@ class StoredUpdates(Mapping[str, Contribution]):
         store, job = self._services.store, self._state.job
         try:
             header: dict[str, Any] = msgpack.unpackb(store.read_update(job, name, 0))
-            model = assemble(self._spec, lambda index: store.read_update(job, name, 1 + index))
+            chunk_bytes = header.pop("chunk_bytes", FORMER_CHUNK_BYTES)
+            model = assemble(self._spec, chunk_bytes, lambda index: store.read_update(job, name, 1 + index))
         except (KeyError, ValueError) as error:
             raise StoreUnavailable(
                 f"update {name} of job {job!r} is not whole in the store: {error}"
@@ -76,12 +77,14 @@ class StoredUpdates(Mapping[str, Contribution]):
             services.persist(lambda: services.store.drop_updates(state.job, replaced, epoch=services.epoch))
 
     def _write(self, update: Contribution, name: str) -> None:
+        chunk_bytes = self._services.store.chunk_bytes
         header = {
             "num_examples": update.num_examples,
             "num_steps": update.num_steps,
             "digest": update.model.digest,
+            "chunk_bytes": chunk_bytes,
         }
-        parts = [memoryview(msgpack.packb(header)), *pieces(update.model)]
+        parts = [memoryview(msgpack.packb(header)), *pieces(update.model, chunk_bytes)]
         job, services = self._state.job, self._services
 
         def write() -> None:

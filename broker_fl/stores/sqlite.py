@@ -62,6 +62,8 @@ class SQLiteStore:
         SettingError: the file cannot be made or read, is no such store, or is another federation's.
     """
 
+    chunk_bytes = 4 << 20
+
     def __init__(
         self,
         path: str | Path,

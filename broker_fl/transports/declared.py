@@ -10,12 +10,15 @@ class Declared:
 
     def __init__(self) -> None:
         self._entities: dict[Entity, None] = {}
+        self._of_queue: dict[str, dict[Entity, None]] = {}
 
     def remember(self, entity: Entity) -> None:
         self._entities[entity] = None
+        if (queue := _queue_name(entity)) is not None:
+            self._of_queue.setdefault(queue, {})[entity] = None
 
     def forget_queue(self, name: str) -> None:
-        for entity in self.of_queue(name):
+        for entity in self._of_queue.pop(name, ()):
             del self._entities[entity]
 
     def everything(self) -> list[Entity]:
@@ -23,7 +26,7 @@ class Declared:
 
     def of_queue(self, name: str) -> list[Entity]:
         """The queue and its bindings."""
-        return [entity for entity in self._entities if _queue_name(entity) == name]
+        return list(self._of_queue.get(name, ()))
 
     def names_exchange(self, name: str) -> bool:
         return any(

@@ -47,6 +47,7 @@ UpdateForm = Literal["values", "changes", "sum"]
 """``sum`` is a group's: the weighted sum of its learners' values, un-normalised (``Task.learners``)."""
 Control = Literal["none", "change", "lost"]
 Weighting = Literal["examples", "steps", "equal"]
+Generation = Annotated[int, Field(ge=0, le=255)]
 
 
 class Message(BaseModel):
@@ -230,6 +231,8 @@ class Join(Message):
     tasks: TaskStatuses = ()
     compact: bool = False
     """Whether the learner takes a task inside of its model's only chunk (``ModelChunk.task``)."""
+    mailbox: Generation = 0
+    """Which of its mailboxes it reads: 0 is the first; another one, while that is on a node that is down."""
 
 
 class Leave(Message):
@@ -248,6 +251,8 @@ class Heartbeat(Message):
     learner: Identifier
     session: Identifier
     tasks: TaskStatuses = ()
+    mailbox: Generation = 0
+    """As in ``join``."""
 
 
 class Accepted(Message):
@@ -289,6 +294,8 @@ class GroupJoin(Message):
     num_pages: Annotated[int, Field(ge=1, le=MAX_GROUP)] = 1
     software: Annotated[str, Field(max_length=128)] = ""
     tasks: TaskStatuses = ()
+    mailbox: Generation = 0
+    """As in ``join``."""
 
     @model_validator(mode="after")
     def _columns_fit(self) -> Self:
@@ -641,6 +648,8 @@ class Refused(Reply):
     reason: Text
     again: bool = False
     """Whether the reason may pass, as a store does that is away: then the request may be sent again."""
+    setting: bool = False
+    """Whether a setting of the request is wrong, or does not fit the federation."""
 
 
 class Done(Reply):
@@ -655,6 +664,8 @@ class Submitted(Reply):
     KIND: ClassVar[str] = "submitted"
     job: Identifier
     inbox: Identifier
+    num_chunks: Count = 0
+    """Of the initial model, that have arrived so far: while they grow in number, none need be sent again."""
 
 
 class JobSummary(Part):

@@ -35,6 +35,8 @@ Chunks = dict[int, bytes]
 class DictStore:
     """The contract, without durability, threads or time: a lease ends when it is released."""
 
+    chunk_bytes = 1 << 20
+
     def __init__(self) -> None:
         self.epoch = 0
         self.holder: str | None = None

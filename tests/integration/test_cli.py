@@ -171,6 +171,16 @@ def wait_until(done: Callable[[], bool], explain: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Of every process there is."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        yield f"the command line of {entry.name}", line
+
+
 @pytest.fixture
 def shell(tmp_path: Path, amqp_url: str, redis_url: str, federation: str) -> Iterator[Shell]:
     (tmp_path / "app.py").write_text(APP, "utf-8")
@@ -560,6 +570,8 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
     password = settings.read_text("utf-8").partition("broker-fl:")[2].partition("@")[0]
     assert password
     assert password not in shown + shell.stderr
+    logs = "".join(path.read_text("utf-8") for path in cluster.glob("*.out"))
+    assert password not in "".join(line for _, line in command_lines()) + logs
 
     clean = {f"BROKER_FL_{name}": "" for name in ("BROKER", "STORE", "FEDERATION")}
     example = str(ROOT / "examples" / "job.toml")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +18,14 @@ import pytest
 from broker_fl.errors import AccessDenied, RequestRefused, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.joinfile import read_join_file
+from broker_fl.identity.management import ManagementApi
 from broker_fl.roles.driver import Driver
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.wire.job import JobSpec
 from tests.servers.enrolling import DEADLINE_S, Adds, Operator, eventually
 from tests.servers.provision import Broker
+from tests.servers.secured import SecuredRabbitMQ
 
 
 @pytest.fixture
@@ -146,6 +152,17 @@ def test_learners_that_could_be_taken_for_members_of_a_group_are_not_enrolled(op
     assert not (operator.folder / "x.join").exists()
 
 
+@pytest.mark.parametrize("role", ["learner", "group", "driver", "observer"])
+def test_doctor_finds_nothing_wrong_with_an_enrolled_account(operator: Operator, role: str) -> None:
+    by = operator.enroll("hospital-a", role)
+    operator.forget_environment()
+    done = operator.run("doctor", "--join", str(by), "--json")
+    found = [one for one in json.loads(done.output) if one["about"] == "Broker"]
+    wrong = [one for one in found if one["level"] == "error"]
+    assert not wrong
+    assert any("has the permissions" in one["what"] for one in found)
+
+
 def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
     for typed in (["--management", "http://admin:geheim@127.0.0.1:1"], ["--management-password", "geheim"]):
         done = operator.run("members", *typed, ok=False)
@@ -166,3 +183,94 @@ def test_what_an_operator_does_is_written_down(operator: Operator) -> None:
     (operator.folder / "no").write_text("")
     operator.run("enroll", "hospital-b", "--audit", str(unwritable), "--out", "b.join", ok=False)
     assert not any("hospital-b" in user for user in operator.api.users()), "nothing is done unwritten"
+
+
+APP = """
+import numpy as np
+from broker_fl import Update
+
+class Adder:
+    def train(self, model, task):
+        return Update(model={"w": model["w"] + 1}, num_examples=1)
+
+    def evaluate(self, model, task):
+        return {}
+
+def make_learner(context):
+    return Adder()
+
+def initial_model():
+    return {"w": np.zeros(8, "f4")}
+"""
+JOB = """
+name = "adding"
+[model]
+app = "app.py"
+[protocol]
+min_learners = 2
+[termination]
+rounds = 2
+"""
+
+
+def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_url: str) -> None:
+    """What a site types: no URL, no federation, no name, and nothing secret."""
+    roles = {"main": "controller", "ana": "driver", "hospital-a": "learner", "site": "group"}
+    files = {name: operator.enroll(name, role) for name, role in roles.items()}
+    (operator.folder / "app.py").write_text(APP, encoding="utf-8")
+    (operator.folder / "job.toml").write_text(JOB, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_FL_")}
+
+    def command(*arguments: str) -> list[str]:
+        assert not any(str(read_join_file(file).password) in " ".join(arguments) for file in files.values())
+        return [sys.executable, "-m", "broker_fl.cli", *arguments]
+
+    daemons = [
+        subprocess.Popen(command(*arguments), cwd=operator.folder, env=environment, stderr=subprocess.DEVNULL)
+        for arguments in (
+            ("controller", "--join", str(files["main"]), "--store", redis_url),
+            ("learner", "--join", str(files["hospital-a"]), "app.py:make_learner"),
+            ("learner", "--join", str(files["site"]), "--count", "2", "app.py:make_learner"),
+        )
+    ]
+    try:
+        submit = command("submit", "job.toml", "--join", str(files["ana"]), "--app", "app.py", "--watch")
+        done = subprocess.run(
+            submit,
+            cwd=operator.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        for daemon in daemons:
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(60)
+
+
+def test_a_certificate_is_the_login_of_an_account_without_a_password(
+    tmp_path: Path, secured_rabbitmq: SecuredRabbitMQ, federation: str
+) -> None:
+    server, user = secured_rabbitmq, f"{federation}.learner.hospital-a"
+    node, certificates = server.node, server.certificates
+    api = ManagementApi(node.management_url, user=node.user, password=node.password)
+    shown = certificates.of(user)
+    with Operator(tmp_path, node.url, api, federation, shown_url=server.url()) as by:
+        out, ca = tmp_path / "a.join", str(certificates.authority.file)
+        by.run(
+            *("enroll", "hospital-a", "--out", str(out), "--tls-ca", ca),
+            *("--certificate", str(shown.cert_file), "--key", str(shown.key_file)),
+        )
+        file = read_join_file(out)
+        assert file.password is None
+        transport = RabbitMQTransport(file.url, security=file.security(out))
+        transport.consume(by.topology.mailbox("hospital-a"), print, prefetch=1, exclusive=True)
+        assert transport.user == user
+        transport.close()
+        for password in ("", "guess"):
+            with pytest.raises(AccessDenied):
+                RabbitMQTransport(f"amqp://{user}:{password}@127.0.0.1:{node.port}/")

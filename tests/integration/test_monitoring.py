@@ -210,7 +210,8 @@ def test_not_ready_while_the_broker_is_away_and_blocked_time_is_counted(
         controller = start("controller", "controller", *options)
         learner = start("learner", "learner", "app.py", "--id", "site", *options[:4])
         until(controller.is_ready)
-        until(lambda: learner.samples()["broker_fl_welcomed"])  # from now on it publishes twice a second
+        # It has joined; from now on it publishes twice a second.
+        until(lambda: learner.samples().get("broker_fl_welcomed"))
         private_rabbitmq.control("set_vm_memory_high_watermark", "absolute", "1MB")
         until(lambda: learner.samples()["broker_fl_broker_blocked"] == 1)
         private_rabbitmq.control("set_vm_memory_high_watermark", "0.6")
@@ -266,3 +267,13 @@ def test_a_port_that_is_taken_is_a_wrong_setting(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"Error: metrics cannot be served at 127.0.0.1:{port}" in done.stderr
     assert "--metrics-port" in done.stderr
+
+
+def test_every_metric_is_on_the_page_of_operations(watched: Federation) -> None:
+    page = (MONITORING.parents[1] / "docs" / "operations.md").read_text()
+    text = "".join(one.page("/metrics")[1] for one in (watched.controller, watched.learners[0]))
+    kinds = dict(re.findall(r"^# TYPE broker_fl_(\w+) (\w+)$", text, re.MULTILINE))
+    # prometheus_client tells beside each counter and histogram when it was made.
+    names = {name for name in kinds if not name.endswith("_created")}
+    assert len(names) > 35
+    assert {name for name in names if f"`{name}`" not in page} == set()

@@ -54,7 +54,10 @@ class Adds:
 class Operator:
     """Enrols parties of one federation by the command line, and runs their roles."""
 
-    def __init__(self, folder: Path, url: str, api: ManagementApi, federation: str) -> None:
+    def __init__(
+        self, folder: Path, url: str, api: ManagementApi, federation: str, *, shown_url: str | None = None
+    ) -> None:
+        """``url`` is an administrator's; ``shown_url``, if it is another one, is what join files say."""
         self.folder = folder
         self.url = url
         self.api = api
@@ -66,7 +69,7 @@ class Operator:
         self._environment = {
             "BROKER_FL_MANAGEMENT": f"http://{account.username}@{urlsplit(api.place).netloc}",
             "BROKER_FL_MANAGEMENT_PASSWORD": str(account.password),
-            "BROKER_FL_BROKER": url,
+            "BROKER_FL_BROKER": shown_url or url,
             "BROKER_FL_FEDERATION": federation,
         }
 
@@ -81,8 +84,12 @@ class Operator:
         for user in self.api.records(f"broker_fl.{self.federation}."):
             self.api.delete_record(f"broker_fl.{self.federation}.{user}")
 
-    def run(self, *arguments: str, ok: bool = True) -> Result:
-        done = CliRunner().invoke(commands, arguments, env=self._environment)
+    def forget_environment(self) -> None:
+        """What a site has: nothing but its join file."""
+        self._environment.clear()
+
+    def run(self, *arguments: str, ok: bool = True, input: str | None = None) -> Result:  # noqa: A002
+        done = CliRunner().invoke(commands, arguments, input=input, env=self._environment)
         assert (done.exit_code == 0) is ok, done.output
         return done
 

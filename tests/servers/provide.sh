@@ -53,11 +53,13 @@ install_missing() {
     if has systemctl; then $as_root systemctl disable $units >/dev/null 2>&1 || true; fi
 }
 
-# Single tests want these, and are skipped without them: sshd for `broker-fl fleet`, promtool for the alert rules.
+# Single tests want these, and are skipped without them: sshd for `broker-fl fleet`, promtool for the alert rules,
+# tinyproxy for brokers behind an HTTP proxy.
 install_extras() {
     missing=""
     has sshd || missing="$missing openssh-server"
     has promtool || missing="$missing prometheus"
+    has tinyproxy || missing="$missing tinyproxy"
     if [ -n "$missing" ] && may_install; then
         install_missing || echo "Could not install$missing: the tests that need them will be skipped." >&2
     fi

@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,6 +102,29 @@ def private_rabbitmq(directory: Path) -> Iterator[RabbitMQNode]:
         node.kill()  # a tidy stop takes 6 s with the management interface, and nobody needs the data
         node.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def rabbitmq_cluster(root: Path, *, num_nodes: int = 3) -> Iterator[list[RabbitMQNode]]:
+    """A cluster of our own; it starts in about 20 s on two processors, and takes 120 MB for each node."""
+    if not rabbitmq_available():
+        _missing("RabbitMQ", AMQP_VARIABLE)
+    settings = {"cluster_partition_handling": "pause_minority"}
+    first = RabbitMQNode(root / "cluster-0", management=True, schedulers=1, settings=settings)
+    others = [
+        RabbitMQNode(root / f"cluster-{number}", schedulers=1, settings=settings, joins=first)
+        for number in range(1, num_nodes)
+    ]
+    try:
+        first.start()
+        with ThreadPoolExecutor(len(others)) as starting:
+            list(starting.map(_start_in_cluster, others))
+        yield [first, *others]
+    finally:
+        for node in (*others, first):
+            node.kill()
+            node.stop()
+            shutil.rmtree(node.directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -198,6 +222,11 @@ def _redis_container() -> Iterator[Store]:
         yield Store(url=f"redis://{host}:{port}/0", ours=True)
     finally:
         container.stop()
+
+
+def _start_in_cluster(node: RabbitMQNode) -> None:
+    node.start()
+    node.control("await_startup")  # it takes connections before it can take part in making a virtual host
 
 
 def _missing(server: str, variable: str) -> NoReturn:

@@ -25,6 +25,8 @@ class MemoryStore:
     ``forgets_versions``: commits too are on the disk within a second only, as with ``appendfsync everysec``.
     """
 
+    chunk_bytes = 1 << 20
+
     def __init__(self, clock: Callable[[], float], *, forgets_versions: bool = False) -> None:
         self._clock = clock
         self._forgets_versions = forgets_versions
@@ -208,6 +210,8 @@ class StoreServer:
 
 class StoreLine:
     """See ``Store``: one controller's connection; each call takes its time, and may fail or be its last."""
+
+    chunk_bytes = MemoryStore.chunk_bytes
 
     def __init__(self, server: StoreServer, process: Process, audit: Any) -> None:
         self._server = server

@@ -9,7 +9,8 @@
 ``link``              one connection, kept alive
 ``channel``           one AMQP channel, with awaitable calls
 ``publisher``         confirms, the window, sending again
-``consumer``          one channel per consumer, settling in batches
+``consuming``         channels of consumers, settling in batches
+``consumer``          consuming from a queue, whatever happens
 ``transport``         the parts put together
 ====================  ===============================================================================
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from pika import exceptions as pika_errors
@@ -17,6 +18,8 @@ from broker_fl.transports.rabbitmq.failures import channel_failure
 
 log = logging.getLogger(__name__)
 
+LANES = 16
+"""Channels on which many queues are declared."""
 ANSWER_TIMEOUT_S = 30.0
 """A quorum queue of a cluster that is just starting takes this long in bad cases."""
 
@@ -84,10 +87,13 @@ class Channel:
     async def confirm(self, on_confirm: Callable[[Any], None]) -> None:
         await self._call("ask for confirms", partial(self.raw.confirm_delivery, on_confirm))
 
-    async def consume(
-        self, queue: str, on_message: Callable[..., None], *, prefetch: int, exclusive: bool, tag: str
-    ) -> None:
+    async def limit(self, prefetch: int) -> None:
+        """Of each consumer that starts after this."""
         await self._call("set the prefetch", partial(self.raw.basic_qos, prefetch_count=prefetch))
+
+    async def consume(
+        self, queue: str, on_message: Callable[..., None], *, exclusive: bool, tag: str
+    ) -> None:
         consume = partial(self.raw.basic_consume, queue, on_message, exclusive=exclusive, consumer_tag=tag)
         await self._call(f"consume from queue {queue!r}", consume)
 
@@ -134,6 +140,10 @@ async def declare_again(connection: AsyncioConnection | None, entities: Iterable
     """Make entities that were made before; those that are now refused, or on a node that is down, are
     logged.
     """
+    await _in_lanes(entities, partial(_declare_again, connection))
+
+
+async def _declare_again(connection: AsyncioConnection | None, entities: Sequence[Entity]) -> None:
     channel = await Channel.open(connection)
     try:
         for entity in entities:
@@ -154,6 +164,12 @@ async def declare_first(
     Raises:
         SettingError, AccessDenied, BrokerUnavailable: see ``Transport.declare``.
     """
+    await _in_lanes(entities, partial(_declare_first, connection, on_done))
+
+
+async def _declare_first(
+    connection: AsyncioConnection | None, on_done: Callable[[Entity], None], entities: Sequence[Entity]
+) -> None:
     channel, lost = await Channel.open(connection), set[str]()
     try:
         for entity in entities:
@@ -169,6 +185,30 @@ async def declare_first(
             on_done(entity)
     finally:
         channel.close()
+
+
+async def _in_lanes(
+    entities: Iterable[Entity], declare: Callable[[Sequence[Entity]], Awaitable[None]]
+) -> None:
+    """Declare exchanges in order, then queues, each with its bindings: thousands of them side by side, on
+    channels of their own, so that not each waits for the answer to the one before.
+    """
+    wanted = list(entities)
+    if len(wanted) < 2 * LANES:
+        await declare(wanted)
+        return
+    by_queue: dict[str, list[Entity]] = {}
+    for entity in wanted:
+        if not isinstance(entity, Exchange):
+            name = entity.name if isinstance(entity, Queue) else entity.queue
+            by_queue.setdefault(name, []).append(entity)
+    await declare([entity for entity in wanted if isinstance(entity, Exchange)])
+    queues = list(by_queue.values())
+    lanes = [list(chain.from_iterable(queues[first::LANES])) for first in range(min(LANES, len(queues)))]
+    outcomes = await asyncio.gather(*map(declare, lanes), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def queue_arguments(queue: Queue) -> dict[str, str | int | bool]:

@@ -68,6 +68,8 @@ def _found_by_network(cause: BaseException, address: Address) -> BrokerFLError |
     if isinstance(cause, socket.gaierror):
         whose = f"proxy {address.proxy}" if address.proxy else address
         return BrokerUnavailable(f"{whose}: the host name is not known ({cause.strerror})")
+    if isinstance(cause, TimeoutError):
+        return BrokerUnavailable(f"{address}: no answer in time")
     if isinstance(cause, ConnectionRefusedError):
         return BrokerUnavailable(
             f"{address}: nothing listens there; is RabbitMQ running, and the port right?"

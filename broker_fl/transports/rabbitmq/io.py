@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from broker_fl.errors import BrokerUnavailable, TransportClosed
+from broker_fl.errors import BrokerFLError, BrokerUnavailable, TransportClosed
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ class CallbackThread:
         while (callback := self._calls.get()) is not None:
             try:
                 callback()
+            except BrokerFLError as error:
+                log.warning("%s", error)
             except Exception:
                 log.exception("a callback failed")
 

@@ -25,6 +25,10 @@ MESSAGE_OVERHEAD_BYTES = 256
 """Counted for each message, so that small ones fill the window, too."""
 SHARE_BYTES = 256 << 10
 REFUSED_FIRST_S, REFUSED_LONGEST_S = 0.05, 2.0
+REFUSED_TOO_LONG_S = 5.0
+"""Then it may not be a full queue: a channel whose first message to a quorum queue met a leader that had just
+died refuses all that follow (seen on RabbitMQ 3.10.8), and a new channel does not.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +77,9 @@ class Publisher:
         self._channel: Channel | None = None
         self._blocked = False
         self._tag = 0
+        self._refused_since = 0.0
+        self.on_stuck: Callable[[], None] = lambda: None
+        """Called when messages have been refused for so long that another channel should be tried."""
         self._sent: OrderedDict[int, Outgoing] = OrderedDict()
         self._refused: dict[int, Outgoing] = {}
         self._refused_delays: Iterator[float] | None = None
@@ -252,6 +259,7 @@ class Publisher:
             return
         if self._refused_delays is None:
             self._refused_delays = backoff(REFUSED_FIRST_S, REFUSED_LONGEST_S)
+            self._refused_since = self._io.loop.time()
         if not self._refused:
             delay_s = next(self._refused_delays)
             log.info("a queue refuses messages: it is full; trying again in %.2f s", delay_s)
@@ -263,8 +271,14 @@ class Publisher:
     def _retry(self) -> None:
         refused = [self._refused[sequence] for sequence in sorted(self._refused)]
         self._refused.clear()
-        if refused:
-            self._send_again(refused)
+        if not refused:
+            return
+        if self._io.loop.time() - self._refused_since >= REFUSED_TOO_LONG_S and self._channel is not None:
+            self._refused_since = self._io.loop.time()
+            channel, self._channel = self._channel, None
+            channel.close()
+            self.on_stuck()
+        self._send_again(refused)
 
     def _returned(self, _: Any, method: Any, __: Any, ___: bytes) -> None:
         self._on_unroutable(method.exchange, method.routing_key)

@@ -19,7 +19,8 @@ from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
 from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again, declare_first
-from broker_fl.transports.rabbitmq.consumer import Consumer, Settlements
+from broker_fl.transports.rabbitmq.consumer import Consumer
+from broker_fl.transports.rabbitmq.consuming import Channels, Settlements
 from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
 from broker_fl.transports.rabbitmq.io import CallbackThread, IoThread, backoff
 from broker_fl.transports.rabbitmq.link import FIRST_DELAY_S, LONGEST_DELAY_S, Link, LinkSettings
@@ -88,6 +89,7 @@ class RabbitMQTransport:
         self._io = IoThread(f"{label} i/o")
         self._callbacks = CallbackThread(f"{label} callbacks")
         self._settlements = Settlements(self._io, self.traffic)
+        self._channels = Channels(self._settlements)
         self._publisher = Publisher(
             self._io,
             window_bytes=window_bytes,
@@ -95,6 +97,7 @@ class RabbitMQTransport:
             traffic=self.traffic,
             user=self.user,
         )
+        self._publisher.on_stuck = self._replace_publish_channel
         self._out = self._make_link(
             settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
         )
@@ -254,7 +257,7 @@ class RabbitMQTransport:
             await consumer.stop()
 
     async def _start(self, consumer: Consumer, connection: AsyncioConnection | None) -> None:
-        await consumer.start(connection, self._settlements, partial(self._consumer_stopped, consumer))
+        await consumer.start(connection, self._channels, partial(self._consumer_stopped, consumer))
 
     async def _close_consuming(self) -> None:
         self._settlements.send()
@@ -297,6 +300,11 @@ class RabbitMQTransport:
             log.error("the broker refused a message, which will be tried again: %s", reason)
             self._publisher.refuse_exchange(missing or forbidden or "")
         self._begin(self._reopen_publish_channel(connection))
+
+    def _replace_publish_channel(self) -> None:
+        connection = self._out.connection
+        if connection is not None and connection.is_open:
+            self._begin(self._reopen_publish_channel(connection))
 
     async def _reopen_publish_channel(self, connection: AsyncioConnection) -> None:
         for delay_s in backoff(FIRST_DELAY_S, LONGEST_DELAY_S):

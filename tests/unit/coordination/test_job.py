@@ -234,6 +234,17 @@ def test_reasons_of_any_length_fit_into_what_the_job_says() -> None:
     bench.job.state.summary()
 
 
+@pytest.mark.parametrize("end", ["fail", "refuse"])
+def test_who_failed_and_is_gone_is_not_waited_for(end: str) -> None:
+    bench = Bench(spec(), "a", "b", "c")
+    getattr(bench, end)("c")
+    bench.down("c")
+    bench.deliver("a")
+    assert bench.phase == Phase.TRAINING
+    bench.deliver("b")
+    assert bench.phase == Phase.COMMITTING
+
+
 def test_a_round_with_everybody_lost_waits_without_a_timer_and_goes_on_when_one_returns() -> None:
     bench = Bench(spec(deadline_s=60.0, max_retries=0), "a")
     bench.down("a")

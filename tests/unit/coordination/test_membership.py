@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from broker_fl.coordination.membership import (
     ALL_LOST_AFTER_HEARTBEATS,
     LOST_AFTER_HEARTBEATS,
+    MAX_BEATS_PER_S,
     UNKNOWN_SESSION,
     Group,
     Lost,
@@ -205,3 +206,17 @@ def test_learners_that_a_stored_cohort_names_may_come_back_in_a_group() -> None:
     there.join_group(group("g", "a", "b"))
     assert len(there) == 2
     assert there.group_of("a") == "g"
+
+
+def test_a_great_many_are_heard_of_less_often_and_the_time_shrinks_by_half_at_most() -> None:
+    num = round(10 * BEAT_S * MAX_BEATS_PER_S)
+    made = members(*(f"l{index}" for index in range(num)))
+    assert made.pace() == made.heartbeat_s == 10 * BEAT_S
+    assert made.pace() is None, "nothing has changed"
+    assert made.expire(39 * BEAT_S) == [], "four of the new heartbeats have not passed"
+    for index in range(num):
+        made.leave(f"l{index}", "1")
+    made.join(Member(learner="last"), session="1", software="", now=40 * BEAT_S)
+    periods = [made.pace() for _ in range(5)]
+    assert periods[:4] == [5 * BEAT_S, 2.5 * BEAT_S, 1.25 * BEAT_S, BEAT_S]
+    assert made.heartbeat_s == BEAT_S

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from broker_fl.coordination import membership
 from broker_fl.interfaces import TaskContext
 from broker_fl.model import Arrays
 from broker_fl.roles import learner as learner_module
@@ -21,7 +22,7 @@ from tests.unit.roles.stage import Adds, Stage, done, eventually, model_of, same
 
 @pytest.fixture
 def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with Stage(tmp_path) as made:
+    with Stage(tmp_path, heartbeat_s=0.3) as made:
         yield made
 
 
@@ -137,10 +138,10 @@ def test_a_result_inside_of_a_chunk_is_held_to_the_same_rules(stage: Stage, fiel
 
 def test_work_that_takes_its_time_is_announced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner_module, "ACCEPTED_AFTER_S", 0.01)
-    slow = Adds(1.0)
+    slow, queued = Adds(1.0), Adds(1.0)
     slow.gate.clear()
-    job = stage.run({"slow": slow, "queued": (queued := Adds(1.0))}, rounds=1)
     queued.gate.clear()
+    job = stage.run({"slow": slow, "queued": queued}, rounds=1)
 
     def accepted() -> set[str]:
         events = job.events(follow=False)
@@ -151,3 +152,12 @@ def test_work_that_takes_its_time_is_announced(stage: Stage, monkeypatch: pytest
     queued.gate.set()
     done(job)
     same(job.model(), model_of(1.0))
+
+
+def test_learners_hear_of_another_time_between_heartbeats(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "MAX_BEATS_PER_S", 2.0)
+    stage.controller()
+    host = stage.host({f"l{index}": Adds(1.0) for index in range(20)})
+    eventually(lambda: host._heartbeat_s == 10.0, "20 learners are to be heard of every 10 s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,17 @@ from broker_fl.record.plain import under_way
 from broker_fl.roles import progress
 from broker_fl.roles.tasks import HeldTask
 from broker_fl.wire import events as e
+from broker_fl.wire import messages as m
 from broker_fl.wire.job import Transfer
-from tests.unit.roles.stage import Adds, Stage, done, eventually, same
+from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, same
 
 SIZE = 50_021
 """Of no other test's model."""
 
 
-def num_alive() -> int:
-    """Models of this test that something in the process still holds."""
-    return sum(1 for one in gc.get_objects() if isinstance(one, Model) and one.spec.num_elements == SIZE)
+def num_alive(size: int = SIZE) -> int:
+    """Models of a test that something in the process still holds."""
+    return sum(1 for one in gc.get_objects() if isinstance(one, Model) and one.spec.num_elements == size)
 
 
 def test_a_large_version_is_let_go_of_once_it_is_sent_and_read_again_for_who_starts_anew(
@@ -51,6 +53,56 @@ def test_a_large_version_is_let_go_of_once_it_is_sent_and_read_again_for_who_sta
         done(job)
         assert again.num_trained >= 2
         same(job.model(), {"w": np.full(SIZE, 4.0, np.float32)})
+
+
+def test_a_large_version_is_in_memory_once_however_many_are_to_get_it_again(tmp_path: Path) -> None:
+    learners = {name: Adds(1.0) for name in "abc"}
+    for learner in learners.values():
+        learner.gate.clear()
+    gate = threading.Event()
+    with Stage(tmp_path) as stage:
+        controller = stage.controller()
+        hosts = {name: stage.host({name: learner}) for name, learner in learners.items()}
+        job = stage.submit(
+            {"w": np.zeros(SIZE + 2, np.float32)},
+            min_learners=3,
+            rounds=1,
+            evaluate=False,
+            transfer=Transfer(upload_budget_bytes=1, chunk_bytes=8192),
+        )
+        assert all(learner.at_work.wait(WAIT_S) for learner in learners.values())
+        controller._bulk_sender.post(lambda: gate.wait(WAIT_S))
+        for name in ("a", "b"):
+            stage.kill_host(hosts[name])
+            stage.host({name: Adds(1.0)})
+        eventually(lambda: controller._bulk_sender._work.qsize() >= 2, "both being sent their task again")
+        assert num_alive(SIZE + 2) <= 3 + 1, "what learners have, and what is to be sent"
+        gate.set()
+        learners["c"].gate.set()
+        done(job)
+
+
+def test_a_model_that_is_asked_for_again_while_it_is_sent_is_sent_once(tmp_path: Path) -> None:
+    gate = threading.Event()
+    with Stage(tmp_path) as stage:
+        controller = stage.controller()
+        stage.host({"a": Adds(1.0)})
+        job = stage.submit({"w": np.zeros(3, np.float32)}, rounds=1, evaluate=False)
+        done(job)
+        driver = stage.driver
+        controller._bulk_sender.post(lambda: gate.wait(WAIT_S))
+        request = m.ReadModel(driver=driver.id, request="again", job=job.id, version=None)
+        answers = driver.expect("again")
+        for _ in range(3):
+            driver.send(request)
+        assert driver.jobs(), "what was asked before has been handled"
+        gate.set()
+        same(job.model(), {"w": np.ones(3, np.float32)})
+        found = [answers.get(timeout=WAIT_S)]
+        while not answers.empty():
+            found.append(answers.get())
+        assert [type(answer) for answer in found] == [m.ModelFollows]
+        driver.forget("again")
 
 
 def test_what_a_learner_held_of_a_task_goes_when_the_next_one_comes(tmp_path: Path) -> None:

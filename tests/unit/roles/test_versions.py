@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgpack
 import numpy as np
 
-from broker_fl.interfaces import TaskContext, Update
-from broker_fl.model import Arrays
+from broker_fl.interfaces import Combined, TaskContext, Update
+from broker_fl.model import Arrays, Model
+from broker_fl.roles.models import FORMER_CHUNK_BYTES, VersionRecord, Versions
 from broker_fl.simulation import Federation
+from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.wire.job import JobSpec, Termination
+
+
+def test_a_version_is_read_in_the_pieces_in_which_it_was_written(tmp_path: Path) -> None:
+    model = Model.of({"w": np.arange(3_000, dtype=np.float32)})
+    memory = Model.of({"m": np.arange(5_000, dtype=np.float32)})
+    store = SQLiteStore(tmp_path / "s.sqlite", federation="f")
+    epoch = store.acquire_lease("a", 100.0)
+    assert epoch is not None
+    versions = Versions(store, "j", epoch)
+    for version, chunk_bytes in enumerate((4_096, 10_000, FORMER_CHUNK_BYTES)):
+        store.chunk_bytes = chunk_bytes
+        record = VersionRecord(
+            version=version, spec=model.spec, digest=model.digest, committed_at=1.0, memory_spec=memory.spec
+        )
+        versions.write(record, Combined(model=model, memory=memory), b"state", keep=3)
+    for version in range(3):
+        assert versions.read(version)[1].digest == model.digest
+        found = versions.read_memory(version)
+        assert found is not None
+        assert found.digest == memory.digest
+    packed = msgpack.unpackb(versions.records()[2].pack(), use_list=False)
+    del packed["chunk_bytes"]  # as earlier controllers wrote it
+    assert VersionRecord.unpack(msgpack.packb(packed)) == versions.records()[2]
+    store.close()
 
 
 class Counts:

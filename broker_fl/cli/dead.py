@@ -1,0 +1,170 @@
+"""``broker-fl dead list``, ``show``, ``replay`` and ``drop``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from broker_fl.cli import options
+from broker_fl.cli.access import broker_security
+from broker_fl.cli.command import Command, print_json
+from broker_fl.cli.tables import print_table, when
+from broker_fl.errors import SettingError
+from broker_fl.record.text import one_line, plural, size
+from broker_fl.transports.rabbitmq.dead import DeadLetters, Letter, dead_letters
+
+F = TypeVar("F", bound=Callable[..., Any])
+_SHOWN = ("id", "reason", "time_s", "queue", "routing_key", "sender", "kind", "job", "num_bytes", "is_cut")
+
+
+@click.group()
+def dead() -> None:
+    """Messages that were refused: list, read, send again, drop."""
+
+
+def _filters(command: F) -> F:
+    """Which of them."""
+    for option in (
+        click.option("--job", metavar="ID", help="Only those of this job."),
+        click.option("--kind", metavar="KIND", help="Only those of this kind."),
+        click.option("--from", "sender", metavar="NAME", help="Only those of this learner or driver."),
+    ):
+        command = option(command)
+    return command
+
+
+@dead.command("list", cls=Command)
+@options.broker_access
+@_filters
+@options.as_json
+def list_letters(as_json: bool, job: str | None, kind: str | None, sender: str | None, **access: Any) -> None:
+    """List them, oldest first. They stay where they are."""
+    with _opened(access) as opened:
+        found = _matching(opened.letters, job, kind, sender)
+    if as_json:
+        print_json([_as_json(letter) for letter in found])
+        return
+    now = time.time()
+    rows = [
+        (
+            letter.id,
+            _age(now - letter.time_s) if letter.time_s else "",
+            letter.sender,
+            letter.kind,
+            letter.job,
+            size(letter.num_bytes),
+            one_line(letter.reason, 100),
+        )
+        for letter in found
+    ]
+    print_table(("id", "age", "from", "kind", "job", "size", "reason"), rows, numbers=("age", "size"))
+
+
+@dead.command(cls=Command)
+@click.argument("letter")
+@options.broker_access
+def show(letter: str, **access: Any) -> None:
+    """Show one of them as JSON: why it was refused, and what is in it. LETTER is an id, or its beginning."""
+    with _opened(access) as opened:
+        (found,) = _named(opened.letters, [letter])
+    print_json({**_as_json(found), "when": when(found.time_s), "header": _readable(found.fields)})
+
+
+@dead.command(cls=Command)
+@click.argument("letters", nargs=-1)
+@options.broker_access
+@_filters
+@click.option("--all", "everything", is_flag=True, help="All, or all that the filters leave.")
+def replay(letters: tuple[str, ...], **given: Any) -> None:
+    """Send LETTERS (ids, or beginnings of them) again, to where they were refused.
+
+    A message may safely arrive twice. One that is refused again becomes a new dead letter. Messages leave
+    under the name of the account that this command uses: where accounts are enrolled one by one, a controller
+    refuses what is sent in the name of others.
+    """
+    _each(letters, given, lambda opened, letter: opened.replay(letter), "sent again")
+
+
+@dead.command(cls=Command)
+@click.argument("letters", nargs=-1)
+@options.broker_access
+@_filters
+@click.option("--all", "everything", is_flag=True, help="All, or all that the filters leave.")
+def drop(letters: tuple[str, ...], **given: Any) -> None:
+    """Delete LETTERS (ids, or beginnings of them) for good."""
+    _each(letters, given, lambda opened, letter: opened.drop(letter), "dropped")
+
+
+def _each(
+    letters: tuple[str, ...],
+    given: dict[str, Any],
+    act: Callable[[DeadLetters, Letter], None],
+    done: str,
+) -> None:
+    if bool(letters) == given["everything"]:
+        raise click.UsageError("give the letters by their ids, or --all")
+    failures: list[str] = []
+    with _opened(given) as opened:
+        chosen = _named(opened.letters, letters) if letters else opened.letters
+        chosen = _matching(chosen, given["job"], given["kind"], given["sender"])
+        for letter in chosen:
+            try:
+                act(opened, letter)
+            except SettingError as error:
+                failures.append(str(error))
+    click.echo(f"{plural(len(chosen) - len(failures), 'dead letter')} {done}")
+    if failures:
+        raise SettingError(f"{plural(len(failures), 'dead letter')} left: {'; '.join(failures[:5])}")
+
+
+def _opened(access: dict[str, Any]) -> Any:
+    return dead_letters(access["broker"], access["federation"], broker_security(access))
+
+
+def _matching(
+    letters: Sequence[Letter], job: str | None, kind: str | None, sender: str | None
+) -> list[Letter]:
+    wanted = {"job": job, "kind": kind, "sender": sender}
+    return [
+        letter
+        for letter in letters
+        if all(value is None or getattr(letter, name) == value for name, value in wanted.items())
+    ]
+
+
+def _named(letters: Sequence[Letter], names: Sequence[str]) -> list[Letter]:
+    """Those whose ids begin so; of the same bytes, each time they are there."""
+    found: dict[int, Letter] = {}
+    for name in names:
+        same = [letter for letter in letters if letter.id.startswith(name)]
+        if not same:
+            raise SettingError(f"there is no dead letter {name!r}; `broker-fl dead list` shows their ids")
+        if len({letter.id for letter in same}) > 1:
+            raise SettingError(f"{name!r} may be any of {len(same)} dead letters; give more of the id")
+        found |= {letter.tag: letter for letter in same}
+    return list(found.values())
+
+
+def _as_json(letter: Letter) -> dict[str, Any]:
+    return {name: getattr(letter, name) for name in _SHOWN}
+
+
+def _readable(value: Any) -> Any:
+    """What JSON has no form for, in words."""
+    if isinstance(value, dict):
+        return {str(name): _readable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(inner) for inner in value[:100]]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return value
+
+
+def _age(seconds: float) -> str:
+    for name, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,1 @@
+"""Real faults: a real federation, disturbed at each phase of a round."""

@@ -1,0 +1,43 @@
+"""Servers, federation and driver put together."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from broker_fl import connect
+from broker_fl.workers.servers import RabbitMQNode, RedisNode
+from tests.faults.cells import Bench
+from tests.faults.federation import LEARNERS, WAIT_S, Federation
+from tests.servers import provision
+
+
+@contextlib.contextmanager
+def bench_on(rabbitmq: RabbitMQNode, redis: RedisNode, folder: Path) -> Iterator[Bench]:
+    """A federation of three learners in a new virtual host, with all its processes running."""
+    url = rabbitmq.add_vhost(f"faults-{secrets.token_hex(4)}")
+    rabbitmq.flush()  # RabbitMQ 3 would forget it when it is killed
+    name = f"faults-{secrets.token_hex(4)}"
+    federation = Federation(folder, broker=url, store=redis.url, federation=name)
+    try:
+        for one in ("controller", *LEARNERS):
+            federation.start(one)
+        with connect(url, name, timeout_s=WAIT_S) as driver:
+            bench = Bench(federation, driver, rabbitmq, redis)
+            bench.run_undisturbed()
+            yield bench
+    finally:
+        federation.close()
+
+
+@contextlib.contextmanager
+def private_bench(root: Path) -> Iterator[Bench]:
+    """The same on servers of its own."""
+    with (
+        provision.private_rabbitmq(root / "rabbitmq") as rabbitmq,
+        provision.private_redis(root / "redis") as redis,
+        bench_on(rabbitmq, redis, root / "federation") as bench,
+    ):
+        yield bench

@@ -1,0 +1,67 @@
+"""The table of docs/faults-table.md, from JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import broker_fl
+from tests.faults import cells
+from tests.faults.cells import Outcome
+
+_FACTS = ("date", "seconds", "machine", "software")
+_HEAD = """\
+# Real faults, by phase of a round
+
+Written by `python -m tests.faults --write docs/faults-table.md`; not by hand. What rows and columns mean is
+in [faults.md](faults.md#real-faults).
+
+{num} cells, of which {good} are as they should be: the job is done, updates lost 0, counted twice 0, and the
+final model is equal, bit for bit, to the undisturbed run's. {date}, {seconds} s on {machine}; {software}.
+
+In each cell: seconds from the end of the fault to the version of the disturbed round (of standbys: from its
+beginning); in brackets, how many trainings were done again.
+"""
+
+
+def result(outcomes: Sequence[Outcome], began: float) -> dict[str, Any]:
+    """What is kept of a run."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+        "seconds": round(time.time() - began),
+        "machine": f"{os.cpu_count()} processors, {platform.system()} {platform.machine()}",
+        "software": f"broker_fl {broker_fl.__version__}, Python {platform.python_version()}",
+        "cells": [outcome.as_json() for outcome in outcomes],
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The page."""
+    found = [Outcome(**cell) for cell in result["cells"]]
+    good = sum(one.is_good for one in found)
+    head = _HEAD.format(num=len(found), good=good, **{name: result[name] for name in _FACTS})
+    columns = "| | fault | " + " | ".join(cells.PHASES) + " |"
+    return "\n".join([head, columns, "|---|---|" + "---|" * len(cells.PHASES), *_rows(found), ""])
+
+
+def _rows(found: Sequence[Outcome]) -> list[str]:
+    by_row: dict[tuple[str, str], dict[str, Outcome]] = {}
+    for one in found:
+        by_row.setdefault((one.target, one.fault), {})[one.phase] = one
+    return [
+        f"| {target} | {fault} | " + " | ".join(_cell(row.get(phase)) for phase in cells.PHASES) + " |"
+        for (target, fault), row in by_row.items()
+    ]
+
+
+def _cell(one: Outcome | None) -> str:
+    if one is None:
+        return ""
+    again = f" ({one.trained_again})" if one.trained_again else ""
+    if one.is_good:
+        return f"{one.recovery_s:.1f}{again}"
+    equal = "equal" if one.equal else "differs"
+    return f"**{one.state}; lost {one.lost}, twice {one.twice}, model {equal}**"

@@ -1,0 +1,134 @@
+"""A site that asks with a token to be enrolled, by the real commands on a real broker."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+from pika import exceptions as pika_errors
+
+from broker_fl.errors import AccessDenied
+from broker_fl.identity.joinfile import read_join_file
+from broker_fl.identity.tokens import read_token
+from tests.servers.enrolling import DEADLINE_S, Operator
+from tests.servers.provision import Broker
+
+
+@pytest.fixture
+def by(tmp_path: Path, rabbitmq: Broker, amqp_url: str, federation: str) -> Iterator[Operator]:
+    if rabbitmq.management is None:
+        pytest.skip("needs a management interface")
+    with Operator(tmp_path, amqp_url, rabbitmq.management, federation) as operator:
+        yield operator
+
+
+def invited(by: Operator, name: str = "hospital-a", *more: str) -> Path:
+    path = by.folder / f"{name}.token"
+    by.run("token", name, "--out", str(path), "--force", *more)
+    return path
+
+
+def asked(by: Operator, token: Path, out: str = "a.join") -> tuple[Path, str]:
+    """The join file, and the fingerprint that the site is shown."""
+    path = by.folder / out
+    done = by.run("join", str(token), "--out", str(path))
+    found = re.search(r"fingerprint: ([0-9a-f-]{19})", done.output)
+    assert found is not None
+    return path, found[1]
+
+
+def test_a_site_draws_its_own_password_and_takes_part_once_it_is_accepted(by: Operator) -> None:
+    token = invited(by)
+    join, fingerprint = asked(by, token)
+    password = str(read_join_file(join).password)
+    (body,) = (body for body, _ in by.api.look_at_messages(by.vhost, by.topology.enrolment, 10))
+    assert password.encode() not in body
+    with pytest.raises(AccessDenied):
+        by.connect(join)
+    done = by.run("accept", "hospital-a", "--fingerprint", fingerprint)
+    assert "accepted" in done.output
+    by.controller()
+    assert by.learner(join).wait_welcomed(DEADLINE_S)
+    assert not by.api.look_at_messages(by.vhost, by.topology.enrolment, 10)
+
+
+def test_a_token_is_for_one_use(by: Operator) -> None:
+    token = invited(by)
+    asked(by, token)
+    by.run("accept", "--yes")
+    done = by.run("join", str(token), "--out", str(by.folder / "b.join"), ok=False)
+    assert "user or password is wrong" in done.output
+    assert not (by.folder / "b.join").exists()
+
+
+def test_a_token_opens_nothing_but_the_way_to_ask(by: Operator) -> None:
+    by.enroll("hospital-b")
+    token = read_token(invited(by))
+    connection = pika.BlockingConnection(pika.URLParameters(token.url))
+    names, codes = by.topology, []
+    attempts = [
+        lambda c: c.basic_publish(names.reports, "hospital-a.join", b""),
+        lambda c: c.basic_publish("", names.mailbox("hospital-b"), b""),
+        lambda c: c.basic_get(names.mailbox("hospital-b")),
+        lambda c: c.basic_get(names.enrolment),
+        lambda c: c.queue_declare("mine"),
+    ]
+    for attempt in attempts:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        with pytest.raises(pika_errors.ChannelClosedByBroker) as refused:
+            attempt(channel)  # type: ignore[no-untyped-call]
+        codes.append(refused.value.reply_code)
+    connection.close()
+    assert codes == [403] * len(attempts)
+
+
+def test_a_token_whose_time_is_over_asks_for_nothing(by: Operator) -> None:
+    token = invited(by)
+    text = token.read_text(encoding="utf-8")
+    token.write_text(re.sub(r"expires = .*", "expires = 1.0", text), encoding="utf-8")
+    done = by.run("join", str(token), "--out", str(by.folder / "a.join"), ok=False)
+    assert "no longer valid" in done.output
+    token.write_text(text, encoding="utf-8")
+    asked(by, token)
+    user = f"{by.federation}.candidate.hospital-a"
+    record = by.api.records("broker_fl.")[user]
+    by.api.put_record(f"broker_fl.{user}", {**record, "expires": 1.0})  # its clock may say what it likes
+    assert "nobody asks" in by.run("accept", "--yes").output
+    assert user not in by.api.users()
+
+
+def test_two_requests_with_one_token_are_decided_by_the_fingerprint_alone(by: Operator) -> None:
+    token = invited(by)
+    thief, _ = asked(by, token, "thief.join")
+    mine, fingerprint = asked(by, token, "mine.join")
+    done = by.run("accept", "--yes")
+    assert "somebody else may have it" in done.output
+    by.run("accept", "hospital-a", "--fingerprint", fingerprint)
+    by.connect(mine)
+    with pytest.raises(AccessDenied):
+        by.connect(thief)
+
+
+def test_what_was_asked_with_an_earlier_token_is_not_heard(by: Operator) -> None:
+    asked(by, invited(by), "old.join")
+    new = invited(by)
+    assert "nobody asks" in by.run("accept", "--yes").output
+    join, fingerprint = asked(by, new, "new.join")
+    assert fingerprint in by.run("accept", "--yes").output
+    by.connect(join)
+
+
+def test_a_cancelled_token_and_a_refused_request_come_to_nothing(by: Operator) -> None:
+    token = invited(by)
+    by.run("token", "hospital-a", "--cancel")
+    by.run("join", str(token), "--out", str(by.folder / "a.join"), ok=False)
+    join, _ = asked(by, invited(by, "hospital-b"), "b.join")
+    by.run("accept", input="n\n")
+    with pytest.raises(AccessDenied):
+        by.connect(join)
+    assert tomllib.loads(join.read_text(encoding="utf-8"))["name"] == "hospital-b"

@@ -1,0 +1,71 @@
+"""An HTTP proxy of our own: tinyproxy, on loopback, with and without credentials."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from broker_fl.workers.servers.process import ServerProcess, find_program, free_port
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyServer:
+    """One that runs."""
+
+    port: int
+    log: Path
+
+    def url(self, account: str = "") -> str:
+        """``account`` is ``user:password`` or nothing."""
+        return f"http://{account}{'@' if account else ''}127.0.0.1:{self.port}"
+
+    def connects(self) -> list[str]:
+        """Tunnels that were asked for, by host and port."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        asked = [line.partition("): CONNECT ")[2] for line in lines]
+        return [one.split()[0] for one in asked if one]
+
+
+@contextlib.contextmanager
+def proxy_server(
+    directory: Path, *, account: str = "", connect_port: int | None = None, port: int = 0
+) -> Iterator[ProxyServer]:
+    """A proxy that wants this account (``user:password``), and lets only this port be reached."""
+    program = find_program("tinyproxy")
+    if program is None:
+        pytest.skip("tinyproxy is not installed (tests/servers/provide.sh)")
+    directory.mkdir(parents=True)
+    server = ProxyServer(port=port or free_port(), log=directory / "tinyproxy.log")
+    lines = [
+        f"Port {server.port}",
+        "Listen 127.0.0.1",
+        "Timeout 600",
+        f'LogFile "{server.log}"',
+        "LogLevel Connect",
+        "MaxClients 50",
+        "Allow 127.0.0.1",
+        *([f"BasicAuth {account.replace(':', ' ')}"] if account else []),
+        *([f"ConnectPort {connect_port}"] if connect_port else []),
+    ]
+    (directory / "tinyproxy.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    process = ServerProcess("tinyproxy", directory, logs=[server.log])
+    process.start([program, "-d", "-c", str(directory / "tinyproxy.conf")], environment={})
+    try:
+        process.wait_ready(lambda: _listens(server.port), deadline_s=20)
+        yield server
+    finally:
+        process.kill()
+        process.stop(deadline_s=5)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
