@@ -286,7 +286,7 @@ class LearnerHost:
         with about(learner=name) as subject:
             try:
                 message, payload = m.decode(delivery.body)
-                subject.too_of(message)
+                subject.message(message)
                 handle(message, payload)
             except MessageRefused as error:
                 log.warning("learner %s refuses a message: %s", name, error)
