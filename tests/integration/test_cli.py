@@ -268,7 +268,7 @@ def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell
     assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
     job = shell.folder / "job.toml"
     job.write_text(job.read_text("utf-8").replace("Capped", "Caped"), "utf-8")
-    told = shell.refusal("submit", "job.toml", code=1)
+    told = shell.refusal("submit", "job.toml", code=2)
     assert "app.py has no rule 'Caped'" in told
     assert "it has Capped" in told
 
