@@ -25,7 +25,7 @@ from broker_fl.wire.protocols import Asynchronous
 from broker_fl.wire.rules import FedAsync
 
 CELLS: tuple[Cell, ...] = tuple(
-    (learners, parameters) for parameters in (100_000, 1_000_000) for learners in (10, 50, 200)
+    (learners, parameters) for parameters in (100_000, 1_000_000) for learners in (2, 10, 50, 200)
 )
 QUICK: Cell = (3, 10_000)
 UPDATES_BYTES = 400_000_000
