@@ -46,7 +46,7 @@ FLOWER = Simulator(
     peer=flower.PEER,
     engine=("simulation",),
     settings=({"cpus": 1.0}, {"cpus": 2.0}, {"cpus": 0.5}),
-    defaults=None,
+    defaults={"cpus": 2.0},
     learner_bytes=0,
 )
 FLARE = Simulator(
