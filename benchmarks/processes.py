@@ -96,6 +96,15 @@ def peak_memory_bytes_of(pid: int) -> int | None:
     return int(peak[1]) * 1024 if peak else None
 
 
+def cpu_s_of(pid: int) -> float | None:
+    """CPU time that a process of ours has taken, user and system; None where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def begin() -> None:
     """As the daemons do; BROKER_FL_BENCH_MALLOC=default leaves it, for comparison."""
     if os.environ.get("BROKER_FL_BENCH_MALLOC") != "default":

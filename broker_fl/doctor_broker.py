@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 from broker_fl.doctor import Finding, judge_certificates
 from broker_fl.errors import BrokerFLError
+from broker_fl.identity.accounts import Account
 from broker_fl.security import Security
 from broker_fl.topology import Topology
 from broker_fl.transports.rabbitmq.facts import BrokerFacts, Depth, Role, look_at_broker
@@ -17,6 +19,7 @@ _OLDEST = (3, 10)
 _SLOW_S = 0.2
 _SHORTEST_HEARTBEAT_S = 10
 _WAITING = 1_000
+_ENROLLED = "broker-fl enroll NAME --repair (for an account that was enrolled)"
 
 
 def check_broker(
@@ -24,10 +27,22 @@ def check_broker(
 ) -> list[Finding]:
     """Look at a broker as the role sees it, and judge it; never raises for what the server or the URL is."""
     try:
-        facts = look_at_broker(url, federation=federation, role=role, learner=learner, security=security)
+        account = Account.of(_user(url))
+        facts = look_at_broker(
+            url,
+            federation=federation,
+            role=role,
+            learner=learner,
+            security=security,
+            enrolled=account.name if account is not None else "",
+        )
     except BrokerFLError as error:
         return [Finding(level="error", what=str(error), advice="nothing works without the broker")]
     return judge_broker(facts, federation=federation, role=role)
+
+
+def _user(url: str) -> str:
+    return unquote(url.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")[0])
 
 
 def judge_broker(facts: BrokerFacts, *, federation: str, role: Role) -> list[Finding]:
@@ -81,7 +96,7 @@ def _permissions(facts: BrokerFacts, federation: str, role: Role) -> Iterator[Fi
     what = f"the user may not {shown}" + (f"; and {more} things more" if more > 0 else "")
     pattern = f"'^bfl\\.{re.escape(federation)}\\.'"
     command = f"rabbitmqctl set_permissions -p VHOST USER {pattern} {pattern} {pattern}"
-    yield Finding(level="error", what=what, advice=f"an operator can allow it: {command}")
+    yield Finding(level="error", what=what, advice=f"an operator can allow it: {_ENROLLED}, or {command}")
 
 
 def _entities(facts: BrokerFacts) -> Iterator[Finding]:

@@ -66,6 +66,10 @@ class RequestRefused(BrokerFLError):
     """The controller declined a driver's request, and said why."""
 
 
+class SettingRefused(RequestRefused, SettingError):
+    """The controller declined what can never be: a setting of the request has to be another."""
+
+
 class AggregationError(BrokerFLError):
     """The accepted updates cannot be combined into a model version."""
 

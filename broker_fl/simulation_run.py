@@ -12,15 +12,13 @@ from typing import Any
 from broker_fl.apps import App
 from broker_fl.errors import BrokerFLError
 from broker_fl.extensions import OwnClasses
-from broker_fl.interfaces import LearnerContext, Member
+from broker_fl.interfaces import LearnerContext
 from broker_fl.model import Model
 from broker_fl.record.history import History
 from broker_fl.record.runfolder import RunFolder
-from broker_fl.roles.attributes import attributes_of
 from broker_fl.roles.driver import Job
-from broker_fl.roles.learner import SOFTWARE
 from broker_fl.simulation import Federation
-from broker_fl.simulation.fit import check_can_run, lower_min_learners
+from broker_fl.simulation.fit import check_can_run, lower_min_learners, members_of
 from broker_fl.wire.events import Event, JobFinished
 from broker_fl.wire.job import JobSpec
 from broker_fl.world import Profile, World
@@ -158,10 +156,7 @@ class AppRun:
 
     def _fitted(self, spec: JobSpec) -> JobSpec:
         """The job as these learners can run it; nobody else can join them."""
-        members = [
-            Member(learner=name, attributes=attributes_of(name, learner, {}), software=SOFTWARE)
-            for name, learner in self._learners.items()
-        ]
+        members = members_of(self._learners)
         if self._team.sets_min_learners:
             spec = lower_min_learners(spec, members, self._profiles)
         check_can_run(spec, members, self._profiles)

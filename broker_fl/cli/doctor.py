@@ -13,6 +13,7 @@ from broker_fl.cli.command import Command, print_json
 from broker_fl.doctor import Finding, check_redis
 from broker_fl.doctor_broker import check_broker
 from broker_fl.doctor_machine import check_machine
+from broker_fl.identity.accounts import Account
 from broker_fl.transports.rabbitmq.facts import Role
 
 _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
@@ -24,9 +25,7 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 @click.option(
     "--role",
     type=click.Choice(get_args(Role)),
-    default="controller",
-    show_default=True,
-    help="Whose needs to look at; only a controller needs Redis.",
+    help="Whose needs to look at; only a controller needs Redis.  [default: as the join file; controller]",
 )
 @click.option(
     "--id",
@@ -36,12 +35,12 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
     help="With --role learner: whose mailbox to try.",
 )
 @options.as_json
-def doctor(store: str, role: Role, learner_id: str | None, as_json: bool, **access: Any) -> None:
+def doctor(store: str, role: Role | None, learner_id: str | None, as_json: bool, **access: Any) -> None:
     """Check everything that a role of a federation needs, and say what to do about what is wrong.
 
     The exit code is 1 if something is an error.
     """
-    federation = access["federation"]
+    federation, role = access["federation"], role or _role(access.get("joined"))
     sections = {"This machine": check_machine()}
     sections["Broker"] = check_broker(
         access["broker"],
@@ -58,6 +57,13 @@ def doctor(store: str, role: Role, learner_id: str | None, as_json: bool, **acce
         _print(sections)
     if any(one["level"] == "error" for one in _rows(sections)):
         raise click.exceptions.Exit(1)
+
+
+def _role(account: Account | None) -> Role:
+    """As whom to look."""
+    if account is None:
+        return "controller"
+    return "learner" if account.role == "group" else account.role
 
 
 def _rows(sections: dict[str, list[Finding]]) -> list[dict[str, str]]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +23,9 @@ from broker_fl.wire.rules import OwnRule
 from broker_fl.wire.selectors import OwnSelector
 
 MIN_CONTRIBUTIONS = 2
+PATIENCE_S = 10.0
+_LIBRARIES = (str(Path(__file__).parents[1]), threading.__file__, "site-packages")
+_BYTES_IN_TIME = 200_000_000
 _SHIFT = 0.01
 
 
@@ -27,14 +35,47 @@ def try_own_code(spec: JobSpec, model: Model, members: Sequence[Member], own: Ow
     The rule gets as few updates as the job lets a round end with, and at least two; then the same in the
     other order, with the memory of the first time. Memory: what the rule takes, and one model.
 
+    It may take ``PATIENCE_S``, and as long again for each 200 MB of the model.
+    A thread that has not ended then is left alone: Python cannot stop it.
+
     Raises:
-        AppError: something of it does not do what its interface says; the message names the user's line.
+        AppError: something of it does not do what its interface says, or does not end; the message names the
+            user's line.
     """
     own.check(spec)
+    patience_s = PATIENCE_S * (1 + model.spec.num_bytes / _BYTES_IN_TIME)
     if isinstance(spec.rule, OwnRule):
-        _try_rule(spec, own.rule(spec.rule.rule, spec.rule.settings), model)
+        rule = own.rule(spec.rule.rule, spec.rule.settings)
+        _in_time(partial(_try_rule, spec, rule, model), f"the rule {spec.rule.rule!r}", patience_s)
     if isinstance(spec.selector, OwnSelector):
-        _try_selector(spec.selector, members, own)
+        name = spec.selector.selector
+        _in_time(partial(_try_selector, spec.selector, members, own), f"the selector {name!r}", patience_s)
+
+
+def _in_time(trial: Callable[[], None], what: str, patience_s: float) -> None:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            trial()
+        except BaseException as error:  # noqa: BLE001 - raised below, on the thread that waits
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="trial", daemon=True)
+    thread.start()
+    thread.join(patience_s)
+    if thread.is_alive():
+        raise AppError(f"{what} did not end within {patience_s:.3g} s when it was tried{_place(thread)}")
+    if failures:
+        raise failures[0]
+
+
+def _place(thread: threading.Thread) -> str:
+    """Where it is: of the code that is the user's, the innermost line."""
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the only way to know
+    stack = traceback.extract_stack(frame) if frame is not None else []
+    own = [one for one in stack if not any(part in one.filename for part in _LIBRARIES)]
+    return f"; it is at {own[-1].filename}:{own[-1].lineno}, in {own[-1].name}" if own else ""
 
 
 # ---------------------------------------------------------------- the rule

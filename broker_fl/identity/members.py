@@ -17,7 +17,7 @@ from broker_fl.errors import SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.permissions import permissions_of
-from broker_fl.topology import Entity, Topology
+from broker_fl.topology import MAX_GENERATIONS, Entity, Topology
 
 State = Literal["active", "expired", "revoked", "missing"]
 """``missing``: somebody has deleted the user without ``broker-fl revoke``."""
@@ -124,7 +124,8 @@ class Members:
         self._api.delete_user(account.user)  # closes its connections
         self._api.close_connections(account.user)
         if account.has_mailbox:
-            self._api.delete_queue(self._vhost, self.topology.mailbox(account.name))
+            for generation in range(MAX_GENERATIONS):
+                self._api.delete_queue(self._vhost, self.topology.mailbox(account.name, generation))
         self._save(account, record.model_copy(update={"revoked": self._now()}))
 
     def members(self) -> list[Member]:

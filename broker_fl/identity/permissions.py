@@ -17,6 +17,7 @@ from broker_fl.topology import Topology
 NOTHING = "^$"
 _ID = "[A-Za-z0-9_-]+"
 _GENERATION = r"(\.[0-9]+)?"
+"""Of a mailbox whose node was down."""
 _DRIVER_SUFFIX = "-[0-9a-f]{12}"
 _WATCHER_SUFFIX = f"{_DRIVER_SUFFIX}-[0-9a-f]{{8}}"
 

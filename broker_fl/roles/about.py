@@ -6,30 +6,34 @@ reads it with ``subject``. What is true of the whole process (its federation) is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextvars import ContextVar, Token
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 
 from broker_fl.wire.messages import Message, Task, TaskRef
 
 Fact = str | int
 
-_NOTHING: Mapping[str, Fact] = MappingProxyType({})
-_SUBJECT: ContextVar[Mapping[str, Fact]] = ContextVar("broker_fl.about", default=_NOTHING)
+_SUBJECT: ContextVar[about | None] = ContextVar("broker_fl.about", default=None)
 _EVERYWHERE: dict[str, Fact] = {}
 
 
 class about:  # noqa: N801 - reads as a statement
-    """Facts for what is logged inside the block, besides those of blocks around it. None says nothing."""
+    """Facts for what is logged inside the block, besides those of blocks around it. None says nothing.
 
-    __slots__ = ("_facts", "_token")
+    Each message that comes in opens one, and hardly any logs a line: facts are put together when one does.
+    """
+
+    __slots__ = ("_facts", "_message", "_outer", "_token")
 
     def __init__(self, **facts: Fact | None) -> None:
         self._facts = facts
-        self._token: Token[Mapping[str, Fact]] | None = None
+        self._message: Message | None = None
+        self._outer: about | None = None
+        self._token: Token[about | None] | None = None
 
     def __enter__(self) -> about:
-        self._token = _SUBJECT.set(_with(self._facts))
+        self._outer = _SUBJECT.get()
+        self._token = _SUBJECT.set(self)
         return self
 
     def __exit__(
@@ -38,20 +42,21 @@ class about:  # noqa: N801 - reads as a statement
         if self._token is not None:
             _SUBJECT.reset(self._token)
 
-    def too(self, **facts: Fact | None) -> None:
-        """Facts that turned up inside the block; until its end."""
-        _SUBJECT.set(_with(facts))
+    def learner(self, name: str) -> None:
+        """It turned out inside the block whom it is about."""
+        self._facts["learner"] = name
 
-    def too_of(self, message: Message) -> None:
-        """Job and round of a message that belongs to a task, or that brings one along."""
-        task = getattr(message, "task", None)
+    def message(self, message: Message) -> None:
+        """It is about the task that the message belongs to, or brings along, if there is one."""
+        self._message = message
+
+    def facts(self) -> dict[str, Fact]:
+        """All that holds inside the block."""
+        facts = self._outer.facts() if self._outer is not None else {}
+        facts |= {name: fact for name, fact in self._facts.items() if fact is not None}
+        task = getattr(self._message, "task", None)
         ref = task.task if isinstance(task, Task) else task
-        if isinstance(ref, TaskRef):
-            self.too(job=ref.job, round=ref.round)
-
-
-def _with(facts: Mapping[str, Fact | None]) -> Mapping[str, Fact]:
-    return {**_SUBJECT.get(), **{name: fact for name, fact in facts.items() if fact is not None}}
+        return facts | {"job": ref.job, "round": ref.round} if isinstance(ref, TaskRef) else facts
 
 
 def everywhere(**facts: Fact) -> None:
@@ -61,4 +66,5 @@ def everywhere(**facts: Fact) -> None:
 
 def subject() -> dict[str, Fact]:
     """What holds at this point."""
-    return {**_EVERYWHERE, **_SUBJECT.get()}
+    block = _SUBJECT.get()
+    return {**_EVERYWHERE, **(block.facts() if block is not None else {})}

@@ -345,12 +345,12 @@ class Controller:
         try:
             speaker = self._speakers.of(delivery, source.senders)
             if source.senders & LEARNERS and (speaker.account is None or speaker.account.role in LEARNERS):
-                subject.too(learner=speaker.name)
+                subject.learner(speaker.name)
             if self._is_over_limit(source, speaker):
                 self._observer.refused("over_limit")
                 return
             message, payload = m.decode(delivery.body)
-            subject.too_of(message)
+            subject.message(message)
             source.handle(message, payload, speaker)
         except MessageRefused as error:
             self._refuse(source.queue, delivery, speaker, str(error))

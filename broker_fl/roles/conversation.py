@@ -5,7 +5,14 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Self
 
-from broker_fl.errors import BrokerUnavailable, FrameRefused, MessageRefused, QueueLost, RequestRefused
+from broker_fl.errors import (
+    BrokerUnavailable,
+    FrameRefused,
+    MessageRefused,
+    QueueLost,
+    RequestRefused,
+    SettingRefused,
+)
 from broker_fl.interfaces import Delivery
 from broker_fl.model import Model
 from broker_fl.roles.runtime import Runtime, Waiting
@@ -65,7 +72,7 @@ class Answers:
             if isinstance(reply, expected):
                 return reply
         if refused is not None:
-            raise RequestRefused(refused.reason)
+            raise (SettingRefused if refused.setting else RequestRefused)(refused.reason)
         raise BrokerUnavailable(
             f"no controller of federation {self._driver.topology.federation!r} answered within "
             f"{self._driver.timeout_s:g} s; is one running (broker-fl controller)?"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from broker_fl.errors import FrameRefused, SettingError, TaskCancelled, TaskDeclined
@@ -16,6 +13,7 @@ from broker_fl.interfaces import Learner, LearnerContext, Parameters
 from broker_fl.observer import NOBODY, WorkOutcome
 from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
+from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.roles.sharing import FinishedShare, GroupTask, IncomingModel, MemberTask
 from broker_fl.wire import messages as m
 from broker_fl.wire.fields import MAX_GROUP
@@ -47,6 +45,17 @@ class LazyLearners(Mapping[str, Learner]):
         self._num_cached = num_cached
         self._cache: OrderedDict[str, Learner] = OrderedDict()
         self._lock = threading.Lock()
+
+    def part(self, ids: Iterable[str]) -> LazyLearners:
+        """Some of them, made as before."""
+
+        def make(context: LearnerContext) -> Learner:
+            learner = context.learner
+            return self._make(
+                LearnerContext(learner=learner, index=self._index[learner], count=len(self._index))
+            )
+
+        return LazyLearners(ids, make, num_cached=self._num_cached)
 
     def __getitem__(self, learner: str) -> Learner:
         with self._lock:
@@ -86,6 +95,7 @@ class Group:
         attributes: Parameters,
         num_workers: int,
         max_model_bytes: int,
+        runtime: Runtime = THREADS,
     ) -> None:
         """Nothing is connected yet.
 
@@ -96,7 +106,8 @@ class Group:
         if not 0 < len(learners) <= MAX_GROUP:
             raise SettingError(f"group {name!r} has {len(learners)} learners; it may have 1 to {MAX_GROUP}")
         self.id = name
-        self.session = uuid.uuid4().hex[:16]
+        self.session = runtime.unique()[:16]
+        self._runtime = runtime
         self._learners = learners
         self._attributes = attributes
         self._own_attributes: Mapping[str, Parameters] = (
@@ -109,7 +120,7 @@ class Group:
         self._num_workers = num_workers
         self._num_working = 0
         self._busy: set[str] = set()
-        self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="learner-worker")
+        self._workers = runtime.workers(num_workers, "learner-worker")
         self.report: Callable[[m.Message], None]
         self.send: Callable[[GroupTask, FinishedShare, bool], None]
         """With its sum, or as the task says."""
@@ -166,7 +177,7 @@ class Group:
             held = self._tasks.setdefault(job, {})
         whole = held.get(task.task)
         if whole is None:
-            whole = GroupTask(self.id, task, incoming)
+            whole = GroupTask(self.id, task, incoming, self._runtime)
             with self._lock:
                 held[task.task] = whole
         is_new = whole.add(task)
@@ -185,7 +196,9 @@ class Group:
         """The version that the task announces; one that is there already is not received anew."""
         incoming = self._models.get(task.task.job)
         if incoming is None or incoming.manifest != task.model:
-            incoming = self._models[task.task.job] = IncomingModel(task.model, self._max_model_bytes)
+            incoming = self._models[task.task.job] = IncomingModel(
+                task.model, self._max_model_bytes, self._runtime
+            )
         return incoming
 
     def _drop_others(self, task: m.Task) -> None:
@@ -295,17 +308,17 @@ class Group:
     def _work(self) -> None:
         """On a worker's thread: one learner after the other, until nobody waits."""
         while (held := self._next()) is not None:
-            began, task = time.perf_counter(), held.task.task
+            began, task = self._runtime.steady_s(), held.task.task
             outcome: WorkOutcome = "cancelled"
             try:
                 with about(job=task.job, round=task.round, learner=held.learner):
                     outcome = "finished" if held.whole.work(held, self._made(held)) else "failed"
             except TaskCancelled:
                 log.debug("learner %s of group %s stopped working", held.learner, self.id)
-            self.observer.worked(outcome, time.perf_counter() - began)
+            self.observer.worked(outcome, self._runtime.steady_s() - began)
             with self._lock:
                 self._busy.discard(held.learner)
-            share = held.whole.worked(time.perf_counter() - began)
+            share = held.whole.worked(self._runtime.steady_s() - began)
             if share is not None:
                 self.send(held.whole, share, False)
         self.on_idle()

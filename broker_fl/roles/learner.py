@@ -103,7 +103,7 @@ class LearnerHost:
         self._transport = transport
         self._observer = NOBODY
         self._clock = Clock(runtime)
-        self._group = self._group_of(learners)
+        self._group = self._group_of(learners, runtime)
         alone = learners.items() if self._group is None else ()
         self._seats = {
             learner_id: _Seat(
@@ -135,7 +135,7 @@ class LearnerHost:
             transport, self.topology, self._readers(), is_group=self._group is not None
         )
 
-    def _group_of(self, learners: Mapping[str, Learner]) -> Group | None:
+    def _group_of(self, learners: Mapping[str, Learner], runtime: Runtime) -> Group | None:
         settings = self.settings
         if settings.group is None:
             return None
@@ -145,6 +145,7 @@ class LearnerHost:
             attributes=settings.attributes,
             num_workers=settings.num_workers,
             max_model_bytes=settings.max_model_bytes,
+            runtime=runtime,
         )
         group.report = lambda report: self._report(group.id, report)
         group.send = lambda task, share, is_asked_for: self._loop.post(
@@ -285,7 +286,7 @@ class LearnerHost:
         with about(learner=name) as subject:
             try:
                 message, payload = m.decode(delivery.body)
-                subject.too_of(message)
+                subject.message(message)
                 handle(message, payload)
             except MessageRefused as error:
                 log.warning("learner %s refuses a message: %s", name, error)

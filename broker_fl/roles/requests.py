@@ -13,7 +13,7 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState
-from broker_fl.errors import AppError, FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingRefused, StoreUnavailable
 from broker_fl.extensions import try_own_code
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelError, ModelSpec
@@ -193,7 +193,7 @@ class Requests:
         try:
             self._begin(pending.submit, Combined(model=self._arrived(pending)), pending.user)
         except (RequestRefused, FrameRefused) as error:
-            self._reply(pending.submit, m.Refused(request=pending.submit.request, reason=str(error)[:2000]))
+            self._reply(pending.submit, _refused(pending.submit, error))
 
     def _arrived(self, pending: _Pending) -> Model:
         """The initial model, whole and usable."""
@@ -248,7 +248,7 @@ class Requests:
         try:
             try_own_code(spec, model, self._jobs.members.members(), self._services.own)
         except AppError as error:
-            raise RequestRefused(str(error)) from error
+            raise SettingRefused(str(error)) from error
 
     def _refuse_groups(self, spec: JobSpec) -> None:
         """Members of groups send sums; a rule that needs each update by itself is told so at once."""
@@ -261,7 +261,7 @@ class Requests:
             cause = f"the rule {spec.rule.name!r} needs"
             if isinstance(spec.rule, Summable):
                 cause = f"updates as changes (encoding {spec.transfer.encoding!r}) need"
-            raise RequestRefused(
+            raise SettingRefused(
                 f"{cause} the update of each learner by itself, and {in_groups} of the learners are in "
                 "groups, which send sums: choose 'fedavg' or 'fedprox' with an encoding of values, leave "
                 "these learners out by 'selector.where', or start their hosts without a group"
@@ -377,6 +377,11 @@ class Requests:
         self._services.sender.send(topology.answers, [topology.driver_key(request.driver)], reply)
 
 
+def _refused(request: m.Request, error: Exception, *, again: bool = False) -> m.Refused:
+    setting = isinstance(error, SettingRefused)
+    return m.Refused(request=request.request, reason=str(error)[:2000], again=again, setting=setting)
+
+
 def _update_bytes(spec: JobSpec, model: Model) -> int:
     kept = spec.buffers_of(model.spec)
     return encoding(spec.transfer.encoding, kept).num_bytes(_update_spec(spec, model))
@@ -387,7 +392,7 @@ def _update_spec(spec: JobSpec, model: Model) -> ModelSpec:
     try:
         return joined_spec(model.spec) if isinstance(spec.rule, Scaffold) else model.spec
     except ModelError as error:
-        raise RequestRefused(f"the rule {spec.rule.name!r} cannot have this model: {error}") from error
+        raise SettingRefused(f"the rule {spec.rule.name!r} cannot have this model: {error}") from error
 
 
 def _num_bytes(part: m.Part) -> int:

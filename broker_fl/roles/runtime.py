@@ -1,6 +1,6 @@
 """What roles have of the machine that they run on: threads, time and names. Nothing else in them blocks or
-asks what time it is (groups do, which have workers of their own); so the fault simulation
-(``tests/simulation``) can run them on a clock of its own.
+asks what time it is; so the fault simulation (``tests/simulation``) can run them on a clock of its own. Locks
+are the machine's own: who holds one calls nothing that waits.
 """
 
 from __future__ import annotations

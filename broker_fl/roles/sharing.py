@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from broker_fl.coordination.checking import problem_of_training
 from broker_fl.errors import BrokerFLError, TaskCancelled, UpdateRefused
 from broker_fl.interfaces import Contribution, Learner, Transport, Update
 from broker_fl.model import Array, Model, ModelSpec
+from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.roles.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics, describe
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire.chunks import Assembly, cut
@@ -50,7 +49,7 @@ _VALUE_BYTES = 10
 class IncomingModel:
     """A version on its way to a group: put together once, for all tasks that bring it."""
 
-    def __init__(self, manifest: ModelManifest, max_bytes: int) -> None:
+    def __init__(self, manifest: ModelManifest, max_bytes: int, runtime: Runtime = THREADS) -> None:
         """Make room for it.
 
         Raises:
@@ -61,7 +60,8 @@ class IncomingModel:
         self.model: Model | None = None
         self.receive_s = 0.0
         self._assembly = Assembly(manifest.num_bytes, manifest.chunk_bytes)
-        self._began = time.perf_counter()
+        self._runtime = runtime
+        self._began = runtime.steady_s()
 
     def receive(self, chunk: ModelChunk, payload: memoryview) -> bool:
         """Take in a part; True when that made it whole.
@@ -74,7 +74,7 @@ class IncomingModel:
         if not self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             return False
         self.model = encoding(self.manifest.encoding).decode(self._assembly.buffer, self.spec)
-        self.receive_s = time.perf_counter() - self._began
+        self.receive_s = self._runtime.steady_s() - self._began
         return True
 
     @property
@@ -140,7 +140,8 @@ class OpenShare:
 class GroupTask:
     """What a group has of one task. ``lock`` guards it: the loop adds learners, workers take them."""
 
-    def __init__(self, group: str, task: Task, incoming: IncomingModel) -> None:
+    def __init__(self, group: str, task: Task, incoming: IncomingModel, runtime: Runtime = THREADS) -> None:
+        self._runtime = runtime
         self.group = group
         self.newest = task
         """As it came last: where its results go, and whether they are asked for."""
@@ -153,7 +154,7 @@ class GroupTask:
         """Learner → the message that gave it the task; parameters may differ."""
         self._waiting: deque[str] = deque()
         self._num_working = 0
-        self._began = time.perf_counter()
+        self._began = self._runtime.steady_s()
         self._open = OpenShare(WeightedSum(incoming.spec))
 
     def add(self, task: Task) -> bool:
@@ -164,7 +165,7 @@ class GroupTask:
             self._tasks.update(dict.fromkeys(new, task))
             self._waiting.extend(new)
             if new:
-                self._began = time.perf_counter()
+                self._began = self._runtime.steady_s()
             return bool(new)
 
     def take(self, busy: set[str]) -> MemberTask | None:
@@ -201,14 +202,14 @@ class GroupTask:
             self._open.failed[learner] = reason
 
     def _train(self, held: MemberTask, learner: Learner) -> tuple[Done, Model | None]:
-        started, task = time.perf_counter(), held.task
+        started, task = self._runtime.steady_s(), held.task
         if self.incoming.model is None:
             raise BrokerFLError("the model is not there")
         given = dict(self.incoming.model.copy())  # the learner may write to it
         context = Context(held)
         context.progress(0.0)
         evaluation = checked_metrics(learner.evaluate(given, context), "evaluate") if task.evaluate else {}
-        evaluated = time.perf_counter()
+        evaluated = self._runtime.steady_s()
         update: Update | None = None
         if task.train:
             update = learner.train(given, context)
@@ -223,7 +224,7 @@ class GroupTask:
             evaluation=evaluation,
             queue_s=started - self._began,
             evaluate_s=evaluated - started if task.evaluate else 0.0,
-            train_s=time.perf_counter() - evaluated if task.train else 0.0,
+            train_s=self._runtime.steady_s() - evaluated if task.train else 0.0,
         )
         model = Model.of(update.model, self.incoming.spec) if update is not None else None
         return done, model
@@ -258,7 +259,7 @@ class GroupTask:
         deadline_s = self.newest.deadline_s
         if deadline_s is None or self.shares or self.cancelled or self.is_idle:
             return None
-        return SHARE_BEFORE_DEADLINE * deadline_s - (time.perf_counter() - self._began)
+        return SHARE_BEFORE_DEADLINE * deadline_s - (self._runtime.steady_s() - self._began)
 
     def share_if_due(self) -> FinishedShare | None:
         """What is done, if the deadline is near."""
@@ -286,7 +287,7 @@ class GroupTask:
             manifest = UpdateManifest.of(
                 model.spec, form="sum", encoding=self.newest.encoding, chunk_bytes=self.newest.chunk_bytes
             )
-        share = uuid.uuid4().hex[:16]
+        share = self._runtime.unique()[:16]
         learners = (*(done.learner for done in opened.done), *opened.failed)
         return FinishedShare(share, learners, self._pages(share, opened, manifest), total)
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from broker_fl.errors import BrokerFLError
+from broker_fl.errors import BrokerFLError, SettingError
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Learner
 from broker_fl.model import Array, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import DEFAULT_HEARTBEAT_S, LearnerHost, LearnerSettings
+from broker_fl.simulation.fit import check_can_run, members_of
+from broker_fl.simulation.grouped import GroupHosts, check_groups
 from broker_fl.simulation.machines import Machine, Machines
 from broker_fl.simulation.pace import SimulatedLearner
 from broker_fl.stores.sqlite import SQLiteStore
@@ -52,13 +54,21 @@ class Federation:
 
         world = World(speeds=Spread(low=0.1, high=1.0), faults=[Kill(fraction=0.3, at_round=5)], seed=1)
         with Federation(learners, world=world) as federation: ...
+
+    Thousands of learners are ``LazyLearners``, made when they are worked on, in ``groups``: each is a host
+    with a thread, which sends the sum of its learners' updates. That is for rules that are a plain weighted
+    sum::
+
+        learners = LazyLearners((f"phone-{i}" for i in range(10_000)), lambda context: Phone(context.index))
+        with Federation(learners, groups=2) as federation: ...
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings by name, each with a default
         self,
         learners: Mapping[str, Learner],
         *,
         world: World | None = None,
+        groups: int | None = None,
         folder: str | Path | None = None,
         num_workers: int = 2,
         name: str = "simulation",
@@ -69,8 +79,15 @@ class Federation:
 
         Raises:
             SettingError: the world names learners that there are not, or hits more than there are; or one of
-                ``own`` is neither a rule nor a selector.
+                ``own`` is neither a rule nor a selector; or learners do not fit into so many ``groups``, or
+                a world is given for groups.
         """
+        if groups is not None:
+            if world is not None:
+                raise SettingError(
+                    "'groups': learners of a group share a host; they have no world of their own"
+                )
+            check_groups(len(learners), groups)
         classes = own if isinstance(own, OwnClasses) else OwnClasses.of(own)
         self.profiles: Mapping[str, Profile] = world.profiles(list(learners)) if world else {}
         """What was drawn for each learner; empty without a world."""
@@ -79,6 +96,7 @@ class Federation:
         self.broker = MemoryBroker()
         self._name = name
         self._num_learners = len(learners)
+        self._members = members_of(learners)
         self._store = SQLiteStore(self.folder / "state.sqlite", federation=name)
         self._transports = [self.broker.connect(role) for role in ("controller", "learners")]
         controller_settings = ControllerSettings(
@@ -87,7 +105,8 @@ class Federation:
             store_patience_s=STORE_PATIENCE_S,
         )
         self.controller = Controller(self._transports[0], self._store, controller_settings, classes)
-        machines, others = self._machines_of(learners, world, num_workers)
+        self._groups = GroupHosts(self.broker, name, learners, groups) if groups is not None else None
+        machines, others = self._machines_of(learners if groups is None else {}, world, num_workers)
         self._machines = Machines(machines, self.profiles, Topology(name))
         # Those that only pause do not wait for one another: only computing takes a worker's time.
         num_threads = max(1, len(others)) if world and world.paces else num_workers
@@ -129,6 +148,9 @@ class Federation:
             closing.callback(self.learners.stop, drain_s=0.0, reason="the simulation is over")
             closing.callback(self._machines.stop)
             self._machines.start()
+            if self._groups is not None:
+                closing.callback(self._groups.stop)
+                self._groups.start()
             self.driver = Driver(self.broker.connect("driver"), self._name)
             closing.callback(self.driver.close)
             self._guard.start()
@@ -177,5 +199,10 @@ class Federation:
             self._temporary.cleanup()
 
     def submit(self, spec: JobSpec, model: Model | Mapping[str, Array] | VersionRef) -> Job:
-        """Start a job; it waits until ``spec.protocol.min_learners`` are there."""
+        """Start a job.
+
+        Raises:
+            SettingError: it needs more learners than there are in this process, and would wait for ever.
+        """
+        check_can_run(spec, self._members, self.profiles)
         return self.driver.submit(spec, model)

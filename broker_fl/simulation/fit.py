@@ -9,11 +9,21 @@ from collections.abc import Mapping, Sequence
 
 from broker_fl.coordination.selection.eligible import matches
 from broker_fl.errors import SettingError
-from broker_fl.interfaces import Member
+from broker_fl.interfaces import Learner, Member
 from broker_fl.jobfile import make_spec
+from broker_fl.roles.attributes import attributes_of
+from broker_fl.roles.learner import SOFTWARE
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.protocols import Asynchronous, Rounds
 from broker_fl.world import Profile
+
+
+def members_of(learners: Mapping[str, Learner]) -> list[Member]:
+    """What a selector will see of them."""
+    return [
+        Member(learner=name, attributes=attributes_of(name, learner, {}), software=SOFTWARE)
+        for name, learner in learners.items()
+    ]
 
 
 def lower_min_learners(spec: JobSpec, members: Sequence[Member], profiles: Mapping[str, Profile]) -> JobSpec:

@@ -648,6 +648,8 @@ class Refused(Reply):
     reason: Text
     again: bool = False
     """Whether the reason may pass, as a store does that is away: then the request may be sent again."""
+    setting: bool = False
+    """Whether a setting of the request is wrong, or does not fit the federation."""
 
 
 class Done(Reply):

@@ -152,6 +152,17 @@ def test_learners_that_could_be_taken_for_members_of_a_group_are_not_enrolled(op
     assert not (operator.folder / "x.join").exists()
 
 
+@pytest.mark.parametrize("role", ["learner", "group", "driver", "observer"])
+def test_doctor_finds_nothing_wrong_with_an_enrolled_account(operator: Operator, role: str) -> None:
+    by = operator.enroll("hospital-a", role)
+    operator.forget_environment()
+    done = operator.run("doctor", "--join", str(by), "--json")
+    found = [one for one in json.loads(done.output) if one["about"] == "Broker"]
+    wrong = [one for one in found if one["level"] == "error"]
+    assert not wrong
+    assert any("has the permissions" in one["what"] for one in found)
+
+
 def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
     for typed in (["--management", "http://admin:geheim@127.0.0.1:1"], ["--management-password", "geheim"]):
         done = operator.run("members", *typed, ok=False)

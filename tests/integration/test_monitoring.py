@@ -210,7 +210,8 @@ def test_not_ready_while_the_broker_is_away_and_blocked_time_is_counted(
         controller = start("controller", "controller", *options)
         learner = start("learner", "learner", "app.py", "--id", "site", *options[:4])
         until(controller.is_ready)
-        until(lambda: learner.samples()["broker_fl_welcomed"])  # from now on it publishes twice a second
+        # It has joined; from now on it publishes twice a second.
+        until(lambda: learner.samples().get("broker_fl_welcomed"))
         private_rabbitmq.control("set_vm_memory_high_watermark", "absolute", "1MB")
         until(lambda: learner.samples()["broker_fl_broker_blocked"] == 1)
         private_rabbitmq.control("set_vm_memory_high_watermark", "0.6")

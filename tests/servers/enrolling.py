@@ -84,6 +84,10 @@ class Operator:
         for user in self.api.records(f"broker_fl.{self.federation}."):
             self.api.delete_record(f"broker_fl.{self.federation}.{user}")
 
+    def forget_environment(self) -> None:
+        """What a site has: nothing but its join file."""
+        self._environment.clear()
+
     def run(self, *arguments: str, ok: bool = True, input: str | None = None) -> Result:  # noqa: A002
         done = CliRunner().invoke(commands, arguments, input=input, env=self._environment)
         assert (done.exit_code == 0) is ok, done.output

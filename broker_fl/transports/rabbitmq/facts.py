@@ -29,7 +29,7 @@ from broker_fl.transports.rabbitmq.failures import (
 from broker_fl.transports.rabbitmq.link import LinkSettings
 from broker_fl.transports.rabbitmq.tunnel import blocking_connection
 
-Role = Literal["controller", "learner", "driver"]
+Role = Literal["controller", "learner", "driver", "observer"]
 HEARTBEAT_S = 60
 CONNECT_TIMEOUT_S = 5.0
 _ALARM_WAIT_S = 0.3
@@ -71,17 +71,24 @@ class BrokerFacts:
 
 
 def look_at_broker(
-    url: str, *, federation: str, role: Role, learner: str = "", security: Security | None = None
+    url: str,
+    *,
+    federation: str,
+    role: Role,
+    learner: str = "",
+    security: Security | None = None,
+    enrolled: str = "",
 ) -> BrokerFacts:
     """Connect as the role would, and try what it does; what has to be made for that is deleted again.
 
-    ``learner`` is whose mailbox is tried; else it is one with a name that nobody has.
+    ``learner`` is whose mailbox is tried; else it is one with a name that nobody has. ``enrolled`` is the
+    name of an account of its own, which is not to declare what is there since it was enrolled.
 
     Raises:
         SettingError, AccessDenied, BrokerUnavailable: no connection.
     """
     with connected(parse_addresses(url, security)) as (address, connection):
-        look = _Look(connection, Topology(federation), role, learner)
+        look = _Look(connection, Topology(federation), role, learner, enrolled)
         alarms: list[str] = []
         connection.add_on_connection_blocked_callback(
             lambda _, method: alarms.append(method.method.reason or "unknown")
@@ -157,12 +164,13 @@ def _certificates(connection: Any, address: Address, security: Security | None) 
 class _Look:
     """Tries one thing after the other, each on a channel of its own: a refusal closes it."""
 
-    def __init__(self, connection: Any, topology: Topology, role: Role, learner: str) -> None:
+    def __init__(self, connection: Any, topology: Topology, role: Role, learner: str, enrolled: str) -> None:
         self._connection = connection
         self._topology = topology
-        self._trial = f"doctor-{secrets.token_hex(4)}"
+        self._trial = f"{enrolled}-{secrets.token_hex(6)}" if enrolled else f"doctor-{secrets.token_hex(4)}"
         self._role = role
-        self._learner = learner or self._trial
+        self._enrolled = enrolled
+        self._learner = enrolled or learner or self._trial
         self._made: list[Exchange | Queue] = []
         self.missing: list[str] = []
         self.denied: list[str] = []
@@ -171,13 +179,18 @@ class _Look:
         self.depths: dict[str, Depth] = {}
 
     def try_everything(self) -> None:
+        may_declare = not self._enrolled or self._role == "controller"
         for entity in self._topology.for_controller():
-            self._declare(entity, make=False)
+            self._declare(entity, make=False) if may_declare else self._look_for(entity)
         own, exchanges, queues = self._needs()
         for entity in own:
-            self._declare(entity, make=True)
+            if self._enrolled and self._role == "learner":
+                self._look_for(entity)
+            else:
+                self._declare(entity, make=True)
+        key = f"{self._learner if self._role == 'learner' else self._trial}.doctor"
         for exchange in exchanges:
-            self._attempt(f"write to exchange {exchange}", partial(_publish, exchange=exchange))
+            self._attempt(f"write to exchange {exchange}", partial(_publish, exchange=exchange, key=key))
         for queue in queues:
             self._attempt(f"read from queue {queue}", partial(_consume, queue=queue))
         mailbox = self._topology.mailbox(self._learner)
@@ -189,15 +202,19 @@ class _Look:
         topology, trial = self._topology, self._trial
         own: Sequence[Entity]
         if self._role == "controller":
-            own = (Exchange(f"{topology.tasks}.{trial}", "direct"), *topology.for_inbox(trial))
-            writes: Sequence[str] = (topology.tasks, topology.events, topology.dead)
+            own = topology.for_inbox(trial)
+            if not self._enrolled:
+                own = (Exchange(f"{topology.tasks}.{trial}", "direct"), *own)
+            writes: Sequence[str] = (topology.tasks, topology.answers, topology.events, topology.dead)
             return own, writes, (topology.reports, topology.control, topology.inbox(trial))
         if self._role == "learner":
             own = topology.for_learner(self._learner)
             return own, (topology.reports, topology.updates), (topology.mailbox(self._learner),)
-        own = (*topology.for_driver(trial), *topology.for_watcher(trial, trial))
-        reads = (topology.driver_queue(trial), topology.event_queue(trial))
-        return own, (topology.control, topology.updates), reads
+        watcher = f"{trial}-{secrets.token_hex(4)}"
+        own = (*topology.for_driver(trial), *topology.for_watcher(watcher, trial))
+        reads = (topology.driver_queue(trial), topology.event_queue(watcher))
+        writes = (topology.control,) if self._role == "observer" else (topology.control, topology.updates)
+        return own, writes, reads
 
     def latency_s(self) -> float:
         """Shortest of a few round trips."""
@@ -233,6 +250,12 @@ class _Look:
             self.missing.append(f"{noun} {entity.name}")
         elif self._attempt(f"configure {noun} {entity.name}", partial(_declare, entity=entity)) and not there:
             self._made.append(entity)
+
+    def _look_for(self, entity: Entity) -> None:
+        """Note whether it is there, with what everybody may do."""
+        if not isinstance(entity, Binding) and not self._is_there(entity):
+            noun = "exchange" if isinstance(entity, Exchange) else "queue"
+            self.missing.append(f"{noun} {entity.name}")
 
     def _is_there(self, entity: Exchange | Queue) -> bool:
         """Whether it exists; what waits in it is noted."""
@@ -282,10 +305,10 @@ _ON_PURPOSE = 406
 """A mistake that the broker sees only after it looked for the permission: nothing is published or read."""
 
 
-def _publish(channel: Any, *, exchange: str) -> None:
+def _publish(channel: Any, *, exchange: str, key: str) -> None:
     with _mistaken("expiration"):
         channel.confirm_delivery()
-        channel.basic_publish(exchange, "doctor", b"", pika.BasicProperties(expiration="doctor"))
+        channel.basic_publish(exchange, key, b"", pika.BasicProperties(expiration="doctor"))
 
 
 def _consume(channel: Any, *, queue: str) -> None:

@@ -72,9 +72,10 @@ def test_a_groups_members_are_numbered() -> None:
 def test_no_name_brings_a_learner_to_anothers_mailbox_or_keys(name: str, other: str) -> None:
     mine = permissions_of(account("learner", name))
     assert re.search(mine.read, F.mailbox(name))
+    assert re.search(mine.read, F.mailbox(name, 2))
     assert re.search(mine.topics[F.updates].write, f"{name}.inbox")
     if other != name:
-        assert not re.search(mine.read, F.mailbox(other))
+        assert not any(re.search(mine.read, F.mailbox(other, generation)) for generation in (0, 1))
         assert not re.search(mine.topics[F.reports].write, f"{other}.join")
     assert not re.search(mine.configure, F.mailbox(name))
 
@@ -98,6 +99,7 @@ def test_an_observer_sends_no_model_and_a_controller_reads_no_mail() -> None:
     assert not re.search(controller.read, F.mailbox("site"))
     assert not re.search(controller.configure, Topology("G").tasks)
     assert re.search(controller.configure, F.inbox("controller-1"))
+    assert re.search(controller.configure, F.mailbox("site", 1))
 
 
 # ---------------------------------------------------------------- passwords and files

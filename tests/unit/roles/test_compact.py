@@ -138,10 +138,10 @@ def test_a_result_inside_of_a_chunk_is_held_to_the_same_rules(stage: Stage, fiel
 
 def test_work_that_takes_its_time_is_announced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner_module, "ACCEPTED_AFTER_S", 0.01)
-    slow = Adds(1.0)
+    slow, queued = Adds(1.0), Adds(1.0)
     slow.gate.clear()
-    job = stage.run({"slow": slow, "queued": (queued := Adds(1.0))}, rounds=1)
     queued.gate.clear()
+    job = stage.run({"slow": slow, "queued": queued}, rounds=1)
 
     def accepted() -> set[str]:
         events = job.events(follow=False)

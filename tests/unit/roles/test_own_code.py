@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from broker_fl.aggregation.sums import WeightedSum
-from broker_fl.errors import AppError, RequestRefused
+from broker_fl.errors import AppError, SettingRefused
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Combined, Contribution, Given, Member, Record, TaskContext, Update
 from broker_fl.model import Arrays, Model
@@ -116,7 +116,7 @@ def test_a_job_is_refused_before_anything_of_it_is_stored(stage: Stage) -> None:
         ({"rule": {"name": "own", "rule": "Cupped"}}, "it has Capped"),
         ({"selector": {"name": "own", "selector": "Capped"}}, "no selector 'Capped'.* Alternating"),
     ):
-        with pytest.raises(RequestRefused, match=told):
+        with pytest.raises(SettingRefused, match=told):
             stage.submit(**wanted)
     assert not stage.driver.jobs()
 

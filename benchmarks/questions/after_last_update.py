@@ -1,0 +1,114 @@
+"""From the last update's last chunk to the next round's task on its way, whatever the number of learners."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks import machine, ours
+from benchmarks.comparison import why_left_out
+from benchmarks.jobs import run_job
+from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.tables import size, table
+from broker_fl.wire import events as e
+
+CELLS: tuple[Cell, ...] = tuple(
+    (learners, parameters) for parameters in (1_000_000, 10_000_000) for learners in (2, 10, 50)
+)
+QUICK: Cell = (2, 10_000)
+
+TEXT = """From the moment when the last learner's update is whole in the controller to the moment when the
+next round's task goes out, over RabbitMQ and Redis, by the controller's own events. *Fold* is the update's
+check and its way into the sum, *mean* the division and the look whether all is finite, *store* the version
+and the job's state in Redis, durable as far as its settings go; *rest* is everything else: the state
+machine, choosing the next cohort, encoding. Milliseconds, medians over the rounds after one that is not
+counted; of the whole also the least and the most.
+
+{table}"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Between two rounds, in seconds."""
+
+    fold_s: float
+    mean_s: float
+    store_s: float
+    total_s: float
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Cell by cell."""
+    for cell in options.cells_of(CELLS, QUICK):
+        if options.is_over:
+            return
+        learners, parameters = cell
+        row: Row = {
+            "key": f"{learners}x{parameters}",
+            "num_learners": learners,
+            "num_parameters": parameters,
+            "when": time.strftime("%Y-%m-%d %H:%M"),
+            "busy_share": machine.busy_share(),
+        }
+        if reason := why_left_out(ours.needed_bytes(*cell), "ours"):
+            yield {**row, "left_out": reason}
+            continue
+        at_least = options.rounds if options.quick else options.rounds * options.repetitions
+        yield {**row, **ours.alone(_measure, *cell, ours.rounds_for(*cell, at_least))}
+
+
+def _measure(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
+    with ours.over_servers(num_learners) as (driver, _):
+        events = run_job(driver, num_learners, num_parameters, rounds + 1)
+    return {"gaps": [asdict(one) for one in read_gaps(events)][1:]}
+
+
+def read_gaps(events: Iterable[e.Event]) -> Iterator[Gap]:
+    """Of each pair of rounds."""
+    folded: e.UpdateFolded | None = None
+    committed: e.VersionCommitted | None = None
+    for event in events:
+        match event:
+            case e.UpdateFolded():
+                folded = event
+            case e.VersionCommitted():
+                committed = event
+            case e.TaskSent() if folded is not None and committed is not None:
+                yield Gap(
+                    fold_s=folded.fold_s,
+                    mean_s=committed.aggregate_s,
+                    store_s=committed.store_s,
+                    total_s=event.time_s - event.send_s - (folded.time_s - folded.fold_s),
+                )
+                folded = committed = None
+
+
+def text(rows: Sequence[Row]) -> str:
+    """One table."""
+    lines = []
+    for row in rows:
+        named = (size(row["num_parameters"]), row["num_learners"])
+        if "left_out" in row:
+            lines.append((*named, *["–"] * 4, row["left_out"]))
+            continue
+        gaps = row["gaps"]
+        fold, mean, store, total = (
+            statistics.median(gap[name] for gap in gaps)
+            for name in ("fold_s", "mean_s", "store_s", "total_s")
+        )
+        totals = [gap["total_s"] for gap in gaps]
+        whole = f"{_ms(total)} ({_ms(min(totals))}–{_ms(max(totals))})"
+        lines.append((*named, *map(_ms, (fold, mean, store, max(0.0, total - fold - mean - store))), whole))
+    return TEXT.format(
+        table=table(("parameters", "learners", "fold", "mean", "store", "rest", "all together ms"), lines)
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.{1 if seconds < 0.01 else 0}f}"
+
+
+QUESTION = Question(name="after_last_update", title="After the last update", place=35, run=run, text=text)
