@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 DEMO := $(DEMO_VENV)/bin/broker-fl demo
 BENCH := $(BIN)/python -m benchmarks
 ARGS ?=
+# Test processes, each with a RabbitMQ and a Redis of its own; 0: all tests in one.
+JOBS ?= 0
 
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
@@ -42,7 +44,7 @@ demo: demo-env  ## Train on handwritten digits with 10 learners, in one process 
 	@$(DEMO) $(ARGS)
 
 test: env servers  ## Every test, on a real RabbitMQ and Redis, then lint; ARGS=... goes to pytest
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --cov --cov-report=term $(ARGS)
 	@$(MAKE) --no-print-directory lint
 
 lint: env  ## Check style, types and the direction of imports

@@ -15,9 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import machine, page
+from benchmarks import ending, machine, page
 from benchmarks.peers import Peer, flare, flower
 from benchmarks.questions import Cell, Options, Question, Row, all_questions
 
@@ -40,18 +41,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rounds=2 if asked.quick else asked.rounds,
         repetitions=asked.repetitions,
         transports=("embedded", "rabbitmq") if asked.transport == "both" else (asked.transport,),
-        end_at=time.monotonic() + asked.budget_s,
     )
+    end_at = time.monotonic() + asked.budget_s
     names = [name for name in questions if name in asked.questions or not asked.questions]
-    if names:
-        command = "python -m benchmarks " + shlex.join(sys.argv[1:] if arguments is None else arguments)
-        facts = machine.facts(quick=asked.quick)
-        _warn_if_busy()
-        for name in names:
-            _ask(questions[name], options, asked.results, (command.strip(), facts))
+    command = "python -m benchmarks " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+    with ending.of_run():
+        facts = machine.facts(quick=asked.quick) if names else {}
+        if names:
+            _warn_if_busy()
+        for place, name in enumerate(names):
+            left = [questions[one].share for one in names[place:]]
+            own = replace(options, end_at=time_of_next(end_at, left, time.monotonic()))
+            _ask(questions[name], own, asked.results, (command.strip(), facts))
     pictures = asked.page.parent / "pictures"
     page.write(asked.page, pictures, asked.results, questions)
     print(f"The page: {asked.page}")
+
+
+def time_of_next(end_at: float, shares: Sequence[float], now: float) -> float:
+    """When the next question ends, if what is left until ``end_at`` goes to all by their shares; what one
+    does not use goes on to those after it.
+    """
+    return now + (end_at - now) * shares[0] / sum(shares)
 
 
 def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
@@ -74,7 +85,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=int, default=3, help="blocks of each system (default: 3)")
     parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
     parser.add_argument(
-        "--budget-s", type=float, default=float("inf"), help="no cell begins when so many seconds are over"
+        "--budget-s", type=float, default=float("inf"), help="no cell begins later; shared among questions"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON that is kept")
     parser.add_argument("--page", type=Path, default=PAGE, help="where the Markdown goes")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.ours import OursFailed
 from benchmarks.peers import Peer, PeerFailed
 from benchmarks.questions import Cell, Options, Row
 from benchmarks.tables import cell_name, spread, spread_of_times
@@ -67,7 +67,7 @@ class Comparison:
             row |= {"sweep": sweep, "setting": best, "blocks": blocks, "ratios": ratios}
             if self._defaults is not None and not options.quick:
                 row["defaults"] = self._try(cell, {**best, **self._defaults}, DEFAULTS_ROUNDS)
-        except (PeerFailed, BrokenProcessPool) as error:
+        except (PeerFailed, OursFailed) as error:
             row["failed"] = str(error)
         return {**row, "busy_share": max(busy)}
 

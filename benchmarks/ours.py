@@ -6,13 +6,13 @@ import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks import processes
+from benchmarks import ending, processes
 from benchmarks.jobs import read_rounds, run_job
 from benchmarks.peers import run_script
 from broker_fl import connect
@@ -22,6 +22,8 @@ from broker_fl.workers.servers import RabbitMQNode, RedisNode
 LEARNER_PROCESSES = 2
 """That learners are spread over, each with connections of its own."""
 DRIVER_TIMEOUT_S = 300.0
+END_TIMEOUT_S = 60.0
+"""For a process to stop its servers."""
 MAX_ROUNDS = 30
 COPIES = 3.3
 """Of the model that a learner's process has at its peak, measured at 10 million parameters."""
@@ -29,6 +31,10 @@ OTHERS_BYTES = 2_000_000_000
 """Controller, broker and store, at most."""
 
 Node = RabbitMQNode | RedisNode
+
+
+class OursFailed(Exception):
+    """Our own rounds did not end as they should."""
 
 
 def rounds_for(num_learners: int, num_parameters: int, at_least: int) -> int:
@@ -57,9 +63,38 @@ def embedded(num_learners: int, num_parameters: int, rounds: int) -> dict[str, A
 
 
 def alone(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """In a process of its own, so that peak memory is this cell's."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+    """In a process of its own, so that peak memory is this cell's.
+
+    Raises:
+        OursFailed: with the last line of its error.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_alone, args=(theirs, measure, arguments))
+    process.start()
+    theirs.close()
+    try:
+        found, error = ours.recv()
+    except EOFError:
+        process.join(END_TIMEOUT_S)
+        raise OursFailed(f"{measure.__name__} ended with status {process.exitcode}") from None
+    finally:
+        process.join(END_TIMEOUT_S) if sys.exception() is None else process.terminate()
+        process.join(END_TIMEOUT_S)
+        process.kill()
+    if error:
+        raise OursFailed(error)
+    return dict(found)
+
+
+def _alone(pipe: Connection, measure: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    ending.by_exception()
+    ending.with_parent()
+    try:
+        pipe.send((measure(*arguments), ""))
+    except Exception as error:
+        pipe.send((None, f"{type(error).__name__}: {error}"))
+        raise
 
 
 def _measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:

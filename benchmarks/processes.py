@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import ending
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
@@ -111,9 +112,9 @@ def begin() -> None:
         keep_freed_blocks()
 
 
-def _run(name: str, target: object, arguments: tuple[object, ...]) -> Iterator[Process]:
+def _run(name: str, target: Callable[..., None], arguments: tuple[object, ...]) -> Iterator[Process]:
     ours, theirs = _SPAWN.Pipe()
-    process = _SPAWN.Process(target=target, args=(theirs, *arguments), name=name)  # type: ignore[arg-type]
+    process = _SPAWN.Process(target=_child, args=(target, theirs, *arguments), name=name)
     process.start()
     theirs.close()
     ours.recv()
@@ -123,6 +124,11 @@ def _run(name: str, target: object, arguments: tuple[object, ...]) -> Iterator[P
         if process.is_alive():
             process.terminate()
             process.join(10)
+
+
+def _child(target: Callable[..., None], *arguments: object) -> None:
+    ending.with_parent()
+    target(*arguments)
 
 
 def _serve(pipe: Connection) -> None:

@@ -15,11 +15,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks import ending
 
 ROOT = Path(__file__).parents[2]
 SETUP_TIMEOUT_S = 1800
@@ -120,6 +123,7 @@ def run_script(
             "PYTHONPATH": str(ROOT),
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
             **(environment or {}),
+            ending.MARK: (run := f"{os.environ.get(ending.MARK, '')}.{uuid.uuid4().hex}"),
         }
         settings.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start would compile what was changed last
         with log.open("wb") as words:
@@ -138,6 +142,7 @@ def run_script(
                 failure = f"not done after {timeout_s:.0f} s"
             finally:
                 _end_session(process)
+                ending.kill_all(run)
         if out.exists():
             measured: dict[str, Any] = json.loads(out.read_text())
             return measured

@@ -60,6 +60,8 @@ class Question:
     alone."""
     text: Callable[[Sequence[Row]], str]
     """The section: Markdown without the title. Every figure in it is from the rows."""
+    share: float = 1.0
+    """Of a time that is limited, beside those of the other questions."""
     plot: Callable[[Sequence[Row], Path], bool] | None = None
     """Draw the rows into this SVG; False where there is nothing to draw."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, ours, processes
-from benchmarks.comparison import why_left_out
+from benchmarks import ours, processes
+from benchmarks.cells import by_transport
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import plot_lines, size, table
@@ -26,7 +25,7 @@ from broker_fl.wire.protocols import Asynchronous
 from broker_fl.wire.rules import FedAsync
 
 CELLS: tuple[Cell, ...] = tuple(
-    (learners, parameters) for parameters in (100_000, 1_000_000) for learners in (10, 50, 200)
+    (learners, parameters) for parameters in (100_000, 1_000_000) for learners in (2, 10, 50, 200)
 )
 QUICK: Cell = (3, 10_000)
 UPDATES_BYTES = 400_000_000
@@ -42,25 +41,14 @@ first block left out: median (least to most).
 
 def run(options: Options) -> Iterator[Row]:
     """Cell by cell, transport by transport."""
-    for cell in options.cells_of(CELLS, QUICK):
-        for transport in options.transports:
-            if options.is_over:
-                return
-            learners, parameters = cell
-            row: Row = {
-                "key": f"{transport}-{learners}x{parameters}",
-                "transport": transport,
-                "num_learners": learners,
-                "num_parameters": parameters,
-                "when": time.strftime("%Y-%m-%d %H:%M"),
-                "busy_share": machine.busy_share(),
-            }
-            if reason := why_left_out(ours.needed_bytes(*cell), "ours"):
-                yield {**row, "left_out": reason}
-                continue
-            versions = 20 if options.quick else max(40, min(400, UPDATES_BYTES // (4 * parameters)))
-            measure = _embedded if transport == "embedded" else _rabbitmq
-            yield {**row, **ours.alone(measure, learners, parameters, max(versions, 2 * learners))}
+
+    def measure(transport: str, cell: Cell) -> dict[str, Any]:
+        learners, parameters = cell
+        versions = 20 if options.quick else max(40, min(400, UPDATES_BYTES // (4 * parameters)))
+        run = _embedded if transport == "embedded" else _rabbitmq
+        return ours.alone(run, learners, parameters, max(versions, 2 * learners))
+
+    return by_transport(options, CELLS, QUICK, measure)
 
 
 def _embedded(num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:

@@ -150,6 +150,7 @@ QUESTION = Question(
     name="flower",
     title="Round overhead against Flower's deployment engine",
     place=10,
+    share=5.0,
     run=run,
     text=text,
     plot=plot,

@@ -239,4 +239,6 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
-QUESTION = Question(name="many_learners", title="Many learners", place=60, run=run, text=text, plot=plot)
+QUESTION = Question(
+    name="many_learners", title="Many learners", place=60, share=2.0, run=run, text=text, plot=plot
+)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from benchmarks import machine, ours
-from benchmarks.comparison import why_left_out
+from benchmarks import ours
+from benchmarks.cells import by_transport
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import seconds, size, spread, table
 
@@ -33,24 +33,12 @@ the kernel saw (VmHWM).
 
 def run(options: Options) -> Iterator[Row]:
     """Cell by cell, transport by transport."""
-    for cell in options.cells_of(CELLS, QUICK):
-        for transport in options.transports:
-            if options.is_over:
-                return
-            learners, parameters = cell
-            row: Row = {
-                "key": f"{transport}-{learners}x{parameters}",
-                "transport": transport,
-                "num_learners": learners,
-                "num_parameters": parameters,
-                "when": time.strftime("%Y-%m-%d %H:%M"),
-                "busy_share": machine.busy_share(),
-            }
-            if reason := why_left_out(ours.needed_bytes(*cell), "ours"):
-                yield {**row, "left_out": reason}
-                continue
-            at_least = options.rounds if options.quick else options.rounds * options.repetitions
-            yield {**row, **MEASURE[transport](*cell, ours.rounds_for(*cell, at_least))}
+    at_least = options.rounds if options.quick else options.rounds * options.repetitions
+
+    def measure(transport: str, cell: Cell) -> dict[str, Any]:
+        return MEASURE[transport](*cell, ours.rounds_for(*cell, at_least))
+
+    return by_transport(options, CELLS, QUICK, measure)
 
 
 def text(rows: Sequence[Row]) -> str:

@@ -164,6 +164,7 @@ QUESTION = Question(
     name="simulators",
     title="Embedded rounds and start-up against simulators",
     place=20,
+    share=3.0,
     run=run,
     text=text,
     plot=plot,

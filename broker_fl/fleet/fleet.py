@@ -19,8 +19,8 @@ MAX_AT_ONCE = 32
 """Hosts."""
 ANSWER_S = 60.0
 INSTALL_S = 1800.0
-SETTLE_S = 1.5
-"""A daemon that ends so soon has a wrong setting."""
+READY_S = 30.0
+"""A daemon that is not ready after that waits for its servers; it goes on doing so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +165,10 @@ class Fleet:
             (now,) = await _status(remote, [one])
             if now.facts.get("outdated"):
                 await _stop(remote, one, ANSWER_S)
-        answer = await remote.do("start", ANSWER_S, name=one.name, settle_s=SETTLE_S)
+        answer = await remote.do("start", ANSWER_S, name=one.name, ready_s=READY_S)
         detail = f"process {answer['pid']}" + (", ran already" if answer["was_running"] else "")
+        if not answer.get("is_ready", True):
+            detail += ", not ready yet: it waits for its servers"
         return Outcome(name=one.name, host=one.host, state="running", detail=detail, facts=answer)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,7 +132,7 @@ def _run(command: list[str], what: str) -> None:
 
 
 def start(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Start a daemon unless it runs; it outlives who asked. One that ends at once is an error."""
+    """Start a daemon unless it runs, and wait until it is ready; it outlives who asked."""
     name = request["name"]
     home = _home(folder, name)
     plan = _read(home / "daemon.json")
@@ -142,23 +143,35 @@ def start(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     log = home / "log"
     if log.exists() and log.stat().st_size > LOG_BYTES:
         log.replace(home / "log.1")
-    with log.open("ab") as output:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears, log.open("ab") as output:
+        # As systemd does (sd_notify(3)): the daemon says READY=1. An abstract address leaves no file.
+        address = f"broker-fl-{os.getpid()}-{name}"
+        hears.bind(f"\0{address}")
         process = subprocess.Popen(
             [*_scope(), plan["program"], *plan["arguments"]],
             cwd=home,
-            env={**os.environ, **plan["environment"]},
+            env={**os.environ, **plan["environment"], "NOTIFY_SOCKET": f"@{address}"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    _write(home / "pid.json", {"pid": process.pid, "began": _began(process.pid), **plan})
-    try:
-        code = process.wait(request["settle_s"])
-    except subprocess.TimeoutExpired:
-        return {"state": "running", "pid": process.pid, "was_running": False}
-    (home / "pid.json").unlink(missing_ok=True)
-    raise Failure(f"{name} ended at once with exit code {code}: {_last_words(log)}")
+        _write(home / "pid.json", {"pid": process.pid, "began": _began(process.pid), **plan})
+        is_ready = _is_ready(process, hears, request["ready_s"])
+    if (code := process.poll()) is not None:
+        raise Failure(f"{name} ended at once with exit code {code}: {_last_words(log)}")
+    return {"state": "running", "pid": process.pid, "was_running": False, "is_ready": is_ready}
+
+
+def _is_ready(process: subprocess.Popen[bytes], hears: socket.socket, ready_s: float) -> bool:
+    """Wait until it says so, or ends, or it takes too long."""
+    hears.settimeout(0.1)
+    give_up_at = time.monotonic() + ready_s
+    while process.poll() is None and time.monotonic() < give_up_at:
+        with contextlib.suppress(TimeoutError):
+            if hears.recv(256) == b"READY=1":
+                return True
+    return False
 
 
 def status(folder: Path, request: dict[str, Any]) -> dict[str, Any]:

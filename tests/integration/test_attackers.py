@@ -149,7 +149,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterato
         federation = f"test-{secrets.token_hex(6)}"
         port = int(url.rpartition(":")[2].partition("/")[0])
         with Operator(folder, url, rabbitmq.management, federation) as by:
-            yield Stage(by, port)
+            stage = Stage(by, port)
+            yield stage
+            stage.mallory.connection.close()
 
 
 def update_of(learner: str, task: m.TaskRef, value: float) -> list[bytes]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import PAGE, RESULTS
+from benchmarks.__main__ import PAGE, RESULTS, time_of_next
 from benchmarks.page import write
 from benchmarks.peers import flare, flower
 from benchmarks.questions import Row, all_questions
@@ -126,6 +130,52 @@ def test_a_cell_measured_again_replaces_only_itself(tmp_path: Path) -> None:
     assert [row["key"] for row in after] == ["embedded-2x10000", "embedded-3x10000"]
     assert after[0] == before[0]
     assert after[1] != before[1]
+
+
+@needs_servers
+@pytest.mark.skipif(not HAS_PROC, reason="only /proc tells which processes a run started")
+def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    places = ["--results", str(tmp_path), "--page", str(tmp_path / "page.md")]
+    asked = ["rounds", "--transport", "rabbitmq", "--cells", "2x1000", "--rounds", "1000000", *places]
+    run = subprocess.Popen([sys.executable, "-m", "benchmarks", *asked], cwd=ROOT)
+    try:
+        wait_until(lambda: any("epmd" in command_of(pid) for pid in descendants(run.pid)))
+        started = descendants(run.pid)
+    finally:
+        run.send_signal(signal.SIGTERM)
+        ended_by = run.wait(90)
+    assert ended_by == 128 + signal.SIGTERM
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+
+
+def descendants(pid: int) -> set[int]:
+    found = {pid}
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) in found:
+                found.add(int(folder.name))
+    return found - {pid}
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+
+
+def test_time_that_is_limited_is_shared_and_what_is_left_goes_on() -> None:
+    assert time_of_next(100.0, [5, 3, 2], now=0.0) == 50.0
+    assert time_of_next(100.0, [3, 2], now=10.0) == 64.0
+    assert time_of_next(100.0, [2], now=99.0) == 100.0
+    assert time_of_next(float("inf"), [1, 1], now=5.0) == float("inf")
 
 
 def test_an_unknown_question_is_refused_by_name(tmp_path: Path) -> None:

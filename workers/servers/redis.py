@@ -113,7 +113,11 @@ class RedisNode:
         self._process.send(signal.SIGCONT)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except (KeyboardInterrupt, SystemExit):  # ``__exit__`` would not be called, and nobody end it
+            self.stop()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
