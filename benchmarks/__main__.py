@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells=asked.cells,
         rounds=2 if asked.quick else asked.rounds,
         repetitions=asked.repetitions,
+        setting=asked.setting,
         transports=("embedded", "rabbitmq") if asked.transport == "both" else (asked.transport,),
     )
     end_at = time.monotonic() + asked.budget_s
@@ -83,6 +84,9 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--cells", type=read_cells, help="LEARNERSxPARAMETERS, as 10x100000,50x1000000")
     parser.add_argument("--rounds", type=int, default=5, help="counted in a block, at least (default: 5)")
     parser.add_argument("--repetitions", type=int, default=3, help="blocks of each system (default: 3)")
+    parser.add_argument(
+        "--setting", type=read_setting, default={}, help="of a peer, instead of all: poll-s=0.3,layout=one"
+    )
     parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
     parser.add_argument(
         "--budget-s", type=float, default=float("inf"), help="no cell begins later; shared among questions"
@@ -101,6 +105,14 @@ def read_cells(text: str) -> tuple[Cell, ...]:
     if not cells or min(min(cell) for cell in cells) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form 10x100000,50x1000000")
     return cells
+
+
+def read_setting(text: str) -> dict[str, str]:
+    """Read ``NAME=VALUE,…``."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and value for name, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form poll-s=0.3,layout=one")
+    return {name: value for name, _, value in pairs}
 
 
 def _ask(question: Question, options: Options, results: Path, about: tuple[str, dict[str, str]]) -> None:

@@ -54,8 +54,9 @@ class Comparison:
         busy = [machine.busy_share()]
         row: Row = {"when": time.strftime("%Y-%m-%d %H:%M"), "peer": self._peer.title}
         try:
-            sweep = [] if options.quick else self._sweep(cell, options)
-            best: Setting = min(sweep, key=_median_s)["setting"] if sweep else self._settings[0]
+            settings = _chosen(self._settings, options.setting)
+            sweep = self._sweep(cell, settings, options) if len(settings) > 1 and not options.quick else []
+            best: Setting = min(sweep, key=_median_s)["setting"] if sweep else settings[0]
             blocks: list[dict[str, Measured]] = []
             for _ in range(1 if options.quick else options.repetitions):
                 ours = self._ours(*cell, our_rounds)
@@ -71,10 +72,10 @@ class Comparison:
             row["failed"] = str(error)
         return {**row, "busy_share": max(busy)}
 
-    def _sweep(self, cell: Cell, options: Options) -> list[Measured]:
+    def _sweep(self, cell: Cell, settings: Sequence[Setting], options: Options) -> list[Measured]:
         """All settings, a few rounds each; one that fails is no reason to give up the others."""
         tried, failures = [], []
-        for setting in self._settings:
+        for setting in settings:
             try:
                 tried.append(self._try(cell, setting, min(SWEEP_ROUNDS, options.rounds)))
             except PeerFailed as error:
@@ -93,6 +94,19 @@ class Comparison:
         timeout_s = START_TIMEOUT_S + LIMIT_S + 3 * PEER_SLOWEST_ROUND_S
         limit = ["--limit-s", str(LIMIT_S)]
         return self._peer.run([*self._engine, *arguments, *limit, *options], timeout_s)
+
+
+def _chosen(settings: Sequence[Setting], values: Mapping[str, str]) -> Sequence[Setting]:
+    """Those with the values asked for, where they have such a name; all if there is none."""
+    found = [
+        one for one in settings if all(str(one.get(name, value)) == value for name, value in values.items())
+    ]
+    return found or settings
+
+
+def was_swept(row: Row) -> str:
+    """A remark where the peer's setting was chosen before."""
+    return "" if row.get("sweep") else " (not swept)"
 
 
 def _median_s(tried: Measured) -> float:

@@ -32,6 +32,8 @@ class Options:
     repetitions: int = 3
     """Blocks of each system, in alternation."""
     transports: tuple[str, ...] = ("embedded", "rabbitmq")
+    setting: Mapping[str, str] = field(default_factory=dict)
+    """Of a peer's settings only those with these values are tried; with one left, nothing is swept."""
     end_at: float = field(default=float("inf"))
     """No cell begins after it, by ``time.monotonic``."""
 

@@ -16,6 +16,7 @@ from benchmarks.comparison import (
     is_measured,
     ours_s,
     theirs_s,
+    was_swept,
     why_left_out,
     wins_of_peer,
 )
@@ -114,7 +115,7 @@ def text(rows: Sequence[Row]) -> str:
     lines = []
     for row in filter(is_measured, rows):
         setting = row["setting"]
-        chosen = f"{setting['poll-s']:g} s, {setting['layout']}"
+        chosen = f"{setting['poll-s']:g} s, {setting['layout']}{was_swept(row)}"
         defaults = seconds(row["defaults"]["median_s"]) if "defaults" in row else "–"
         lines.append((row["num_learners"], size(row["num_parameters"]), *columns_of(row), chosen, defaults))
     return TEXT.format(

@@ -18,6 +18,7 @@ from benchmarks.comparison import (
     is_measured,
     ours_s,
     theirs_s,
+    was_swept,
     why_left_out,
     wins_of_peer,
 )
@@ -45,7 +46,7 @@ FLOWER = Simulator(
     peer=flower.PEER,
     engine=("simulation",),
     settings=({"cpus": 1.0}, {"cpus": 2.0}, {"cpus": 0.5}),
-    defaults=None,
+    defaults={"cpus": 2.0},
     learner_bytes=0,
 )
 FLARE = Simulator(
@@ -128,7 +129,7 @@ def text(rows: Sequence[Row]) -> str:
     )
     lines = []
     for row in filter(is_measured, rows):
-        setting = " ".join(f"{name} {value:g}" for name, value in row["setting"].items())
+        setting = " ".join(f"{name} {value:g}" for name, value in row["setting"].items()) + was_swept(row)
         defaults = seconds(row["defaults"]["median_s"]) if "defaults" in row else "–"
         startups = (spread(startups_s(row, whose)) for whose in ("ours", "theirs"))
         named = (row["peer"], row["num_learners"], size(row["num_parameters"]))

@@ -31,7 +31,7 @@ ROUNDS = 3
 ROUND = 1
 """The disturbed one: there is a version before it, and a round after."""
 VICTIM = "site-2"
-FREEZE_S = 9.0
+FREEZE_S = 8.0
 """More than pika waits for a heartbeat (5 s more than agreed on), than a lease, and than a call of Redis."""
 SILENT_S, RESET_S = 5.0, 1.0
 MID_MODEL_BYTES = 30_000

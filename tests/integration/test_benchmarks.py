@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import PAGE, RESULTS, time_of_next
+from benchmarks.__main__ import PAGE, RESULTS, read_setting, time_of_next
+from benchmarks.comparison import _chosen
 from benchmarks.page import write
 from benchmarks.peers import flare, flower
 from benchmarks.questions import Row, all_questions
@@ -169,6 +171,18 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < give_up_at
         time.sleep(0.05)
+
+
+def test_a_setting_asked_for_leaves_those_with_its_values_and_is_ignored_by_others() -> None:
+    settings: list[dict[str, str | float]] = [
+        {"poll-s": poll_s, "layout": layout} for layout in ("one", "several") for poll_s in (0.05, 0.3)
+    ]
+    assert _chosen(settings, {"layout": "several", "poll-s": "0.3"}) == [settings[3]]
+    assert _chosen(settings, {"layout": "one"}) == settings[:2]
+    assert _chosen(settings, {}) == _chosen(settings, {"cpus": "1.0"}) == settings
+    assert read_setting("poll-s=0.3,layout=one") == {"poll-s": "0.3", "layout": "one"}
+    with pytest.raises(ArgumentTypeError, match="not of the form"):
+        read_setting("one")
 
 
 def test_time_that_is_limited_is_shared_and_what_is_left_goes_on() -> None:

@@ -1,0 +1,97 @@
+"""Servers that are there and take nothing: alarms of the broker, a Redis without its replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from broker_fl.workers.servers import RabbitMQNode
+from tests.faults.bench import bench_on
+from tests.faults.cells import VICTIM, Bench, bring_to, go_on, outcome
+from tests.faults.cells import Phase as AtPhase
+from tests.servers import provision
+
+DISK = "{resource_limit, disk, node()}"
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def bench(
+    _restartable_rabbitmq: RabbitMQNode, server_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
+    if _restartable_rabbitmq.pid is None:
+        _restartable_rabbitmq.start()
+    with (
+        provision.private_redis(server_root / "redis-of-troubles") as redis,
+        bench_on(_restartable_rabbitmq, redis, tmp_path_factory.mktemp("troubles")) as bench,
+    ):
+        yield bench
+
+
+def log_of(bench: Bench, name: str) -> str:
+    return bench.federation.processes[name].log.read_text()
+
+
+def play(
+    bench: Bench,
+    phase: AtPhase,
+    begin: Callable[[], object],
+    noticed: Callable[[], object],
+    end: Callable[[], object],
+) -> None:
+    """Trouble from the phase on, until it has been noticed; then the job ends as if nothing had been."""
+    with ExitStack() as stack:
+        watched = bring_to(phase, bench)
+        stack.callback(end)
+        begin()
+        go_on(bench, watched)
+        bench.federation.wait(noticed, "that somebody notices")
+    played = outcome("server", "trouble", phase, bench, watched, over_at=0.0)
+    assert played.is_good, (played, bench.federation.logs())
+    assert played.trained_again == 0
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (("set_vm_memory_high_watermark", "0.000001"), ("set_vm_memory_high_watermark", "0.6")),
+        # A limit on free space is looked at where the system tells it, which not every sandbox does.
+        (
+            ("eval", f"rabbit_alarm:set_alarm({{{DISK}, []}})."),
+            ("eval", f"rabbit_alarm:clear_alarm({DISK})."),
+        ),
+    ],
+    ids=["memory", "disk"],
+)
+def test_an_alarm_of_the_broker_holds_a_round_up_and_no_more(
+    bench: Bench, begin: tuple[str, ...], end: tuple[str, ...]
+) -> None:
+    assert bench.rabbitmq is not None
+    rabbitmq, before = bench.rabbitmq, log_of(bench, VICTIM).count("alarm and blocks")
+    play(
+        bench,
+        "training",
+        lambda: rabbitmq.control(*begin),
+        lambda: log_of(bench, VICTIM).count("alarm and blocks") > before,
+        lambda: rabbitmq.control(*end),
+    )
+
+
+def test_a_redis_that_takes_no_writes_holds_a_commit_up_and_no_more(
+    bench: Bench,
+) -> None:
+    assert bench.redis is not None
+    with Redis.from_url(bench.redis.url) as redis:
+        words = "NOREPLICAS"
+        before = log_of(bench, "controller").count(words)
+        play(
+            bench,
+            "folding",
+            lambda: redis.config_set("min-replicas-to-write", "1"),
+            lambda: log_of(bench, "controller").count(words) > before,
+            lambda: redis.config_set("min-replicas-to-write", "0"),
+        )
