@@ -1,7 +1,8 @@
-"""Servers that are there and take nothing: alarms of the broker, a Redis without its replicas."""
+"""Servers that are there and take nothing: alarms, a full inbox, a Redis without memory or replicas."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from broker_fl.topology import Topology
 from broker_fl.workers.servers import RabbitMQNode
 from tests.faults.bench import bench_on
 from tests.faults.cells import VICTIM, Bench, bring_to, go_on, outcome
@@ -81,17 +83,45 @@ def test_an_alarm_of_the_broker_holds_a_round_up_and_no_more(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("maxmemory", "1", "is full"), ("min-replicas-to-write", "1", "NOREPLICAS")],
+    ids=["out of memory", "read-only"],
+)
 def test_a_redis_that_takes_no_writes_holds_a_commit_up_and_no_more(
-    bench: Bench,
+    bench: Bench, name: str, value: str, words: str
 ) -> None:
+    """It is not enough that the lease can not be renewed: the commit itself must have been refused."""
     assert bench.redis is not None
+
+    def refused() -> int:
+        return len(re.findall(f"trying again: .*{words}", log_of(bench, "controller")))
+
     with Redis.from_url(bench.redis.url) as redis:
-        words = "NOREPLICAS"
-        before = log_of(bench, "controller").count(words)
+        before = refused()
         play(
             bench,
             "folding",
-            lambda: redis.config_set("min-replicas-to-write", "1"),
-            lambda: log_of(bench, "controller").count(words) > before,
-            lambda: redis.config_set("min-replicas-to-write", "0"),
+            lambda: redis.config_set(name, value),
+            lambda: refused() > before,
+            lambda: redis.config_set(name, "0"),
         )
+
+
+def test_a_full_inbox_holds_uploads_up_and_loses_none(bench: Bench) -> None:
+    """A policy makes it full at once; learners' uploads are rejected until it is gone."""
+    assert bench.rabbitmq is not None
+    rabbitmq, topology = bench.rabbitmq, Topology(bench.federation.name)
+    vhost = bench.federation.broker.rpartition("/")[2]
+    inbox = topology.inbox("controller-").replace(".", r"\.")
+    words = "a queue refuses messages"
+    before = log_of(bench, VICTIM).count(words)
+    play(
+        bench,
+        "training",
+        lambda: rabbitmq.control(
+            "set_policy", "-p", vhost, "full", f"^{inbox}", '{"max-length":0}', "--apply-to", "queues"
+        ),
+        lambda: log_of(bench, VICTIM).count(words) > before,
+        lambda: rabbitmq.control("clear_policy", "-p", vhost, "full"),
+    )
