@@ -22,7 +22,7 @@ class SetClock(Threads):
     def __init__(self) -> None:
         self.set_by_s = 0.0
 
-    def wall_s(self) -> float:  # type: ignore[override]
+    def wall_s(self) -> float:
         return Threads.wall_s() + self.set_by_s
 
 
