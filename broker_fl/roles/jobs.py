@@ -34,6 +34,8 @@ class Jobs:
         self._runners: dict[str, JobRunner] = {}
         self._ended: dict[str, JobState] = {}
         self.members = members
+        self.unreadable: dict[str, str] = {}
+        """Jobs in the store that this software cannot go on with, and why."""
 
     def resume(self) -> None:
         """Read every job from the store, and go on with those that have not ended."""
@@ -43,6 +45,7 @@ class Jobs:
                 state = JobState.unpack(data, now)
             except FrameRefused as error:
                 log.error("job %s cannot be resumed: %s", job, error)
+                self.unreadable[job] = str(error)
                 continue
             drop_unneeded(services, state)
             if state.phase is Phase.ENDED:
