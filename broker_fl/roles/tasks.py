@@ -107,7 +107,7 @@ class HeldTask:
 
     @property
     def receive_s(self) -> float:
-        """From the task's arrival to the model being whole."""
+        """From the task's arrival to the model being whole: 0 if both came in one message."""
         return self._whole_at - self._began_at
 
     def work(self, learner: Learner) -> None:

@@ -23,6 +23,7 @@ class Proxies:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self.loop.run_forever, name="proxies", daemon=True)
         self._thread.start()
 
@@ -32,16 +33,20 @@ class Proxies:
 
     def to(self, port: int) -> Proxy:
         """A new proxy to this port of loopback."""
-        return Proxy(self, port)
+        proxy = Proxy(self, port)
+        self._servers.append(proxy.server)
+        return proxy
 
     def close(self) -> None:
-        """End the thread."""
+        """Close all proxies, and end the thread."""
         self.run(self._end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()
 
     async def _end(self) -> None:
+        for server in self._servers:
+            server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -77,7 +82,7 @@ class Proxy:
         self._cut: Literal["silent", "reset"] | None = None
         self.lanes: dict[Direction, Lane] = {"up": Lane(), "down": Lane()}
         self.port = free_port()
-        self._server = proxies.run(self._listen())
+        self.server = proxies.run(self._listen())
 
     async def _listen(self) -> asyncio.Server:
         return await asyncio.start_server(self._accept, "127.0.0.1", self.port)

@@ -349,7 +349,7 @@ def test_a_job_can_be_stopped_and_keeps_what_it_committed(shell: Shell, controll
 def test_sigterm_lets_a_learner_finish_its_task(shell: Shell, controller: Daemon) -> None:
     (learner,) = start_learners(shell, 1)
     slow = JOB.replace("min_learners = 3", "min_learners = 1").replace("rounds = 5", "rounds = 1")
-    (shell.folder / "job.toml").write_text(slow + "[parameters]\npause_s = 1.0\n", "utf-8")
+    (shell.folder / "job.toml").write_text(slow + "[parameters]\npause_s = 4.0\n", "utf-8")
     job = shell.run("submit", "job.toml").strip()
     watching = shell.start("watch", job, "--json")
     watching.wait_said('"task_accepted"')
