@@ -234,7 +234,10 @@ class AsynchronousJob(Job):
         if self.state.phase is Phase.EVALUATING:
             return self._dispatch.send([learner])
         self.state.cohort.remove(learner)
-        return self._give([learner], now)
+        actions = self._give([learner], now)
+        if (anew := self.state.cohort.get(learner)) is not None:
+            anew.reminders = part.reminders
+        return actions
 
     # ------------------------------------------------------------ versions
 
@@ -334,11 +337,13 @@ class AsynchronousJob(Job):
             if part is not None and part.status is Status.LOST:
                 state.cohort.move(learner, Status.SENT, now)
             is_open = part is not None and part.status in OPEN
-            return self._remind(learner, part, signal.tasks, now) if part and is_open else self._settle(now)
+            return (
+                self._came_back(learner, part, signal.tasks, now) if part and is_open else self._settle(now)
+            )
         if state.phase not in (Phase.TRAINING, Phase.COMMITTING):
             return self._settle(now)
         if part is not None:
-            return self._remind(learner, part, signal.tasks, now) if part.status in OPEN else []
+            return self._came_back(learner, part, signal.tasks, now) if part.status in OPEN else []
         if learner not in self._matching:
             self._idle.pop(learner, None)
             self._laps.leave(learner)

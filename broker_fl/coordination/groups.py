@@ -15,7 +15,7 @@ from typing import Any
 from broker_fl.coordination import outcomes
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import OPEN, Assignment, GroupPart, Status
-from broker_fl.coordination.job import MAX_REMINDER_DOUBLINGS, Job
+from broker_fl.coordination.job import Job
 from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.shares import Share
 from broker_fl.coordination.signals import Actions
@@ -74,6 +74,8 @@ class GroupJob(Job):
         awaited = self._open_tasks(parts)
         if not awaited:
             return self._settle(now)
+        if held.reminders and now - held.changed_at < self._patience_s(held.reminders):
+            return []
         return self._remind_group(signal.group, held, awaited, signal.tasks, now)
 
     def _group_down(self, signal: s.GroupDown, now: float) -> Actions:
@@ -107,8 +109,8 @@ class GroupJob(Job):
         if signal.receiving:
             held.changed_at = now
             return []
-        patience_s = 2 * self._members.heartbeat_s * 2 ** min(held.reminders, MAX_REMINDER_DOUBLINGS)
-        if now - held.changed_at < patience_s or self._is_at_work(signal.tasks):
+        is_early = now - held.changed_at < self._patience_s(held.reminders)
+        if is_early or self._is_at_work(signal.tasks):
             return []
         awaited = self._open_tasks(self._parts_of(signal.group))
         return self._remind_group(signal.group, held, awaited, signal.tasks, now) if awaited else []
@@ -247,6 +249,8 @@ class GroupJob(Job):
         """Say so, if it is of this job and of a task that was given up."""
         state = self.state
         if share.task.job != state.job or share.task.round >= state.round or not share.learners:
+            return []
+        if self._is_said_late(share.group, share.task.round):
             return []
         reason = f"delivered while round {state.round + 1} was open"
         why = dict.fromkeys(share.learners, reason)

@@ -46,6 +46,8 @@ class Job(ABC):
         self._life = Life(state, members)
         self._notes = Notes(state, failures_allowed or state.spec.selector.exclude_after)
         self._dispatch = Dispatch(state, members, self._notes)
+        self._said_late: dict[str, int] = {}
+        """Learner or group → the last round of which it was said that it was late."""
         self._handlers: dict[type, Callable[[Any, float], Actions]] = {
             s.LearnerUp: self._learner_up,
             s.LearnerDown: self._learner_down,
@@ -205,10 +207,24 @@ class Job(ABC):
         if signal.receiving:
             part.changed_at = now
             return []
-        patience_s = 2 * self._members.heartbeat_s * 2 ** min(part.reminders, MAX_REMINDER_DOUBLINGS)
-        if now - part.changed_at < patience_s:
+        if now - part.changed_at < self._patience_s(part.reminders):
             return []
         return self._remind(signal.learner, part, signal.tasks, now)
+
+    def _patience_s(self, num_reminders: int) -> float:
+        """How long nothing is done about what a party lacks."""
+        return 2 * self._members.heartbeat_s * 2 ** min(num_reminders, MAX_REMINDER_DOUBLINGS)
+
+    def _came_back(
+        self, learner: str, part: Assignment, tasks: tuple[TaskStatus, ...], now: float
+    ) -> Actions:
+        """A member that has joined once more: what it lacks is sent at once, the first time. From then on it
+        is as after a heartbeat, or joining would have the model sent as often as somebody likes.
+        """
+        has_it = any(held.task == self._dispatch.ref(part) and held.phase != "receiving" for held in tasks)
+        if part.reminders and not has_it and now - part.changed_at < self._patience_s(part.reminders):
+            return []
+        return self._remind(learner, part, tasks, now)
 
     def _remind(self, learner: str, part: Assignment, tasks: Iterable[TaskStatus], now: float) -> Actions:
         task = self._dispatch.ref(part)
@@ -282,8 +298,19 @@ class Job(ABC):
         is_known = part is not None and self._dispatch.ref(part) == task
         if task.job != state.job or task.round >= state.round or is_known:
             return []
+        if self._is_said_late(result.learner, task.round):
+            return []
         reason = f"delivered while round {state.round + 1} was open"
         return [s.Emit(e.TaskLate(job=state.job, round=task.round, learner=result.learner, reason=reason))]
+
+    def _is_said_late(self, who: str, round: int) -> bool:
+        """Whether that was said already; else it is from now on. Once for each round, and not for an earlier
+        one later: whoever sends results again and again fills no store with it.
+        """
+        if self._said_late.get(who, -1) >= round:
+            return True
+        self._said_late[who] = round
+        return False
 
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
         if not self.expects(signal.learner, signal.task):

@@ -303,7 +303,7 @@ class RoundsJob(GroupJob):
                 self._set_deadline(now)
         if part.status not in OPEN:
             return self._settle(now)
-        return self._remind(signal.learner, part, signal.tasks, now)
+        return self._came_back(signal.learner, part, signal.tasks, now)
 
     def _learner_down(self, signal: s.LearnerDown, now: float) -> Actions:
         part = self.state.cohort.get(signal.learner)

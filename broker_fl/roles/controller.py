@@ -28,11 +28,12 @@ from broker_fl.identity.accounts import Account, Role
 from broker_fl.interfaces import Delivery, Member, Store, Transport
 from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.about import about
+from broker_fl.roles.attributes import check_size
 from broker_fl.roles.auditing import AuditLog
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
-from broker_fl.roles.limits import DEAD_LETTERS, MESSAGES, WASTE, RateLimit
+from broker_fl.roles.limits import DEAD_LETTERS, JOINS, MESSAGES, WASTE, RateLimit
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.places import Inbox, Keys
 from broker_fl.roles.requests import Requests
@@ -52,13 +53,16 @@ from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_c
 
 log = logging.getLogger(__name__)
 INBOX_PREFETCH = 64
-REPORTS_PREFETCH = 1_000
+REPORTS_PREFETCH = 100
+"""While the store is away so many wait in memory, of up to 16 MiB each if a sender so chooses."""
 CONTROL_PREFETCH = 16
 FLUSH_EVERY_S = 0.01
 """Events of single tasks go to the store together for so long; all others do not wait."""
 FLUSH_AGAIN_AFTER_S = 0.5
 """When the store was away."""
 MAX_RETRY_PAUSE_S = 5.0
+NOBODY_SAYS = "whoever does not say which account it is"
+"""Under which all messages count together that do not say who sent them."""
 
 T = TypeVar("T")
 Handler = Callable[[m.Message, memoryview | None, Speaker], None]
@@ -124,6 +128,7 @@ class Controller:
         self._messages = RateLimit(MESSAGES, "messages")
         self._waste = RateLimit(WASTE, "messages that nobody asked for")
         self._refusals = RateLimit(DEAD_LETTERS, "messages that are refused")
+        self._joins = RateLimit(JOINS, "joins")
         self._settled = runtime.event()  # it is active, or has ended before it was
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
@@ -360,10 +365,11 @@ class Controller:
         except (Fenced, TransportClosed, StoreUnavailable, VersionsLost):
             raise  # not acked: it comes again, to whoever goes on
         except Exception as error:
-            log.exception(
-                "a message from %s with key %s could not be handled", source.queue, delivery.routing_key
-            )
-            self._dead_letter(source.queue, delivery, f"{type(error).__name__}: {error}")
+            if not self._is_refused_too_often(delivery, speaker):
+                log.exception(
+                    "a message from %s with key %s could not be handled", source.queue, delivery.routing_key
+                )
+                self._dead_letter(source.queue, delivery, f"{type(error).__name__}: {error}")
 
     def _is_over_limit(self, source: _Source, speaker: Speaker) -> bool:
         """Whether an account sends too much; names that are no accounts are whatever a sender says."""
@@ -380,12 +386,21 @@ class Controller:
             self._waste.take(speaker.account.user, self._clock.now())
 
     def _refuse(self, queue: str, delivery: Delivery, speaker: Speaker | None, reason: str) -> None:
-        user = delivery.user or ""
-        if speaker is None or speaker.account is None or self._refusals.take(user, self._clock.now()):
+        if self._is_refused_too_often(delivery, speaker):
+            self._observer.refused("over_limit")
+        else:
             self._dead_letter(queue, delivery, reason)
         if speaker is not None:
             self._wasted(speaker)
             self._refuse_broken_result(delivery, speaker, reason)
+
+    def _is_refused_too_often(self, delivery: Delivery, speaker: Speaker | None) -> bool:
+        """Whether so many messages of this account were refused that no more are kept and logged. Where
+        accounts are shared it says nothing of the sender, and all are kept.
+        """
+        if speaker is not None and speaker.account is None:
+            return False
+        return not self._refusals.take(delivery.user or NOBODY_SAYS, self._clock.now())
 
     def _refuse_broken_result(self, delivery: Delivery, speaker: Speaker, reason: str) -> None:
         """A learner whose result cannot be read has nothing better to send: its round goes on without it."""
@@ -404,7 +419,7 @@ class Controller:
         self._observer.refused(names.get(queue, "inbox"))
         header = m.DeadLetter(
             source=queue,
-            routing_key=delivery.routing_key,
+            routing_key=text(delivery.routing_key),
             reason=text(reason),
             time_s=self._clock.now(),
         )
@@ -416,9 +431,9 @@ class Controller:
         speaker.check_report(message)
         match message:
             case m.Join():
-                self._on_join(message, speaker.user)
+                self._on_join(message, speaker)
             case m.GroupJoin():
-                self._on_group_join(message, speaker.user)
+                self._on_group_join(message, speaker)
             case m.Leave():
                 self._on_leave(message)
             case m.Heartbeat():
@@ -432,7 +447,15 @@ class Controller:
             case _:
                 raise FrameRefused(f"a {message.KIND!r} message is not a report")
 
-    def _on_join(self, join: m.Join, user: str) -> None:
+    def _joins_too_often(self, speaker: Speaker) -> bool:
+        """Each join may be written down for good, and answered with a task and its model."""
+        account = speaker.account
+        return account is not None and not self._joins.take(account.user, self._clock.now())
+
+    def _on_join(self, join: m.Join, speaker: Speaker) -> None:
+        check_size(join.learner, join.attributes)
+        if self._joins_too_often(speaker):
+            return
         member = Member(learner=join.learner, attributes=join.attributes, software=join.software)
         new = self._members.join(
             member,
@@ -448,16 +471,17 @@ class Controller:
             log.info("learner %s joined; %d are there", join.learner, len(self._members))
             details = {"session": join.session, "software": join.software}
             self._audit.add(
-                Deed(actor=user, action="joined", subject=f"learner {join.learner}", details=details)
+                Deed(actor=speaker.user, action="joined", subject=f"learner {join.learner}", details=details)
             )
             self._jobs.emit(
                 lambda job: LearnerJoined(job=job, learner=join.learner, attributes=dict(join.attributes))
             )
         self._jobs.signal_all(s.LearnerUp(join.learner, join.tasks))
 
-    def _on_group_join(self, page: m.GroupJoin, user: str) -> None:
+    def _on_group_join(self, page: m.GroupJoin, speaker: Speaker) -> None:
+        check_size(page.group, page.attributes)
         joining = self._groups.page(page, self._clock.now())
-        if joining is None:
+        if joining is None or self._joins_too_often(speaker):
             return
         change = self._members.join_group(joining)
         self._keys.note(page.group, page.mailbox)
@@ -472,7 +496,9 @@ class Controller:
                 "software": page.software,
                 "num_learners": num,
             }
-            self._audit.add(Deed(actor=user, action="joined", subject=f"group {page.group}", details=details))
+            self._audit.add(
+                Deed(actor=speaker.user, action="joined", subject=f"group {page.group}", details=details)
+            )
             self._jobs.emit(
                 lambda job: GroupJoined(
                     job=job, group=page.group, learners=tuple(joining.members), attributes=page.attributes
@@ -546,13 +572,9 @@ class Controller:
                 "a %s of learner %s for job %s came too late", message.KIND, speaker.name, message.task.job
             )
             self._wasted(speaker)
-        elif isinstance(message, m.Result):
-            runner.result(message)
-        elif isinstance(message, m.GroupResult):
-            runner.group_result(message)
-        elif payload is not None:
+        else:
             num_dropped = runner.num_dropped
-            _take_chunk(runner, message, payload)
+            _take_in(runner, message, payload)
             if runner.num_dropped > num_dropped:
                 self._wasted(speaker)
 
@@ -605,6 +627,17 @@ class Controller:
 
     def _ask_who_is_there(self) -> None:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
+
+
+def _take_in(
+    runner: JobRunner, message: m.Result | m.GroupResult | m.UpdateChunk, payload: memoryview | None
+) -> None:
+    if isinstance(message, m.Result):
+        runner.result(message)
+    elif isinstance(message, m.GroupResult):
+        runner.group_result(message)
+    elif payload is not None:
+        _take_chunk(runner, message, payload)
 
 
 def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:

@@ -22,6 +22,12 @@ WASTE = Rate(50.0, 1_000.0)
 """Messages of an inbox that are refused or that nobody waits for; parts of a wanted update are free."""
 DEAD_LETTERS = Rate(2.0, 50.0)
 """Refused messages that are kept with the reason."""
+JOINS = Rate(0.2, 20.0)
+"""Of a learner or a group: when it starts, and when it is asked who it is. One that is dropped is asked for
+again after the next heartbeat.
+"""
+WRITTEN_DOWN = Rate(2.0, 200.0)
+"""Requests that go into the audit log, which is never cut."""
 
 
 @dataclass(slots=True)

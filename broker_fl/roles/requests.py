@@ -19,6 +19,7 @@ from broker_fl.extensions import try_own_code
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelError, ModelSpec
 from broker_fl.roles.jobs import Jobs
+from broker_fl.roles.limits import WRITTEN_DOWN, RateLimit
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.sender import publish_model
@@ -69,6 +70,7 @@ class Requests:
         """Requests for models that are being answered."""
         self._deleted: deque[str] = deque(maxlen=MAX_REMEMBERED)
         """The latest requests by which a job was deleted: they may come again."""
+        self._written_down = RateLimit(WRITTEN_DOWN, "requests that are written down")
         self._user = ""
         """Whose request is being answered."""
         self._answers: dict[type, Callable[[Any], None]] = {
@@ -93,6 +95,11 @@ class Requests:
         if speaker.account is not None:  # else the key is the same for all
             speaker.check_name(request.driver, request.KIND)
         try:
+            self._check_rate(request, speaker)
+        except RequestRefused as error:
+            self._reply(request, m.Refused(request=request.request, reason=str(error), again=True))
+            return
+        try:
             speaker.check_request(request)
             self._answer(request, speaker.user)
         except (RequestRefused, FrameRefused, StoreUnavailable) as error:
@@ -102,6 +109,19 @@ class Requests:
             if not again and type(request) in _AUDITED:
                 self._write_down(request, speaker.user, refused=str(error)[:300])
             self._reply(request, refused)
+
+    def _check_rate(self, request: m.Request, speaker: Speaker) -> None:
+        """Hold an account against how often it may ask for what is written down, refused or not.
+
+        Raises:
+            RequestRefused: it is over that.
+        """
+        if speaker.account is None or type(request) not in _AUDITED:
+            return
+        if not self._written_down.take(speaker.account.user, self._services.clock.now()):
+            raise RequestRefused(
+                f"{speaker.account} asks too often: {WRITTEN_DOWN.per_s:g} requests a second are written down"
+            )
 
     def _answer(self, request: m.Request, user: str) -> None:
         if (answer := self._answers.get(type(request))) is None:

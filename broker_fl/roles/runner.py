@@ -123,7 +123,7 @@ class JobRunner:
             s.Finish: self._finish,
         }
         self.num_dropped = 0
-        """Chunks of updates that nobody waits for (late, doubled, of another round)."""
+        """Results and chunks of updates that nobody waits for (late, doubled, of another round)."""
 
     # ------------------------------------------------------------ what comes in
 
@@ -196,6 +196,8 @@ class JobRunner:
         Raises:
             UpdateRefused: the update that it announces cannot be folded.
         """
+        if not self.job.expects(result.learner, result.task):
+            self.num_dropped += 1
         self._note_unwanted(result)
         was_wanted = self._wants_update(result.learner, result.task)
         self.signal(s.ResultArrived(result))
@@ -248,11 +250,14 @@ class JobRunner:
         known = page.group in self.job.state.cohort.groups or self._services.members.is_group(page.group)
         if not known or not isinstance(self.job, GroupJob):
             log.info("a result of %s for job %s is of no group", page.group, page.task.job)
+            self.num_dropped += 1
             return
         if (share := self._shares.page(page)) is None:
             return
         self.signal(s.ShareArrived(share))
         if not self.job.expects_share(share):
+            if self.job.state.phase is Phase.TRAINING:
+                self.num_dropped += 1
             self._services.observer.update("late", count=len(share.learners))
             return
         try:

@@ -5,14 +5,17 @@ As in ``test_attackers``: with the credentials of one enrolled learner, while a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pika
 import pytest
 
+from broker_fl.roles.limits import DEAD_LETTERS
 from broker_fl.wire import messages as m
 from tests.integration.test_attackers import GOOD, Stage, staged, update_of
 from tests.servers import raw_amqp
+from tests.servers.enrolling import eventually
 from tests.servers.provision import Broker
 
 
@@ -67,4 +70,23 @@ def test_a_routing_key_that_is_no_text_is_refused(stage: Stage) -> None:
     report(stage, named, b"no message", key=b"mallory.\xff\xfe\n")
     report(stage, pika.BasicProperties(), b"no message", key=b"mallory.\xff\xfe\n")
     assert len(stage.refused(2)) == 2
+    stage.check_as_in_peace(job)
+
+
+def test_a_flood_that_does_not_say_who_sent_it_is_dropped(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, names = stage.begin(), stage.topology
+    stage.dead_letters()
+    channel = stage.mallory.connection.channel()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3_000):
+            channel.basic_publish(names.reports, "mallory.x", b"no message")
+        channel.close()
+        stage.mallory.report(m.Join(learner="mallory", session="s").pack())
+        eventually(lambda: len(stage.driver.learners()) == 3, "what came after the flood being heard")
+    most = DEAD_LETTERS.burst + 120 * DEAD_LETTERS.per_s
+    assert sum("refused a message" in record.message for record in caplog.records) <= most
+    assert len(stage.dead_letters()) <= most
+    stage.mallory.report(m.Leave(learner="mallory", session="s").pack())
     stage.check_as_in_peace(job)

@@ -206,6 +206,7 @@ def test_a_share_of_an_earlier_round_is_late_and_changes_nothing() -> None:
     bench.stored()
     assert bench.job.state.round == 1
     arrive(bench, late)
+    arrive(bench, late)
     (missed,) = bench.all(e.GroupMissed)
     assert (missed.outcome, missed.round, missed.num_learners) == ("late", 0, 3)
     assert {status(bench, learner) for learner in MEMBERS} == {Status.SENT}
@@ -270,3 +271,13 @@ def test_means_over_columns_are_those_over_learners() -> None:
     for (a, b), weight in zip(values.T.tolist(), weights.tolist(), strict=True):
         by_learner.add({"a": a, "b": b}, weight)
     assert columns.means() == pytest.approx(by_learner.means())
+
+
+def test_a_group_that_joins_again_and_again_gets_its_task_once_more_and_then_as_after_heartbeats() -> None:
+    bench = bench_of()
+    num_sent = 0
+    for number in range(1_000):
+        bench.now += 0.01
+        joined(bench, session=str(number))
+        num_sent += len(bench.of(s.SendTasks))
+    assert num_sent == 1

@@ -6,11 +6,11 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import Status
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.wire import events as e
-from broker_fl.wire.job import MetricTarget, Termination, Transfer
+from broker_fl.wire.job import JobSpec, MetricTarget, Termination, Transfer
 from broker_fl.wire.messages import TaskRef, TaskStatus
 from broker_fl.wire.rules import Median
 from broker_fl.wire.selectors import SelectAll, SelectRandom
-from tests.unit.coordination.bench import Bench, spec
+from tests.unit.coordination.bench import Bench, asynchronous, spec
 
 
 def holds(bench: Bench, learner: str, phase: str, progress: float = 0.0) -> TaskStatus:
@@ -387,6 +387,22 @@ def test_late_foreign_and_repeated_signals_change_nothing() -> None:
     assert bench.job.state.cohort.count(Status.DELIVERED) == 1
 
 
+def test_a_result_that_is_late_is_said_to_be_once_however_often_it_comes() -> None:
+    bench = Bench(spec(rounds=9), "a", "b")
+    bench.play("a", "b")
+    bench.play("a", "b")
+    bench.play("a", "b")
+    for _ in range(10):
+        for learner, round in (("a", 0), ("a", 2), ("stranger", 1), ("stranger", 0)):
+            bench.result(learner, bench.ref(round=round))
+            bench.result(learner, TaskRef(job="job", round=round, attempt=7))
+    assert [(one.learner, one.round) for one in bench.all(e.TaskLate)] == [
+        ("a", 0),
+        ("a", 2),
+        ("stranger", 1),
+    ]
+
+
 def test_nothing_follows_after_the_end() -> None:
     bench = Bench(spec(), "a")
     bench.step(s.StopWanted("enough"))
@@ -406,6 +422,27 @@ def test_a_learner_that_has_nothing_is_sent_its_task_again_ever_less_often() -> 
         if bench.asked():
             sent_at.append(bench.now - 1_000.0)
     assert sent_at == [10.0, 30.0, 70.0, 150.0, 310.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "leaves"),
+    [(spec(), False), (spec(), True), (asynchronous(), False)],
+    ids=["rounds", "leaving between", "asynchronous"],
+)
+def test_joining_again_and_again_has_the_task_sent_once_more_and_then_as_after_heartbeats(
+    settings: JobSpec, leaves: bool
+) -> None:
+    bench = Bench(settings, "a", "b")
+    sent_at = []
+    for _ in range(1_000):
+        bench.now += 0.1
+        if leaves:
+            bench.down("a", "it left")
+        bench.up("a")
+        if "a" in bench.asked():
+            sent_at.append(round(bench.now - 1_000.0, 1))
+    assert sent_at[0] == 0.1, "what it lacks is sent at once"
+    assert len(sent_at) <= 3
 
 
 def test_a_learner_that_works_on_its_task_is_left_alone() -> None:

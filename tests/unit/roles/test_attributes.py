@@ -70,6 +70,7 @@ def test_who_runs_a_learner_has_the_last_word() -> None:
         ({"num_examples": np.int64(3)}, r"num_examples: .*neither a text, a number"),
         ({1: "eu"}, r"learner a .*valid string"),
         ({"speed": float("nan")}, r"speed: .*nan is not a finite number"),
+        ({f"a{i}": "x" * 1_000 for i in range(9)}, r"take 9\d+ bytes; at most 8192"),
     ],
     ids=str,
 )

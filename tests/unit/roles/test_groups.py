@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker_fl.errors import AppError, RequestRefused, SettingError
+from broker_fl.coordination.membership import Membership
+from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingError
 from broker_fl.interfaces import LearnerContext, TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.record.history import History
 from broker_fl.roles.driver import Job
 from broker_fl.roles.group import LazyLearners
+from broker_fl.roles.groups import MAX_PAGES_BYTES, Groups
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
@@ -490,3 +493,21 @@ def test_attributes_of_members_reach_the_selector(stage: Stage) -> None:
     assert done(job).version == 1
     (committed,) = of(job, e.VersionCommitted)
     assert committed.contributors == ("a-3", "a-5")  # type: ignore[attr-defined]
+
+
+def test_a_group_that_never_ends_joining_is_forgotten_before_it_fills_the_memory() -> None:
+    groups = Groups(Membership(5.0, 0.0))
+    columns = {f"c{i}": ("x" * 4_000,) * 10 for i in range(10)}
+
+    def send(page: int) -> None:
+        members = tuple(f"g-{page * 10 + place}" for place in range(10))
+        given = m.GroupJoin(
+            group="g", session="s", members=members, columns=columns, page=page, num_pages=1_000
+        )
+        assert groups.page(given, 0.0) is None
+
+    num_fit = MAX_PAGES_BYTES // 402_000
+    for page in range(num_fit - 1):
+        send(page)
+    with pytest.raises(FrameRefused, match="take more than"):
+        deque(map(send, range(num_fit, num_fit + 4)), maxlen=0)

@@ -1,0 +1,151 @@
+"""Floods of valid messages, by enrolled accounts: what of them is kept is bounded, and others are heard."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker_fl.interfaces import Delivery
+from broker_fl.roles.auditing import stored_lines
+from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.driver import Driver, Job
+from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.limits import DEAD_LETTERS, JOINS, WRITTEN_DOWN, Rate
+from broker_fl.security.audit import read
+from broker_fl.stores.sqlite import SQLiteStore
+from broker_fl.topology import Topology
+from broker_fl.transports.memory import MemoryBroker, MemoryTransport
+from broker_fl.wire import events as e
+from broker_fl.wire import messages as m
+from tests.unit.roles.stage import WAIT_S, Adds, eventually, model_of, spec
+
+F = "F"
+
+
+class Federation:
+    """A controller that requires identities, and accounts on a broker in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.topology = Topology(F)
+        self._broker = MemoryBroker()
+        self.store = SQLiteStore(folder / "state.sqlite", federation=F)
+        self.controller = Controller(
+            self.connect("F.controller.main"), self.store, ControllerSettings(federation=F)
+        )
+        self.controller.start()
+        assert self.controller.wait_active(WAIT_S)
+        self.hosts: list[LearnerHost] = []
+        self.driver = Driver(self.connect("F.driver.ana"), F, timeout_s=WAIT_S)
+        self.began = time.monotonic()
+
+    def connect(self, user: str) -> MemoryTransport:
+        return self._broker.connect(user, user=user)
+
+    def learner(self, name: str, adds: Adds) -> None:
+        """It is welcomed after everything that was reported before is handled."""
+        host = LearnerHost(self.connect(f"F.learner.{name}"), {name: adds}, LearnerSettings(federation=F))
+        self.hosts.append(host)
+        host.start()
+        assert host.wait_welcomed(WAIT_S)
+
+    def heard(self, queue: str) -> list[m.Message]:
+        """What arrives there from now on."""
+        found: list[m.Message] = []
+
+        def take(delivery: Delivery) -> None:
+            found.append(m.decode(delivery.body)[0])
+            delivery.ack()
+
+        self.connect("F.controller.main").consume(queue, take, prefetch=100)
+        return found
+
+    def allowed(self, rate: Rate) -> float:
+        return rate.burst + rate.per_s * (time.monotonic() - self.began) + 1
+
+    def entries(self, actor: str) -> int:
+        """Of the audit log, by one account."""
+        return sum(read(line)["actor"] == actor for line in stored_lines(self.store))
+
+    def stop(self) -> None:
+        for host in self.hosts:
+            host.stop(drain_s=0.0)
+        self.driver.close()
+        self.controller.stop()
+        assert self.controller.wait(WAIT_S)
+        self.store.close()
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    made = Federation(tmp_path)
+    yield made
+    made.stop()
+
+
+def begun(federation: Federation) -> tuple[Job, Adds]:
+    """A job whose first round is open: mallory is in it, and another, who is at work and waits."""
+    adds = Adds(1.0)
+    adds.gate.clear()
+    federation.learner("good", adds)
+    job = federation.driver.submit(spec(rounds=2, min_learners=2, quorum=1, deadline_s=60.0), model_of())
+    assert adds.at_work.wait(WAIT_S)
+    return job, adds
+
+
+def test_messages_that_do_not_say_who_sent_them_are_not_all_kept(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters, nobody = federation.heard(federation.topology.dead), federation.connect("")
+    with caplog.at_level(logging.WARNING):
+        for number in range(2_000):
+            nobody.publish(federation.topology.reports, [f"mallory.{number}"], b"x" * 1_000)
+        federation.learner("good", Adds(1.0))
+    eventually(lambda: letters, "a dead letter")
+    assert len(letters) <= federation.allowed(DEAD_LETTERS)
+    refusals = [record for record in caplog.records if "refused a message" in record.message]
+    assert len(refusals) <= federation.allowed(DEAD_LETTERS)
+    assert "whoever does not say which account it is sends more" in caplog.text
+
+
+def test_who_joins_again_and_again_fills_no_store_and_gets_its_task_once_more(federation: Federation) -> None:
+    names, mallory = federation.topology, federation.connect("F.learner.mallory")
+    mallory.declare([*names.exchanges(), *names.for_learner("mallory")])
+    mail = federation.heard(names.mailbox("mallory"))
+    mallory.publish(names.reports, ["mallory.join"], m.Join(learner="mallory", session="0").pack())
+    job, adds = begun(federation)
+    for number in range(1_000):
+        join = m.Join(learner="mallory", session=str(number), attributes={"about": "x" * 3_000})
+        mallory.publish(names.reports, ["mallory.join"], join.pack())
+        mallory.publish(names.reports, ["mallory.leave"], m.Leave(learner="mallory", session="0").pack())
+    federation.learner("another", Adds(1.0))
+    adds.gate.set()
+    assert job.wait().state == "done"
+    joined = [one for one in job.events(follow=False) if isinstance(one, e.LearnerJoined)]
+    assert len(joined) <= federation.allowed(JOINS) + 1
+    assert federation.entries("F.learner.mallory") <= federation.allowed(JOINS)
+    tasks = [one for one in mail if isinstance(one, m.Task) and one.task.round == 0]
+    assert 1 <= len(tasks) <= 3
+
+
+def test_attributes_are_bounded(federation: Federation) -> None:
+    letters, mallory = federation.heard(federation.topology.dead), federation.connect("F.learner.mallory")
+    join = m.Join(learner="mallory", session="0", attributes={f"a{i}": "x" * 1_000 for i in range(9)})
+    mallory.publish(federation.topology.reports, ["mallory.join"], join.pack())
+    eventually(lambda: letters, "a dead letter")
+    (letter,) = letters
+    assert isinstance(letter, m.DeadLetter)
+    assert "at most 8192" in letter.reason
+    assert not federation.driver.learners()
+
+
+def test_refused_requests_do_not_fill_the_audit_log(federation: Federation) -> None:
+    names, eve = federation.topology, federation.connect("F.observer.eve")
+    for number in range(600):
+        stop = m.StopJob(driver="eve-000000000000", request=str(number), job="a-job")
+        eve.publish(names.control, [names.CONTROL], stop.pack())
+    assert not federation.driver.jobs(), "it is answered after all these"
+    assert 1 <= federation.entries("F.observer.eve") <= federation.allowed(WRITTEN_DOWN)
