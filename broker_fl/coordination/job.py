@@ -213,7 +213,7 @@ class Job(ABC):
 
     def _patience_s(self, num_reminders: int) -> float:
         """How long nothing is done about what a party lacks."""
-        return 2 * self._members.heartbeat_s * 2 ** min(num_reminders, MAX_REMINDER_DOUBLINGS)
+        return 2 * self._members.heartbeat_s * 2.0 ** min(num_reminders, MAX_REMINDER_DOUBLINGS)
 
     def _came_back(
         self, learner: str, part: Assignment, tasks: tuple[TaskStatus, ...], now: float

@@ -497,7 +497,7 @@ def test_attributes_of_members_reach_the_selector(stage: Stage) -> None:
 
 def test_a_group_that_never_ends_joining_is_forgotten_before_it_fills_the_memory() -> None:
     groups = Groups(Membership(5.0, 0.0))
-    columns = {f"c{i}": ("x" * 4_000,) * 10 for i in range(10)}
+    columns: dict[str, tuple[Any, ...]] = {f"c{i}": ("x" * 4_000,) * 10 for i in range(10)}
 
     def send(page: int) -> None:
         members = tuple(f"g-{page * 10 + place}" for place in range(10))
