@@ -11,10 +11,13 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from broker_fl.cli.main import commands
 from broker_fl.errors import AccessDenied, RequestRefused, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.joinfile import read_join_file
@@ -177,6 +180,29 @@ def test_doctor_finds_nothing_wrong_with_an_enrolled_account(operator: Operator,
     wrong = [one for one in found if one["level"] == "error"]
     assert not wrong
     assert any("has the permissions" in one["what"] for one in found)
+
+
+def test_who_is_refused_is_never_told_to_have_its_narrow_permissions_undone(operator: Operator) -> None:
+    """What an error, and doctor, tell an operator to type must not open the mail of all others."""
+    by = operator.enroll("hospital-a")
+    repair = "broker-fl enroll hospital-a --role learner --repair"
+    operator.enroll("hospital-b")
+    with pytest.raises(AccessDenied) as caught:
+        operator.connect(by).consume(operator.topology.mailbox("hospital-b"), print, prefetch=1)
+    assert repair in str(caught.value)
+    assert "set_permissions" not in str(caught.value)
+    user = read_join_file(by).account.user
+    nothing = {"configure": "^$", "write": "^$", "read": "^$"}
+    permissions = f"/api/permissions/{quote(operator.vhost, safe='')}/{user}"
+    operator.api.request("PUT", permissions, nothing)
+    narrow = CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+    operator.api.request("DELETE", permissions)
+    outside = CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+    for shown in (narrow, outside):
+        assert repair in shown
+        assert "set_permissions" not in shown
+    operator.run(*repair.split()[1:])
+    assert "has the permissions" in CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
 
 
 def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
