@@ -137,6 +137,7 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     """
     members, account = members_of(given), Account.new(given["federation"], role, name)
     if given["repair"]:
+        write_down("repair", account, given)
         members.repair(account)
         click.echo(f"{account}: mailbox, permissions and limits are as they should be")
         return
@@ -145,7 +146,7 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     password = None if given["certificate"] else new_password()
     expires = None if given["expires_s"] is None else time.time() + given["expires_s"]
     file = _join_file(account, password, given, expires)
-    _write_down("enroll", account, given)
+    write_down("enroll", account, given)
     members.enroll(account, hashed(password) if password else "", expires=expires)
     _write(file, path, members, force=force, undo=True)
     click.echo(f"{path}: give it to {name} by a safe way, and to nobody else")
@@ -164,7 +165,7 @@ def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     check_writable(path, overwrite=force)
     password = new_password()
     file = _join_file(account, password, given, None)
-    _write_down("rotate", account, given)
+    write_down("rotate", account, given)
     members.rotate(account, hashed(password))
     _write(file, path, members, force=force, undo=False)
     click.echo(
@@ -184,7 +185,7 @@ def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
     members = members_of(given)
     wanted = members.expired() if name is None else [Account.new(given["federation"], role, name)]
     for account in wanted:
-        _write_down("revoke", account, given)
+        write_down("revoke", account, given)
         members.revoke(account)
         click.echo(f"{account}: revoked")
 
@@ -221,7 +222,7 @@ def _date(at: float | None) -> str:
 # ---------------------------------------------------------------- shared
 
 
-def _write_down(action: str, account: Account, given: Mapping[str, Any]) -> None:
+def write_down(action: str, account: Account, given: Mapping[str, Any], **details: str) -> None:
     """In the audit log of this operator, before it is done.
 
     Raises:
@@ -230,7 +231,7 @@ def _write_down(action: str, account: Account, given: Mapping[str, Any]) -> None
     federation = given["federation"]
     log = FileLog(given["audit"] or default_file(federation), federation)
     actor = unquote(urlsplit(given["management"]).username or "guest")
-    log.append(Deed(actor=actor, action=action, subject=f"account {account.user}"))
+    log.append(Deed(actor=actor, action=action, subject=f"account {account.user}", details=details))
 
 
 def members_of(given: Mapping[str, Any]) -> Members:
