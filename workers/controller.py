@@ -62,7 +62,7 @@ def _run(options: ControllerOptions, signals: Signals, watch: Watch) -> None:
         watch.role(controller, transport)
         controller.start()
         try:
-            _wait(controller, signals, watch)
+            _wait(controller, transport, signals, watch)
         finally:
             controller.stop()
             if not controller.wait(STOP_TIMEOUT_S):
@@ -75,9 +75,14 @@ def _run(options: ControllerOptions, signals: Signals, watch: Watch) -> None:
     log.info("the controller ends; jobs go on with the next one")
 
 
-def _wait(controller: Controller, signals: Signals, watch: Watch) -> None:
-    """Until a signal comes, or the controller ends by itself."""
+def _wait(controller: Controller, transport: RabbitMQTransport, signals: Signals, watch: Watch) -> None:
+    """Until a signal comes, or the controller ends by itself.
+
+    Raises:
+        LoginRefused: its account was revoked or rotated.
+    """
     while not signals.wait(_LOOK_EVERY_S):
         watch.beat()
+        check_login(transport)
         if controller.wait(0):
             return

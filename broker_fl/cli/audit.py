@@ -30,8 +30,8 @@ def _source(command: F) -> F:
     file = click.option(
         "--file",
         metavar="FILE",
-        help="That of enroll, rotate and revoke, instead of the controller's in the store; 'own': where they "
-        "write by themselves.",
+        help="That of an operator's commands (enroll, token, accept, rotate, revoke), instead of the "
+        "controller's in the store; 'own': where they write by themselves.",
     )
     join = click.option("--join", metavar="FILE", help="A join file, which says the federation.")
     source = options.store(options.federation(plaintext(command)))

@@ -155,7 +155,8 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     """
     members, account = members_of(given), Account.new(given["federation"], role, name)
     if given["repair"]:
-        members.repair(account)
+        with written_down("repair", account, given):
+            members.repair(account)
         click.echo(f"{account}: mailbox, permissions and limits are as they should be")
         return
     path = Path(out or f"{name}.join")

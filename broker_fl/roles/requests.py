@@ -193,6 +193,7 @@ class Requests:
         try:
             self._begin(pending.submit, Combined(model=self._arrived(pending)), pending.user)
         except (RequestRefused, FrameRefused) as error:
+            self._write_down(pending.submit, pending.user, refused=str(error)[:300])
             self._reply(pending.submit, _refused(pending.submit, error))
 
     def _arrived(self, pending: _Pending) -> Model:
@@ -228,6 +229,8 @@ class Requests:
         )
         keep = submit.spec.keep_versions
         details = {"name": submit.spec.name, "rule": submit.spec.rule.name, "model": model.digest}
+        if parent is not None:  # what a job began from is a model that somebody may read by it
+            details["parent"] = f"{parent.job}@{parent.version}"
         self._write_down(submit, user, **details)
         versions = services.versions(state.job)
         services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))

@@ -11,10 +11,13 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from broker_fl.cli.main import commands
 from broker_fl.errors import AccessDenied, RequestRefused, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.joinfile import read_join_file
@@ -179,6 +182,29 @@ def test_doctor_finds_nothing_wrong_with_an_enrolled_account(operator: Operator,
     assert any("has the permissions" in one["what"] for one in found)
 
 
+def test_who_is_refused_is_never_told_to_have_its_narrow_permissions_undone(operator: Operator) -> None:
+    """What an error, and doctor, tell an operator to type must not open the mail of all others."""
+    by = operator.enroll("hospital-a")
+    repair = "broker-fl enroll hospital-a --role learner --repair"
+    operator.enroll("hospital-b")
+    with pytest.raises(AccessDenied) as caught:
+        operator.connect(by).consume(operator.topology.mailbox("hospital-b"), print, prefetch=1)
+    assert repair in str(caught.value)
+    assert "set_permissions" not in str(caught.value)
+    user = read_join_file(by).account.user
+    nothing = {"configure": "^$", "write": "^$", "read": "^$"}
+    permissions = f"/api/permissions/{quote(operator.vhost, safe='')}/{user}"
+    operator.api.request("PUT", permissions, nothing)
+    narrow = CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+    operator.api.request("DELETE", permissions)
+    outside = CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+    for shown in (narrow, outside):
+        assert repair in shown
+        assert "set_permissions" not in shown
+    operator.run(*repair.split()[1:])
+    assert "has the permissions" in CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+
+
 def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
     for typed in (["--management", "http://admin:geheim@127.0.0.1:1"], ["--management-password", "geheim"]):
         done = operator.run("members", *typed, ok=False)
@@ -186,15 +212,30 @@ def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
         assert "geheim" not in done.output
 
 
-def test_what_an_operator_does_is_written_down(operator: Operator) -> None:
+def own(operator: Operator) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(
+        operator.run("audit", "show", "--file", "own", "--json").output
+    )
+    return entries
+
+
+def test_what_an_operator_does_is_written_down_with_what_became_of_it(operator: Operator) -> None:
     operator.enroll("hospital-a")
     for command in ("rotate", "revoke"):
         out = ["--out", str(operator.folder / "new.join")] if command == "rotate" else []
         operator.run(command, "hospital-a", *out)
-    entries = json.loads(operator.run("audit", "show", "--file", "own", "--json").output)
-    assert [one["action"] for one in entries] == ["enroll", "rotate", "revoke"]
-    assert {one["subject"] for one in entries} == {f"account {operator.federation}.learner.hospital-a"}
-    assert "3 entries, and all fit" in operator.run("audit", "verify", "--file", "own").output
+    before = len(own(operator))
+    operator.run("enroll", "hospital-b", "--out", str(operator.folder / "new.join"), ok=False)
+    for command in ("rotate", "revoke"):
+        assert "not enrolled" in operator.run(command, "nobody", ok=False).stderr
+    assert len(own(operator)) == before, "what never began is not written down"
+    operator.run("enroll", "hospital-c", "--management", "http://guest@127.0.0.1:1", ok=False)
+    entries = own(operator)
+    assert [one["action"] for one in entries[::2]] == ["enroll", "rotate", "revoke", "enroll"]
+    assert [one["details"]["of_entry"] for one in entries[1::2]] == [1, 3, 5, 7]
+    assert [one["details"]["outcome"][:6] for one in entries[1::2]] == ["done", "done", "done", "failed"]
+    assert {one["subject"] for one in entries[:6]} == {f"account {operator.federation}.learner.hospital-a"}
+    assert "8 entries, and all fit" in operator.run("audit", "verify", "--file", "own").output
     unwritable = operator.folder / "no" / "folder"
     (operator.folder / "no").write_text("")
     operator.run("enroll", "hospital-b", "--audit", str(unwritable), "--out", "b.join", ok=False)

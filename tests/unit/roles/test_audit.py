@@ -12,12 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from broker_fl.cli.main import commands
-from broker_fl.errors import AuditBroken, SettingError
+from broker_fl.errors import AuditBroken, RequestRefused, SettingError
 from broker_fl.roles.auditing import AuditLog
 from broker_fl.roles.runtime import Clock
 from broker_fl.security.audit import LOG_NAME, Deed, FileLog, Head, chained, read, verify
 from broker_fl.stores.redis import RedisStore
-from tests.unit.roles.stage import FEDERATION, Adds, Stage, done, kinds
+from broker_fl.wire.messages import VersionRef
+from tests.unit.roles.stage import FEDERATION, Adds, Stage, done, kinds, model_of, spec
 
 F = "hospitals"
 
@@ -153,6 +154,21 @@ def test_a_refused_request_is_written_down_too(stage: Stage) -> None:
         if one["action"] == "pause_job" and "refused" in one["details"]
     )
     assert "has ended" in refused["details"]["refused"]
+
+
+def test_a_submit_is_written_down_with_the_model_it_copies_or_why_it_was_refused(stage: Stage) -> None:
+    """Also where the refusal comes when the initial model is there."""
+    stage.controller()
+    stage.host({"a": Adds(1.0)})
+    job = stage.submit(rounds=1)
+    done(job)
+    done(stage.driver.submit(spec(rounds=1), VersionRef(job=job.id, version=1)))
+    with pytest.raises(RequestRefused, match="NaN"):
+        stage.submit(model_of(float("nan")))
+    submits = [one["details"] for one in map(read, stage.audit_log()) if one["action"] == "submit"]
+    assert [one.get("parent") for one in submits] == [None, f"{job.id}@1", None]
+    assert [("refused" in one) for one in submits] == [False, False, True]
+    assert "NaN" in submits[2]["refused"]
 
 
 # ---------------------------------------------------------------- files and the command
