@@ -9,7 +9,8 @@ from broker_fl.extensions import OwnClasses
 from broker_fl.roles.about import everywhere
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.security import Security
-from broker_fl.workers.connecting import BrokerAccess, connect_broker, open_store
+from broker_fl.transports.rabbitmq import RabbitMQTransport
+from broker_fl.workers.connecting import BrokerAccess, check_login, connect_broker, open_store
 from broker_fl.workers.logs import hide_passwords
 from broker_fl.workers.memory import keep_freed_blocks
 from broker_fl.workers.process import Signals, Stopped

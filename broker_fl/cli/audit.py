@@ -114,8 +114,8 @@ def _nothing(given: dict[str, Any]) -> str:
     if given["file"] is not None:
         return f"nothing of federation {given['federation']!r} is written down in that file"
     return (
-        f"no controller of federation {given['federation']!r} has ever worked with this store; is another one "
-        "meant (--federation, --join, --store)?"
+        f"no controller of federation {given['federation']!r} has ever worked with this store; is another "
+        "one meant (--federation, --join, --store)?"
     )
 
 

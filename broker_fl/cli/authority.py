@@ -114,9 +114,8 @@ def rabbitmq_settings(ca_file: Path, issued: Issued) -> str:
             "  listeners.ssl.default = 5671",
             *(f"  ssl_options.{name} = {path}" for name, path in files),
             "  ssl_options.verify = verify_peer",
-            "  # true only where every account, the controller's and yours too, has a certificate "
-            "(enroll --certificate):",
-            "  # accounts with passwords, and tokens, come without one",
+            "  # Accounts with passwords, and tokens, come without a certificate: true only where every",
+            "  # account has one (enroll --certificate), also the controller's.",
             "  ssl_options.fail_if_no_peer_cert = false",
             "  # certificates as logins, after: rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl",
             "  auth_mechanisms.1 = EXTERNAL",

@@ -62,8 +62,8 @@ class AllowedJobs(Setting):
 class Limits(Setting):
     """What a task may take; None: no limit."""
 
-    max_epochs: Above0 | Positive | None = None
-    """A task that names no ``epochs`` asks for what the site's own app does by itself."""
+    max_epochs: Above0 | None = None
+    """Parts of one, too. A task that names no ``epochs`` asks for what the site's own app does by itself."""
     max_steps: Positive | None = None
     max_model_bytes: Positive | None = None
     """In memory."""
@@ -121,7 +121,7 @@ class Policy(Setting):
             if limit is None or asked is None:
                 continue
             if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked <= limit:
-                yield f"{asked!r} {name} are asked for; limits.max_{name} is {limit}"
+                yield f"{asked!r} {name} are asked for; limits.max_{name} is {limit:g}"
         if limits.max_model_bytes is not None and model_bytes > limits.max_model_bytes:
             yield f"the model has {model_bytes} bytes; limits.max_model_bytes is {limits.max_model_bytes}"
 
@@ -134,7 +134,7 @@ class Policy(Setting):
         for name, limit in (("epochs", self.limits.max_epochs), ("steps", self.limits.max_steps)):
             done = getattr(update, f"num_{name}", 0)
             if limit is not None and not done <= limit:
-                raise TaskDeclined(f"{_BY}: training did {done} {name}; limits.max_{name} is {limit}")
+                raise TaskDeclined(f"{_BY}: training did {done} {name}; limits.max_{name} is {limit:g}")
 
 
 _BY = "declined by the site's policy"
@@ -164,7 +164,15 @@ class Guard:
             SettingError: it cannot be read, or something in it is wrong.
         """
         path = Path(path)
-        return cls(read_policy(path), path.with_name(path.name + ".usage"))
+        policy = read_policy(path)
+        if policy.privacy.aggregation != "none":
+            log.warning(
+                "%s: privacy.aggregation = %r: no aggregation does that yet, so every task will be refused; "
+                "'none' demands nothing",
+                path,
+                policy.privacy.aggregation,
+            )
+        return cls(policy, path.with_name(path.name + ".usage"))
 
     def admit(self, task: Task, now: float) -> None:
         """Take a task, and count what it brings and takes away.

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +18,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from broker_fl.apps import load_app
 from broker_fl.cli.main import commands
-from broker_fl.errors import AccessDenied, RequestRefused, SettingError
+from broker_fl.errors import AccessDenied, LoginRefused, RequestRefused, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.management import ManagementApi
 from broker_fl.roles.driver import Driver
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
-from broker_fl.transports.rabbitmq import RabbitMQTransport
+from broker_fl.transports.rabbitmq import RabbitMQTransport, link
 from broker_fl.wire.job import JobSpec
+from broker_fl.workers.connecting import BrokerAccess
+from broker_fl.workers.learner import LearnerOptions, run_learners
+from broker_fl.workers.process import exit_code
+from broker_fl.workers.servers import rabbitmq_available
 from tests.servers.enrolling import DEADLINE_S, Adds, Operator, eventually
 from tests.servers.provision import Broker
-from tests.servers.secured import SecuredRabbitMQ
+from tests.servers.secured import Certificates, SecuredRabbitMQ
+from tests.servers.secured import secured_rabbitmq as secured_rabbitmq_node
 
 
 @pytest.fixture
@@ -132,6 +139,47 @@ def test_revocation_takes_account_connections_and_mailbox(operator: Operator) ->
     assert "revoked" in operator.run("members").output
     operator.run("enroll", "hospital-a", "--out", str(path), "--force")
     operator.connect(path)
+
+
+def test_the_only_account_of_a_name_is_meant_whatever_its_role(operator: Operator) -> None:
+    out = ["--out", str(operator.folder / "new.join"), "--force"]
+    operator.enroll("main", "controller")
+    operator.run("rotate", "main", *out)
+    assert tomllib.loads(Path(out[1]).read_text(encoding="utf-8"))["role"] == "controller"
+    for role in ("driver", "learner"):
+        operator.enroll("ana", role)
+    told = operator.run("revoke", "ana", ok=False).stderr
+    assert "give --role learner or --role driver" in told
+    operator.run("revoke", "ana", "--role", "driver")
+    assert "learner 'ana'" in operator.run("revoke", "ana").stdout
+
+
+def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "MAX_REFUSED_LOGINS", 2)  # as many as in about a minute would be too slow here
+    path = operator.enroll("hospital-a")
+    (operator.folder / "app.py").write_text(APP, encoding="utf-8")
+    file = read_join_file(path)
+    options = LearnerOptions(
+        broker=BrokerAccess(url=file.url),
+        ids=["hospital-a"],
+        settings=LearnerSettings(federation=operator.federation),
+    )
+
+    def revoke() -> None:
+        user = file.account.user
+        eventually(lambda: operator.api.connections().get(user) == 2, "two connections")
+        operator.api.delete_user(user)
+        operator.api.close_connections(user)
+
+    thread = threading.Thread(target=revoke)
+    thread.start()
+    with pytest.raises(LoginRefused, match=r"revoke.*new join file") as caught:
+        run_learners(load_app(f"{operator.folder / 'app.py'}:make_learner"), options)
+    thread.join()
+    assert exit_code(caught.value) == 2
+    assert "rabbitmqctl" not in str(caught.value)
 
 
 def test_members_are_listed_with_connections_and_expiry(operator: Operator) -> None:
@@ -309,6 +357,31 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
             daemon.wait(60)
 
 
+def test_the_lines_of_ca_server_let_in_whom_enroll_makes(
+    server_root: Path, tmp_path: Path, certificates: Certificates, federation: str
+) -> None:
+    """As they are printed: management over HTTPS, a join file with a password, and one with a certificate."""
+    if not rabbitmq_available():
+        pytest.skip("needs a RabbitMQ of its own, and none is installed here (tests/servers/provide.sh)")
+    ca = certificates.authority.file
+    folder = server_root / "printed-rabbitmq"
+    with secured_rabbitmq_node(folder, certificates, everybody_has_one=False) as server:
+        node, place = server.node, f"127.0.0.1:{server.management_port}"
+        api = ManagementApi(
+            f"https://{place}", user=node.user, password=node.password, security=certificates.ca
+        )
+        with Operator(tmp_path, node.url, api, federation, shown_url=server.url()) as by:
+            at = ["--management", f"https://{node.user}@{place}", "--tls-ca", str(ca)]
+            shown = certificates.of(f"{federation}.learner.b")
+            login = ["--certificate", str(shown.cert_file), "--key", str(shown.key_file)]
+            for name, more in (("a", []), ("b", login)):
+                out = tmp_path / f"{name}.join"
+                by.run("enroll", name, "--out", str(out), *at, *more)
+                file = read_join_file(out)
+                assert (file.password is None) is bool(more)
+                RabbitMQTransport(file.url, security=file.security(out)).close()
+
+
 def test_a_certificate_is_the_login_of_an_account_without_a_password(
     tmp_path: Path, secured_rabbitmq: SecuredRabbitMQ, federation: str
 ) -> None:
@@ -322,6 +395,17 @@ def test_a_certificate_is_the_login_of_an_account_without_a_password(
             *("enroll", "hospital-a", "--out", str(out), "--tls-ca", ca),
             *("--certificate", str(shown.cert_file), "--key", str(shown.key_file)),
         )
+        told = by.run("rotate", "hospital-a", "--out", str(out), "--force", ok=False)
+        assert "has no password to be changed: give --certificate" in told.stderr
+        told = by.run(
+            "enroll", "b", "--out", str(out), "--force", "--certificate", str(shown.cert_file), ok=False
+        )
+        assert f"is of '{user}', and the account is" in told.stderr
+        by.run(
+            *("rotate", "hospital-a", "--out", str(out), "--force", "--tls-ca", ca),
+            *("--certificate", str(shown.cert_file), "--key", str(shown.key_file)),
+        )
+        assert not by.api.has_password(user)
         file = read_join_file(out)
         assert file.password is None
         transport = RabbitMQTransport(file.url, security=file.security(out))

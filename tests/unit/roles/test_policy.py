@@ -86,6 +86,24 @@ def test_what_it_does_not_allow_is_refused_with_the_setting(
         guard(tmp_path, text).admit(given, NOON)
 
 
+def test_an_aggregation_that_nobody_does_is_warned_of_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard(tmp_path, 'privacy.aggregation = "none"')
+    assert not caplog.messages
+    guard(tmp_path, 'privacy.aggregation = "secure"')
+    assert "'secure'" in caplog.text
+    assert "every task will be refused" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [('"five"', "a number$"), ("-5", "above 0$"), ("true", "a number$")]
+)
+def test_epochs_are_a_number_and_no_share(tmp_path: Path, value: str, words: str) -> None:
+    with pytest.raises(SettingError, match=rf"limits.max_epochs = .* must be {words}"):
+        guard(tmp_path, f"limits.max_epochs = {value}")
+
+
 def test_bytes_of_a_day_are_counted_through_restarts_until_midnight(tmp_path: Path) -> None:
     text = "limits.max_bytes_per_day = 2_000"
     guard(tmp_path, text).admit(task(), NOON)
