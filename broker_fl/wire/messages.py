@@ -464,6 +464,10 @@ class Terms(Part):
     protocol: Annotated[str, Field(max_length=64)] = ""
     cohort: Count = 0
     """Learners whose updates go into one version with this one's, this one among them, if all goes well."""
+    min_cohort: Count = 0
+    """The least number of them with whose updates the job lets a version be made, whoever is lost or fails;
+    0: it is not said.
+    """
     privacy: Annotated[str, Field(max_length=64)] = "none"
     """What the aggregation does so that nobody sees one update alone; nothing but ``none`` is there yet."""
 
