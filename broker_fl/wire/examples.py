@@ -238,7 +238,7 @@ def _reply_examples() -> dict[str, m.Message]:
     ).pack()
     return {
         "refused": m.Refused(request="4b1d", reason="there is no job 'digits-2f'"),
-        "done": m.Done(request="4b1d"),
+        "done": m.Done(request="4b1d", warnings=("'protocol.deadline_s' is not given",)),
         "submitted": m.Submitted(request="4b1d", job="digits-1f", inbox="controller-7"),
         "jobs": m.Jobs(request="4b1d", jobs=(job,)),
         "versions": m.Versions(request="4b1d", versions=(version,)),

@@ -657,9 +657,11 @@ class Refused(Reply):
 
 
 class Done(Reply):
-    """The request was carried out; there is nothing more to say."""
+    """The request was carried out."""
 
     KIND: ClassVar[str] = "done"
+    warnings: Annotated[tuple[Text, ...], Field(max_length=16)] = ()
+    """What whoever asked should think over, though it was done."""
 
 
 class Submitted(Reply):
