@@ -204,6 +204,12 @@ class SQLiteStore:
         """State of every job, by id."""
         return dict(self._rows("SELECT job, state FROM jobs ORDER BY job"))
 
+    def delete_job(self, job: str, *, epoch: int) -> None:
+        """Delete all of a job, in one transaction; the file keeps its size, and uses the room again."""
+        with self._transaction(epoch, durable=True):
+            for table in ("jobs", "versions", "chunks", "updates", "events"):
+                self._db.execute(f"DELETE FROM {table} WHERE job = ?", (job,))  # noqa: S608 - names from here
+
     # ------------------------------------------------------------ model versions
 
     def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.roles.policy import Guard
+from broker_fl.roles.retention import Retention
 from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Entity, Topology
@@ -185,6 +187,8 @@ class Stage:
         self._settings = ControllerSettings(
             federation=FEDERATION, heartbeat_s=heartbeat_s, lease_ttl_s=lease_ttl_s
         )
+        self.retention = Retention()
+        """Of controllers that are started from now on."""
         self.path = folder / "state.sqlite"
         self._closing: list[Callable[[], object]] = []
         self.cords: dict[Controller, tuple[Cord, MemoryTransport]] = {}
@@ -211,7 +215,8 @@ class Stage:
         """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease."""
         store = SQLiteStore(self.path, federation=FEDERATION, clock=self._runtime.wall_s)
         cord, transport = Cord(store), self.broker.connect("controller")
-        controller = Controller(transport, cord, self._settings, own, self._runtime)
+        settings = replace(self._settings, retention=self.retention)
+        controller = Controller(transport, cord, settings, own, self._runtime)
         self.cords[controller] = cord, transport
         self._closing += [store.close, transport.close, lambda: controller.wait(10.0), controller.stop]
         controller.start()
