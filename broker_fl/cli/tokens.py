@@ -167,9 +167,7 @@ def accept(name: str | None, fingerprint: str | None, yes: bool, **given: Any) -
         raise SettingError(f"{name} has not asked with the fingerprint {fingerprint}")
 
 
-def _decide(
-    granting: Granting, asked: Asked, given: Mapping[str, Any], *, sure: bool, matched: bool
-) -> None:
+def _decide(granting: Granting, asked: Asked, given: Mapping[str, Any], *, sure: bool, matched: bool) -> None:
     click.echo(f"{asked.account}   fingerprint {asked.request.fingerprint}")
     if not asked.is_only_one and not matched:
         click.secho(

@@ -41,16 +41,12 @@ PAGE_BYTES = 2_000_000
 MAX_PENDING = 16
 PENDING_EXPIRES_S = 600.0
 MODEL_CHUNK_BYTES = 1 << 20
-<<<<<<< HEAD
-_NO_DEADLINE = (
-    "'protocol.deadline_s' is not given: a learner that stays connected and delivers nothing can hold this job "
-    "for ever. Give one, and a 'protocol.quorum' that does without some"
-)
-_AUDITED = frozenset({m.Submit, m.StopJob, m.PauseJob, m.ResumeJob, m.ReadModel})
-=======
 MAX_REMEMBERED = 256
+_NO_DEADLINE = (
+    "'protocol.deadline_s' is not given: a learner that stays connected and delivers nothing can hold this "
+    "job for ever. Give one, and a 'protocol.quorum' that does without some"
+)
 _AUDITED = frozenset({m.Submit, m.StopJob, m.PauseJob, m.ResumeJob, m.DeleteJob, m.ReadModel})
->>>>>>> main
 
 
 @dataclass(slots=True)

@@ -159,7 +159,9 @@ def _task_examples() -> dict[str, m.Message]:
             inbox="controller-7",
             upload="on_request",
             deadline_s=60.0,
-            terms=m.Terms(name="digits", driver="anna", rule="fedavg", protocol="synchronous", cohort=12, min_cohort=3),
+            terms=m.Terms(
+                name="digits", driver="anna", rule="fedavg", protocol="synchronous", cohort=12, min_cohort=3
+            ),
         ),
         "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
         "task that asks for changes": m.Task(

@@ -28,7 +28,7 @@ from broker_fl.roles.auditing import stored_lines
 from broker_fl.stores.redis import RedisStore
 from broker_fl.topology import Topology
 from broker_fl.workers.servers import RedisNode
-from tests.integration.test_cli import APP, JOB, Shell, command_lines
+from tests.integration.test_cli import APP, JOB, Daemon, Shell, command_lines
 from tests.servers.enrolling import Operator, eventually
 from tests.servers.provision import Broker
 from tests.servers.proxies import ProxyServer, proxy_server
@@ -82,6 +82,14 @@ class Searched:
             self.said["audit log"] = b"".join(stored_lines(store)).decode("utf-8", errors="replace")
         finally:
             store.close()
+
+    def read_pages(self, *daemons: Daemon) -> None:
+        """What daemons tell a monitor."""
+        for daemon in daemons:
+            (url,) = set(re.findall(r"/readyz are at (http://[\d.:]+)", daemon.said))
+            for page in ("/metrics", "/healthz"):
+                with urllib.request.urlopen(url + page, timeout=20) as answer:
+                    self.said[url + page] = answer.read().decode()
 
     def check(self, found: Iterator[tuple[str, str]]) -> int:
         searched = 0
@@ -320,11 +328,7 @@ def test_no_secret_of_accounts_is_said_or_written_but_in_their_files(enrolled: E
         daemon.wait_said("takes tasks")
     site.run("submit", "job.toml", "--join", str(ana), "--watch", says="done")
     by.check(command_lines())
-    for daemon in (controller, *daemons):
-        (url,) = set(re.findall(r"/readyz are at (http://[\d.:]+)", daemon.said))
-        for page in ("/metrics", "/healthz"):
-            with urllib.request.urlopen(url + page, timeout=20) as answer:
-                by.said[url + page] = answer.read().decode()
+    by.read_pages(controller, *daemons)
     for words in (["jobs"], ["learners"], ["doctor"], ["models", "list", "latest"]):
         site.run(*words, "--join", str(ana))
     by.read_store(enrolled.store)

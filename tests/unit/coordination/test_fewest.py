@@ -46,7 +46,7 @@ def test_as_few_as_a_task_says_make_a_version_and_no_fewer(settings: JobSpec, fe
     ("rule", "fewest"),
     [
         (Krum(max_attackers=0), 1),
-        (MultiKrum(max_attackers=0, num_selected=3), 3),
+        (MultiKrum(max_attackers=0, num_selected=2), 2),
         (MultiKrum(max_attackers=0), 2),
     ],
 )
