@@ -10,6 +10,7 @@ import logging
 import operator
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,11 @@ class Stage:
         return found
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterator[Stage]:
+@contextmanager
+def staged(folder: Path, rabbitmq: Broker) -> Iterator[Stage]:
+    """On a virtual host of its own, while the block runs."""
     if rabbitmq.management is None:
         pytest.skip("needs a management interface")
-    folder: Path = tmp_path_factory.mktemp("attackers")
     with rabbitmq.vhost(f"test-{secrets.token_hex(6)}") as url:
         federation = f"test-{secrets.token_hex(6)}"
         port = int(url.rpartition(":")[2].partition("/")[0])
@@ -152,6 +153,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterato
             stage = Stage(by, port)
             yield stage
             stage.mallory.connection.close()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterator[Stage]:
+    with staged(tmp_path_factory.mktemp("attackers"), rabbitmq) as found:
+        yield found
 
 
 def update_of(learner: str, task: m.TaskRef, value: float) -> list[bytes]:
