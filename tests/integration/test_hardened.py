@@ -210,7 +210,7 @@ def test_the_controllers_redis_account_may_do_what_it_needs_and_nothing_else(ser
     trusted = Security(ca_file=servers.secrets / "ca.pem")
     found = check_redis(url, federation=FEDERATION, security=trusted)
     assert not [one for one in found if one.level == "error"], "all that doctor asks for is allowed"
-    client = connect(url, timeout_s=10.0, security=trusted)
+    client: Any = connect(url, timeout_s=10.0, security=trusted)
     forbidden = (
         "SET other x",
         "GET other",

@@ -347,8 +347,8 @@ def test_no_secret_of_accounts_is_said_or_written_but_in_their_files(enrolled: E
     inventory = enrolled.files / "hosts.toml"
     inventory.write_text(FLEET, "utf-8")
     (enrolled.files / "app.py").write_text(APP, "utf-8")
-    for command in ("status", "deploy"):
-        site.run("fleet", command, str(inventory), code=1)
+    for word in ("status", "deploy"):
+        site.run("fleet", word, str(inventory), code=1)
     by.run("revoke", "site-1")
     by.run("audit", "show", "--file", str(shell.folder / "audit.jsonl"), says="fingerprint")
     for daemon in (controller, daemons[0]):

@@ -11,13 +11,12 @@ from broker_fl.wire.rules import FedBuff, FedRec, Krum, Median, MultiKrum
 from broker_fl.wire.selectors import SelectRandom
 from tests.unit.coordination.bench import Bench, asynchronous, spec
 
-TWO_OF_FOUR = {"over_selection": 2, "selector": SelectRandom(count=2)}
-HALF_OF_FOUR = {"over_selection": 2, "selector": SelectRandom(fraction=0.5)}
+TWO, HALF = SelectRandom(count=2), SelectRandom(fraction=0.5)
 CASES = {
     "a share of those that live": (spec(quorum=1.0, min_learners=4), 1),
     "a count": (spec(quorum=3), 3),
-    "with spares": (spec(quorum=2, **TWO_OF_FOUR), 2),
-    "enough of those that were chosen": (spec(quorum=3, **HALF_OF_FOUR), 2),
+    "with spares": (spec(quorum=2, over_selection=2, selector=TWO), 2),
+    "enough of those that were chosen": (spec(quorum=3, over_selection=2, selector=HALF), 2),
     "what the rule needs": (spec(rule=Median(max_attackers=1), min_learners=4), 3),
     "a buffer": (asynchronous(rule=FedBuff(buffer_size=3), min_learners=3), 3),
     "each update": (asynchronous(rule=FedRec()), 1),
