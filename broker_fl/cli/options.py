@@ -74,7 +74,7 @@ def _toml_value(text: str) -> Any:
 _PASSWORD = re.compile(r"://[^/?#]*:[^@]+@")
 
 
-def _not_on_the_command_line(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def not_on_the_command_line(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Warn of a password that every user of the machine can read as long as the process runs."""
     typed = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
     if typed and value is not None and _PASSWORD.search(value):
@@ -94,7 +94,7 @@ broker = click.option(
     metavar="URL",
     default=DEFAULT_BROKER,
     show_default=True,
-    callback=_not_on_the_command_line,
+    callback=not_on_the_command_line,
     help="RabbitMQ: amqp:// or amqps://.",
 )
 _STORE = click.option(
@@ -102,7 +102,7 @@ _STORE = click.option(
     metavar="URL",
     default=DEFAULT_STORE,
     show_default=True,
-    callback=_not_on_the_command_line,
+    callback=not_on_the_command_line,
     help="Redis: redis:// or rediss://.",
 )
 federation = click.option(
@@ -177,7 +177,7 @@ _TLS = (
     click.option(
         "--proxy",
         metavar="URL",
-        callback=_not_on_the_command_line,
+        callback=not_on_the_command_line,
         help="http://[user:password@]host:port, an HTTP proxy on the way to the broker; none: no proxy.  "
         "[default: for amqps, HTTPS_PROXY and NO_PROXY]",
     ),

@@ -94,7 +94,9 @@ def token(name: str, role: Any, out: str | None, force: bool, **given: Any) -> N
 @click.option(
     "--wait", "wait_s", type=Duration(), metavar="TIME", help="Wait until the operator has accepted: 10m, 2h."
 )
-@click.option("--proxy", metavar="URL", help="As for broker-fl learner.")
+@click.option(
+    "--proxy", metavar="URL", callback=options.not_on_the_command_line, help="As for broker-fl learner."
+)
 @click.option("--insecure-plaintext", is_flag=True, help="As for broker-fl learner.")
 def join(token_file: str, out: str | None, force: bool, wait_s: float | None, **given: Any) -> None:
     """Ask to be enrolled, with the file TOKEN from the operator.

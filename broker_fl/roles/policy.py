@@ -15,7 +15,7 @@
     max_bytes_per_day = 20_000_000_000      # models that come and updates that go; days are those of UTC
 
     [privacy]
-    min_cohort = 3                          # learners whose updates go into one version
+    min_cohort = 3                          # learners whose updates go into one version, at least
     aggregation = "none"                    # what the aggregation must hide; "none" demands nothing
 
 The controller is told the reason of a refusal, and has no way around it. Names and the cohort's size are its
@@ -75,7 +75,9 @@ class Privacy(Setting):
     """How much an update must be hidden."""
 
     min_cohort: Positive = 1
-    """Learners whose updates go into one version, at least."""
+    """Learners whose updates go into one version, at least, whoever is lost or fails: of a job in rounds its
+    quorum, which has to be a count.
+    """
     aggregation: Identifier = "none"
     """What the aggregation must do so that nobody sees one update alone. ``none``: nothing. No other is there
     yet, so that a policy with another refuses every task.
@@ -107,9 +109,11 @@ class Policy(Setting):
 
     def _privacy(self, terms: Terms | None) -> Iterator[str]:
         wanted = self.privacy
-        if wanted.min_cohort > 1 and (terms is None or terms.cohort < wanted.min_cohort):
-            said = "does not say how many learners take part" if terms is None else f"is of {terms.cohort}"
-            yield f"the round {said}; privacy.min_cohort is {wanted.min_cohort}"
+        if wanted.min_cohort > 1 and (terms is None or terms.min_cohort < wanted.min_cohort):
+            said = "the task does not say of how few learners' updates a version may be made"
+            if terms is not None and terms.min_cohort:
+                said = f"a version may be made of {terms.min_cohort} learners' updates (see 'quorum')"
+            yield f"{said}; privacy.min_cohort is {wanted.min_cohort}"
         if wanted.aggregation != "none" and (terms is None or terms.privacy != wanted.aggregation):
             said = "nothing" if terms is None else terms.privacy
             yield f"the aggregation's privacy is {said!r}; privacy.aggregation is {wanted.aggregation!r}"

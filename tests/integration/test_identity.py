@@ -350,6 +350,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "'protocol.deadline_s' is not given" in done.stderr
     finally:
         for daemon in daemons:
             daemon.terminate()
