@@ -407,7 +407,8 @@ class Controller:
         broken = m.broken_result(delivery.body)
         if broken is not None and broken[0] == speaker.name:
             learner, task = broken
-            self._observer.update("refused", "unreadable")
+            if not _is_readable(delivery.body):  # others were counted by the job, with what is wrong
+                self._observer.update("refused", "unreadable")
             if self._members.is_group(learner):
                 self._jobs.signal(task.job, s.GroupHasFailed(learner, task, reason[:1000]))
                 return
@@ -638,6 +639,14 @@ def _take_in(
         runner.group_result(message)
     elif payload is not None:
         _take_chunk(runner, message, payload)
+
+
+def _is_readable(body: bytes) -> bool:
+    try:
+        m.decode(body)
+    except MessageRefused:
+        return False
+    return True
 
 
 def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:
