@@ -53,8 +53,7 @@ from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_c
 
 log = logging.getLogger(__name__)
 INBOX_PREFETCH = 64
-REPORTS_PREFETCH = 100
-"""While the store is away so many wait in memory, of up to 16 MiB each if a sender so chooses."""
+REPORTS_PREFETCH = 1_000
 CONTROL_PREFETCH = 16
 FLUSH_EVERY_S = 0.01
 """Events of single tasks go to the store together for so long; all others do not wait."""
