@@ -68,7 +68,9 @@ class JoinFile(PrivateFile):
     """
     key: str | None = None
     keys: Annotated[tuple[str, ...], Field(max_length=1_000)] = ()
-    """Public keys of the federation; none where nothing is signed."""
+    """Public keys of the federation. Nothing is signed yet, so it is empty and not used: it has its place so
+    that files which have keys are read by programs of today.
+    """
     expires: str | None = None
     """Until when the account is meant to be used; a date."""
 
@@ -118,7 +120,7 @@ def read_as(kind: type[F], path: Path, what: str) -> F:
     """
     try:
         fields = tomllib.loads(read_private(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a ValueError only
         raise SettingError(f"{path} is no {what}: it is not valid TOML ({str(error)[:200]})") from None
     if (version := fields.get("format")) != FORMAT:
         raise SettingError(
