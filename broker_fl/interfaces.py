@@ -300,6 +300,16 @@ class Store(Protocol):
         """State of every job, by id."""
         ...
 
+    def delete_job(self, job: str, *, epoch: int) -> None:
+        """Delete all that is stored of a job, in one step: state, versions, chunks, updates and events.
+
+        Nothing happens if there is nothing of it. A store that is full takes it.
+
+        Raises:
+            Fenced: a newer epoch exists; nothing was deleted.
+        """
+        ...
+
     def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:
         """Write a piece of a version that is not committed yet; invisible until then. ``data`` is not kept.
 

@@ -74,7 +74,7 @@ class TensorSpec:
         # NumPy makes no array beyond that, not even one that is empty because another size is 0.
         is_usable = len(self.shape) <= MAX_DIMENSIONS and num_bytes < 2**63
         if not is_usable or any(size < 0 for size in self.shape):
-            raise ModelError(f"tensor {self.name!r}: shape {self.shape} is not usable")
+            raise ModelError(f"tensor {self.name!r}: shape {str(self.shape)[:100]} is not usable")
 
     @property
     def num_elements(self) -> int:

@@ -85,6 +85,10 @@ class Command(click.Command):
             raise fail(error, with_traceback=verbosity >= 2) from error
 
 
+class Family(Command, click.Group):
+    """A command that does something by itself, and has others below it."""
+
+
 class Embedded(Command):
     """A command whose view shows what the roles in its process would warn of."""
 

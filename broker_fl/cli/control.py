@@ -10,7 +10,8 @@ import click
 from broker_fl.cli import options
 from broker_fl.cli.access import driver_of, find_summary
 from broker_fl.cli.command import Command
-from broker_fl.record.text import one_line, plural
+from broker_fl.errors import RequestRefused
+from broker_fl.record.text import one_line, plural, size
 from broker_fl.roles.driver import Job
 from broker_fl.wire.messages import JobSummary
 
@@ -50,6 +51,30 @@ def resume(job: str, versions: int | None, **access: Any) -> None:
 def stop(job: str, reason: str, **access: Any) -> None:
     """Stop JOB (an id, a beginning of one, or `latest`); the versions that it committed are kept."""
     _tell(job, access, lambda found: found.stop(reason), _stopped)
+
+
+@click.command(cls=Command)
+@click.argument("job")
+@options.broker_access
+@options.timeout
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--reason", default="", metavar="TEXT", help="For the audit log.")
+def delete(job: str, yes: bool, reason: str, **access: Any) -> None:
+    """Delete JOB (an id, a beginning of one, or `latest`), which has ended: for good, with all its models."""
+    with driver_of(access) as driver:
+        found = find_summary(driver, job)
+        versions = driver.job(found.job).versions()
+        held = f"{plural(len(versions), 'model version')} ({size(sum(one.num_bytes for one in versions))})"
+        if found.state not in _ENDED:
+            raise RequestRefused(f"job {found.job} has not ended, it is {found.state}: stop it first")
+        if not yes:
+            click.echo(
+                f"job {found.job}, {found.state}: {held} and its record of events are deleted for good, and "
+                "nobody can go on from it. To keep them: broker-fl models export, broker-fl watch --out"
+            )
+            click.confirm("Delete it?", abort=True)
+        driver.job(found.job).delete(reason)
+    click.echo(f"{found.job}: deleted, with {held} and its events")
 
 
 def _tell(

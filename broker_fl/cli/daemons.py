@@ -52,6 +52,19 @@ MAX_ALONE = 2_000
     "shared: all are believed who they say they are.  [default: shared if the broker is on this machine and "
     "the controller's account is not an enrolled one]",
 )
+@click.option(
+    "--keep-jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of the jobs that have ended, delete all but the newest N, an hour after their end.  [default: keep "
+    "all]",
+)
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(0, min_open=True),
+    metavar="DAYS",
+    help="Delete jobs so long after their end.  [default: never]",
+)
 @options.watched
 def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, **access: Any) -> None:
     """Run a controller of a federation, until a signal comes.
@@ -69,6 +82,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
         heartbeat_s=heartbeat_s,
         lease_ttl_s=lease_s,
         identities=access["identities"] or _identities(access["broker"]),
+        retention=_retention(access["keep_jobs"], access["keep_days"]),
     )
     own = OwnClasses.of_module(*load_module(app)) if app else OwnClasses()
     run_controller(
@@ -81,6 +95,12 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
             metrics=_metrics_address(access),
         )
     )
+
+
+def _retention(num_jobs: int | None, days: float | None) -> Any:
+    from broker_fl.roles.retention import Retention
+
+    return Retention(num_jobs=num_jobs, max_age_s=None if days is None else days * 86400)
 
 
 def _identities(broker: str) -> Identities:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from broker_fl.cli import options
 from broker_fl.cli.access import driver_of, find_job
-from broker_fl.cli.command import Command, print_json
+from broker_fl.cli.command import Command, Family, print_json
+from broker_fl.cli.control import delete
 from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.tables import print_table, when
 from broker_fl.cli.trackers import trackers, tracking
@@ -24,12 +26,16 @@ from broker_fl.wire.events import Event, JobFinished, JobSubmitted
 from broker_fl.wire.messages import LearnerSummary, TaskRef
 
 
-@click.command(cls=Command)
+@click.group(cls=Family, invoke_without_command=True)
 @options.broker_access
 @options.timeout
 @options.as_json
-def jobs(as_json: bool, **access: Any) -> None:
-    """List the federation's jobs, oldest first."""
+@click.pass_context
+def jobs(ctx: click.Context, /, as_json: bool, **access: Any) -> None:
+    """List the federation's jobs, oldest first; or delete one."""
+    if ctx.invoked_subcommand is not None:
+        _refuse_options_before(ctx)
+        return
     with driver_of(access) as driver:
         found = driver.jobs()
     if as_json:
@@ -42,6 +48,20 @@ def jobs(as_json: bool, **access: Any) -> None:
         (one.job, one.state, str(one.version), when(one.submitted_at), one_line(one.reason)) for one in found
     ]
     print_table(("job", "state", "version", "submitted", "why"), rows, numbers=("version",))
+
+
+def _refuse_options_before(ctx: click.Context) -> None:
+    """Those of the list are not those of what is done to a job, and must not seem to be."""
+    typed = [
+        option.opts[0]
+        for option in ctx.command.params
+        if option.name and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        raise click.UsageError(f"give {', '.join(typed)} after {ctx.invoked_subcommand!r}, not before it")
+
+
+jobs.add_command(delete)
 
 
 @click.command(cls=Command)

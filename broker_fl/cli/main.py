@@ -22,7 +22,7 @@ _FAMILIES = {
     },
     "Jobs": {
         "submit": ("submit", "Submit a job."),
-        "jobs": ("jobs", "List jobs."),
+        "jobs": ("jobs", "List jobs; `jobs delete` deletes one that has ended."),
         "watch": ("jobs", "Watch a job until it ends."),
         "pause": ("control", "Let a job begin no new round."),
         "resume": ("control", "Let a paused job go on, to its end or for some versions."),

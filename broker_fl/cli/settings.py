@@ -72,14 +72,15 @@ def _path(ctx: click.Context) -> CommandPath:
 
 
 def _options_of(command: click.Command, ctx: click.Context, path: CommandPath) -> dict[CommandPath, set[str]]:
+    own = {name for one in command.params if (name := setting_name(one))}
     if isinstance(command, click.Group):
-        found: dict[CommandPath, set[str]] = {}
+        found = {path: own} if own else {}
         for name in command.list_commands(ctx):
             inner = command.get_command(ctx, name)
             if inner is not None:
                 found |= _options_of(inner, ctx, (*path, name))
         return found
-    return {path: {name for one in command.params if (name := setting_name(one))}}
+    return {path: own}
 
 
 def _problems(settings: Mapping[str, Any], known: Mapping[CommandPath, set[str]]) -> list[str]:

@@ -122,7 +122,7 @@ class Life:
     def end(self, end: JobEnd, reason: str, now: float) -> s.Actions:
         """Nothing comes after this."""
         state = self._state
-        state.phase, state.end, state.reason = Phase.ENDED, end, text(reason)
+        state.phase, state.end, state.reason, state.ended_at = Phase.ENDED, end, text(reason), now
         return [s.Emit(self.finished(now)), s.Finish()]
 
     def finished(self, now: float) -> e.JobFinished:

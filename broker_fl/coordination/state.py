@@ -15,7 +15,12 @@ from broker_fl.wire.events import JobEnd
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import JobSummary
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+"""Raised when older software must not go on with a job as it is written. Fields may be added without that, at
+the end and with a default: who does not know one leaves it out.
+"""
+_READABLE = (2, 3)
+_KEPT = "state", "spec", "phase", "cohort", "records"
 
 
 class Phase(StrEnum):
@@ -80,6 +85,8 @@ class JobState:
     end: JobEnd | None = None
     reason: str = ""
     """Why it has ended, or what it last waited for."""
+    ended_at: float = 0.0
+    """0: it has not, or nobody wrote down when."""
 
     def pack(self, **changes: Any) -> bytes:
         """The state as bytes, with ``changes`` in the place of what it is now.
@@ -108,23 +115,30 @@ class JobState:
         """Read what ``pack`` wrote.
 
         Raises:
-            FrameRefused: it was written by another version of this software.
+            FrameRefused: it was written by software that knows of what this one does not.
         """
-        fields = msgpack.unpackb(data, use_list=False, strict_map_key=False)
-        if (version := fields.pop("state", None)) != STATE_VERSION:
+        try:
+            return cls._of(msgpack.unpackb(data, use_list=False, strict_map_key=False), now)
+        except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
+            problem = " ".join(str(error).split())[:300]
+            raise FrameRefused(f"a stored job state is not readable here: {problem}") from error
+
+    @classmethod
+    def _of(cls, packed: dict[str, Any], now: float) -> JobState:
+        if (version := packed["state"]) not in _READABLE:
             raise FrameRefused(
-                f"a stored job state of version {version!r} is not readable here ({STATE_VERSION} is)",
+                f"a stored job state of version {version!r} is not readable here (those of {_READABLE} are)",
             )
-        members = fields.pop("cohort")
         cohort = {
             learner: Assignment(Status(status), now, attempt, round, sent_at=now, reason=reason)
-            for learner, round, attempt, status, reason in members
+            for learner, round, attempt, status, reason in packed["cohort"]
         }
         records = {
-            learner: Record(**dict(zip(Record.__slots__, values, strict=True)))
-            for learner, values in fields.pop("records").items()
+            learner: Record(**dict(zip(Record.__slots__, values, strict=False)))
+            for learner, values in packed["records"].items()
         }
-        spec, phase = JobSpec.model_validate(fields.pop("spec")), Phase(fields.pop("phase"))
+        spec, phase = JobSpec.model_validate(packed["spec"]), Phase(packed["phase"])
+        fields = {name: packed[name] for name in cls.__slots__ if name in packed and name not in _KEPT}
         return cls(**fields, spec=spec, phase=phase, cohort=Cohort(cohort), records=records)
 
     @property

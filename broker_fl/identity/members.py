@@ -166,11 +166,13 @@ class Members:
         return str(queue.get("idle_since", ""))[:19]
 
     def _check_free(self, account: Account) -> None:
-        """Refuse names with which a learner and one of a group's could be taken for one another."""
+        """Refuse names with which two accounts could be taken for one another, or have the same queues."""
         there = [one for one, record in self._records().items() if record.revoked is None]
         for one in there:
-            if account.has_mailbox and one.has_mailbox and account.name == one.name and one != account:
-                raise SettingError(f"{account} would share its mailbox with {one}, which is enrolled")
+            if one != account and one.name == account.name and (shared := _shared(account, one)):
+                raise SettingError(
+                    f"{account} would share its {shared} with {one}, which is enrolled; give it another name"
+                )
             if one.has_member(account.name) or account.has_member(one.name):
                 raise SettingError(f"{account} could be mistaken for a member of a group because of {one}")
 
@@ -205,3 +207,10 @@ class Members:
     def _entities(self, account: Account) -> tuple[Entity, ...]:
         own = self.topology.for_learner(account.name) if account.has_mailbox else ()
         return (*self.topology.for_controller(), *own)
+
+
+def _shared(one: Account, other: Account) -> str:
+    """What two accounts of one name would both have: queues are named after names, whatever the role."""
+    if one.has_mailbox and other.has_mailbox:
+        return "mailbox"
+    return "queues" if one.asks and other.asks else ""

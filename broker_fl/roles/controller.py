@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ from broker_fl.roles.limits import DEAD_LETTERS, MESSAGES, WASTE, RateLimit
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.places import Inbox, Keys
 from broker_fl.roles.requests import Requests
+from broker_fl.roles.retention import Retention
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender
@@ -93,6 +94,8 @@ class ControllerSettings:
     """``required``: every message has to come from an enrolled account, in its own name. A controller whose
     own account is an enrolled one always requires that.
     """
+    retention: Retention = field(default_factory=Retention)
+    """Which jobs that have ended are kept."""
 
 
 class Controller:
@@ -581,6 +584,7 @@ class Controller:
                 log.info("%d are there; heartbeats are %.1f s apart now", len(self._members), heartbeat_s)
                 self._welcome(self.topology.ALL_LEARNERS)
             self._jobs.signal_all(s.TimePassed())
+            self._jobs.tidy(self.settings.retention, self._transport.user)
         is_urgent = self._jobs.has_urgent_news and self._unflushed_since is None
         if self._jobs.has_news and (is_urgent or now >= self._flush_at):
             self._flush()

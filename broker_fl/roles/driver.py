@@ -422,6 +422,16 @@ class Job:
         """Go on for one version; returns at once."""
         self.resume(versions=1)
 
+    def delete(self, reason: str = "") -> None:
+        """Delete a job that has ended: its versions, events and all else that is stored of it, for good.
+
+        Raises:
+            RequestRefused: it has not ended, or there is no such job.
+        """
+        driver = self._driver
+        request = m.DeleteJob(driver=driver.id, request=driver.unique(), job=self.id, reason=reason)
+        driver.ask(request, m.Done)
+
     def version(self, version: int | None = None) -> m.VersionRef:
         """A version of this job for ``Driver.submit`` to go on from; None is the newest there is then."""
         return m.VersionRef(job=self.id, version=version)

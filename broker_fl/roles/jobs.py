@@ -15,10 +15,13 @@ from broker_fl.errors import FrameRefused, StoreUnavailable
 from broker_fl.interfaces import Member
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.eventlog import EventLog
+from broker_fl.roles.retention import Retention
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.services import Services
 from broker_fl.roles.updates import drop_unneeded
-from broker_fl.wire.events import Event, JobFinished, decode_event
+from broker_fl.security.audit import Deed
+from broker_fl.wire.events import Event, JobDeleted, JobFinished, decode_event
+from broker_fl.wire.messages import EventBatch
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ class Jobs:
         self._runners: dict[str, JobRunner] = {}
         self._ended: dict[str, JobState] = {}
         self.members = members
+        self.unreadable: dict[str, str] = {}
+        """Jobs in the store that this software cannot go on with, and why."""
 
     def resume(self) -> None:
         """Read every job from the store, and go on with those that have not ended."""
@@ -40,6 +45,7 @@ class Jobs:
                 state = JobState.unpack(data, now)
             except FrameRefused as error:
                 log.error("job %s cannot be resumed: %s", job, error)
+                self.unreadable[job] = str(error)
                 continue
             drop_unneeded(services, state)
             if state.phase is Phase.ENDED:
@@ -60,12 +66,49 @@ class Jobs:
         store = self._services.store
         number = store.num_events(state.job)
         last = store.read_events(state.job, after=number - 1, limit=1)
-        if not last or not isinstance(decode_event(last[0]), JobFinished):
+        end = decode_event(last[0]) if last else None
+        now = self._services.clock.now()
+        if isinstance(end, JobFinished):
+            state.ended_at = state.ended_at or end.time_s
+        else:
+            state.ended_at = state.ended_at or now
             events = self._events(state.job, is_continued=True)
             _say_version(state, events, number)
             job = make_job(state, self.members, self._services.own)
-            events.add(job.finished(self._services.clock.now()))
+            events.add(job.finished(now))
             events.flush_all()
+
+    def delete(self, job: str, reason: str) -> None:
+        """Delete a job that has ended, with all that is stored of it, and tell who watches.
+
+        Raises:
+            Fenced: another controller has taken over.
+            StoreUnavailable: the controller was stopped while the store was away.
+        """
+        services, store = self._services, self._services.store
+        last = services.persist(lambda: store.num_events(job))
+        services.persist(lambda: store.delete_job(job, epoch=services.epoch))
+        del self._ended[job]
+        log.info("job %s is deleted: %s", job, reason)
+        event = JobDeleted(job=job, reason=reason).stamped(last + 1, services.clock.now())
+        services.observer.event(event)
+        batch = EventBatch(job=job, events=(event.pack(),))
+        services.sender.send(services.topology.events, [job], batch)
+
+    def tidy(self, retention: Retention, user: str) -> None:
+        """Delete the jobs that ``retention`` does not keep; ``user``: the controller's own account.
+
+        Raises:
+            Fenced, StoreUnavailable: as ``delete``.
+        """
+        if not self._services.is_sure():
+            return
+        for job, reason in retention.surplus(self._ended, self._services.clock.now()).items():
+            self._services.audit.add(
+                Deed(actor=user, action="delete_job", subject=f"job {job}", details={"reason": reason})
+            )
+            self._services.persist(self._services.audit.write)
+            self.delete(job, reason)
 
     def _resume(self, state: JobState, now: float) -> None:
         """Learners of its cohort count as there until they turn out to be silent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,8 @@ PAGE_BYTES = 2_000_000
 MAX_PENDING = 16
 PENDING_EXPIRES_S = 600.0
 MODEL_CHUNK_BYTES = 1 << 20
-_AUDITED = frozenset({m.Submit, m.StopJob, m.PauseJob, m.ResumeJob, m.ReadModel})
+MAX_REMEMBERED = 256
+_AUDITED = frozenset({m.Submit, m.StopJob, m.PauseJob, m.ResumeJob, m.DeleteJob, m.ReadModel})
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Requests:
         self._pending: dict[str, _Pending] = {}
         self._reading: set[str] = set()
         """Requests for models that are being answered."""
+        self._deleted: deque[str] = deque(maxlen=MAX_REMEMBERED)
+        """The latest requests by which a job was deleted: they may come again."""
         self._user = ""
         """Whose request is being answered."""
         self._answers: dict[type, Callable[[Any], None]] = {
@@ -72,6 +76,7 @@ class Requests:
             m.StopJob: self._stop_job,
             m.PauseJob: self._pause_job,
             m.ResumeJob: self._resume_job,
+            m.DeleteJob: self._delete_job,
             m.ListJobs: self._list_jobs,
             m.ListLearners: self._list_learners,
             m.ListVersions: self._list_versions,
@@ -102,7 +107,10 @@ class Requests:
         if (answer := self._answers.get(type(request))) is None:
             raise RequestRefused(f"requests of kind {request.KIND!r} are not known here")
         self._user = user
-        if isinstance(request, m.StopJob | m.PauseJob | m.ResumeJob | m.ReadModel):
+        if request.request in self._deleted:
+            self._reply(request, m.Done(request=request.request))
+            return
+        if isinstance(request, m.StopJob | m.PauseJob | m.ResumeJob | m.DeleteJob | m.ReadModel):
             self._state(request.job)
             self._write_down(request, user)  # before it is done: nothing is that was not written down
         answer(request)
@@ -283,6 +291,16 @@ class Requests:
         self._running(request.job).signal(s.ResumeWanted(request.versions))
         self._reply(request, m.Done(request=request.request))
 
+    def _delete_job(self, request: m.DeleteJob) -> None:
+        if (away := self._jobs.flush()) is not None:  # what has just ended is put away by it
+            raise away
+        if (runner := self._jobs.runner(request.job)) is not None:
+            state = runner.job.state.summary().state
+            raise RequestRefused(f"job {request.job!r} has not ended, it is {state}: stop it first")
+        self._jobs.delete(request.job, request.reason or f"deleted by {request.driver}")
+        self._deleted.append(request.request)
+        self._reply(request, m.Done(request=request.request))
+
     def _running(self, job: str) -> JobRunner:
         state = self._state(job)
         if (runner := self._jobs.runner(job)) is None:
@@ -361,6 +379,8 @@ class Requests:
                 f"job {job!r} is not known here, and another controller may have taken over: the store has "
                 "not confirmed the lease for a while"
             )
+        if (reason := self._jobs.unreadable.get(job)) is not None:
+            raise RequestRefused(f"job {job!r} was stored by other software than this controller's: {reason}")
         if job not in states:
             if self._store.num_events(job):  # raises if the store is away: then nobody knows who is in charge
                 raise StoreUnavailable(f"job {job!r} is another controller's, which has taken over")

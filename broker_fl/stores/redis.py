@@ -101,6 +101,14 @@ class RedisStore:
         states = self._read(lambda: self._client.hgetall(self._keys.jobs))
         return {job.decode(): state for job, state in sorted(states.items())}
 
+    def delete_job(self, job: str, *, epoch: int) -> None:
+        """Delete all of a job, in one script."""
+        keys = self._keys
+        of_job = [keys.versions(job), keys.chunks(job), keys.updates(job), keys.events(job)]
+        self._run(scripts.DELETE_JOB, [keys.jobs, *of_job], epoch, job)
+        self._committed = {place: stage for place, stage in self._committed.items() if place[0] != job}
+        self._forget(job)
+
     # ------------------------------------------------------------ model versions
 
     def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:
@@ -198,11 +206,12 @@ class RedisStore:
                 _give_up(stage, delete=answered)
                 raise
 
-    def _forget(self, job: str, version: int) -> None:
-        """Give up what was staged for versions that can no longer be committed."""
+    def _forget(self, job: str, version: int | None = None) -> None:
+        """Give up what was staged for versions that can no longer be committed: up to this one, or all."""
         with self._stages_lock:
-            for key in [key for key in self._stages if key[0] == job and key[1] <= version]:
-                _give_up(self._stages.pop(key), delete=key[1] < version)
+            for key in [key for key in self._stages if key[0] == job]:
+                if version is None or key[1] <= version:
+                    _give_up(self._stages.pop(key), delete=version is None or key[1] < version)
 
     # ------------------------------------------------------------ learners' updates
 

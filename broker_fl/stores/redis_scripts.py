@@ -1,7 +1,8 @@
 """The Lua scripts of the Redis store: each is one atomic step. Keys are described in ``topology.RedisKeys``.
 
 A script answers with a list: ``ok``, ``fenced``, or why nothing was changed; then a value. Its first write is
-one that a full Redis refuses (``HSET``, ``XADD``, ``SET``), so that it fails before anything has changed.
+one that a full Redis refuses (``HSET``, ``XADD``, ``SET``), so that it fails before anything has changed; but
+those that only delete have none, so that they make room.
 """
 
 from __future__ import annotations
@@ -57,25 +58,28 @@ MAY_WRITE: Final = f"""
 return {{'ok', tonumber(redis.call('HGET', KEYS[2], 'newest') or '-1')}}
 """
 
+_ON_CHUNKS: Final = """
+-- Calls `command` with the names of all chunks, 1000 at a time (Lua's stack is limited); the replies' sum.
+-- KEYS[4] is the beginning of their names.
+local function on_chunks(command, version, stage, count)
+  local sum, names = 0, {}
+  for index = 0, count - 1 do
+    names[#names + 1] = KEYS[4] .. ':' .. version .. ':' .. stage .. ':' .. index
+    if #names == 1000 or index == count - 1 then
+      sum = sum + redis.call(command, unpack(names))
+      names = {}
+    end
+  end
+  return sum
+end
+"""
+
 COMMIT_VERSION: Final = f"""
 -- KEYS  1 controller  2 jobs  3 versions of the job  4 beginning of the job's chunk keys
 -- ARGV  1 epoch  2 job  3 state  4 version  5 number of chunks  6 stage  7 manifest  8 versions to keep
 {_FENCE}
 local version, count, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[8])
-
--- Calls `command` with the names of all chunks, 1000 at a time (Lua's stack is limited); the replies' sum.
-local function on_chunks(command, version, stage, count)
-  local sum, names = 0, {{}}
-  for index = 0, count - 1 do
-    names[#names + 1] = KEYS[4] .. ':' .. version .. ':' .. stage .. ':' .. index
-    if #names == 1000 or index == count - 1 then
-      sum = sum + redis.call(command, unpack(names))
-      names = {{}}
-    end
-  end
-  return sum
-end
-
+{_ON_CHUNKS}
 -- The check: it follows the newest with all its chunks, or it is the newest and this a repetition.
 local newest = tonumber(redis.call('HGET', KEYS[3], 'newest') or '-1')
 if version == newest + 1 then
@@ -124,6 +128,24 @@ end
 return {{'ok'}}
 """
 
+DELETE_JOB: Final = f"""
+-- KEYS  1 controller  2 jobs  3 versions of the job  4 beginning of the job's chunk keys
+--       5 names of its stored updates, with which the keys of their pieces begin  6 its events
+-- ARGV  1 epoch  2 job
+{_FENCE}
+{_ON_CHUNKS}
+for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
+  if field ~= 'newest' then
+    local chunks, stage = string.match(redis.call('HGET', KEYS[3], field), '^(%d+) (%S+) ')
+    on_chunks('UNLINK', field, stage, tonumber(chunks))
+  end
+end
+for _, name in ipairs(redis.call('HKEYS', KEYS[5])) do redis.call('UNLINK', KEYS[5] .. ':' .. name) end
+redis.call('HDEL', KEYS[2], ARGV[2])
+redis.call('UNLINK', KEYS[3], KEYS[5], KEYS[6])
+return {{'ok'}}
+"""
+
 APPEND_EVENTS: Final = f"""
 -- KEYS  1 controller  2 events of the job
 -- ARGV  1 epoch  2 number of the first  3… events
@@ -146,5 +168,6 @@ ALL: Final = (
     COMMIT_VERSION,
     WRITE_UPDATE,
     DROP_UPDATES,
+    DELETE_JOB,
     APPEND_EVENTS,
 )

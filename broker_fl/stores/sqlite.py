@@ -52,6 +52,11 @@ _BAD_FILE = {
 _NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _MAKE_ROOM = "; make room on its disk, raise the limit of file sizes (ulimit -f), or use another folder"
 
+_DEAD_AFTER_TTLS = 3
+"""A lease that nobody renews for so long is over, whatever the wall clock says; its holder renews it three
+times in its own time, which may be longer than that of who asks.
+"""
+
 
 class SQLiteStore:
     """The store of one federation in the file ``path`` (``":memory:"``: in none), made if it is not there.
@@ -70,11 +75,16 @@ class SQLiteStore:
         *,
         federation: str,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         busy_timeout_s: float = 5.0,
     ) -> None:
-        """Open the file; ``clock`` tells the wall clock in seconds, by which the lease runs out."""
+        """Open the file; ``clock`` tells the wall clock in seconds, by which the lease runs out, and
+        ``steady`` one that is never set.
+        """
         self._path = str(path)
         self._clock = clock
+        self._steady = steady
+        self._foreign: tuple[tuple[int, float] | None, float] = None, 0.0
         self._lock = threading.Lock()
         try:
             if self._path != ":memory:":
@@ -151,13 +161,24 @@ class SQLiteStore:
     def acquire_lease(self, owner: str, ttl_s: float) -> int | None:
         """Become the federation's controller, if nobody else is."""
         with self._transaction(durable=True):
-            now = self._clock()
             epoch, holder, expires_s = self._row("SELECT epoch, owner, expires_s FROM controller")
-            if holder != owner and expires_s > now:
+            if holder != owner and not self._has_run_out(epoch, expires_s, ttl_s):
                 return None
-            values = (epoch + 1, owner, now + ttl_s)
+            values = (epoch + 1, owner, self._clock() + ttl_s)
             self._db.execute("UPDATE controller SET epoch = ?, owner = ?, expires_s = ?", values)
             return int(epoch) + 1
+
+    def _has_run_out(self, epoch: int, expires_s: float, ttl_s: float) -> bool:
+        """Whether another's lease is over: its time has come, or nobody renews it any more, and its time does
+        not come because the wall clock was set back.
+        """
+        if expires_s <= self._clock():
+            return True
+        (lease, since), now = self._foreign, self._steady()
+        if lease != (epoch, expires_s):
+            self._foreign = (epoch, expires_s), now
+            return False
+        return now - since >= _DEAD_AFTER_TTLS * ttl_s
 
     def renew_lease(self, epoch: int, ttl_s: float) -> None:
         """Hold on to the lease."""
@@ -182,6 +203,12 @@ class SQLiteStore:
     def jobs(self) -> dict[str, bytes]:
         """State of every job, by id."""
         return dict(self._rows("SELECT job, state FROM jobs ORDER BY job"))
+
+    def delete_job(self, job: str, *, epoch: int) -> None:
+        """Delete all of a job, in one transaction; the file keeps its size, and uses the room again."""
+        with self._transaction(epoch, durable=True):
+            for table in ("jobs", "versions", "chunks", "updates", "events"):
+                self._db.execute(f"DELETE FROM {table} WHERE job = ?", (job,))  # noqa: S608 - names from here
 
     # ------------------------------------------------------------ model versions
 

@@ -416,7 +416,7 @@ class GroupMissed(GroupEvent):
 
 
 class JobFinished(Event):
-    """The job ended; no event of it follows."""
+    """The job ended; no event of it follows, but that it was deleted."""
 
     KIND: ClassVar[str] = "job_finished"
     state: JobEnd
@@ -426,6 +426,15 @@ class JobFinished(Event):
     duration_s: Seconds
     metrics: Metrics = Field(default={})
     """The last evaluation."""
+
+
+class JobDeleted(Event):
+    """The job, which had ended, was deleted with all that was stored of it. Only who watches hears of it, for
+    it is in no record.
+    """
+
+    KIND: ClassVar[str] = "job_deleted"
+    reason: Text = ""
 
 
 EVENT_KINDS: dict[str, type[Message]] = concrete(Event)

@@ -205,6 +205,7 @@ def _driver_examples() -> dict[str, m.Message]:
         ),
         "pause_job": m.PauseJob(**who, job="digits-1f", reason="maintenance"),
         "resume_job": m.ResumeJob(**who, job="digits-1f", versions=1),
+        "delete_job": m.DeleteJob(**who, job="digits-1f", reason="disk space"),
         "list_jobs": m.ListJobs(**who),
         "list_versions": m.ListVersions(**who, job="digits-1f"),
         "list_learners": m.ListLearners(**who),
@@ -316,5 +317,6 @@ def _event_examples() -> dict[str, m.Message]:
         e.JobFinished(
             **at, state="done", reason="10 rounds", version=10, rounds=10, duration_s=70.5, metrics=_METRICS
         ),
+        e.JobDeleted(**at, reason="disk space"),
     )
     return {event.KIND: event for event in found}

@@ -596,6 +596,14 @@ class ResumeJob(Request):
     """Pause again after so many new versions; None goes on to the end."""
 
 
+class DeleteJob(Request):
+    """Delete a job that has ended, with all that is stored of it: versions, events, updates."""
+
+    KIND: ClassVar[str] = "delete_job"
+    job: Identifier
+    reason: Text = ""
+
+
 class ListJobs(Request):
     """Ask for all jobs that the store knows."""
 

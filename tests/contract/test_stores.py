@@ -66,6 +66,11 @@ class RedisPlace:
         client.pexpire(self._keys.lease, 1)
         wait_until(lambda: not client.exists(self._keys.lease))
 
+    def keys_of(self, job: str) -> list[str]:
+        """What the server has under the job's name."""
+        found = self._opened[0]._client.scan_iter(count=1000)
+        return [key.decode() for key in found if job in key.decode().split(":")]
+
     def close(self) -> None:
         client = self._opened[0]._client
         for key in client.scan_iter(match=f"bfl:{{{self._keys.federation}}}*", count=1000):
@@ -214,6 +219,7 @@ WRITES: dict[str, Callable[[Store, int], None]] = {
         JOB, version(1, 0), b"old", epoch=epoch, keep=1
     ),
     "write_update": lambda store, epoch: store.write_update(JOB, "a:1", 0, memoryview(b"old"), epoch=epoch),
+    "delete_job": lambda store, epoch: store.delete_job(JOB, epoch=epoch),
     "drop_updates": lambda store, epoch: store.drop_updates(JOB, ["a:1"], epoch=epoch),
     "append_events": lambda store, epoch: store.append_events(JOB, [b"old"], first=2, epoch=epoch),
 }
@@ -494,6 +500,39 @@ class TestUpdates:
         assert store.read_update(JOB, "0", 0) == b"update"
         store.drop_updates(JOB, ["0", "1"], epoch=epoch)
         assert read(store, 1) == [b"version"]
+
+
+class TestDeletedJob:
+    def test_nothing_is_left_of_it_and_all_of_others(self, place: Place, store: Store, epoch: int) -> None:
+        for job in (JOB, f"{JOB}0"):
+            commit(store, 0, *[b"%d" % index for index in range(1_200)], epoch=epoch, job=job)
+            commit(store, 1, b"one", b"two", epoch=epoch, job=job)
+            store.append_events(job, [b"event"], first=1, epoch=epoch)
+            store.write_update(job, "a:1", 0, memoryview(b"update"), epoch=epoch)
+        write(store, 2, b"staged", epoch=epoch)
+        reader = place.open()
+        assert reader.read_chunk(JOB, 0, 7) == b"7"
+        store.delete_job(JOB, epoch=epoch)
+        store.delete_job(JOB, epoch=epoch)
+        for one in (store, reader):
+            assert list(one.jobs()) == [f"{JOB}0"]
+            assert (one.versions(JOB), one.updates(JOB), one.num_events(JOB)) == ([], [], 0)
+            for number in (0, 1):
+                with pytest.raises(KeyError):
+                    one.read_chunk(JOB, number, 0)
+            assert read(one, 1, f"{JOB}0") == [b"one", b"two"]
+            assert one.read_update(f"{JOB}0", "a:1", 0) == b"update"
+        if isinstance(place, RedisPlace):
+            assert place.keys_of(JOB) == []
+        commit(store, 0, b"anew", epoch=epoch)
+        assert [found.version for found in reader.versions(JOB)] == [0]
+        assert read(store, 0) == [b"anew"]
+
+    def test_what_was_written_for_it_before_does_not_count_after(self, store: Store, epoch: int) -> None:
+        write(store, 0, b"old", epoch=epoch)
+        store.delete_job(JOB, epoch=epoch)
+        with pytest.raises(StoreUnavailable, match="0 of 1 chunks"):
+            store.commit_version(JOB, version(0, 1), b"state", epoch=epoch, keep=1)
 
 
 class TestEvents:

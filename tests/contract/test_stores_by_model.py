@@ -71,6 +71,13 @@ class DictStore:
     def jobs(self) -> dict[str, bytes]:
         return self.states
 
+    def delete_job(self, job: str, *, epoch: int) -> None:
+        self._fence(epoch)
+        self.states.pop(job, None)
+        self.staged = {key: chunks for key, chunks in self.staged.items() if key[0] != job}
+        self.committed[job], self.logs[job] = {}, {}
+        self.pieces = {key: piece for key, piece in self.pieces.items() if key[0] != job}
+
     def _newest(self, job: str) -> int:
         return max(self.committed[job], default=-1)
 
@@ -177,6 +184,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(job=jobs, state=small, age=ages)
     def save(self, job: str, state: bytes, age: int) -> None:
         self.both(lambda store: store.save_job(job, state, epoch=self.epoch - age))
+
+    @rule(job=jobs, age=ages)
+    def delete(self, job: str, age: int) -> None:
+        self.both(lambda store: store.delete_job(job, epoch=self.epoch - age))
 
     def number(self, job: str, ahead: int) -> int:
         return max([v.version for v in self.model.versions(job)], default=-1) + ahead

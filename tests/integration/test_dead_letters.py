@@ -32,7 +32,7 @@ REFUSED = {
 def run(*command: str, code: int = 0) -> str:
     done = CliRunner().invoke(commands, ["dead", *command])
     assert done.exit_code == code, done.output
-    return done.output
+    return done.output if code else done.stdout
 
 
 @pytest.fixture

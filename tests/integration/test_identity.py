@@ -152,6 +152,22 @@ def test_learners_that_could_be_taken_for_members_of_a_group_are_not_enrolled(op
     assert not (operator.folder / "x.join").exists()
 
 
+@pytest.mark.parametrize(("first", "second"), [("driver", "observer"), ("observer", "driver")])
+def test_who_watches_cannot_be_enrolled_under_the_name_of_who_submits(
+    operator: Operator, first: str, second: str
+) -> None:
+    """The queues of both would be named after it, so each could take the other's models and answers."""
+    operator.enroll("ana", first)
+    token = operator.folder / "ana.token"
+    for command in (("enroll", "--out", str(operator.folder / "b.join")), ("token", "--out", str(token))):
+        done = operator.run(command[0], "ana", "--role", second, *command[1:], ok=False)
+        assert "share its queues" in done.output
+    assert f"{operator.federation}.{second}.ana" not in operator.api.users()
+    assert not token.exists()
+    operator.run("revoke", "ana", "--role", first)
+    operator.enroll("ana", second)  # the name is free again
+
+
 @pytest.mark.parametrize("role", ["learner", "group", "driver", "observer"])
 def test_doctor_finds_nothing_wrong_with_an_enrolled_account(operator: Operator, role: str) -> None:
     by = operator.enroll("hospital-a", role)

@@ -198,6 +198,10 @@ class TestUnwillingServer:
         admin.config_set("maxmemory", 0)
         write_and_commit(store, 1, 30, epoch)
         check(store, 1)
+        admin.config_set("maxmemory", 1)
+        store.delete_job("job", epoch=epoch)  # makes room
+        assert store.versions("job") == []
+        admin.config_set("maxmemory", 0)
 
     def test_a_replica_takes_no_writes(self, store: RedisStore, admin: Redis) -> None:
         epoch = acquire(store)

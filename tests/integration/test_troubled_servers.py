@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from redis import Redis
 
 from broker_fl.topology import Topology
+from broker_fl.wire import events as e
+from broker_fl.wire.job import JobSpec, Termination, Transfer
+from broker_fl.wire.protocols import Asynchronous
+from broker_fl.wire.rules import FedAsync
 from broker_fl.workers.servers import RabbitMQNode
 from tests.faults.bench import bench_on
-from tests.faults.cells import VICTIM, Bench, bring_to, go_on, outcome
+from tests.faults.cells import VICTIM, Bench, Watched, bring_to, go_on, outcome
 from tests.faults.cells import Phase as AtPhase
+from tests.faults.federation import LEARNERS, SIZE
 from tests.servers import provision
 
 DISK = "{resource_limit, disk, node()}"
@@ -125,3 +132,45 @@ def test_a_full_inbox_holds_uploads_up_and_loses_none(bench: Bench) -> None:
         lambda: log_of(bench, VICTIM).count(words) > before,
         lambda: rabbitmq.control("clear_policy", "-p", vhost, "full"),
     )
+
+
+@pytest.mark.parametrize("how", ["frozen", "reads nothing"])
+def test_a_slow_consumer_holds_nobody_up_and_fills_no_queue(bench: Bench, how: str) -> None:
+    """One learner takes nothing in while the others make forty versions: only one task waits for it."""
+    assert bench.rabbitmq is not None
+    rabbitmq, federation = bench.rabbitmq, bench.federation
+    mailbox = Topology(federation.name).mailbox(VICTIM)
+    vhost = federation.broker.rpartition("/")[2]
+
+    def waiting_bytes() -> int:
+        rows = rabbitmq.control("list_queues", "-p", vhost, "name", "message_bytes", "--no-table-headers")
+        return int(dict(line.split("\t") for line in rows.splitlines())[mailbox])
+
+    with ExitStack() as stack:
+        if how == "frozen":
+            stack.callback(federation.processes[VICTIM].send, signal.SIGCONT)
+            federation.processes[VICTIM].send(signal.SIGSTOP)
+        else:
+            stack.callback(federation.to_broker[VICTIM].release)
+            federation.to_broker[VICTIM].hold("down")
+        spec = JobSpec(
+            protocol=Asynchronous(min_learners=2),
+            rule=FedAsync(),
+            termination=Termination(versions=40),
+            transfer=Transfer(chunk_bytes=4096),
+            evaluate=False,
+        )
+        watched = Watched(bench.driver.submit(spec, {"w": np.zeros(SIZE, np.float32)}))
+        federation.open_gates(watched.id)
+        federation.wait(lambda: watched.has_ended, "the end of a job that one learner takes no part in")
+        assert isinstance(watched.events[-1], e.JobFinished)
+        assert watched.events[-1].state == "done"
+        made = [event.contributors for event in watched.events if isinstance(event, e.VersionCommitted)]
+        assert len(made) == 40
+        assert {name for names in made for name in names} == set(LEARNERS) - {VICTIM}
+        assert 0 < waiting_bytes() < 2 * 4 * SIZE
+    federation.wait(lambda: waiting_bytes() == 0, "that the learner reads what waits for it")
+    watched = bench.submit()
+    federation.open_gates(watched.id)
+    played = outcome("learner", how, "training", bench, watched, over_at=0.0)
+    assert played.is_good, (played, federation.logs())

@@ -84,6 +84,14 @@ class MemoryStore:
     def jobs(self) -> dict[str, bytes]:
         return dict(self._jobs)
 
+    def delete_job(self, job: str, *, epoch: int) -> None:
+        self._fence(epoch)
+        self._jobs.pop(job, None)
+        self._staged = {key: chunks for key, chunks in self._staged.items() if key[0] != job}
+        for of_jobs in (self._versions, self._updates, self._events):
+            of_jobs.pop(job, None)
+        self._undo.clear()
+
     def _newest(self, job: str) -> int:
         return max(self._versions.get(job, ()), default=-1)
 
@@ -273,6 +281,9 @@ class StoreLine:
 
     def jobs(self) -> dict[str, bytes]:
         return self._call("jobs", lambda store: store.jobs())
+
+    def delete_job(self, job: str, *, epoch: int) -> None:
+        self._call("delete_job", lambda store: store.delete_job(job, epoch=epoch), job=job, epoch=epoch)
 
     def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:
         self._call(

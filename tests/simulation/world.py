@@ -90,7 +90,7 @@ class World:
         self.topology = Topology(FEDERATION)
         self.network = Network(self.kernel, self.topology, self.scenario.network)
         self._store: Store = (
-            SQLiteStore(":memory:", federation=FEDERATION, clock=self._wall_s)
+            SQLiteStore(":memory:", federation=FEDERATION, clock=self._wall_s, steady=self._wall_s)
             if self.scenario.is_sqlite
             else MemoryStore(self._wall_s, forgets_versions=self.scenario.forgets_versions)
         )

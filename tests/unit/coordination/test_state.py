@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from broker_fl.coordination.cohort import Assignment, Cohort, Status
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import FrameRefused
+from broker_fl.interfaces import Record
 from broker_fl.wire.job import JobSpec, MetricTarget, Termination, Transfer
 from broker_fl.wire.protocols import Synchronous
 from broker_fl.wire.selectors import SelectRandom
@@ -72,6 +75,41 @@ def test_a_state_comes_back_as_it_was_but_for_what_a_crash_loses(state: JobState
         assert again.status is (Status.SENT if lost else part.status)
     assert back.pack() == JobState.unpack(back.pack(), 8.0).pack()
     state.summary()
+
+
+def test_fields_that_another_release_has_more_or_less_are_left_out_or_have_their_defaults() -> None:
+    state = JobState(
+        job="j", spec=JobSpec(termination=Termination(rounds=3)), driver="d", update_bytes=1, submitted_at=0.0
+    )
+    state.records["a"] = Record(num_tasks=2, num_updates=1)
+    state.round = 2
+    fields = msgpack.unpackb(state.pack(), strict_map_key=False)
+    newer = fields | {"colour": "red", "records": {"a": [*fields["records"]["a"], "more"]}}
+    assert JobState.unpack(msgpack.packb(newer), 0.0).pack() == state.pack()
+    older = {name: value for name, value in fields.items() if name not in ("unsaid", "ended_at")}
+    older |= {"state": 2, "records": {"a": fields["records"]["a"][:-1]}}
+    assert JobState.unpack(msgpack.packb(older), 0.0).pack() == state.pack()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": {"termination": {"rounds": 3}, "rule": {"name": "of tomorrow"}}},
+        {"phase": "dreaming"},
+        {"cohort": [["a", 0]]},
+        {"driver": None, "records": 7},
+    ],
+    ids="+".join,
+)
+def test_what_cannot_be_read_is_refused_and_does_not_end_the_controller(change: dict[str, Any]) -> None:
+    state = JobState(
+        job="j", spec=JobSpec(termination=Termination(rounds=3)), driver="d", update_bytes=1, submitted_at=0.0
+    )
+    fields = msgpack.unpackb(state.pack(), strict_map_key=False) | change
+    with pytest.raises(FrameRefused, match="not readable here"):
+        JobState.unpack(msgpack.packb(fields), 0.0)
+    with pytest.raises(FrameRefused, match="not readable here"):
+        JobState.unpack(state.pack()[:-3], 0.0)
 
 
 def test_a_state_of_another_version_is_refused_by_name() -> None:

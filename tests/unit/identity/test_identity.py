@@ -228,8 +228,9 @@ def test_an_observer_asks_for_lists_only() -> None:
     speaker = Speakers("F", "required").of(heard("F.observer.bob"), DRIVERS)
     driver = f"bob-{HEX}"
     speaker.check_request(m.ListJobs(driver=driver, request="r"))
-    with pytest.raises(RequestRefused, match="only watches"):
-        speaker.check_request(m.ReadModel(driver=driver, request="r", job="j"))
+    for request in (m.ReadModel, m.DeleteJob):
+        with pytest.raises(RequestRefused, match="only watches"):
+            speaker.check_request(request(driver=driver, request="r", job="j"))
 
 
 # ---------------------------------------------------------------- limits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.roles.policy import Guard
+from broker_fl.roles.retention import Retention
+from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Entity, Topology
 from broker_fl.transports.memory import MemoryBroker, MemoryTransport
@@ -150,6 +153,13 @@ class Cord:
         self.pulled = False
         self.failing = 0
         """Writes and reads that fail before the next one works."""
+        self.num_renewals = 0
+        """Of the lease, that worked."""
+
+    def renew_lease(self, epoch: int, ttl_s: float) -> None:
+        """Count it."""
+        self.__getattr__("renew_lease")(epoch, ttl_s)
+        self.num_renewals += 1
 
     def __getattr__(self, name: str) -> Any:
         if self.pulled:
@@ -163,12 +173,22 @@ class Cord:
 class Stage:
     """A federation under test; a context manager."""
 
-    def __init__(self, folder: Path, *, heartbeat_s: float = 5.0, lease_ttl_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        heartbeat_s: float = 5.0,
+        lease_ttl_s: float = 15.0,
+        runtime: Runtime = THREADS,
+    ) -> None:
         self.broker = MemoryBroker()
+        self._runtime = runtime
         self.topology = Topology(FEDERATION)
         self._settings = ControllerSettings(
             federation=FEDERATION, heartbeat_s=heartbeat_s, lease_ttl_s=lease_ttl_s
         )
+        self.retention = Retention()
+        """Of controllers that are started from now on."""
         self.path = folder / "state.sqlite"
         self._closing: list[Callable[[], object]] = []
         self.cords: dict[Controller, tuple[Cord, MemoryTransport]] = {}
@@ -187,21 +207,27 @@ class Stage:
         self.transport.close()
 
     def connect(self, timeout_s: float = WAIT_S) -> Driver:
-        driver = Driver(self.broker.connect("driver"), FEDERATION, timeout_s=timeout_s)
+        driver = Driver(self.broker.connect("driver"), FEDERATION, timeout_s=timeout_s, runtime=self._runtime)
         self._closing.append(driver.close)
         return driver
 
     def controller(self, *, wait: bool = True, own: OwnClasses | None = None) -> Controller:
         """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease."""
-        store, transport = SQLiteStore(self.path, federation=FEDERATION), self.broker.connect("controller")
-        cord = Cord(store)
-        controller = Controller(transport, cord, self._settings, own)
+        store = SQLiteStore(self.path, federation=FEDERATION, clock=self._runtime.wall_s)
+        cord, transport = Cord(store), self.broker.connect("controller")
+        settings = replace(self._settings, retention=self.retention)
+        controller = Controller(transport, cord, settings, own, self._runtime)
         self.cords[controller] = cord, transport
         self._closing += [store.close, transport.close, lambda: controller.wait(10.0), controller.stop]
         controller.start()
         if wait:
             assert controller.wait_active(WAIT_S)
         return controller
+
+    @property
+    def num_renewals(self) -> int:
+        """How often a lease has been renewed."""
+        return sum(cord.num_renewals for cord, _ in self.cords.values())
 
     def kill(self, controller: Controller) -> None:
         """End it as ``kill -9`` does: nothing is said, nothing is written any more."""
@@ -222,7 +248,7 @@ class Stage:
         transport = self.broker.connect("learners")
         used = Faulty(transport, tamper) if tamper else transport
         settings = LearnerSettings(federation=FEDERATION, num_workers=num_workers, group=group, guard=guard)
-        host = LearnerHost(used, learners, settings)
+        host = LearnerHost(used, learners, settings, runtime=self._runtime)
         self._closing += [transport.close, lambda: host.stop(drain_s=0.0)]
         host.start()
         self.hosts.append(host)
