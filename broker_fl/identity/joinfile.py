@@ -51,11 +51,15 @@ class PrivateFile(BaseModel):
         secret = "" if password is None else f":{quote(password, safe='')}"
         return f"{found['scheme']}://{quote(user, safe='')}{secret}@{found['rest']}"
 
-    def _write(self, path: Path, words: str, *, overwrite: bool) -> None:
+    def to_toml(self, words: str) -> str:
+        """As it stands in a file, below a line of ``words``."""
         lines = [f"# {words}", "# It is a secret: who has it is you. Mode 0600, no e-mail."]
         for name, value in self.model_dump(exclude_none=True).items():
             lines.append(f"{name} = {_toml(value)}")
-        write_private(path, "\n".join(lines) + "\n", overwrite=overwrite)
+        return "\n".join(lines) + "\n"
+
+    def _write(self, path: Path, words: str, *, overwrite: bool) -> None:
+        write_private(path, self.to_toml(words), overwrite=overwrite)
 
 
 class JoinFile(PrivateFile):
@@ -157,7 +161,8 @@ def _toml(value: Any) -> str:
         and value.replace("\n", "").isprintable()
     ):
         return f"'''\n{value}'''"
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    words = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return words.replace("\x7f", "\\u007f")  # the one character that JSON does not escape and TOML forbids
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

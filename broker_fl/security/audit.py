@@ -26,6 +26,8 @@ LOG_NAME = "audit.log"
 """Where a store keeps it among events; no job is called so, since ids have no dots."""
 _FIELDS = ("action", "actor", "details", "hash", "previous", "sequence", "subject", "time_s")
 _HEAD = re.compile(r"(\d+):([0-9a-f]{64})")
+_HASH = re.compile("[0-9a-f]{64}")
+_MAX_SEQUENCE = 1 << 62
 _TAIL_BYTES = 1 << 16
 
 
@@ -96,8 +98,11 @@ def read(line: bytes) -> dict[str, Any]:
         raise AuditBroken(f"audit log: something is no entry: {error}") from error
     if not isinstance(fields, dict) or tuple(sorted(fields)) != _FIELDS:
         raise AuditBroken(f"audit log: something has other fields than an entry: {line[:80]!r}")
-    if not isinstance(fields["sequence"], int) or not isinstance(fields["hash"], str):
+    number, own = fields["sequence"], fields["hash"]
+    if type(number) is not int or not 0 < number < _MAX_SEQUENCE or not isinstance(own, str):
         raise AuditBroken("audit log: an entry has no number or no hash")
+    if not _HASH.fullmatch(own):
+        raise AuditBroken(f"audit log: entry {number} has a hash that is none")
     return fields
 
 

@@ -38,7 +38,7 @@ class RabbitMQDelivery:
         self._tag: int = method.delivery_tag
         self._settled = False
         self.body = body
-        self.routing_key = _words(method.routing_key)
+        self.routing_key: str = method.routing_key
         self.redelivered: bool = method.redelivered
         self.user: str | None = properties.user_id  # the broker refuses any but the sender's own
 
@@ -52,11 +52,6 @@ class RabbitMQDelivery:
         if not self._settled:
             self._settled = True
             self._consuming.settlements.put(self._consuming, self._tag, requeue)
-
-
-def _words(given: str | bytes) -> str:
-    """What pika makes of a short string: bytes where it is no UTF-8, which any sender may choose."""
-    return given if isinstance(given, str) else given.decode("utf-8", "backslashreplace")
 
 
 class Settlements:
