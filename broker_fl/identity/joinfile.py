@@ -127,9 +127,10 @@ def read_as(kind: type[F], path: Path, what: str) -> F:
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a ValueError only
         raise SettingError(f"{path} is no {what}: it is not valid TOML ({str(error)[:200]})") from None
     if (version := fields.get("format")) != FORMAT:
+        is_short = not isinstance(version, int) or abs(version) < 1_000_000  # Python writes no longer ones
         raise SettingError(
-            f"{path} is no {what} that this version of broker_fl can read: its format is {version!r:.50}, "
-            f"not {FORMAT}"
+            f"{path} is no {what} that this version of broker_fl can read: its format is "
+            f"{repr(version)[:50] if is_short else 'a large number'}, not {FORMAT}"
         )
     try:
         return kind.model_validate(_tuples(fields))

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from pika import frame
 
 from broker_fl.coordination.shares import Share
 from broker_fl.errors import AuditBroken, BrokerFLError, FrameRefused, SettingError
@@ -23,6 +24,7 @@ from broker_fl.fleet.inventory import load
 from broker_fl.jobfile import parse_job, read_job
 from broker_fl.model import Array, Model, ModelError, ModelSpec
 from broker_fl.roles.policy import read_policy
+from broker_fl.transports.rabbitmq.tuned import FrameReader
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly, checksum, cut
 from broker_fl.wire.encodings import encoding
@@ -30,6 +32,7 @@ from broker_fl.wire.events import Event, decode_event, event_from_json
 from broker_fl.wire.examples import examples
 from broker_fl.wire.vectors import body_of, models
 from tests.fuzz import private, stream
+from tests.servers import raw_amqp
 
 MAX_MODEL_BYTES = 1 << 20
 """That a manifest may announce here, where a decoder would make room for it."""
@@ -111,6 +114,23 @@ def _json_line(data: bytes) -> None:
 
 def _json_lines() -> list[bytes]:
     return [one.to_json().encode() for one in examples().values() if isinstance(one, Event)]
+
+
+# ---------------------------------------------------------------- AMQP
+
+
+def _amqp(data: bytes) -> None:
+    """Properties as a broker passes them on: any bytes that it has read in its own way."""
+    if len(data) < 2:
+        raise FrameRefused("no flags")
+    (found,) = FrameReader().feed(frame.Header(1, 5, raw_amqp.RawProperties(data)).marshal())
+    assert (found.channel_number, found.body_size) == (1, 5)
+    user = found.properties.user_id
+    assert user is None or user.encode() in data
+
+
+def _content_headers() -> list[bytes]:
+    return [*raw_amqp.tables("a.learner.b").values(), raw_amqp.in_two_ways("a.learner.b", "a.learner.c")]
 
 
 # ---------------------------------------------------------------- specs
@@ -341,6 +361,7 @@ TARGETS: dict[str, Target] = {
     "frame": Target(_frame, _frames),
     "event": Target(_event, _events),
     "event_json": Target(_json_line, _json_lines, words=(b'"kind":', b"null", b"NaN", b"1e999", b"[" * 50)),
+    "amqp_header": Target(_amqp, _content_headers, words=(b"\xff\xff\xff\xff", b"\x20\x10", b"\xff\xff")),
     "spec": Target(_spec, _specs),
     "chunks": Target(_chunks, _steps),
     "encoding": Target(_encoded, _buffers, words=(b"\x7f\xc0\0\0", b"\xff\xff\xff\xff", b"\0" * 8)),

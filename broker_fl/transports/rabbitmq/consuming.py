@@ -38,7 +38,8 @@ class RabbitMQDelivery:
         self._tag: int = method.delivery_tag
         self._settled = False
         self.body = body
-        self.routing_key: str = method.routing_key
+        key = method.routing_key  # pika leaves bytes as they are that are no UTF-8
+        self.routing_key: str = key if isinstance(key, str) else key.decode("utf-8", "backslashreplace")
         self.redelivered: bool = method.redelivered
         self.user: str | None = properties.user_id  # the broker refuses any but the sender's own
 

@@ -21,6 +21,14 @@ RECEIVE_BYTES = 256 << 10
 _HEAD = struct.Struct(">BHL")
 """Type, channel and length of a frame (AMQP 0-9-1, section 2.3.5)."""
 _END = bytes([spec.FRAME_END])
+_CONTENT = struct.Struct(">HHQH")
+"""Class, weight, length of the body and flags of a content header (section 4.2.6.1)."""
+_MORE_FLAGS = 0b11
+"""Flags that stand for no property: the last says that more of them follow, which RabbitMQ ignores."""
+_SHORT, _TABLE = 0, -1
+_BEFORE_USER = (_SHORT, _SHORT, _TABLE, 1, 1, _SHORT, _SHORT, _SHORT, _SHORT, 8, _SHORT)
+"""Properties that come before ``user_id``, from the first flag on: short string, table, or so many bytes."""
+_FIRST_FLAG = spec.BasicProperties.FLAG_CONTENT_TYPE
 
 
 class FrameReader:
@@ -57,6 +65,9 @@ class FrameReader:
             elif data[at] == spec.FRAME_BODY:
                 _, self._body_channel, self._body_left = _HEAD.unpack_from(data, at)
                 at += size
+            elif data[at] == spec.FRAME_HEADER:
+                yield _content_header(data[at : at + size])
+                at += size
             else:
                 _, found = frame.decode_frame(data[at : at + size])
                 at += size
@@ -81,6 +92,43 @@ class FrameReader:
             return None
         kind, _, length = _HEAD.unpack_from(data, at)
         return _HEAD.size if kind == spec.FRAME_BODY else _HEAD.size + int(length) + len(_END)
+
+
+def _content_header(data: bytes) -> frame.Header:
+    """With nothing in it but the body's length and ``user_id``. What else there is, senders make up: tables
+    within tables end Python's stack, and a time beyond the calendar is an error of its own; either would end
+    the connection, on which the message comes again.
+
+    Raises:
+        InvalidFrameError: that is none.
+    """
+    if len(data) < _HEAD.size + _CONTENT.size + len(_END) or data[-1:] != _END:
+        raise InvalidFrameError("Invalid content header")
+    _, channel, _ = _HEAD.unpack_from(data)
+    header = data[_HEAD.size : -len(_END)]
+    _, _, body_size, flags = _CONTENT.unpack_from(header)
+    return frame.Header(channel, body_size, spec.BasicProperties(user_id=_user_id(header, flags)))
+
+
+def _user_id(header: bytes, flags: int) -> str | None:
+    """The account that sent it, as the broker has read it; None if it is not said, or could be read in
+    another way.
+    """
+    if not flags & spec.BasicProperties.FLAG_USER_ID or flags & _MORE_FLAGS:
+        return None
+    at = _CONTENT.size
+    try:
+        for place, width in enumerate(_BEFORE_USER):
+            if not flags & _FIRST_FLAG >> place:
+                continue
+            if width == _TABLE:
+                at += 4 + int.from_bytes(header[at : at + 4])
+            else:
+                at += width if width != _SHORT else 1 + header[at]
+        user = header[at + 1 : at + 1 + header[at]]
+        return user.decode() if len(user) == header[at] else None
+    except (IndexError, UnicodeDecodeError):
+        return None
 
 
 class TunedConnection(AsyncioConnection):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from broker_fl.topology import Queue
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 from broker_fl.transports.rabbitmq.io import IoThread, backoff
 from broker_fl.transports.rabbitmq.tuned import FrameReader, TunedConnection
+from tests.servers import raw_amqp
 
 
 def test_pika_still_has_what_the_tuned_connection_changes() -> None:
@@ -47,7 +48,9 @@ def messages(bodies: list[bytes]) -> bytes:
         channel = 1 + number % 2
         method = spec.Basic.Deliver("tag", number, False, "exchange", "key")
         head = frame.Method(channel, method).marshal()
-        head += frame.Header(channel, len(body), spec.BasicProperties(headers={"number": number})).marshal()
+        head += frame.Header(
+            channel, len(body), spec.BasicProperties(headers={"n": number}, user_id=str(number))
+        ).marshal()
         pieces.append(
             [head, *(frame.Body(channel, body[i : i + 50]).marshal() for i in range(0, len(body), 50))]
         )
@@ -58,7 +61,7 @@ def messages(bodies: list[bytes]) -> bytes:
 
 
 def assembled(frames: Iterable[Any]) -> list[tuple[int, int, bytes]]:
-    """What pika makes of the frames: tag, number in the headers, body."""
+    """What pika makes of the frames: tag, number of the sender, body."""
     assemblers = {1: ContentFrameAssembler(), 2: ContentFrameAssembler()}
     found = []
     for one in frames:
@@ -66,7 +69,7 @@ def assembled(frames: Iterable[Any]) -> list[tuple[int, int, bytes]]:
             found.append((-1, -1, b""))
         elif (message := assemblers[one.channel_number].process(one)) is not None:
             method, header, body = message
-            found.append((method.method.delivery_tag, header.properties.headers["number"], body))
+            found.append((method.method.delivery_tag, int(header.properties.user_id), body))
     return found
 
 
@@ -90,6 +93,42 @@ def test_a_body_that_does_not_end_where_its_frame_says_is_refused() -> None:
     body = frame.Body(1, b"12345").marshal()
     with pytest.raises(InvalidFrameError):
         list(FrameReader().feed(body[:-1] + b"x"))
+
+
+def user_of(properties: Any) -> object:
+    """Who the reader says has sent a message with these."""
+    (found,) = FrameReader().feed(frame.Header(3, 7, properties).marshal())
+    assert (found.channel_number, found.body_size) == (3, 7)
+    return found.properties.user_id
+
+
+@given(
+    texts=st.lists(st.none() | st.text(max_size=20), min_size=10, max_size=10),
+    table=st.none() | st.dictionaries(st.text(max_size=5), st.integers(-5, 5) | st.text(max_size=5)),
+    numbers=st.lists(st.none() | st.integers(0, 255), min_size=3, max_size=3),
+)
+def test_the_sender_is_read_past_all_other_properties(
+    texts: list[str | None], table: dict[str, object] | None, numbers: list[int | None]
+) -> None:
+    kind, encoded, correlation, reply, expires, message, type_, user, app, cluster = texts
+    mode, priority, time = numbers
+    before = kind, encoded, table, mode, priority, correlation, reply, expires, message, time, type_
+    properties = spec.BasicProperties(*before, user, app, cluster)
+    assert user_of(properties) == user
+
+
+def test_a_table_that_nobody_can_read_is_not_read() -> None:
+    for what, raw in raw_amqp.tables("mallory").items():
+        with pytest.raises((OverflowError, RecursionError)):
+            frame.decode_frame(frame.Header(1, 0, raw_amqp.RawProperties(raw)).marshal())
+        assert user_of(raw_amqp.RawProperties(raw)) == "mallory", what
+
+
+def test_a_sender_that_can_be_read_in_two_ways_is_nobody() -> None:
+    raw = raw_amqp.RawProperties(raw_amqp.in_two_ways("mallory", "victim"))
+    _, found = frame.decode_frame(frame.Header(1, 0, raw).marshal())
+    assert found.properties.user_id == "victim", "pika does not see what RabbitMQ has checked"
+    assert user_of(raw) is None
 
 
 def test_a_message_leaves_as_pika_would_write_it() -> None:
