@@ -34,8 +34,8 @@ class Jobs:
         self._runners: dict[str, JobRunner] = {}
         self._ended: dict[str, JobState] = {}
         self.members = members
-        self.unreadable: dict[str, str] = {}
-        """Jobs in the store that this software cannot go on with, and why."""
+        self.given_up: dict[str, str] = {}
+        """Jobs in the store that nobody can go on with here, and why."""
 
     def resume(self) -> None:
         """Read every job from the store, and go on with those that have not ended."""
@@ -44,8 +44,7 @@ class Jobs:
             try:
                 state = JobState.unpack(data, now)
             except FrameRefused as error:
-                log.error("job %s cannot be resumed: %s", job, error)
-                self.unreadable[job] = str(error)
+                self._give_up(job, f"it was stored by other software than this controller's: {error}")
                 continue
             drop_unneeded(services, state)
             if state.phase is Phase.ENDED:
@@ -114,7 +113,7 @@ class Jobs:
         """Learners of its cohort count as there until they turn out to be silent."""
         records = self._services.persist(self._services.versions(state.job).records)
         if not records:
-            log.error("job %s cannot be resumed: the store has lost its versions", state.job)
+            self._give_up(state.job, "the store has lost its versions")
             return
         state.go_back_to(records[-1].version)
         for learner in state.cohort:
@@ -125,6 +124,10 @@ class Jobs:
         events = self._services.persist(lambda: self._events(state.job, is_continued=True))
         _say_version(state, events, number)
         self._add(state, records[-1].spec, events).signal(s.ControllerRestarted(self._services.epoch))
+
+    def _give_up(self, job: str, reason: str) -> None:
+        log.error("job %s cannot be resumed: %s", job, reason)
+        self.given_up[job] = reason
 
     def add(self, state: JobState, model: Model) -> JobRunner:
         """Take a job whose initial model is stored."""

@@ -379,8 +379,8 @@ class Requests:
                 f"job {job!r} is not known here, and another controller may have taken over: the store has "
                 "not confirmed the lease for a while"
             )
-        if (reason := self._jobs.unreadable.get(job)) is not None:
-            raise RequestRefused(f"job {job!r} was stored by other software than this controller's: {reason}")
+        if (reason := self._jobs.given_up.get(job)) is not None:
+            raise RequestRefused(f"job {job!r} cannot be resumed: {reason}")
         if job not in states:
             if self._store.num_events(job):  # raises if the store is away: then nobody knows who is in charge
                 raise StoreUnavailable(f"job {job!r} is another controller's, which has taken over")

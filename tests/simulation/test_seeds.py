@@ -30,6 +30,7 @@ FOUND = {
     12837: "the last event of a job was given up when the store refused it once",
     2981: "a version that the store had lost was looked for again and again",
     21852: "numbers of events that a store forgot were given again: a driver never heard of the end",
+    195: "whoever followed a job whose versions the store had lost was told to ask again, for ever",
     150: "a learner whose mailbox was deleted as it started gave up",
     753: "a controller that thawed, and could not ask the store, said that a newer one's job did not exist",
     22515: "a controller that had given the store up saved an older state over a newer one",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from broker_fl.coordination.state import JobState, Phase
-from broker_fl.errors import StoreUnavailable, VersionsLost
+from broker_fl.errors import RequestRefused, StoreUnavailable, VersionsLost
 from broker_fl.interfaces import Combined, StoredVersion
 from broker_fl.model import Model
 from broker_fl.roles.models import VersionRecord, Versions
@@ -180,6 +180,22 @@ def test_the_end_of_a_job_that_the_store_forgot_is_said_again_to_who_asks(stage:
     again = job.wait()
     assert (again.state, again.version) == (ended.state, ended.version)
     assert again.sequence > ended.sequence
+
+
+def test_a_job_whose_versions_are_all_lost_is_refused_to_who_follows_it(stage: Stage) -> None:
+    first = stage.controller()
+    stage.host({"a": (adds := Adds(1.0))})
+    job = stage.submit(rounds=3)
+    adds.gate.clear()
+    assert adds.at_work.wait(WAIT_S)
+    stage.kill(first)
+    with sqlite3.connect(stage.path) as file:
+        file.execute("DELETE FROM versions")
+    file.close()
+    adds.gate.set()
+    stage.controller()
+    with pytest.raises(RequestRefused, match="cannot be resumed: the store has lost its versions"):
+        job.wait()
 
 
 def test_a_mailbox_that_is_deleted_as_its_learner_starts_is_declared_again(
