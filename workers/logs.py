@@ -53,7 +53,8 @@ def redacted(text: str) -> str:
 
 def escaped(text: str) -> str:
     """The text in one line: what is not to be seen (line breaks, terminal escapes, changes of direction) as
-    ``\\n``, ``\\x1b`` or ``\\u202e``. What others send ends up in messages, and must not look like a line of ours.
+    ``\\n``, ``\\x1b`` or ``\\u202e``. What others send ends up in messages, and must not look like a line of
+    ours.
     """
     if text.isprintable():
         return text

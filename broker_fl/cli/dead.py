@@ -104,8 +104,8 @@ def _check_may_speak_for_others(broker: str) -> None:
     account = Account.of(unquote(urlsplit(broker).username or ""))
     if account is not None:
         raise SettingError(
-            f"{account} is an account of its own, and controllers hear from such a one only what it says itself: "
-            "the letters would be refused once more, for another reason. Whose message it was has to send it again"
+            f"{account} is an account of its own, and controllers hear of it only what it says itself: "
+            "the letters would be refused once more. Whoever wrote them has to send them again"
         )
 
 

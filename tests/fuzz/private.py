@@ -7,27 +7,63 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from broker_fl.errors import AuditBroken
-from broker_fl.identity.joinfile import FORMAT, JoinFile, PrivateFile, read_join_file
+from broker_fl.identity.joinfile import FORMAT, JoinFile, read_join_file
 from broker_fl.identity.passwords import hashed
 from broker_fl.identity.tokens import EnrolmentRequest, Token, read_token
 from broker_fl.security.audit import Deed, Head, chained, read, verify
 
 _PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
-_PLACE = {"federation": "hospitals", "name": "site-1", "broker": "amqps://broker.example.org:5671/fl", "ca": _PEM}
+_PLACE: dict[str, Any] = {
+    "federation": "hospitals",
+    "name": "site-1",
+    "broker": "amqps://broker.example.org:5671/fl",
+    "ca": _PEM,
+}
 FILE_WORDS = (
-    *(b"format = ", b"role = ", b'"driver"\n', b"password = ", b"certificate = ", b"key = ", b"keys = [", b"token = "),
-    *(b"amqp://", b"@", b"[::1]", b"%2", b"'''\n", b"-----BEGIN ", b"nan\n", b"inf\n", b"true\n", b"1979-05-27\n"),
+    *(
+        b"format = ",
+        b"role = ",
+        b'"driver"\n',
+        b"password = ",
+        b"certificate = ",
+        b"key = ",
+        b"keys = [",
+        b"token = ",
+    ),
+    *(
+        b"amqp://",
+        b"@",
+        b"[::1]",
+        b"%2",
+        b"'''\n",
+        b"-----BEGIN ",
+        b"nan\n",
+        b"inf\n",
+        b"true\n",
+        b"1979-05-27\n",
+    ),
     *(b"\\u0000", b"\\u007F", b"\\uD800", b"\x7f", b"\xff", b"[[", b"9" * 4_000, b"0x" + b"f" * 4_000),
 )
 JSON_WORDS = (
-    *(b'"details":{', b'"sequence":', b'"hash":"', b"\\ud800", b"NaN", b"1e999", b"null", b"true", b"[" * 3_000),
+    *(
+        b'"details":{',
+        b'"sequence":',
+        b'"hash":"',
+        b"\\ud800",
+        b"NaN",
+        b"1e999",
+        b"null",
+        b"true",
+        b"[" * 3_000,
+    ),
     *(b'{"":' * 900, b"9" * 4_000, b"\n", b"\r\n", b"\xff"),
 )
 
 
-def _read_as(read_file: Callable[[Path], PrivateFile]) -> Callable[[bytes], None]:
+def _read_as(read_file: Callable[[Path], JoinFile | Token]) -> Callable[[bytes], None]:
     """What was read names an account, and can be written and read again."""
 
     def decode(data: bytes) -> None:
@@ -56,7 +92,7 @@ def _scratch() -> Path:
 def join_files() -> list[bytes]:
     """With a password, and with a certificate."""
     files = [
-        JoinFile(**_PLACE, role="learner", password="a b'\"\\é", expires="2030-01-01"),  # noqa: S106
+        JoinFile(**_PLACE, role="learner", password="a b'\"\\é", expires="2030-01-01"),
         JoinFile(**_PLACE, role="driver", certificate="site.pem", key="site-key.pem", keys=("a", "b")),
     ]
     return [file.to_toml("a file").encode() for file in files]
@@ -64,7 +100,7 @@ def join_files() -> list[bytes]:
 
 def token_files() -> list[bytes]:
     """One that holds, at the time that is given."""
-    token = Token(**_PLACE, role="group", token="x" * 43, id="0123456789abcdef", expires=1.5)  # noqa: S106
+    token = Token(**_PLACE, role="group", token="x" * 43, id="0123456789abcdef", expires=1.5)
     return [token.to_toml("a token").encode()]
 
 
@@ -85,7 +121,9 @@ def enrolment_requests() -> list[bytes]:
 @cache
 def _entries() -> tuple[bytes, ...]:
     deeds = [
-        Deed(actor="hospitals.driver.ana", action="submit", subject="job a", details={"rule": "fedavg", "n": 3}),
+        Deed(
+            actor="hospitals.driver.ana", action="submit", subject="job a", details={"rule": "fedavg", "n": 3}
+        ),
         Deed(actor="", action="joined", subject="learner é"),
         Deed(actor="admin", action="revoke", subject="learner b", details={"by force": True, "after_s": 0.5}),
     ]

@@ -1,4 +1,4 @@
-"""A message on its way from the broker's socket to a role: frames as RabbitMQ makes them of what a sender chose."""
+"""A message on its way from a socket to a role: frames that RabbitMQ makes of what a sender chose."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from tests.servers.raw_amqp import RawProperties, in_two_ways, tables, with_tabl
 _HEAD = struct.Struct(">BHB")
 """Length of the key, length of the properties, and in how many bytes the stream arrives at a time."""
 USER = "a.learner.b"
-WORDS = (b"\xce", b"\x01\x00\x00", b"\x03\x00\x01\xff\xff\xff\xff", b"AMQP\x00\x00\x09\x01", b"\xff" * 8, b"\xf8\x00")
+WORDS = (
+    b"\xce",
+    b"\x01\x00\x00",
+    b"\x03\x00\x01\xff\xff\xff\xff",
+    b"AMQP\x00\x00\x09\x01",
+    b"\xff" * 8,
+    b"\xf8\x00",
+)
 
 
 def stream(data: bytes) -> None:
-    """Nothing of it is an error: key, properties and body are the sender's, and the broker's frames are right.
-    What comes out is the body that was sent, by nobody or by the account that the properties name.
+    """Nothing of it is an error: key, properties and body are the sender's, and the frames are right. What
+    comes out is the body that was sent, by nobody or by the account that the properties name.
     """
     if len(data) < _HEAD.size:
         raise FrameRefused("no message")
@@ -34,7 +41,8 @@ def stream(data: bytes) -> None:
         raise FrameRefused("RabbitMQ sends flags with each message")
     sent = _frames(key, properties, body) + frame.Heartbeat().marshal()
     step = max(1 + pace, len(sent) // 256)
-    reader, assembler, found = FrameReader(), ContentFrameAssembler(), []
+    reader, assembler = FrameReader(), ContentFrameAssembler()
+    found: list[Any] = []
     for start in range(0, len(sent), step):
         for one in reader.feed(sent[start : start + step]):
             if isinstance(one, frame.Heartbeat):

@@ -74,14 +74,21 @@ ANNOUNCED: dict[str, tuple[dict[str, Any], str]] = {
     "chunks of 2 GB": ({"chunk_bytes": 1 << 31}, "update.chunk_bytes"),
     "a billion elements": ({"num_bytes": 4 * 10**9, **BILLION}, "announced as raw in 4000000000 bytes"),
     "another model": ({"spec_digest": "0" * 16}, "digest"),
-    "coarse where raw was asked for": ({"encoding": "int8", "num_bytes": 24}, "announced as int8 in 24 bytes"),
+    "coarse where raw was asked for": (
+        {"encoding": "int8", "num_bytes": 24},
+        "announced as int8 in 24 bytes",
+    ),
     "the billion largest of eight": ({"encoding": "topk/1000000000", "num_bytes": 8}, "topk/1000000000"),
     "an encoding of no such width": ({"encoding": "float1", "num_bytes": 1}, "float1"),
     "a sum of a group": ({"form": "sum"}, "sent as sum; the task asked for values"),
 }
 """What a result says of its update, and why it is refused."""
 PIECES: dict[str, tuple[dict[str, Any], bytes | None, str]] = {
-    "chunk 2^60 of 2^61": ({"index": 1 << 60, "count": 1 << 61}, None, "does not belong to a buffer of 1 chunks"),
+    "chunk 2^60 of 2^61": (
+        {"index": 1 << 60, "count": 1 << 61},
+        None,
+        "does not belong to a buffer of 1 chunks",
+    ),
     "a chunk in another encoding": ({"encoding": "int8"}, None, "the chunk is 'int8'"),
     "a chunk of one byte": ({}, b"x", "has 1 bytes instead of 32"),
     "a chunk of a megabyte": ({}, bytes(1 << 20), "has 1048576 bytes instead of 32"),
