@@ -13,13 +13,13 @@ from broker_fl.identity.accounts import Account
 from broker_fl.security import Security
 from broker_fl.topology import Topology
 from broker_fl.transports.rabbitmq.facts import BrokerFacts, Depth, Role, look_at_broker
+from broker_fl.transports.rabbitmq.failures import repair_advice
 
 _OLDEST = (3, 10)
 """What the tests run on; older brokers may lack what quorum queues need."""
 _SLOW_S = 0.2
 _SHORTEST_HEARTBEAT_S = 10
 _WAITING = 1_000
-_ENROLLED = "broker-fl enroll NAME --repair (for an account that was enrolled)"
 
 
 def check_broker(
@@ -96,7 +96,8 @@ def _permissions(facts: BrokerFacts, federation: str, role: Role) -> Iterator[Fi
     what = f"the user may not {shown}" + (f"; and {more} things more" if more > 0 else "")
     pattern = f"'^bfl\\.{re.escape(federation)}\\.'"
     command = f"rabbitmqctl set_permissions -p VHOST USER {pattern} {pattern} {pattern}"
-    yield Finding(level="error", what=what, advice=f"an operator can allow it: {_ENROLLED}, or {command}")
+    advice = repair_advice(facts.refused) or f"an operator can allow it: {command}"
+    yield Finding(level="error", what=what, advice=advice)
 
 
 def _entities(facts: BrokerFacts) -> Iterator[Finding]:

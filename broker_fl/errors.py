@@ -6,6 +6,7 @@
     ├── SettingError              something the user gave is wrong      → stop and say so (exit code 2)
     │   ├── AppError              the app file or its factory           → mend the app file
     │   └── AccessDenied          credentials, vhost or permission      → mend the account
+    │       ├── LoginRefused      the account, its password or its date → ask who runs the broker
     │       └── QueueInUse        somebody else reads it alone          → wait, or find out who
     ├── MessageRefused            a peer sent what we do not take       → dead-letter it, go on
     │   ├── FrameRefused          bytes that are no valid frame
@@ -40,6 +41,10 @@ class AppError(SettingError):
 
 class AccessDenied(SettingError):
     """A server answered and refused: credentials, virtual host or a missing permission."""
+
+
+class LoginRefused(AccessDenied):
+    """The broker does not know the account, or takes another password or certificate for it."""
 
 
 class QueueInUse(AccessDenied):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from broker_fl.errors import ServerUnavailable
+from broker_fl.identity.accounts import Account
 from broker_fl.security import Security
 from broker_fl.stores.redis import RedisStore
 from broker_fl.transports.rabbitmq import RabbitMQTransport
@@ -44,6 +45,17 @@ def connect_broker(access: BrokerAccess, name: str, signals: Signals) -> RabbitM
         access.connect_timeout_s,
         signals,
     )
+
+
+def check_login(transport: RabbitMQTransport) -> None:
+    """Go on only if an enrolled account still opens the broker, as far as is known; of one that somebody made
+    by hand it is not for us to say that it is gone.
+
+    Raises:
+        LoginRefused: it was refused again and again.
+    """
+    if transport.login_refused is not None and Account.of(transport.user) is not None:
+        raise transport.login_refused
 
 
 def open_store(

@@ -9,7 +9,8 @@ from broker_fl.extensions import OwnClasses
 from broker_fl.roles.about import everywhere
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.security import Security
-from broker_fl.workers.connecting import BrokerAccess, connect_broker, open_store
+from broker_fl.transports.rabbitmq import RabbitMQTransport
+from broker_fl.workers.connecting import BrokerAccess, check_login, connect_broker, open_store
 from broker_fl.workers.logs import hide_passwords
 from broker_fl.workers.memory import keep_freed_blocks
 from broker_fl.workers.process import Signals, Stopped
@@ -62,7 +63,7 @@ def _run(options: ControllerOptions, signals: Signals, watch: Watch) -> None:
         watch.role(controller, transport)
         controller.start()
         try:
-            _wait(controller, signals, watch)
+            _wait(controller, transport, signals, watch)
         finally:
             controller.stop()
             if not controller.wait(STOP_TIMEOUT_S):
@@ -75,9 +76,14 @@ def _run(options: ControllerOptions, signals: Signals, watch: Watch) -> None:
     log.info("the controller ends; jobs go on with the next one")
 
 
-def _wait(controller: Controller, signals: Signals, watch: Watch) -> None:
-    """Until a signal comes, or the controller ends by itself."""
+def _wait(controller: Controller, transport: RabbitMQTransport, signals: Signals, watch: Watch) -> None:
+    """Until a signal comes, or the controller ends by itself.
+
+    Raises:
+        LoginRefused: its account was revoked or rotated.
+    """
     while not signals.wait(_LOOK_EVERY_S):
         watch.beat()
+        check_login(transport)
         if controller.wait(0):
             return

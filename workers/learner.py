@@ -14,7 +14,7 @@ from broker_fl.roles.about import everywhere
 from broker_fl.roles.group import LazyLearners
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.transports.rabbitmq import RabbitMQTransport
-from broker_fl.workers.connecting import BrokerAccess, connect_broker
+from broker_fl.workers.connecting import BrokerAccess, check_login, connect_broker
 from broker_fl.workers.logs import hide_passwords
 from broker_fl.workers.memory import keep_freed_blocks
 from broker_fl.workers.process import Signals, Stopped
@@ -45,7 +45,7 @@ def run_learners(app: App, options: LearnerOptions) -> None:
 
     Raises:
         AppError: the app's factory does not make learners.
-        SettingError, AccessDenied: trying again changes nothing.
+        SettingError, AccessDenied: trying again changes nothing; ``LoginRefused`` also when it happens later.
         BrokerUnavailable: the broker was not there in time.
     """
     keep_freed_blocks()
@@ -95,14 +95,16 @@ def learner_ids(name: str, count: int) -> list[str]:
 def _run(learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals, watch: Watch) -> None:
     transport, host = _join(learners, options, signals, watch)
     log.info("%s takes tasks of federation %s", _names(options.ids), options.settings.federation)
+    drain_s = 0.0
     try:
         while not signals.wait(_LOOK_EVERY_S):
             watch.beat()
+            check_login(transport)
             if host.error is not None:
                 raise BrokerFLError(f"the learner ended: {host.error}") from host.error
-        log.info("finishing what is being worked on, for at most %g s", options.drain_s)
+        drain_s = options.drain_s
+        log.info("finishing what is being worked on, for at most %g s", drain_s)
     finally:
-        drain_s = options.drain_s if host.error is None else 0.0
         host.stop(drain_s=drain_s, reason="its process was asked to end")
         transport.close()
     log.info("the learner ends")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -13,7 +14,8 @@ from broker_fl.cli import options
 from broker_fl.cli.access import store_security
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.tables import print_table, when
-from broker_fl.errors import SettingError
+from broker_fl.errors import AuditBroken, SettingError
+from broker_fl.identity.joinfile import read_join_file
 from broker_fl.record.text import one_line
 from broker_fl.security import audit as chain
 
@@ -28,10 +30,20 @@ def _source(command: F) -> F:
     file = click.option(
         "--file",
         metavar="FILE",
-        help="That of enroll, rotate and revoke, instead of the controller's in the store; 'own': where they "
-        "write by themselves.",
+        help="That of an operator's commands (enroll, token, accept, rotate, revoke), instead of the "
+        "controller's in the store; 'own': where they write by themselves.",
     )
-    return file(options.store(options.federation(plaintext(command))))
+    join = click.option("--join", metavar="FILE", help="A join file, which says the federation.")
+    source = options.store(options.federation(plaintext(command)))
+
+    @functools.wraps(source)
+    def with_join_file(*args: Any, join: str | None, **given: Any) -> Any:
+        if join is not None:
+            options.not_beside_join(f"--join {join} says the federation", ["federation"])
+            given["federation"] = read_join_file(join).federation
+        return command(*args, **given)
+
+    return cast("F", file(join(with_join_file)))
 
 
 @click.group()
@@ -55,6 +67,8 @@ def show(last: int | None, as_json: bool, **given: Any) -> None:
     )
     if entries:
         click.echo(f"head {chain.Head(entries[-1]['sequence'], entries[-1]['hash'])}")
+    else:
+        click.echo(_nothing(given), err=True)
 
 
 @audit.command(cls=Command)
@@ -80,7 +94,12 @@ def verify(heads: tuple[str, ...], remember: str | None, **given: Any) -> None:
     memory = Path(remember) if remember else None
     if memory is not None and memory.exists():
         known.append(chain.Head.parse(_read(memory)))
-    head = chain.verify(_lines(given), given["federation"], known)
+    try:
+        head = chain.verify(_lines(given), given["federation"], known)
+    except AuditBroken as error:
+        raise AuditBroken(f"federation {given['federation']!r}: {error}") from error
+    if not head.sequence:
+        raise SettingError(_nothing(given))
     if memory is not None:
         _write(memory, f"{head}\n")
     click.echo(f"{head.sequence} entries, and all fit; head {head}")
@@ -88,6 +107,16 @@ def verify(heads: tuple[str, ...], remember: str | None, **given: Any) -> None:
         click.echo(
             "Whether entries are missing at the end, only a remembered head can tell: --remember FILE."
         )
+
+
+def _nothing(given: dict[str, Any]) -> str:
+    """Of a log without an entry; a controller makes the first one when it begins."""
+    if given["file"] is not None:
+        return f"nothing of federation {given['federation']!r} is written down in that file"
+    return (
+        f"no controller of federation {given['federation']!r} has ever worked with this store; is another "
+        "one meant (--federation, --join, --store)?"
+    )
 
 
 def _lines(given: dict[str, Any]) -> Iterator[bytes]:

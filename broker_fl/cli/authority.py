@@ -102,20 +102,27 @@ def _say(issued: Issued) -> None:
 
 
 def rabbitmq_settings(ca_file: Path, issued: Issued) -> str:
-    """Lines of ``rabbitmq.conf``: TLS only, certificates wanted, and taken for a login."""
+    """Lines of ``rabbitmq.conf``: TLS only, for accounts with passwords and for those with certificates."""
+    files = (
+        ("cacertfile", ca_file.absolute()),
+        ("certfile", issued.certificate.absolute()),
+        ("keyfile", issued.key.absolute()),
+    )
     return "\n".join(
         (
             "  listeners.tcp = none",
             "  listeners.ssl.default = 5671",
-            f"  ssl_options.cacertfile = {ca_file.absolute()}",
-            f"  ssl_options.certfile = {issued.certificate.absolute()}",
-            f"  ssl_options.keyfile = {issued.key.absolute()}",
+            *(f"  ssl_options.{name} = {path}" for name, path in files),
             "  ssl_options.verify = verify_peer",
-            "  # false: accounts with passwords may come without a certificate",
-            "  ssl_options.fail_if_no_peer_cert = true",
-            "  # after: rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl",
+            "  # Accounts with passwords, and tokens, come without a certificate: true only where every",
+            "  # account has one (enroll --certificate), also the controller's.",
+            "  ssl_options.fail_if_no_peer_cert = false",
+            "  # certificates as logins, after: rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl",
             "  auth_mechanisms.1 = EXTERNAL",
             "  auth_mechanisms.2 = PLAIN",
             "  ssl_cert_login_from = common_name",
+            "  # for broker-fl enroll, after: rabbitmq-plugins enable rabbitmq_management",
+            "  management.ssl.port = 15671",
+            *(f"  management.ssl.{name} = {path}" for name, path in files),
         )
     )

@@ -77,6 +77,9 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
     from broker_fl.roles.controller import ControllerSettings
     from broker_fl.workers.controller import ControllerOptions, run_controller
 
+    account = access.get("joined")
+    if account is not None and account.role != "controller":
+        raise SettingError(f"the join file is that of {account}; a controller needs one of a controller")
     settings = ControllerSettings(
         federation=access["federation"],
         heartbeat_s=heartbeat_s,

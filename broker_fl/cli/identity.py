@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from broker_fl.cli import options
 from broker_fl.cli.access import broker_security
 from broker_fl.cli.command import Command, print_json
+from broker_fl.cli.deeds import written_down
 from broker_fl.cli.tables import print_table
 from broker_fl.errors import SettingError
 from broker_fl.identity.accounts import ROLES, Account
@@ -23,12 +24,11 @@ from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.members import Member, Members
 from broker_fl.identity.passwords import hashed, new_password
 from broker_fl.identity.private_file import check_writable
-from broker_fl.security.audit import Deed, FileLog, default_file
+from broker_fl.security.certificates import check_login
 from broker_fl.security.tls import is_loopback
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
-_MAX_CN = 64
 _UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _CA_CERTIFICATE_BEGINS = "-----BEGIN CERTIFICATE-----"
 
@@ -101,6 +101,9 @@ role = click.option(
     show_default=True,
     help="group: a host of many learners. driver: submits and watches. observer: only watches.",
 )
+role_of_one = click.option(
+    "--role", type=click.Choice(ROLES), help="Needed only where several accounts have the name."
+)
 force = click.option("--force", is_flag=True, help="Replace the file if it is there.")
 
 
@@ -109,6 +112,26 @@ def out(what: str) -> Callable[[F], F]:
     return click.option(
         "--out", metavar="FILE", help=f"Where to write the {what}.  [default: NAME.{what.split()[0]}]"
     )
+
+
+def certificate(command: F) -> F:
+    """A login without a password."""
+    for option in (
+        click.option(
+            "--key",
+            metavar="FILE",
+            help="Its key, likewise; the site's own file, which need not be on this machine.",
+        ),
+        click.option(
+            "--certificate",
+            metavar="FILE",
+            help="The site logs in with this certificate (PEM), not a password; its common name must be "
+            "the account's (F.learner.NAME). The join file has the path as given, to be found from the join "
+            "file's folder.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 # ---------------------------------------------------------------- commands
@@ -122,12 +145,7 @@ def out(what: str) -> Callable[[F], F]:
 @click.option(
     "--expires", "expires_s", type=Duration(), metavar="TIME", help="How long the account is meant: 90d."
 )
-@click.option(
-    "--certificate",
-    metavar="FILE",
-    help="The site logs in with this certificate (PEM), not a password; its name must be the account's.",
-)
-@click.option("--key", metavar="FILE", help="Where the site has the certificate's key.")
+@certificate
 @click.option("--repair", is_flag=True, help="Make mailbox, permissions and limits anew; nothing is written.")
 @management
 def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
@@ -137,44 +155,54 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     """
     members, account = members_of(given), Account.new(given["federation"], role, name)
     if given["repair"]:
-        members.repair(account)
+        with written_down("repair", account, given):
+            members.repair(account)
         click.echo(f"{account}: mailbox, permissions and limits are as they should be")
         return
     path = Path(out or f"{name}.join")
     check_writable(path, overwrite=force)
     password = None if given["certificate"] else new_password()
     expires = None if given["expires_s"] is None else time.time() + given["expires_s"]
-    file = _join_file(account, password, given, expires)
-    _write_down("enroll", account, given)
-    members.enroll(account, hashed(password) if password else "", expires=expires)
-    _write(file, path, members, force=force, undo=True)
+    file = _join_file(account, password, given, expires, path)
+    with written_down("enroll", account, given):
+        members.enroll(account, hashed(password) if password else "", expires=expires)
+        _write(file, path, members, force=force, undo=True)
     click.echo(f"{path}: give it to {name} by a safe way, and to nobody else")
 
 
 @click.command(cls=Command)
 @click.argument("name", type=options.Identifier())
-@role
+@role_of_one
 @out("join file")
 @force
+@certificate
 @management
 def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
-    """Give NAME a new password and a new join file; the old one opens nothing any more."""
-    members, account = members_of(given), Account.new(given["federation"], role, name)
-    path = Path(out or f"{name}.join")
+    """Give NAME a new password and a new join file; the old one opens nothing any more.
+
+    An account that logs in with a certificate goes on so, with another one (--certificate). The old one
+    opens the account until its date, for a broker looks at the name in a certificate only.
+    """
+    members = members_of(given)
+    account, path = members.find(name, role), Path(out or f"{name}.join")
     check_writable(path, overwrite=force)
-    password = new_password()
-    file = _join_file(account, password, given, None)
-    _write_down("rotate", account, given)
-    members.rotate(account, hashed(password))
-    _write(file, path, members, force=force, undo=False)
-    click.echo(
-        f"{path}: give it to {name}; the old password is no longer valid, and what it opened is closed"
-    )
+    if not given["certificate"] and not members.has_password(account):
+        raise SettingError(
+            f"{account} logs in with a certificate and has no password to be changed: give --certificate "
+            "with another one; or broker-fl revoke and enroll, for a password"
+        )
+    password = None if given["certificate"] else new_password()
+    file = _join_file(account, password, given, members.expiry(account), path)
+    with written_down("rotate", account, given):
+        members.rotate(account, hashed(password) if password else "")
+        _write(file, path, members, force=force, undo=False)
+    old = "the old password is no longer valid" if password else "no password opens the account"
+    click.echo(f"{path}: give it to {name}; {old}, and what was open is closed")
 
 
 @click.command(cls=Command)
 @click.argument("name", type=options.Identifier(), required=False)
-@role
+@role_of_one
 @click.option("--expired", is_flag=True, help="Instead of NAME: all accounts whose time is over.")
 @management
 def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
@@ -182,10 +210,10 @@ def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
     if (name is None) != expired:
         raise click.UsageError("give NAME, or --expired")
     members = members_of(given)
-    wanted = members.expired() if name is None else [Account.new(given["federation"], role, name)]
+    wanted = members.expired() if name is None else [members.find(name, role)]
     for account in wanted:
-        _write_down("revoke", account, given)
-        members.revoke(account)
+        with written_down("revoke", account, given):
+            members.revoke(account)
         click.echo(f"{account}: revoked")
 
 
@@ -219,18 +247,6 @@ def _date(at: float | None) -> str:
 
 
 # ---------------------------------------------------------------- shared
-
-
-def _write_down(action: str, account: Account, given: Mapping[str, Any]) -> None:
-    """In the audit log of this operator, before it is done.
-
-    Raises:
-        SettingError: the log cannot be written; then nothing is done.
-    """
-    federation = given["federation"]
-    log = FileLog(given["audit"] or default_file(federation), federation)
-    actor = unquote(urlsplit(given["management"]).username or "guest")
-    log.append(Deed(actor=actor, action=action, subject=f"account {account.user}"))
 
 
 def members_of(given: Mapping[str, Any]) -> Members:
@@ -272,15 +288,14 @@ def _asked_for(user: str, place: str) -> str:
 
 
 def _join_file(
-    account: Account, password: str | None, given: Mapping[str, Any], expires: float | None
+    account: Account, password: str | None, given: Mapping[str, Any], expires: float | None, path: Path
 ) -> JoinFile:
     """What the site gets; made before anything is changed, so that what is wrong is said before."""
-    certificate = given.get("certificate")
-    if certificate and len(account.user) > _MAX_CN:
-        raise SettingError(
-            f"the account {account.user!r} has {len(account.user)} characters, and the name in a certificate "
-            f"at most {_MAX_CN}: choose a shorter name"
-        )
+    certificate, key = given["certificate"], given["key"]
+    if key and not certificate:
+        raise SettingError("--key is that of a certificate: give --certificate, too")
+    if certificate:
+        check_login(account.user, _here(certificate, path), _here(key, path) if key else None)
     return JoinFile(
         federation=account.federation,
         role=account.role,
@@ -289,9 +304,15 @@ def _join_file(
         ca=ca_text(given),
         password=password,
         certificate=certificate,
-        key=given.get("key"),
+        key=key,
         expires=_date(expires) or None,
     )
+
+
+def _here(file: str, join_file: Path) -> Path:
+    """Where a file of the site is on this machine: from the join file's folder, or from ours."""
+    beside = join_file.parent / file
+    return beside if beside.exists() else Path(file)
 
 
 def place_of(given: Mapping[str, Any]) -> str:

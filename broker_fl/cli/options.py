@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -74,7 +74,7 @@ def _toml_value(text: str) -> Any:
 _PASSWORD = re.compile(r"://[^/?#]*:[^@]+@")
 
 
-def _not_on_the_command_line(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def not_on_the_command_line(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Warn of a password that every user of the machine can read as long as the process runs."""
     typed = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
     if typed and value is not None and _PASSWORD.search(value):
@@ -94,7 +94,7 @@ broker = click.option(
     metavar="URL",
     default=DEFAULT_BROKER,
     show_default=True,
-    callback=_not_on_the_command_line,
+    callback=not_on_the_command_line,
     help="RabbitMQ: amqp:// or amqps://.",
 )
 _STORE = click.option(
@@ -102,7 +102,7 @@ _STORE = click.option(
     metavar="URL",
     default=DEFAULT_STORE,
     show_default=True,
-    callback=_not_on_the_command_line,
+    callback=not_on_the_command_line,
     help="Redis: redis:// or rediss://.",
 )
 federation = click.option(
@@ -177,7 +177,7 @@ _TLS = (
     click.option(
         "--proxy",
         metavar="URL",
-        callback=_not_on_the_command_line,
+        callback=not_on_the_command_line,
         help="http://[user:password@]host:port, an HTTP proxy on the way to the broker; none: no proxy.  "
         "[default: for amqps, HTTPS_PROXY and NO_PROXY]",
     ),
@@ -245,7 +245,8 @@ def broker_place(command: F) -> F:
 _JOIN = click.option(
     "--join",
     metavar="FILE",
-    help="A join file (broker-fl enroll): broker, CA, account and federation.",
+    help="A join file (broker-fl enroll): broker, CA, account and federation. For these it wins over the "
+    "environment and the settings file.",
 )
 _IN_JOIN_FILE = ("broker", "federation", "tls_ca", "tls_cert", "tls_key")
 
@@ -270,19 +271,12 @@ def _joined(shown: str, path: Path) -> dict[str, Any]:
     """Options as a join file has them.
 
     Raises:
-        UsageError: some of them are given as well.
+        UsageError: some of them are typed as well.
         SettingError: the file cannot be read.
     """
     from broker_fl.identity.joinfile import read_join_file
 
-    ctx = click.get_current_context()
-    typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    twice = [name for name in _IN_JOIN_FILE if ctx.get_parameter_source(name) in typed]
-    if twice:
-        raise click.UsageError(
-            f"--join {shown} says where the broker is and who you are; leave out "
-            + ", ".join(f"--{name.replace('_', '-')}" for name in twice)
-        )
+    not_beside_join(f"--join {shown} says where the broker is and who you are", _IN_JOIN_FILE)
     file = read_join_file(path)
     security = file.security(path)
     return {
@@ -294,3 +288,17 @@ def _joined(shown: str, path: Path) -> dict[str, Any]:
         "tls_cert": security.cert_file,
         "tls_key": security.key_file,
     }
+
+
+def not_beside_join(says: str, names: Sequence[str]) -> None:
+    """Refuse flags that were typed beside a join file that says the same; it wins over other sources.
+
+    Raises:
+        UsageError: some of them were.
+    """
+    ctx = click.get_current_context()
+    twice = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if twice:
+        raise click.UsageError(
+            f"{says}; leave out " + ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+        )

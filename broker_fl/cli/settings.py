@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from typing import Any
 import click
 
 from broker_fl.errors import SettingError
+from broker_fl.identity.private_file import is_open
 from broker_fl.suggestion import expected_one_of
 from broker_fl.toml_file import read_toml
 
 DEFAULT_FILE = "broker-fl.toml"
 FILE_KEY = "broker_fl.settings_file"
 """In a context's ``meta``: where its settings came from."""
+
+_ACCOUNT = re.compile(r"://[^/?#@:]*:[^@]+@")
 
 CommandPath = tuple[str, ...]
 """``("models", "export")``: a command's names from the group's on."""
@@ -46,6 +50,11 @@ def apply(ctx: click.Context, path: Path | None) -> None:
     problems = _problems(settings, known)
     if problems:
         raise SettingError(f"{path}: " + "; ".join(problems))
+    if _has_password(settings) and is_open(path):
+        click.echo(
+            f"Warning: {path} holds a password, and others on this machine may read it: chmod 600 it",
+            err=True,
+        )
     ctx.meta[FILE_KEY] = str(path)
     values = _values(settings, _path(ctx))
     ctx.default_map = {
@@ -53,6 +62,22 @@ def apply(ctx: click.Context, path: Path | None) -> None:
         for option in ctx.command.params
         if (name := setting_name(option)) in values
     }
+
+
+def _has_password(settings: Mapping[str, Any]) -> bool:
+    """Whether one stands in it, by itself or in a URL; RabbitMQ's public guest:guest is none."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            if _has_password(value):
+                return True
+        elif isinstance(value, str) and (name.endswith("password") or _is_url_with_password(value)):
+            return True
+    return False
+
+
+def _is_url_with_password(value: str) -> bool:
+    found = _ACCOUNT.search(value)
+    return found is not None and found[0] != "://guest:guest@"
 
 
 def setting_name(option: click.Parameter) -> str:

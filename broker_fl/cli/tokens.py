@@ -12,6 +12,7 @@ import click
 
 from broker_fl.cli import options
 from broker_fl.cli.command import Command
+from broker_fl.cli.deeds import written_down
 from broker_fl.cli.identity import (
     Duration,
     api_of,
@@ -59,7 +60,8 @@ def token(name: str, role: Any, out: str | None, force: bool, **given: Any) -> N
     """Make a token with which NAME may ask once to be enrolled (broker-fl join)."""
     granting, account = _granting(given), Account.new(given["federation"], role, name)
     if given["cancel"]:
-        granting.refuse(account)
+        with written_down("cancel_token", account, given):
+            granting.refuse(account)
         click.echo(f"{account}: its token, if it had one, is no longer valid")
         return
     path, now = Path(out or f"{name}.token"), time.time()
@@ -75,12 +77,13 @@ def token(name: str, role: Any, out: str | None, force: bool, **given: Any) -> N
         expires=now + given["expires_s"],
     )
     account_expires = None if given["account_s"] is None else now + given["account_s"]
-    granting.invite(made, account_expires)
-    try:
-        made.write(path, overwrite=force)
-    except BaseException:
-        granting.refuse(account)
-        raise
+    with written_down("invite", account, given, token=made.id):
+        granting.invite(made, account_expires)
+        try:
+            made.write(path, overwrite=force)
+        except BaseException:
+            granting.refuse(account)
+            raise
     click.echo(f"{path}: give it to {name}; there: broker-fl join {path}; then here: broker-fl accept")
 
 
@@ -91,7 +94,9 @@ def token(name: str, role: Any, out: str | None, force: bool, **given: Any) -> N
 @click.option(
     "--wait", "wait_s", type=Duration(), metavar="TIME", help="Wait until the operator has accepted: 10m, 2h."
 )
-@click.option("--proxy", metavar="URL", help="As for broker-fl learner.")
+@click.option(
+    "--proxy", metavar="URL", callback=options.not_on_the_command_line, help="As for broker-fl learner."
+)
 @click.option("--insecure-plaintext", is_flag=True, help="As for broker-fl learner.")
 def join(token_file: str, out: str | None, force: bool, wait_s: float | None, **given: Any) -> None:
     """Ask to be enrolled, with the file TOKEN from the operator.
@@ -156,13 +161,13 @@ def accept(name: str | None, fingerprint: str | None, yes: bool, **given: Any) -
     for one in asked:
         if fingerprint is not None and one.request.fingerprint != fingerprint:
             continue
-        _decide(granting, one, sure=yes or fingerprint is not None, matched=fingerprint is not None)
+        _decide(granting, one, given, sure=yes, matched=fingerprint is not None)
     granting.clear()
     if fingerprint is not None and all(one.request.fingerprint != fingerprint for one in asked):
         raise SettingError(f"{name} has not asked with the fingerprint {fingerprint}")
 
 
-def _decide(granting: Granting, asked: Asked, *, sure: bool, matched: bool) -> None:
+def _decide(granting: Granting, asked: Asked, given: Mapping[str, Any], *, sure: bool, matched: bool) -> None:
     click.echo(f"{asked.account}   fingerprint {asked.request.fingerprint}")
     if not asked.is_only_one and not matched:
         click.secho(
@@ -171,11 +176,15 @@ def _decide(granting: Granting, asked: Asked, *, sure: bool, matched: bool) -> N
             fg="red",
         )
         return
-    if sure or click.confirm("  accept?", default=False):
-        granting.grant(asked)
+    known = {"token": asked.request.id, "fingerprint": asked.request.fingerprint}
+    if matched or sure or click.confirm("  accept?", default=False):
+        compared = "typed" if matched else "not" if sure else "shown"
+        with written_down("enroll", asked.account, given, **known, fingerprint_was=compared):
+            granting.grant(asked)
         click.echo("  accepted")
     else:
-        granting.refuse(asked.account)
+        with written_down("refuse_request", asked.account, given, **known):
+            granting.refuse(asked.account)
         click.echo("  refused; the token is no longer valid")
 
 

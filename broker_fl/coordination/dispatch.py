@@ -12,7 +12,8 @@ from broker_fl.coordination.notes import Notes
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.coordination.uploads import Uploads
 from broker_fl.wire.messages import TaskRef
-from broker_fl.wire.rules import PerUpdate
+from broker_fl.wire.protocols import Rounds
+from broker_fl.wire.rules import PerUpdate, Robust
 
 Addressees = tuple[list[str], dict[str, list[str]]]
 """Learners with mailboxes of their own, and groups with those of their members that are meant."""
@@ -83,6 +84,7 @@ class Dispatch:
                 upload_on_request=self.uploads.on_request,
                 deadline_s=self._state.spec.protocol.deadline_s,
                 cohort=self._num_together(),
+                min_cohort=self._fewest_together(),
                 workload=workload,
             )
             for task, workload, (alone, groups) in self.by_task(learners)
@@ -92,6 +94,23 @@ class Dispatch:
         """How many updates make a version."""
         rule, cohort = self._state.spec.rule, self._state.cohort
         return rule.updates_per_version() if isinstance(rule, PerUpdate) else cohort.num_taking_part
+
+    def _fewest_together(self) -> int:
+        """With how few learners' updates a version may be made, whoever is lost or fails.
+
+        A quorum that is a share is of those that live: of one, where all others are lost. No two updates of a
+        version are of one learner.
+        """
+        spec, num_wanted = self._state.spec, self._state.num_wanted
+        rule, protocol = spec.rule, spec.protocol
+        if isinstance(rule, PerUpdate):
+            return rule.updates_per_version()
+        quorum = protocol.quorum if isinstance(protocol, Rounds) else 1
+        fewest = quorum if isinstance(quorum, int) else 1
+        if not isinstance(rule, Robust):
+            return min(fewest, num_wanted or fewest)
+        fewest = max(fewest, rule.updates_needed())
+        return rule.num_combined(min(fewest, num_wanted or fewest))
 
     def by_task(self, learners: Iterable[str]) -> list[tuple[TaskRef, Workload, Addressees]]:
         """Tasks, the work that pacing has set in each, and the members that have it."""

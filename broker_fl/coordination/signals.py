@@ -278,6 +278,8 @@ class SendTasks:
     deadline_s: float | None
     cohort: int = 0
     """Learners whose updates make one version, as it looks now."""
+    min_cohort: int = 0
+    """With how few of them it may be made."""
     workload: Workload = field(default_factory=dict)
 
 

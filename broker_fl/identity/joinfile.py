@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from broker_fl.errors import SettingError
 from broker_fl.identity.accounts import Account, Role
-from broker_fl.identity.private_file import read_private, write_private
+from broker_fl.identity.private_file import read_private, warn_if_open, write_private
 from broker_fl.security import Security
 from broker_fl.wire.fields import Identifier
 
@@ -133,11 +133,13 @@ def read_as(kind: type[F], path: Path, what: str) -> F:
             f"{repr(version)[:50] if is_short else 'a large number'}, not {FORMAT}"
         )
     try:
-        return kind.model_validate(_tuples(fields))
+        read = kind.model_validate(_tuples(fields))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:50] for part in first["loc"]) or "it"
         raise SettingError(f"{path} is no {what}: {where}: {first['msg'][:300]}") from None
+    warn_if_open(path)
+    return read
 
 
 def without_account(url: str) -> str:

@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import ssl
 import urllib.error
@@ -78,6 +79,11 @@ class ManagementApi:
     def has_user(self, user: str) -> bool:
         """Whether there is such a user."""
         return self.find(_path("users", user)) is not None
+
+    def has_password(self, user: str) -> bool:
+        """Whether a password opens the user, as it does where the broker keeps a hash of one."""
+        found = self.find(_path("users", user))
+        return isinstance(found, Mapping) and bool(found.get("password_hash"))
 
     def users(self) -> set[str]:
         """Names of all users."""
@@ -210,6 +216,9 @@ class ManagementApi:
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise untrusted(self.place, reason) from error
             raise BrokerUnavailable(f"{doing}: {error}") from error
+        except http.client.HTTPException as error:
+            tls = "; if the port is one of TLS, give https://" if self.place.startswith("http:") else ""
+            raise SettingError(f"{doing}: what answers there does not speak HTTP{tls}") from error
         try:
             return json.loads(text) if text else None
         except ValueError as error:

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from broker_fl.errors import SettingError
-from broker_fl.identity.accounts import Account
+from broker_fl.identity.accounts import ROLES, Account, Role
 from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.permissions import permissions_of
 from broker_fl.topology import MAX_GENERATIONS, Entity, Topology
@@ -127,6 +127,35 @@ class Members:
             for generation in range(MAX_GENERATIONS):
                 self._api.delete_queue(self._vhost, self.topology.mailbox(account.name, generation))
         self._save(account, record.model_copy(update={"revoked": self._now()}))
+
+    def find(self, name: str, role: Role | None = None) -> Account:
+        """The account of that name; of several, the one of that role.
+
+        Raises:
+            SettingError: there is none, or there are several and no role is given.
+        """
+        federation, users = self.topology.federation, self._api.users()
+        roles = ROLES if role is None else (role,)
+        found = [one for each in roles if (one := Account(federation, each, name)).user in users]
+        if not found:
+            who = f"a {role} {name!r}" if role else f"{name!r}"
+            raise SettingError(f"{who} is not enrolled in federation {federation!r}; see broker-fl members")
+        if len(found) > 1:
+            there = " or ".join(f"--role {one.role}" for one in found)
+            raise SettingError(
+                f"several accounts of federation {federation!r} are called {name!r}: give {there}"
+            )
+        self._check_there(found[0])
+        return found[0]
+
+    def has_password(self, account: Account) -> bool:
+        """Whether a password opens the account; if not, a certificate does."""
+        return self._api.has_password(account.user)
+
+    def expiry(self, account: Account) -> float | None:
+        """Until when the account is meant; seconds since 1970."""
+        record = self._records().get(account)
+        return None if record is None else record.expires
 
     def members(self) -> list[Member]:
         """All accounts that are or were there, by role and name."""

@@ -54,7 +54,7 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
 
 
 def read_private(path: Path) -> str:
-    """The text of such a file; others being able to read it is logged.
+    """The text of such a file.
 
     Raises:
         SettingError: it cannot be read, or is far too large to be one.
@@ -62,7 +62,6 @@ def read_private(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-            mode = os.fstat(file.fileno()).st_mode
         if len(data) > MAX_BYTES:
             raise SettingError(f"{path} is larger than {MAX_BYTES} bytes: it is something else")
         text = data.decode("utf-8")
@@ -70,6 +69,15 @@ def read_private(path: Path) -> str:
         raise SettingError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
         raise SettingError(f"{path} is no text") from None
-    if mode & 0o077:
-        log.warning("%s holds a secret, and others on this machine may read it: chmod 600 it", path)
     return text
+
+
+def is_open(path: Path) -> bool:
+    """Whether others on this machine may read or change a file that is there."""
+    return bool(path.stat().st_mode & 0o077)
+
+
+def warn_if_open(path: Path) -> None:
+    """Log it if a file that turned out to hold a secret is open to others."""
+    if is_open(path):
+        log.warning("%s holds a secret, and others on this machine may read it: chmod 600 it", path)

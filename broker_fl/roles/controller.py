@@ -392,7 +392,8 @@ class Controller:
         broken = m.broken_result(delivery.body)
         if broken is not None and broken[0] == speaker.name:
             learner, task = broken
-            self._observer.update("refused", "unreadable")
+            if not _is_readable(delivery.body):  # others were counted by the job, with what is wrong
+                self._observer.update("refused", "unreadable")
             if self._members.is_group(learner):
                 self._jobs.signal(task.job, s.GroupHasFailed(learner, task, reason[:1000]))
                 return
@@ -605,6 +606,14 @@ class Controller:
 
     def _ask_who_is_there(self) -> None:
         self._sender.send(self.topology.tasks, [self.topology.ALL_LEARNERS], m.Rejoin())
+
+
+def _is_readable(body: bytes) -> bool:
+    try:
+        m.decode(body)
+    except MessageRefused:
+        return False
+    return True
 
 
 def _take_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ from broker_fl.wire import messages as m
 from broker_fl.wire.events import Event, JobFinished, decode_event
 from broker_fl.wire.job import JobSpec
 
+log = logging.getLogger(__name__)
 R = TypeVar("R", bound=m.Reply)
 P = TypeVar("P", m.Jobs, m.Learners, m.Versions)
 REPLY_PREFETCH = 64
@@ -87,7 +89,7 @@ class Driver:
 
     def submit(self, spec: JobSpec, model: Model | Mapping[str, Array] | m.VersionRef) -> Job:
         """Have a job run from an initial model, or go on from a stored version of another job; returns when
-        the controller has stored both.
+        the controller has stored both. What it warns of is logged.
 
         Raises:
             RequestRefused: the controller does not take the job; says why.
@@ -96,12 +98,14 @@ class Driver:
         job = f"{spec.name[:51]}-{self.unique()[:12]}"
         if isinstance(model, m.VersionRef):
             submit = m.Submit(driver=self.id, request=self.unique(), job=job, spec=spec, parent=model)
-            self.ask(submit, m.Done)
+            stored = self.ask(submit, m.Done)
         else:
-            self._submit(job, spec, model)
+            stored = self._submit(job, spec, model)
+        for warning in stored.warnings:
+            log.warning("job %s: %s", job, warning)
         return Job(self, job)
 
-    def _submit(self, job: str, spec: JobSpec, model: Model | Mapping[str, Array]) -> None:
+    def _submit(self, job: str, spec: JobSpec, model: Model | Mapping[str, Array]) -> m.Done:
         initial = model if isinstance(model, Model) else Model.of(model)
         manifest = m.ModelManifest.of(
             initial.spec,
@@ -125,6 +129,8 @@ class Driver:
                 # A broker that was started anew has lost what was on its way; a slow one has it still.
                 patience_s = FIRST_PATIENCE_S if is_new else 2 * patience_s
                 again_at = self.runtime.steady_s() + patience_s
+        assert isinstance(answer, m.Done)  # noqa: S101 - what ``next`` promises, for the type checker
+        return answer
 
     def job(self, job: str) -> Job:
         """A job that was submitted before, by whomever. Nothing is sent."""

@@ -145,6 +145,7 @@ class OutgoingTasks:
                 rule=getattr(self.spec.rule, "rule", self.spec.rule.name),
                 protocol=self.spec.protocol.name,
                 cohort=action.cohort,
+                min_cohort=action.min_cohort,
             ),
         )
 

@@ -15,7 +15,7 @@
     max_bytes_per_day = 20_000_000_000      # models that come and updates that go; days are those of UTC
 
     [privacy]
-    min_cohort = 3                          # learners whose updates go into one version
+    min_cohort = 3                          # learners whose updates go into one version, at least
     aggregation = "none"                    # what the aggregation must hide; "none" demands nothing
 
 The controller is told the reason of a refusal, and has no way around it. Names and the cohort's size are its
@@ -62,8 +62,8 @@ class AllowedJobs(Setting):
 class Limits(Setting):
     """What a task may take; None: no limit."""
 
-    max_epochs: Above0 | Positive | None = None
-    """A task that names no ``epochs`` asks for what the site's own app does by itself."""
+    max_epochs: Above0 | None = None
+    """Parts of one, too. A task that names no ``epochs`` asks for what the site's own app does by itself."""
     max_steps: Positive | None = None
     max_model_bytes: Positive | None = None
     """In memory."""
@@ -75,7 +75,9 @@ class Privacy(Setting):
     """How much an update must be hidden."""
 
     min_cohort: Positive = 1
-    """Learners whose updates go into one version, at least."""
+    """Learners whose updates go into one version, at least, whoever is lost or fails: of a job in rounds its
+    quorum, which has to be a count.
+    """
     aggregation: Identifier = "none"
     """What the aggregation must do so that nobody sees one update alone. ``none``: nothing. No other is there
     yet, so that a policy with another refuses every task.
@@ -107,9 +109,11 @@ class Policy(Setting):
 
     def _privacy(self, terms: Terms | None) -> Iterator[str]:
         wanted = self.privacy
-        if wanted.min_cohort > 1 and (terms is None or terms.cohort < wanted.min_cohort):
-            said = "does not say how many learners take part" if terms is None else f"is of {terms.cohort}"
-            yield f"the round {said}; privacy.min_cohort is {wanted.min_cohort}"
+        if wanted.min_cohort > 1 and (terms is None or terms.min_cohort < wanted.min_cohort):
+            said = "the task does not say of how few learners' updates a version may be made"
+            if terms is not None and terms.min_cohort:
+                said = f"a version may be made of {terms.min_cohort} learners' updates (see 'quorum')"
+            yield f"{said}; privacy.min_cohort is {wanted.min_cohort}"
         if wanted.aggregation != "none" and (terms is None or terms.privacy != wanted.aggregation):
             said = "nothing" if terms is None else terms.privacy
             yield f"the aggregation's privacy is {said!r}; privacy.aggregation is {wanted.aggregation!r}"
@@ -121,7 +125,7 @@ class Policy(Setting):
             if limit is None or asked is None:
                 continue
             if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked <= limit:
-                yield f"{asked!r} {name} are asked for; limits.max_{name} is {limit}"
+                yield f"{asked!r} {name} are asked for; limits.max_{name} is {limit:g}"
         if limits.max_model_bytes is not None and model_bytes > limits.max_model_bytes:
             yield f"the model has {model_bytes} bytes; limits.max_model_bytes is {limits.max_model_bytes}"
 
@@ -134,7 +138,7 @@ class Policy(Setting):
         for name, limit in (("epochs", self.limits.max_epochs), ("steps", self.limits.max_steps)):
             done = getattr(update, f"num_{name}", 0)
             if limit is not None and not done <= limit:
-                raise TaskDeclined(f"{_BY}: training did {done} {name}; limits.max_{name} is {limit}")
+                raise TaskDeclined(f"{_BY}: training did {done} {name}; limits.max_{name} is {limit:g}")
 
 
 _BY = "declined by the site's policy"
@@ -164,7 +168,15 @@ class Guard:
             SettingError: it cannot be read, or something in it is wrong.
         """
         path = Path(path)
-        return cls(read_policy(path), path.with_name(path.name + ".usage"))
+        policy = read_policy(path)
+        if policy.privacy.aggregation != "none":
+            log.warning(
+                "%s: privacy.aggregation = %r: no aggregation does that yet, so every task will be refused; "
+                "'none' demands nothing",
+                path,
+                policy.privacy.aggregation,
+            )
+        return cls(policy, path.with_name(path.name + ".usage"))
 
     def admit(self, task: Task, now: float) -> None:
         """Take a task, and count what it brings and takes away.

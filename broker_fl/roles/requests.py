@@ -16,6 +16,7 @@ from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState
 from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingRefused, StoreUnavailable
 from broker_fl.extensions import try_own_code
+from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelError, ModelSpec
 from broker_fl.roles.jobs import Jobs
@@ -41,6 +42,10 @@ MAX_PENDING = 16
 PENDING_EXPIRES_S = 600.0
 MODEL_CHUNK_BYTES = 1 << 20
 MAX_REMEMBERED = 256
+_NO_DEADLINE = (
+    "'protocol.deadline_s' is not given: a learner that stays connected and delivers nothing can hold this "
+    "job for ever. Give one, and a 'protocol.quorum' that does without some"
+)
 _AUDITED = frozenset({m.Submit, m.StopJob, m.PauseJob, m.ResumeJob, m.DeleteJob, m.ReadModel})
 
 
@@ -131,7 +136,7 @@ class Requests:
 
     def _submit(self, submit: m.Submit) -> None:
         if submit.job in self._jobs.states():
-            self._reply(submit, m.Done(request=submit.request))
+            self._reply(submit, _stored(submit, self._user))
             return
         if (submit.model is None) == (submit.parent is None):
             raise RequestRefused(
@@ -201,6 +206,7 @@ class Requests:
         try:
             self._begin(pending.submit, Combined(model=self._arrived(pending)), pending.user)
         except (RequestRefused, FrameRefused) as error:
+            self._write_down(pending.submit, pending.user, refused=str(error)[:300])
             self._reply(pending.submit, _refused(pending.submit, error))
 
     def _arrived(self, pending: _Pending) -> Model:
@@ -236,6 +242,8 @@ class Requests:
         )
         keep = submit.spec.keep_versions
         details = {"name": submit.spec.name, "rule": submit.spec.rule.name, "model": model.digest}
+        if parent is not None:  # what a job began from is a model that somebody may read by it
+            details["parent"] = f"{parent.job}@{parent.version}"
         self._write_down(submit, user, **details)
         versions = services.versions(state.job)
         services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))
@@ -249,7 +257,7 @@ class Requests:
             parent=parent,
         )
         runner.emit(submitted)
-        self._reply(submit, m.Done(request=submit.request))
+        self._reply(submit, _stored(submit, user))
         runner.start()
 
     def _try_own_code(self, spec: JobSpec, model: Model) -> None:
@@ -395,6 +403,12 @@ class Requests:
     def _reply(self, request: m.Request, reply: m.Reply) -> None:
         topology = self._services.topology
         self._services.sender.send(topology.answers, [topology.driver_key(request.driver)], reply)
+
+
+def _stored(submit: m.Submit, user: str) -> m.Done:
+    """That a job is, with what its driver should know: where accounts are identities, not all are trusted."""
+    holds = Account.of(user) is not None and submit.spec.protocol.deadline_s is None
+    return m.Done(request=submit.request, warnings=(_NO_DEADLINE,) if holds else ())
 
 
 def _refused(request: m.Request, error: Exception, *, again: bool = False) -> m.Refused:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broker_fl.errors import SettingError
 from broker_fl.security.tls import Security
 
 
@@ -61,3 +64,61 @@ def _own(file: Path) -> Validity:
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     until_s = certificate.not_valid_after_utc.timestamp()
     return Validity(whose=whose, name=str(names[0].value) if names else "", until_s=until_s)
+
+
+# ---------------------------------------------------------------- a certificate for a login
+
+_MAX_COMMON_NAME = 64
+"""Characters (X.520, ``ub-common-name``)."""
+
+
+def check_login(user: str, certificate: Path, key: Path | None) -> None:
+    """See that a certificate can be the login of a broker's user, before somebody else finds out.
+
+    The key is looked at only if it is on this machine. Without the package cryptography, names and dates are
+    not looked at.
+
+    Raises:
+        SettingError: it cannot; the message says why.
+    """
+    if len(user) > _MAX_COMMON_NAME:
+        raise SettingError(
+            f"the account {user!r} has {len(user)} characters, and the name in a certificate "
+            f"at most {_MAX_COMMON_NAME}: choose a shorter name"
+        )
+    text, context = _text(certificate), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=text)
+        found = _own(certificate)
+    except (ssl.SSLError, ValueError):
+        raise SettingError(f"{certificate} is no certificate (PEM)") from None
+    if found.until_s is not None and found.name != user:
+        raise SettingError(
+            f"the certificate {certificate} is of {found.name!r}, and the account is {user!r}: the broker "
+            "takes the account from the certificate's common name"
+        )
+    if found.until_s is not None and found.until_s < time.time():
+        raise SettingError(f"the certificate {certificate} is no longer valid")
+    if key is None and "PRIVATE KEY" not in text:
+        raise SettingError(f"the certificate {certificate} needs its key: say where the site has it (--key)")
+    if key is not None and os.access(key, os.R_OK):
+        _check_key(context, certificate, key)
+
+
+def _text(certificate: Path) -> str:
+    try:
+        return certificate.read_text(encoding="ascii")
+    except OSError as error:
+        raise SettingError(
+            f"the certificate {certificate} cannot be read ({error.strerror}): it is looked at before an "
+            "account is made for it"
+        ) from error
+    except UnicodeDecodeError:
+        raise SettingError(f"{certificate} is no certificate (PEM)") from None
+
+
+def _check_key(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    try:
+        context.load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise SettingError(f"{key} is not the key of the certificate {certificate} ({error})") from None

@@ -159,7 +159,9 @@ def _task_examples() -> dict[str, m.Message]:
             inbox="controller-7",
             upload="on_request",
             deadline_s=60.0,
-            terms=m.Terms(name="digits", driver="anna", rule="fedavg", protocol="synchronous", cohort=12),
+            terms=m.Terms(
+                name="digits", driver="anna", rule="fedavg", protocol="synchronous", cohort=12, min_cohort=3
+            ),
         ),
         "task to evaluate only": m.Task(task=TASK, model=_MANIFEST, train=False, inbox="controller-7"),
         "task that asks for changes": m.Task(
@@ -239,7 +241,7 @@ def _reply_examples() -> dict[str, m.Message]:
     ).pack()
     return {
         "refused": m.Refused(request="4b1d", reason="there is no job 'digits-2f'"),
-        "done": m.Done(request="4b1d"),
+        "done": m.Done(request="4b1d", warnings=("'protocol.deadline_s' is not given",)),
         "submitted": m.Submitted(request="4b1d", job="digits-1f", inbox="controller-7"),
         "jobs": m.Jobs(request="4b1d", jobs=(job,)),
         "versions": m.Versions(request="4b1d", versions=(version,)),

@@ -464,6 +464,10 @@ class Terms(Part):
     protocol: Annotated[str, Field(max_length=64)] = ""
     cohort: Count = 0
     """Learners whose updates go into one version with this one's, this one among them, if all goes well."""
+    min_cohort: Count = 0
+    """The least number of them with whose updates the job lets a version be made, whoever is lost or fails;
+    0: it is not said.
+    """
     privacy: Annotated[str, Field(max_length=64)] = "none"
     """What the aggregation does so that nobody sees one update alone; nothing but ``none`` is there yet."""
 
@@ -661,9 +665,11 @@ class Refused(Reply):
 
 
 class Done(Reply):
-    """The request was carried out; there is nothing more to say."""
+    """The request was carried out."""
 
     KIND: ClassVar[str] = "done"
+    warnings: Annotated[tuple[Text, ...], Field(max_length=16)] = ()
+    """What whoever asked should think over, though it was done."""
 
 
 class Submitted(Reply):

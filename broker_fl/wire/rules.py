@@ -129,6 +129,10 @@ class Robust(Setting):
         """The least number of updates for which the rule holds what its paper promises."""
         return 2 * self.max_attackers + 1
 
+    def num_combined(self, num_updates: int) -> int:
+        """Of how many whole updates the version is, where so many were delivered."""
+        return num_updates
+
 
 class Median(Robust):
     """Coordinate-wise median (Yin et al. 2018)."""
@@ -151,6 +155,9 @@ class Krum(Robust):
     def updates_needed(self) -> int:
         return 2 * self.max_attackers + 3
 
+    def num_combined(self, num_updates: int) -> int:
+        return 1
+
 
 class MultiKrum(Robust):
     """Mean of the updates that Krum scores best (Blanchard et al. 2017)."""
@@ -162,6 +169,9 @@ class MultiKrum(Robust):
 
     def updates_needed(self) -> int:
         return max(2 * self.max_attackers + 3, self.max_attackers + 2 + (self.num_selected or 1))
+
+    def num_combined(self, num_updates: int) -> int:
+        return self.num_selected or max(1, num_updates - self.max_attackers - 2)
 
 
 class Bulyan(Robust):

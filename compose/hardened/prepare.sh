@@ -24,9 +24,10 @@ if [ ! -e "$folder/rabbitmq-admin.conf" ]; then
 fi
 if [ ! -e "$folder/redis-users.acl" ]; then
     secret="$(password)"
-    # Reading, writing and scripts; of what may harm others only INFO and CONFIG GET, by which the controller sees that
-    # nothing is evicted.
-    printf 'user default off\nuser controller on >%s ~* &* +@all -@admin -@dangerous +info +config|get +keys\n' "$secret" >"$folder/redis-users.acl"
+    # The controller's keys, and what it does with them (docs/security.md): no EVAL, no KEYS, nothing that others could be harmed with.
+    may="+info +time +evalsha +script|load +get +set +exists +persist +unlink +del"
+    may="$may +hset +hget +hgetall +hkeys +hincrby +hdel +xadd +xrange +xrevrange"
+    printf 'user default off\nuser controller on >%s resetchannels ~bfl:* %s\n' "$secret" "$may" >"$folder/redis-users.acl"
     printf 'store = "rediss://controller:%s@redis:6379/0"\nstore_tls_ca = "/run/secrets/ca.pem"\n' "$secret" >"$folder/controller.toml"
 fi
 # Compose mounts secrets with the owner they have here. These are the accounts of the images.

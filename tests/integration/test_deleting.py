@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from broker_fl.roles.retention import Retention
 from broker_fl.stores.redis import RedisStore
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.wire.job import JobSpec
-from tests.integration.daemons import DEADLINE_S, until
+from tests.integration.daemons import DEADLINE_S, started, until
 from tests.unit.roles.stage import Adds
 
 
@@ -111,3 +112,18 @@ def test_a_controller_that_keeps_one_leaves_nothing_of_the_others_in_redis(there
     until(lambda: there.jobs() == [second.id])
     assert there.keys_of(first.id) == []
     np.testing.assert_array_equal(second.model()["w"], np.full(3, 2, "f4"))
+
+
+def test_a_controller_is_told_by_its_command_how_long_to_keep(
+    there: Federation, amqp_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    first = there.controller(Retention())
+    there.learner()
+    job = there.submit("old")
+    first.stop()
+    assert first.wait(DEADLINE_S)
+    environment = {"BROKER_FL_BROKER": amqp_url, "BROKER_FL_FEDERATION": there.name}
+    with started(tmp_path, environment) as start:
+        start("next", "controller", "--heartbeat", "0.5", "--store", redis_url, "--keep-days", "0.000001")
+        until(lambda: there.jobs() == [])
+        assert there.keys_of(job.id) == []

@@ -11,6 +11,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ import yaml
 from redis import Redis
 from redis import exceptions as redis_errors
 
+from broker_fl.doctor import check_redis
+from broker_fl.security import Security
+from broker_fl.stores.redis_client import connect
 from broker_fl.workers.servers import RabbitMQNode, rabbitmq_available
 from tests.integration.daemons import APP, Daemon, started, until
 
@@ -199,6 +203,34 @@ def test_redis_speaks_tls_only_and_to_nobody_without_an_account(
     ):
         connection.sendall(b"AUTH default x\r\n")
         assert connection.recv(200).startswith(b"-WRONGPASS")
+
+
+def test_the_controllers_redis_account_may_do_what_it_needs_and_nothing_else(servers: Servers) -> None:
+    url = tomllib.loads((servers.secrets / "controller.toml").read_text(encoding="utf-8"))["store"]
+    trusted = Security(ca_file=servers.secrets / "ca.pem")
+    found = check_redis(url, federation=FEDERATION, security=trusted)
+    assert not [one for one in found if one.level == "error"], "all that doctor asks for is allowed"
+    client: Any = connect(url, timeout_s=10.0, security=trusted)
+    forbidden = (
+        "SET other x",
+        "GET other",
+        "EVAL return(1) 0",
+        "SCRIPT FLUSH",
+        "KEYS *",
+        "SCAN 0",
+        "FLUSHALL",
+        "CONFIG GET *",
+        "CONFIG SET maxmemory 1",
+        "ACL LIST",
+        "PUBLISH bfl:x y",
+        "SHUTDOWN NOSAVE",
+    )
+    try:
+        for words in forbidden:
+            with pytest.raises(redis_errors.NoPermissionError):
+                client.execute_command(*words.split())
+    finally:
+        client.close()
 
 
 def test_its_daemons_become_ready_with_join_files(servers: Servers, compose: dict[str, Any]) -> None:

@@ -7,25 +7,35 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from broker_fl.errors import AccessDenied, RequestRefused, SettingError
+from broker_fl.apps import load_app
+from broker_fl.cli.main import commands
+from broker_fl.errors import AccessDenied, LoginRefused, RequestRefused, SettingError
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.management import ManagementApi
 from broker_fl.roles.driver import Driver
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
-from broker_fl.transports.rabbitmq import RabbitMQTransport
+from broker_fl.transports.rabbitmq import RabbitMQTransport, link
 from broker_fl.wire.job import JobSpec
+from broker_fl.workers.connecting import BrokerAccess
+from broker_fl.workers.learner import LearnerOptions, run_learners
+from broker_fl.workers.process import exit_code
+from broker_fl.workers.servers import rabbitmq_available
 from tests.servers.enrolling import DEADLINE_S, Adds, Operator, eventually
 from tests.servers.provision import Broker
-from tests.servers.secured import SecuredRabbitMQ
+from tests.servers.secured import Certificates, SecuredRabbitMQ
+from tests.servers.secured import secured_rabbitmq as secured_rabbitmq_node
 
 
 @pytest.fixture
@@ -131,6 +141,47 @@ def test_revocation_takes_account_connections_and_mailbox(operator: Operator) ->
     operator.connect(path)
 
 
+def test_the_only_account_of_a_name_is_meant_whatever_its_role(operator: Operator) -> None:
+    out = ["--out", str(operator.folder / "new.join"), "--force"]
+    operator.enroll("main", "controller")
+    operator.run("rotate", "main", *out)
+    assert tomllib.loads(Path(out[1]).read_text(encoding="utf-8"))["role"] == "controller"
+    for role in ("driver", "learner"):
+        operator.enroll("ana", role)
+    told = operator.run("revoke", "ana", ok=False).stderr
+    assert "give --role learner or --role driver" in told
+    operator.run("revoke", "ana", "--role", "driver")
+    assert "learner 'ana'" in operator.run("revoke", "ana").stdout
+
+
+def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "MAX_REFUSED_LOGINS", 2)  # as many as in about a minute would be too slow here
+    path = operator.enroll("hospital-a")
+    (operator.folder / "app.py").write_text(APP, encoding="utf-8")
+    file = read_join_file(path)
+    options = LearnerOptions(
+        broker=BrokerAccess(url=file.url),
+        ids=["hospital-a"],
+        settings=LearnerSettings(federation=operator.federation),
+    )
+
+    def revoke() -> None:
+        user = file.account.user
+        eventually(lambda: operator.api.connections().get(user) == 2, "two connections")
+        operator.api.delete_user(user)
+        operator.api.close_connections(user)
+
+    thread = threading.Thread(target=revoke)
+    thread.start()
+    with pytest.raises(LoginRefused, match=r"revoke.*new join file") as caught:
+        run_learners(load_app(f"{operator.folder / 'app.py'}:make_learner"), options)
+    thread.join()
+    assert exit_code(caught.value) == 2
+    assert "rabbitmqctl" not in str(caught.value)
+
+
 def test_members_are_listed_with_connections_and_expiry(operator: Operator) -> None:
     operator.connect(operator.enroll("hospital-a"))
     out = str(operator.folder / "b.join")
@@ -179,6 +230,29 @@ def test_doctor_finds_nothing_wrong_with_an_enrolled_account(operator: Operator,
     assert any("has the permissions" in one["what"] for one in found)
 
 
+def test_who_is_refused_is_never_told_to_have_its_narrow_permissions_undone(operator: Operator) -> None:
+    """What an error, and doctor, tell an operator to type must not open the mail of all others."""
+    by = operator.enroll("hospital-a")
+    repair = "broker-fl enroll hospital-a --role learner --repair"
+    operator.enroll("hospital-b")
+    with pytest.raises(AccessDenied) as caught:
+        operator.connect(by).consume(operator.topology.mailbox("hospital-b"), print, prefetch=1)
+    assert repair in str(caught.value)
+    assert "set_permissions" not in str(caught.value)
+    user = read_join_file(by).account.user
+    nothing = {"configure": "^$", "write": "^$", "read": "^$"}
+    permissions = f"/api/permissions/{quote(operator.vhost, safe='')}/{user}"
+    operator.api.request("PUT", permissions, nothing)
+    narrow = CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+    operator.api.request("DELETE", permissions)
+    outside = CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+    for shown in (narrow, outside):
+        assert repair in shown
+        assert "set_permissions" not in shown
+    operator.run(*repair.split()[1:])
+    assert "has the permissions" in CliRunner().invoke(commands, ["doctor", "--join", str(by)]).output
+
+
 def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
     for typed in (["--management", "http://admin:geheim@127.0.0.1:1"], ["--management-password", "geheim"]):
         done = operator.run("members", *typed, ok=False)
@@ -186,15 +260,30 @@ def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
         assert "geheim" not in done.output
 
 
-def test_what_an_operator_does_is_written_down(operator: Operator) -> None:
+def own(operator: Operator) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(
+        operator.run("audit", "show", "--file", "own", "--json").output
+    )
+    return entries
+
+
+def test_what_an_operator_does_is_written_down_with_what_became_of_it(operator: Operator) -> None:
     operator.enroll("hospital-a")
     for command in ("rotate", "revoke"):
         out = ["--out", str(operator.folder / "new.join")] if command == "rotate" else []
         operator.run(command, "hospital-a", *out)
-    entries = json.loads(operator.run("audit", "show", "--file", "own", "--json").output)
-    assert [one["action"] for one in entries] == ["enroll", "rotate", "revoke"]
-    assert {one["subject"] for one in entries} == {f"account {operator.federation}.learner.hospital-a"}
-    assert "3 entries, and all fit" in operator.run("audit", "verify", "--file", "own").output
+    before = len(own(operator))
+    operator.run("enroll", "hospital-b", "--out", str(operator.folder / "new.join"), ok=False)
+    for command in ("rotate", "revoke"):
+        assert "not enrolled" in operator.run(command, "nobody", ok=False).stderr
+    assert len(own(operator)) == before, "what never began is not written down"
+    operator.run("enroll", "hospital-c", "--management", "http://guest@127.0.0.1:1", ok=False)
+    entries = own(operator)
+    assert [one["action"] for one in entries[::2]] == ["enroll", "rotate", "revoke", "enroll"]
+    assert [one["details"]["of_entry"] for one in entries[1::2]] == [1, 3, 5, 7]
+    assert [one["details"]["outcome"][:6] for one in entries[1::2]] == ["done", "done", "done", "failed"]
+    assert {one["subject"] for one in entries[:6]} == {f"account {operator.federation}.learner.hospital-a"}
+    assert "8 entries, and all fit" in operator.run("audit", "verify", "--file", "own").output
     unwritable = operator.folder / "no" / "folder"
     (operator.folder / "no").write_text("")
     operator.run("enroll", "hospital-b", "--audit", str(unwritable), "--out", "b.join", ok=False)
@@ -261,11 +350,37 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "'protocol.deadline_s' is not given" in done.stderr
     finally:
         for daemon in daemons:
             daemon.terminate()
         for daemon in daemons:
             daemon.wait(60)
+
+
+def test_the_lines_of_ca_server_let_in_whom_enroll_makes(
+    server_root: Path, tmp_path: Path, certificates: Certificates, federation: str
+) -> None:
+    """As they are printed: management over HTTPS, a join file with a password, and one with a certificate."""
+    if not rabbitmq_available():
+        pytest.skip("needs a RabbitMQ of its own, and none is installed here (tests/servers/provide.sh)")
+    ca = certificates.authority.file
+    folder = server_root / "printed-rabbitmq"
+    with secured_rabbitmq_node(folder, certificates, everybody_has_one=False) as server:
+        node, place = server.node, f"127.0.0.1:{server.management_port}"
+        api = ManagementApi(
+            f"https://{place}", user=node.user, password=node.password, security=certificates.ca
+        )
+        with Operator(tmp_path, node.url, api, federation, shown_url=server.url()) as by:
+            at = ["--management", f"https://{node.user}@{place}", "--tls-ca", str(ca)]
+            shown = certificates.of(f"{federation}.learner.b")
+            login = ["--certificate", str(shown.cert_file), "--key", str(shown.key_file)]
+            for name, more in (("a", []), ("b", login)):
+                out = tmp_path / f"{name}.join"
+                by.run("enroll", name, "--out", str(out), *at, *more)
+                file = read_join_file(out)
+                assert (file.password is None) is bool(more)
+                RabbitMQTransport(file.url, security=file.security(out)).close()
 
 
 def test_a_certificate_is_the_login_of_an_account_without_a_password(
@@ -281,6 +396,17 @@ def test_a_certificate_is_the_login_of_an_account_without_a_password(
             *("enroll", "hospital-a", "--out", str(out), "--tls-ca", ca),
             *("--certificate", str(shown.cert_file), "--key", str(shown.key_file)),
         )
+        told = by.run("rotate", "hospital-a", "--out", str(out), "--force", ok=False)
+        assert "has no password to be changed: give --certificate" in told.stderr
+        told = by.run(
+            "enroll", "b", "--out", str(out), "--force", "--certificate", str(shown.cert_file), ok=False
+        )
+        assert f"is of '{user}', and the account is" in told.stderr
+        by.run(
+            *("rotate", "hospital-a", "--out", str(out), "--force", "--tls-ca", ca),
+            *("--certificate", str(shown.cert_file), "--key", str(shown.key_file)),
+        )
+        assert not by.api.has_password(user)
         file = read_join_file(out)
         assert file.password is None
         transport = RabbitMQTransport(file.url, security=file.security(out))

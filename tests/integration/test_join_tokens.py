@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -132,3 +133,43 @@ def test_a_cancelled_token_and_a_refused_request_come_to_nothing(by: Operator) -
     with pytest.raises(AccessDenied):
         by.connect(join)
     assert tomllib.loads(join.read_text(encoding="utf-8"))["name"] == "hospital-b"
+
+
+def test_who_was_let_in_by_a_token_is_written_down_with_the_fingerprint(by: Operator) -> None:
+    token = invited(by)
+    _, fingerprint = asked(by, token)
+    by.run("accept", "hospital-a", "--fingerprint", fingerprint)
+    by.run("enroll", "hospital-a", "--repair")
+    _, refused = asked(by, invited(by, "hospital-b"), "b.join")
+    by.run("accept", input="n\n")
+    invited(by, "hospital-c")
+    by.run("token", "hospital-c", "--cancel")
+    entries = json.loads(by.run("audit", "show", "--file", "own", "--json").output)
+    user = f"account {by.federation}.learner.hospital"
+    assert all(entries[one["details"]["of_entry"] - 1]["subject"] == one["subject"] for one in entries[1::2])
+    assert {one["details"]["outcome"] for one in entries[1::2]} == {"done"}
+    entries = entries[::2]
+    assert [(one["action"], one["subject"], one["details"].get("fingerprint")) for one in entries] == [
+        ("invite", f"{user}-a", None),
+        ("enroll", f"{user}-a", fingerprint),
+        ("repair", f"{user}-a", None),
+        ("invite", f"{user}-b", None),
+        ("refuse_request", f"{user}-b", refused),
+        ("invite", f"{user}-c", None),
+        ("cancel_token", f"{user}-c", None),
+    ]
+    assert entries[0]["details"]["token"] == entries[1]["details"]["token"] == read_token(token).id
+
+
+def test_nobody_is_let_in_unwritten(by: Operator) -> None:
+    unwritable = ["--audit", str(by.folder / "file" / "audit.jsonl")]
+    (by.folder / "file").write_text("", encoding="utf-8")
+    never = by.folder / "never.token"
+    by.run("token", "hospital-b", "--out", str(never), *unwritable, ok=False)
+    assert not never.exists()
+    join, _ = asked(by, invited(by))
+    by.run("accept", "--yes", *unwritable, ok=False)
+    with pytest.raises(AccessDenied):
+        by.connect(join)
+    by.run("accept", "--yes")
+    by.connect(join)

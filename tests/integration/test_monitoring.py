@@ -88,6 +88,7 @@ def test_the_controller_counts_what_happened(watched: Federation) -> None:
     assert samples['broker_fl_commit_seconds_count{part="store"}'] == NUM_ROUNDS
     assert samples['broker_fl_updates_total{outcome="accepted",reason=""}'] == NUM_ROUNDS
     assert samples['broker_fl_updates_total{outcome="refused",reason="update"}'] == NUM_ROUNDS
+    assert samples['broker_fl_updates_total{outcome="refused",reason="unreadable"}'] == 0, "counted once"
     assert samples['broker_fl_messages_refused_total{source="inbox"}'] == NUM_ROUNDS
     assert samples["broker_fl_fold_seconds_count"] == NUM_ROUNDS
     assert samples["broker_fl_update_bytes_total"] == NUM_ROUNDS * 4000

@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from broker_fl.doctor import check_redis
 from broker_fl.doctor_broker import check_broker
 from broker_fl.errors import AccessDenied, SettingError, StoreUnavailable
+from broker_fl.identity.management import ManagementApi
 from broker_fl.security import Security
 from broker_fl.security.authority import Authority
+from broker_fl.security.certificates import check_login
 from broker_fl.stores.redis import RedisStore
 from broker_fl.topology import Queue
 from broker_fl.transports.rabbitmq import RabbitMQTransport
@@ -114,6 +116,14 @@ def test_a_wrong_authority_a_wrong_name_and_no_certificate_are_each_named(
     for url, security, words in cases:
         with pytest.raises(SettingError, match=words):
             connect(url, security)
+
+
+def test_plain_http_to_the_management_interfaces_tls_is_named(secured_rabbitmq: SecuredRabbitMQ) -> None:
+    api = ManagementApi(
+        f"http://127.0.0.1:{secured_rabbitmq.management_port}", user="anybody", password="guess"
+    )
+    with pytest.raises(SettingError, match="does not speak HTTP; if the port is one of TLS, give https://"):
+        api.users()
 
 
 def test_expired_certificates_are_named_on_both_sides(
@@ -256,3 +266,25 @@ def test_a_request_is_certified_without_its_key_and_says_nothing_itself(tmp_path
     assert not made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     assert made.public_key() == key.public_key()
     assert Authority.open(tmp_path / "ca").file == authority.file
+
+
+def test_a_certificate_that_is_no_login_of_the_account_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "ca")
+    mine, other = authority.client("F.learner.a"), authority.client("F.learner.b")
+    check_login("F.learner.a", mine.certificate, mine.key)
+    check_login("F.learner.a", mine.certificate, Path("of/the/site.key"))
+    together = tmp_path / "together.pem"
+    together.write_bytes(mine.certificate.read_bytes() + mine.key.read_bytes())
+    check_login("F.learner.a", together, None)
+    text = tmp_path / "app.py"
+    text.write_text("nothing", encoding="utf-8")
+    cases: list[tuple[Path, Path | None, str]] = [
+        (tmp_path / "nope.pem", mine.key, "nope.pem cannot be read"),
+        (text, mine.key, "app.py is no certificate"),
+        (other.certificate, other.key, "is of 'F.learner.b', and the account is 'F.learner.a'"),
+        (mine.certificate, other.key, "F.learner.b-key.pem is not the key"),
+        (mine.certificate, None, "needs its key"),
+    ]
+    for certificate, key, words in cases:
+        with pytest.raises(SettingError, match=words):
+            check_login("F.learner.a", certificate, key)

@@ -54,6 +54,8 @@ class SecuredRabbitMQ:
 
     node: RabbitMQNode
     port: int
+    management_port: int
+    """Of HTTPS."""
     certificates: Certificates
     shown: Issued
     """Files of the certificate that it shows."""
@@ -83,21 +85,32 @@ class SecuredRabbitMQ:
 
 
 @contextlib.contextmanager
-def secured_rabbitmq(directory: Path, certificates: Certificates) -> Iterator[SecuredRabbitMQ]:
-    """A node with the lines of ``rabbitmq.conf`` that ``broker-fl ca server`` prints."""
+def secured_rabbitmq(
+    directory: Path, certificates: Certificates, *, everybody_has_one: bool = True
+) -> Iterator[SecuredRabbitMQ]:
+    """A node with the lines of ``rabbitmq.conf`` that ``broker-fl ca server`` prints.
+
+    With ``everybody_has_one`` who comes without a certificate is sent away, as the lines say one may do.
+    """
     from broker_fl.cli.authority import rabbitmq_settings
 
-    shown, port = certificates.authority.server([HOST]), free_port()
+    names = [HOST] if everybody_has_one else [directory.name, HOST]
+    shown, port, management_port = certificates.authority.server(names), free_port(), free_port()
     lines = rabbitmq_settings(certificates.authority.file, shown).splitlines()
     settings = dict(line.strip().split(" = ", 1) for line in lines if not line.strip().startswith("#"))
-    del settings["listeners.tcp"]  # the node is watched over its plain port
+    del settings["listeners.tcp"]  # the node is watched over its plain ports
+    settings |= {"management.ssl.ip": HOST, "management.ssl.port": str(management_port)}
+    if everybody_has_one:
+        settings["ssl_options.fail_if_no_peer_cert"] = "true"
     settings["listeners.ssl.default"] = f"{HOST}:{port}"
     node = RabbitMQNode(
         directory, settings=settings, plugins=["rabbitmq_auth_mechanism_ssl"], management=True
     )
     try:
         node.start()
-        yield SecuredRabbitMQ(node=node, port=port, certificates=certificates, shown=shown)
+        yield SecuredRabbitMQ(
+            node=node, port=port, management_port=management_port, certificates=certificates, shown=shown
+        )
     finally:
         node.kill()
         node.stop()

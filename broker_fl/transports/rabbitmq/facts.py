@@ -25,6 +25,7 @@ from broker_fl.transports.rabbitmq.failures import (
     NOT_FOUND,
     channel_failure,
     connection_failure,
+    refused_user,
 )
 from broker_fl.transports.rabbitmq.link import LinkSettings
 from broker_fl.transports.rabbitmq.tunnel import blocking_connection
@@ -64,6 +65,8 @@ class BrokerFacts:
     """What exists with other settings than ours."""
     in_use: tuple[str, ...]
     """What somebody else does alone: a learner of that name is running."""
+    refused: str = ""
+    """The user that may not do what is in ``denied``, as the broker calls it."""
     certificates: tuple[Validity, ...] = ()
     """Ours, the authorities that are trusted, and the server's as it showed it."""
     depths: dict[str, Depth] = field(default_factory=dict)
@@ -105,6 +108,7 @@ def look_at_broker(
                 alarm=alarms[0] if alarms else "",
                 missing=tuple(look.missing),
                 denied=tuple(look.denied),
+                refused=look.refused,
                 different=tuple(look.different),
                 in_use=tuple(look.in_use),
                 depths=look.depths,
@@ -174,6 +178,7 @@ class _Look:
         self._made: list[Exchange | Queue] = []
         self.missing: list[str] = []
         self.denied: list[str] = []
+        self.refused = ""
         self.different: list[str] = []
         self.in_use: list[str] = []
         self.depths: dict[str, Depth] = {}
@@ -282,6 +287,7 @@ class _Look:
                 self.in_use.append(what)
             elif error.reply_code == ACCESS_REFUSED:
                 self.denied.append(what)
+                self.refused = refused_user(error.reply_text)
             elif error.reply_code != NOT_FOUND:  # it is among the missing
                 self.different.append(str(failure))
             return False

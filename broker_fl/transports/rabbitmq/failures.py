@@ -13,6 +13,7 @@ from broker_fl.errors import (
     AccessDenied,
     BrokerFLError,
     BrokerUnavailable,
+    LoginRefused,
     QueueInUse,
     QueueLost,
     SettingError,
@@ -24,6 +25,10 @@ ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 4
 
 _NODE_DOWN = re.compile("is down or inaccessible|due to timeout|stopped by supervisor|failed to restart")
 """What RabbitMQ says of a queue that it knows and has no process of (``rabbit_amqqueue:absent``)."""
+_REFUSED_TO = re.compile(r"refused for user '([^']*)'")
+_ENROLLED = re.compile(r"[\w-]+\.(?P<role>learner|group|driver|observer|controller)\.(?P<name>[\w-]+)")
+"""Users that ``broker-fl enroll`` makes; who they are is decided in ``identity.accounts``."""
+_BY_TOKEN = re.compile(r"[\w-]+\.candidate\.[\w-]+")
 _BAD_LOGIN = (pika_errors.ProbableAuthenticationError, pika_errors.AuthenticationError)
 
 
@@ -85,24 +90,63 @@ def _refused(cause: pika_errors.ConnectionClosed, address: Address) -> BrokerFLE
     return BrokerUnavailable(f"{address}: closed by the broker ({cause.reply_code} {cause.reply_text})")
 
 
-def _bad_login(address: Address) -> AccessDenied:
+def _bad_login(address: Address) -> LoginRefused:
+    advice = _login_advice(address.user)
     if address.external:
         user = address.user or "the common name of the certificate"
-        return AccessDenied(
-            f"{address}: the broker knows no user of the certificate's name, or takes no certificates for a "
-            f"login (EXTERNAL); an operator can let it in: rabbitmqctl add_user {user!r}, with "
+        advice = advice or (
+            f"an operator can let it in: rabbitmqctl add_user {user!r}, with "
             "rabbitmq_auth_mechanism_ssl enabled and ssl_cert_login_from = common_name"
         )
-    return AccessDenied(
-        f"{address}: user or password is wrong, or the user may not log in from this machine; "
-        f"an operator can set it: rabbitmqctl change_password {address.user}"
+        return LoginRefused(
+            f"{address}: the broker knows no user of the certificate's name, or takes no certificates for a "
+            f"login (EXTERNAL); {advice}"
+        )
+    advice = advice or f"an operator can set it: rabbitmqctl change_password {address.user}"
+    return LoginRefused(
+        f"{address}: user or password is wrong, or the user may not log in from this machine; {advice}"
     )
 
 
+def _login_advice(user: str) -> str:
+    """For who has the account from ``broker-fl``; empty for any other."""
+    if (found := _ENROLLED.fullmatch(user)) is not None:
+        return (
+            f"if {found['role']} {found['name']} was revoked, rotated, or is not accepted yet, its operator "
+            "knows: what helps after broker-fl revoke or rotate is a new join file"
+        )
+    if _BY_TOKEN.fullmatch(user):
+        return "the token was used, taken back, or is too old: ask the operator for another one"
+    return ""
+
+
 def _bad_vhost(address: Address, text: str) -> AccessDenied:
+    make = f"make the virtual host (rabbitmqctl add_vhost {address.vhost})"
+    if advice := repair_advice(address.user):
+        return AccessDenied(f"{address}: {text}; if it is missing, an operator can {make}; {advice}")
     return AccessDenied(
-        f"{address}: {text}; an operator can make the virtual host (rabbitmqctl add_vhost {address.vhost}) "
+        f"{address}: {text}; an operator can {make} "
         f"and let the user in (rabbitmqctl set_permissions -p {address.vhost} {address.user} ...)"
+    )
+
+
+def refused_user(text: str) -> str:
+    """Whom the broker has refused something, by its reply; empty if it does not say."""
+    found = _REFUSED_TO.search(text)
+    return found[1] if found else ""
+
+
+def repair_advice(user: str | None) -> str:
+    """What gives an enrolled account its permissions back, and no others; empty for any other user.
+
+    A ``set_permissions`` by hand would open the mail of all others to it.
+    """
+    found = _ENROLLED.fullmatch(user or "")
+    if found is None:
+        return ""
+    return (
+        f"broker-fl enroll {found['name']} --role {found['role']} --repair, by an operator, makes the "
+        f"permissions of a {found['role']} anew; what is refused then is not for this account"
     )
 
 
@@ -114,10 +158,9 @@ def channel_failure(error: BaseException, doing: str) -> BrokerFLError:
     if error.reply_code == RESOURCE_LOCKED or "exclusive use" in text:
         return QueueInUse(f"cannot {doing}: somebody else consumes from it alone ({text})")
     if error.reply_code == ACCESS_REFUSED:
-        return AccessDenied(
-            f"cannot {doing}: {text}; an operator can grant it: "
-            "rabbitmqctl set_permissions -p VHOST USER '^bfl\\.' '^bfl\\.' '^bfl\\.'"
-        )
+        by_hand = "rabbitmqctl set_permissions -p VHOST USER '^bfl\\.' '^bfl\\.' '^bfl\\.'"
+        advice = repair_advice(refused_user(text)) or f"an operator can grant it: {by_hand}"
+        return AccessDenied(f"cannot {doing}: {text}; {advice}")
     if error.reply_code == NOT_FOUND and _NODE_DOWN.search(text):
         return QueueLost(f"cannot {doing}: {text}")
     if error.reply_code == NOT_FOUND:

@@ -11,7 +11,7 @@ from typing import Any
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from broker_fl.errors import BrokerFLError, BrokerUnavailable
+from broker_fl.errors import BrokerFLError, BrokerUnavailable, LoginRefused
 from broker_fl.transports.rabbitmq.address import Address
 from broker_fl.transports.rabbitmq.failures import connection_failure
 from broker_fl.transports.rabbitmq.io import backoff
@@ -25,6 +25,8 @@ BLOCKED_TIMEOUT_S = 300.0
 GOODBYE_TIMEOUT_S = 1.5
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 10.0
 """Shorter than what makes a learner count as lost (four heartbeats of 5 s)."""
+MAX_REFUSED_LOGINS = 10
+"""In a row, about a minute: then the account is gone, and not the broker busy with its start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,9 @@ class Link:
     ) -> None:
         self.connection: TunedConnection | None = None
         self.settings = settings
+        self.login_refused: LoginRefused | None = None
+        """What the broker said, once it has refused a login that it took before many times in a row."""
+        self._num_refused = 0
         self._on_up = on_up
         self._on_down = on_down
         self._lost: asyncio.Future[BaseException]
@@ -176,10 +181,17 @@ class Link:
                 await self._connect_anywhere()
             except BrokerFLError as error:
                 log.warning("still no connection %r: %s", self.settings.name, error)
+                self._count_refused(error)
             except Exception:
                 log.exception("connecting %r failed", self.settings.name)
             else:
+                self._num_refused, self.login_refused = 0, None
                 return
+
+    def _count_refused(self, error: BrokerFLError) -> None:
+        self._num_refused = self._num_refused + 1 if isinstance(error, LoginRefused) else 0
+        if isinstance(error, LoginRefused) and self._num_refused >= MAX_REFUSED_LOGINS:
+            self.login_refused = error
 
 
 def _settle(future: asyncio.Future[Any], error: BaseException | None, *, result: Any = None) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
-from broker_fl.errors import BrokerFLError, QueueLost, SettingError, TransportClosed
+from broker_fl.errors import BrokerFLError, LoginRefused, QueueLost, SettingError, TransportClosed
 from broker_fl.interfaces import Sink
 from broker_fl.security import Security
 from broker_fl.topology import Entity
@@ -174,6 +174,11 @@ class RabbitMQTransport:
     def is_connected(self) -> bool:
         """Whether both connections work, as far as is known: a silent death shows after two heartbeats."""
         return not self._closed and not self._down
+
+    @property
+    def login_refused(self) -> LoginRefused | None:
+        """Set once the broker has refused the account again and again; it is tried further all the same."""
+        return self._in.login_refused or self._out.login_refused
 
     @property
     def unconfirmed_bytes(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from broker_fl.cli import commands
+from broker_fl.identity.joinfile import JoinFile
 
 APP = """
 from broker_fl import Update
@@ -143,3 +144,50 @@ def test_an_unknown_command_is_refused() -> None:
     result = call("runn")
     assert result.exit_code == 2
     assert "No such command 'runn'" in result.stderr
+
+
+# ---------------------------------------------------------------- secrets, and join files
+
+
+def test_a_file_with_a_password_that_others_can_read_is_warned_of(folder: Path) -> None:
+    path = folder / "broker-fl.toml"
+    for text in ('management_password = "geheim"', 'broker = "amqps://site:geheim@h/"', 'federation = "f"'):
+        path.write_text(text, encoding="utf-8")
+        for mode in (0o600, 0o644):
+            path.chmod(mode)
+            told = call("learner", "app.py", "--id", "a b").stderr
+            assert ("holds a password" in told) is (mode == 0o644 and "geheim" in text)
+            assert "geheim" not in told
+
+
+@pytest.fixture
+def joined(folder: Path) -> Path:
+    path = folder / "a.join"
+    JoinFile(
+        federation="hospitals", role="learner", name="a", broker="amqp://127.0.0.1:1/fl", password="geheim"
+    ).write(path)
+    return path
+
+
+def test_a_join_file_wins_over_the_environment_and_not_over_what_is_typed(folder: Path, joined: Path) -> None:
+    others = {"BROKER_FL_BROKER": "amqp://127.0.0.1:2/", "BROKER_FL_FEDERATION": "other"}
+    learner = ("learner", "app.py", "--join", str(joined), "--connect-timeout", "0.01")
+    told = call(*learner, **others)
+    assert told.exit_code == 3
+    assert "hospitals.learner.a@127.0.0.1:1 (virtual host 'fl')" in told.stderr
+    assert "leave out --broker\n" in call(*learner, "--broker", "amqp://h/", **others).stderr
+
+
+def test_a_controller_needs_the_join_file_of_one(folder: Path, joined: Path) -> None:
+    told = call("controller", "--join", str(joined))
+    assert told.exit_code == 2
+    assert "that of learner 'a' of federation 'hospitals'; a controller needs" in told.stderr
+
+
+def test_only_a_join_file_is_called_a_secret(folder: Path, joined: Path) -> None:
+    (folder / "app.py").chmod(0o644)
+    told = call("controller", "--join", "app.py").stderr
+    assert "is no join file" in told
+    assert "secret" not in told
+    joined.chmod(0o644)
+    assert "a.join holds a secret" in call("controller", "--join", str(joined)).stderr

@@ -12,12 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from broker_fl.cli.main import commands
-from broker_fl.errors import AuditBroken, SettingError
+from broker_fl.errors import AuditBroken, RequestRefused, SettingError
+from broker_fl.identity.joinfile import JoinFile
 from broker_fl.roles.auditing import AuditLog
 from broker_fl.roles.runtime import Clock
 from broker_fl.security.audit import LOG_NAME, Deed, FileLog, Head, chained, read, verify
 from broker_fl.stores.redis import RedisStore
-from tests.unit.roles.stage import FEDERATION, Adds, Stage, done, kinds
+from broker_fl.wire.messages import VersionRef
+from tests.unit.roles.stage import FEDERATION, Adds, Stage, done, kinds, model_of, spec
 
 F = "hospitals"
 
@@ -155,6 +157,21 @@ def test_a_refused_request_is_written_down_too(stage: Stage) -> None:
     assert "has ended" in refused["details"]["refused"]
 
 
+def test_a_submit_is_written_down_with_the_model_it_copies_or_why_it_was_refused(stage: Stage) -> None:
+    """Also where the refusal comes when the initial model is there."""
+    stage.controller()
+    stage.host({"a": Adds(1.0)})
+    job = stage.submit(rounds=1)
+    done(job)
+    done(stage.driver.submit(spec(rounds=1), VersionRef(job=job.id, version=1)))
+    with pytest.raises(RequestRefused, match="NaN"):
+        stage.submit(model_of(float("nan")))
+    submits = [one["details"] for one in map(read, stage.audit_log()) if one["action"] == "submit"]
+    assert [one.get("parent") for one in submits] == [None, f"{job.id}@1", None]
+    assert [("refused" in one) for one in submits] == [False, False, True]
+    assert "NaN" in submits[2]["refused"]
+
+
 # ---------------------------------------------------------------- files and the command
 
 
@@ -195,3 +212,27 @@ def test_the_command_reads_redis_and_remembers_a_head(
     assert told.exit_code == 1
     assert "it was cut off" in told.stderr
     assert Head.parse(memory.read_text()) == log.head, "what is remembered is not forgotten for it"
+
+
+def test_an_audit_of_a_federation_that_has_no_log_says_so(
+    redis_url: str, federation: str, tmp_path: Path
+) -> None:
+    """With the federation of a join file; and what is remembered and gone stays an alarm."""
+    joined, memory = tmp_path / "a.join", tmp_path / "head"
+    JoinFile(
+        federation=federation, role="learner", name="a", broker="amqp://127.0.0.1/fl", password="s"
+    ).write(joined)
+    memory.write_text(f"4:{'0' * 64}", encoding="utf-8")
+    where = ["--store", redis_url, "--join", str(joined)]
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(commands, ["audit", *words, *where])
+
+    for command, code in (("show", 0), ("verify", 2)):
+        told = run(command)
+        assert told.exit_code == code
+        assert f"no controller of federation '{federation}' has ever" in told.stderr
+    told = run("verify", "--remember", str(memory))
+    assert told.exit_code == 1
+    assert f"federation '{federation}': audit log: it ends with entry 0" in told.stderr
+    assert "leave out --federation" in run("show", "--federation", "other").stderr

@@ -48,6 +48,25 @@ def test_a_driver_that_is_used_for_long_keeps_nothing(stage: Stage) -> None:
     assert not stage.driver._waiting
 
 
+def test_where_not_all_are_trusted_a_job_without_a_deadline_is_warned_of(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One learner that stays and delivers nothing would hold it for ever."""
+    stage.controller()
+    federation = stage.topology.federation
+    transport = stage.broker.connect("driver", user=f"{federation}.driver.ana")
+    with Driver(transport, federation) as enrolled:
+        for driver, deadline_s, warned in (
+            (enrolled, None, 1),
+            (enrolled, 60.0, 0),
+            (stage.driver, None, 0),  # one account for all: all are trusted
+        ):
+            caplog.clear()
+            driver.submit(spec(deadline_s=deadline_s), model_of())
+            told = [one for one in caplog.messages if "job for ever" in one]
+            assert len(told) == warned, (driver.id, deadline_s)
+
+
 def test_a_driver_asks_to_be_told_of_a_new_connection_once(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

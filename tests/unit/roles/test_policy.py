@@ -22,7 +22,7 @@ from broker_fl.wire.messages import ModelManifest, Task, TaskRef, Terms
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, model_of, same
 
 NOON = 1_800_014_400.0
-TERMS = Terms(name="mri-brain", driver="anna", rule="fedavg", protocol="synchronous", cohort=3)
+TERMS = Terms(name="mri-brain", driver="anna", rule="fedavg", protocol="synchronous", cohort=9, min_cohort=3)
 
 
 def guard(tmp_path: Path, text: str) -> Guard:
@@ -65,8 +65,9 @@ REFUSED = [
     ('jobs.drivers = ["*"]', task(TERMS.model_copy(update={"driver": ""})), "does not say the job's driver"),
     ('jobs.rules = ["median"]', task(), "rule 'fedavg'"),
     ('jobs.protocols = ["asynchronous"]', task(), "protocol 'synchronous'"),
-    ("privacy.min_cohort = 4", task(), "is of 3; privacy.min_cohort is 4"),
-    ("privacy.min_cohort = 2", task(None), "does not say how many"),
+    ("privacy.min_cohort = 4", task(), "of 3 learners' updates.*'quorum'.*; privacy.min_cohort is 4"),
+    ("privacy.min_cohort = 2", task(Terms(cohort=9)), "does not say of how few"),
+    ("privacy.min_cohort = 2", task(None), "does not say of how few"),
     ('privacy.aggregation = "secure_sum"', task(), "'none'; privacy.aggregation is 'secure_sum'"),
     ('privacy.aggregation = "secure_sum"', task(None), "privacy.aggregation"),
     ("limits.max_epochs = 2", task(epochs=3), "3 epochs.*max_epochs is 2"),
@@ -89,6 +90,24 @@ def test_what_it_does_not_allow_is_refused_with_the_setting(
 ) -> None:
     with pytest.raises(TaskDeclined, match=f"declined by the site's policy: .*{reason}"):
         guard(tmp_path, text).admit(given, NOON)
+
+
+def test_an_aggregation_that_nobody_does_is_warned_of_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard(tmp_path, 'privacy.aggregation = "none"')
+    assert not caplog.messages
+    guard(tmp_path, 'privacy.aggregation = "secure"')
+    assert "'secure'" in caplog.text
+    assert "every task will be refused" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [('"five"', "a number$"), ("-5", "above 0$"), ("true", "a number$")]
+)
+def test_epochs_are_a_number_and_no_share(tmp_path: Path, value: str, words: str) -> None:
+    with pytest.raises(SettingError, match=rf"limits.max_epochs = .* must be {words}"):
+        guard(tmp_path, f"limits.max_epochs = {value}")
 
 
 def test_bytes_of_a_day_are_counted_through_restarts_until_midnight(tmp_path: Path) -> None:
@@ -147,12 +166,14 @@ def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
         yield made
 
 
-def declined(stage: Stage, text: str, learner: Adds, tmp_path: Path) -> list[e.TaskFailed]:
+def declined(
+    stage: Stage, text: str, learner: Adds, tmp_path: Path, *, quorum: float = 2
+) -> list[e.TaskFailed]:
     """What the driver sees of a job in which one of three learners has a policy."""
     stage.controller()
     stage.host({"a": Adds(1.0), "c": Adds(1.0)})
     stage.host({"b": learner}, guard=guard(tmp_path, text))
-    job = stage.submit(min_learners=3, rounds=2, quorum=0.5)
+    job = stage.submit(min_learners=3, rounds=2, quorum=quorum)
     done(job)
     same(job.model(), model_of(2.0))
     return [event for event in job.events(follow=False) if isinstance(event, e.TaskFailed)]
@@ -160,9 +181,9 @@ def declined(stage: Stage, text: str, learner: Adds, tmp_path: Path) -> list[e.T
 
 def test_a_refusal_is_heard_of_by_the_driver_and_the_others_go_on(stage: Stage, tmp_path: Path) -> None:
     learner = Adds(9.0)
-    failures = declined(stage, "privacy.min_cohort = 4", learner, tmp_path)
+    failures = declined(stage, "privacy.min_cohort = 3", learner, tmp_path)
     assert [one.learner for one in failures] == ["b"] * 3  # two rounds, and the last evaluation
-    assert "the round is of 3; privacy.min_cohort is 4" in failures[0].reason
+    assert "of 2 learners' updates (see 'quorum'); privacy.min_cohort is 3" in failures[0].reason
     assert learner.num_trained == 0
 
 
@@ -173,7 +194,17 @@ def test_training_that_did_more_than_allowed_sends_nothing(stage: Stage, tmp_pat
 
 def test_an_allowed_job_is_done_with_all(stage: Stage, tmp_path: Path) -> None:
     text = 'jobs = { rules = ["fedavg"], protocols = ["synchronous"] }\nprivacy.min_cohort = 3'
-    assert declined(stage, text, Adds(1.0), tmp_path) == []
+    assert declined(stage, text, Adds(1.0), tmp_path, quorum=3) == []
+
+
+def test_a_site_is_not_the_only_one_in_a_version_because_the_others_were_lost(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """All take part, and all are wanted; but a share is of those that live, and may be of one."""
+    learner = Adds(9.0)
+    failures = declined(stage, "privacy.min_cohort = 2", learner, tmp_path, quorum=0.6)
+    assert "of 1 learners' updates" in failures[0].reason
+    assert learner.num_trained == 0
 
 
 def test_a_job_that_cannot_do_without_the_site_fails_with_its_reason(stage: Stage, tmp_path: Path) -> None:
