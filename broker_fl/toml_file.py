@@ -19,7 +19,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(f"the {what} {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no UTF-8, no TOML, or a number of thousands of digits
         raise SettingError(f"{path} is not valid TOML: {error}") from error
     except RecursionError:
         raise SettingError(f"{path} is no {what}: its values are nested too deeply") from None

@@ -51,6 +51,16 @@ def redacted(text: str) -> str:
     return text
 
 
+def escaped(text: str) -> str:
+    """The text in one line: what is not to be seen (line breaks, terminal escapes, changes of direction) as
+    ``\\n``, ``\\x1b`` or ``\\u202e``. What others send ends up in messages, and must not look like a line of
+    ours.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class _Formatter(logging.Formatter):
     """Times in UTC with milliseconds: logs of several machines are read side by side.
 
@@ -79,14 +89,16 @@ class TextFormatter(_Formatter):
     def _line(self, record: logging.LogRecord) -> str:
         about = " ".join(f"{name}={fact}" for name, fact in subject().items() if name != "federation")
         copy = logging.makeLogRecord(record.__dict__)
-        copy.msg, copy.args = f"{record.getMessage()} [{about}]" if about else record.getMessage(), None
+        words = record.getMessage()
+        copy.msg, copy.args = escaped(f"{words} [{about}]" if about else words), None
         return super(_Formatter, self).format(copy)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        """The error behind a record."""
+        """The error behind a record, indented: no line of it looks like a record."""
         if self._tracebacks:
-            return super().formatException(ei)
-        return f"  {ei[0].__name__}: {ei[1]} (-vv shows where)" if ei[0] else ""
+            lines = super().formatException(ei).splitlines()
+            return "\n".join(f"  {escaped(line)}" for line in lines)
+        return f"  {ei[0].__name__}: {escaped(str(ei[1]))} (-vv shows where)" if ei[0] else ""
 
 
 class JsonFormatter(_Formatter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -13,6 +14,7 @@ from broker_fl.cli.access import broker_security
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.tables import print_table, when
 from broker_fl.errors import SettingError
+from broker_fl.identity.accounts import Account
 from broker_fl.record.text import one_line, plural, size
 from broker_fl.transports.rabbitmq.dead import DeadLetters, Letter, dead_letters
 
@@ -81,10 +83,10 @@ def show(letter: str, **access: Any) -> None:
 def replay(letters: tuple[str, ...], **given: Any) -> None:
     """Send LETTERS (ids, or beginnings of them) again, to where they were refused.
 
-    A message may safely arrive twice. One that is refused again becomes a new dead letter. Messages leave
-    under the name of the account that this command uses: where accounts are enrolled one by one, a controller
-    refuses what is sent in the name of others.
+    Only where parties share accounts (--identities shared): a controller that requires identities hears
+    nothing that somebody else sends on, and refuses it once more. A message may safely arrive twice.
     """
+    _check_may_speak_for_others(given["broker"])
     _each(letters, given, lambda opened, letter: opened.replay(letter), "sent again")
 
 
@@ -96,6 +98,15 @@ def replay(letters: tuple[str, ...], **given: Any) -> None:
 def drop(letters: tuple[str, ...], **given: Any) -> None:
     """Delete LETTERS (ids, or beginnings of them) for good."""
     _each(letters, given, lambda opened, letter: opened.drop(letter), "dropped")
+
+
+def _check_may_speak_for_others(broker: str) -> None:
+    account = Account.of(unquote(urlsplit(broker).username or ""))
+    if account is not None:
+        raise SettingError(
+            f"{account} is an account of its own, and controllers hear of it only what it says itself: "
+            "the letters would be refused once more. Whoever wrote them has to send them again"
+        )
 
 
 def _each(

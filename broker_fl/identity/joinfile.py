@@ -51,11 +51,15 @@ class PrivateFile(BaseModel):
         secret = "" if password is None else f":{quote(password, safe='')}"
         return f"{found['scheme']}://{quote(user, safe='')}{secret}@{found['rest']}"
 
-    def _write(self, path: Path, words: str, *, overwrite: bool) -> None:
+    def to_toml(self, words: str) -> str:
+        """As it stands in a file, below a line of ``words``."""
         lines = [f"# {words}", "# It is a secret: who has it is you. Mode 0600, no e-mail."]
         for name, value in self.model_dump(exclude_none=True).items():
             lines.append(f"{name} = {_toml(value)}")
-        write_private(path, "\n".join(lines) + "\n", overwrite=overwrite)
+        return "\n".join(lines) + "\n"
+
+    def _write(self, path: Path, words: str, *, overwrite: bool) -> None:
+        write_private(path, self.to_toml(words), overwrite=overwrite)
 
 
 class JoinFile(PrivateFile):
@@ -68,7 +72,9 @@ class JoinFile(PrivateFile):
     """
     key: str | None = None
     keys: Annotated[tuple[str, ...], Field(max_length=1_000)] = ()
-    """Public keys of the federation; none where nothing is signed."""
+    """Public keys of the federation. Nothing is signed yet, so it is empty and not used: it has its place so
+    that files which have keys are read by programs of today.
+    """
     expires: str | None = None
     """Until when the account is meant to be used; a date."""
 
@@ -118,12 +124,13 @@ def read_as(kind: type[F], path: Path, what: str) -> F:
     """
     try:
         fields = tomllib.loads(read_private(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a ValueError only
         raise SettingError(f"{path} is no {what}: it is not valid TOML ({str(error)[:200]})") from None
     if (version := fields.get("format")) != FORMAT:
+        is_short = not isinstance(version, int) or abs(version) < 1_000_000  # Python writes no longer ones
         raise SettingError(
-            f"{path} is no {what} that this version of broker_fl can read: its format is {version!r:.50}, "
-            f"not {FORMAT}"
+            f"{path} is no {what} that this version of broker_fl can read: its format is "
+            f"{repr(version)[:50] if is_short else 'a large number'}, not {FORMAT}"
         )
     try:
         read = kind.model_validate(_tuples(fields))
@@ -157,7 +164,8 @@ def _toml(value: Any) -> str:
         and value.replace("\n", "").isprintable()
     ):
         return f"'''\n{value}'''"
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    words = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return words.replace("\x7f", "\\u007f")  # the one character that JSON does not escape and TOML forbids
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

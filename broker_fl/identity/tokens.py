@@ -41,7 +41,7 @@ class Token(PrivateFile):
     token: Secret = Field(repr=False)
     id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     """Comes back with the request: what was asked with an earlier token of the same name is not heard."""
-    expires: float
+    expires: Annotated[float, Field(allow_inf_nan=False)]
     """Seconds since 1970."""
 
     @property

@@ -16,6 +16,7 @@ from functools import partial
 import broker_fl
 from broker_fl.errors import FrameRefused, MessageRefused, TaskCancelled, TaskDeclined
 from broker_fl.interfaces import Delivery, Learner, Parameters, Sink, Transport
+from broker_fl.model import Array
 from broker_fl.observer import NOBODY, Observer, WorkOutcome
 from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
@@ -380,8 +381,6 @@ class LearnerHost:
         if held is None or held.task.task != request.task or held.phase not in ("finished", "failed"):
             log.info("learner %s has no result of task %s to send", seat.id, request.task)
             return
-        if self.settings.guard is not None and held.update is not None and held.task.upload == "at_once":
-            self.settings.guard.again(held.update.nbytes, self._clock.now())
         held.task = held.task.model_copy(update={"inbox": request.inbox, "upload": "at_once"})
         self._send_outcome(seat, held)
 
@@ -440,8 +439,17 @@ class LearnerHost:
         if (update := held.update) is None or task.upload != "at_once":
             self._updates.send(exchange, [key], result)
             return
+        held.is_sent = self._count_again(update, is_sent=held.is_sent)
         publish = publish_together if task.compact else publish_outcome
         self._updates.post(lambda: publish(self._transport, exchange, key, result, update))
+
+    def _count_again(self, update: Array, *, is_sent: bool) -> bool:
+        """Count an update of a task that has sent one, whoever asked for it; the first one was counted when
+        the task was taken. Comes back true.
+        """
+        if is_sent and self.settings.guard is not None:
+            self.settings.guard.again(update.nbytes, self._clock.now())
+        return True
 
     def _send_share(self, group: Group, task: GroupTask, share: FinishedShare, *, is_asked_for: bool) -> None:
         """Send the pages of a group's result, and its sum unless that is to be asked for."""
@@ -451,6 +459,7 @@ class LearnerHost:
         for page in share.pages:
             self._updates.send(exchange, [key], page)
         if share.total is not None and (is_asked_for or newest.upload == "at_once"):
+            task.is_sent = self._count_again(share.total, is_sent=task.is_sent)
             self._updates.post(lambda: publish_sum(self._transport, exchange, key, share))
 
     # ------------------------------------------------------------ reports

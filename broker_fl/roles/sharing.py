@@ -148,6 +148,8 @@ class GroupTask:
         self.incoming = incoming
         self.cancelled = False
         self.shares: list[FinishedShare] = []
+        self.is_sent = False
+        """Whether a sum was, once at least."""
         self.worked_s = 0.0
         self.lock = threading.Lock()
         self._tasks: dict[str, Task] = {}

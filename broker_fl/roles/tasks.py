@@ -53,6 +53,8 @@ class HeldTask:
     result: Result | None = None
     update: Array | None = None
     """The encoded update, kept so that it can be sent again."""
+    is_sent: bool = False
+    """Whether the update was, once at least."""
     failure: str = ""
     arrived: Progress | None = None
     """Bytes of the model."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["broker_fl.wire", "broker_fl.model", "broker_fl.jobfile"]):
+_READING = ("wire", "model", "jobfile", "identity", "security", "transports")
+with atheris.instrument_imports(include=[f"broker_fl.{name}" for name in _READING]):
     from tests.fuzz.mutation import mutated
     from tests.fuzz.targets import IS_MSGPACK, TARGETS, kept
 

@@ -19,7 +19,7 @@ import numpy as np
 from pika import frame
 
 from broker_fl.coordination.shares import Share
-from broker_fl.errors import BrokerFLError, FrameRefused, SettingError
+from broker_fl.errors import AuditBroken, BrokerFLError, FrameRefused, SettingError
 from broker_fl.fleet.inventory import load
 from broker_fl.jobfile import parse_job, read_job
 from broker_fl.model import Array, Model, ModelError, ModelSpec
@@ -31,6 +31,7 @@ from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import Event, decode_event, event_from_json
 from broker_fl.wire.examples import examples
 from broker_fl.wire.vectors import body_of, models
+from tests.fuzz import private, stream
 from tests.servers import raw_amqp
 
 MAX_MODEL_BYTES = 1 << 20
@@ -368,5 +369,12 @@ TARGETS: dict[str, Target] = {
     "job_file_bytes": Target(_file(read_job), _job_files, (SettingError,), _WORDS),
     "policy_file": Target(_file(read_policy), lambda: [_POLICY], (SettingError,), _WORDS),
     "inventory_file": Target(_file(load), lambda: [_INVENTORY], (SettingError,), _WORDS),
+    "join_file": Target(private.join_file, private.join_files, (SettingError,), private.FILE_WORDS),
+    "token_file": Target(private.token_file, private.token_files, (SettingError,), private.FILE_WORDS),
+    "enrolment_request": Target(
+        private.enrolment_request, private.enrolment_requests, words=private.JSON_WORDS
+    ),
+    "audit_log": Target(private.audit_log, private.audit_logs, (AuditBroken,), private.JSON_WORDS),
+    "amqp_stream": Target(stream.stream, stream.streams, words=stream.WORDS),
 }
 IS_MSGPACK = frozenset({"frame", "event", "spec", "chunks"})

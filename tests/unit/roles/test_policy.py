@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 
 from broker_fl.errors import SettingError, TaskDeclined
-from broker_fl.interfaces import TaskContext, Update
+from broker_fl.interfaces import Delivery, TaskContext, Update
 from broker_fl.model import Arrays, Model
 from broker_fl.roles.policy import Guard, read_policy
 from broker_fl.wire import events as e
+from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import cut
+from broker_fl.wire.frames import pack_chunk
 from broker_fl.wire.messages import ModelManifest, Task, TaskRef, Terms
-from tests.unit.roles.stage import Adds, Stage, done, model_of, same
+from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, model_of, same
 
 NOON = 1_800_014_400.0
 TERMS = Terms(name="mri-brain", driver="anna", rule="fedavg", protocol="synchronous", cohort=9, min_cohort=3)
@@ -224,3 +229,50 @@ def test_a_group_goes_by_its_policy_as_a_whole(stage: Stage, tmp_path: Path) -> 
     assert set(missed[0].learners) == {"g-0", "g-1"}
     assert "is not among jobs.drivers" in str(missed[0])
     assert not any(member.num_trained for member in members.values())
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+@pytest.mark.parametrize(("upload", "num_sent"), [("at_once", 5), ("on_request", 2)])
+def test_updates_that_are_asked_for_again_are_counted_however_that_is_done(
+    stage: Stage, tmp_path: Path, group: str | None, upload: str, num_sent: int
+) -> None:
+    """By the task, which comes once more, or by a request, in turns."""
+    site, names, name = guard(tmp_path, "limits.max_bytes_per_day = 9_999"), stage.topology, group or "b"
+    stage.controller()
+    member = f"{name}-0" if group else name
+    host = stage.host({member: Adds(1.0)}, group=group, guard=site)
+    assert host.wait_welcomed(WAIT_S)
+    arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+    stage.transport.declare(names.for_inbox("c"))
+    stage.transport.consume(names.inbox("c"), arrived.put, prefetch=100)
+
+    def ask(*bodies: bytes) -> None:
+        for body in bodies:
+            stage.transport.publish(names.tasks, [names.learner_key(name)], body)
+
+    def payloads(num: int) -> list[int]:
+        """Bytes of the next updates."""
+        found: list[int] = []
+        while len(found) < num:
+            delivery = arrived.get(timeout=WAIT_S)
+            message, payload = m.decode(delivery.body)
+            delivery.ack()
+            if isinstance(message, m.UpdateChunk) and payload is not None:
+                found.append(len(payload))
+        return found
+
+    whole = Model.of({"w": np.zeros(100, np.float32)})
+    (chunk,) = cut(whole.buffer, 1 << 20)
+    order = task().model_copy(update={"upload": upload, "learners": (member,) if group else ()})
+    request = m.UploadRequest(task=order.task, inbox="c").pack()
+    head = m.ModelChunk(job="j", version=0, index=0, count=1, checksum=chunk.checksum)
+    ask(order.pack(), pack_chunk(head.KIND, head.model_dump(), chunk.payload))
+    result = arrived.get(timeout=WAIT_S)
+    result.ack()
+    first = payloads(1) if upload == "at_once" else []
+    ask(order.pack(), request, order.pack(), request)
+    sizes = first + payloads(num_sent - len(first))
+    eventually(
+        lambda: json.loads((tmp_path / "site.toml.usage").read_text())["bytes"] == 800 + sum(sizes[1:]),
+        f"800 bytes and those of {num_sent - 1} repetitions being counted",
+    )

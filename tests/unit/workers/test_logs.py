@@ -1,0 +1,58 @@
+"""What others send cannot make a line of the log that looks like one of ours."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from broker_fl.workers.logs import configure_logging
+
+FORGED = "gone\n2026-01-01T00:00:00.000Z ERROR   broker_fl: the disk is full\r\x1b[2J\u2028\u202egnp"
+log = logging.getLogger("broker_fl.test")
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    yield
+    logging.basicConfig(force=True)
+
+
+def fail() -> None:
+    raise ValueError(FORGED)
+
+
+def told(log_format: str, verbosity: int = 0) -> str:
+    """What is written of a message and of an error that hold foreign text."""
+    stream = io.StringIO()
+    configure_logging("INFO", verbosity, log_format=log_format, stream=stream)  # type: ignore[arg-type]
+    log.warning("learner a left: %s", FORGED)
+    try:
+        fail()
+    except ValueError:
+        log.exception("of b: %s", FORGED)
+    return stream.getvalue()
+
+
+def test_a_text_log_has_one_line_for_a_message_whatever_is_in_it() -> None:
+    lines = told("text").split("\n")
+    assert [line.split()[1] for line in lines if line[:1].isdigit()] == ["WARNING", "ERROR"]
+    assert len(lines) == 4, "two messages, the error behind one, and the end"
+    assert all(line.isprintable() for line in lines)
+    assert r"gone\n2026-01-01T00:00:00.000Z ERROR" in lines[0], "it can still be read"
+
+
+def test_lines_of_a_traceback_are_indented() -> None:
+    lines = told("text", verbosity=2).split("\n")
+    assert [line.split()[1] for line in lines if line[:1].isdigit()] == ["WARNING", "ERROR"]
+    assert any("in fail" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_json_log_keeps_the_text_in_one_object() -> None:
+    first, second = map(json.loads, told("json").rstrip("\n").split("\n"))
+    assert first["message"] == f"learner a left: {FORGED}"
+    assert second["error"]["message"] == FORGED
