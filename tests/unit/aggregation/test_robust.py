@@ -469,7 +469,7 @@ def test_a_round_that_loses_too_many_learners_waits_for_enough_and_combines_no_f
             for transport in transports
         ]
         hosts[0].start()
-        job = federation.submit(JobSpec.model_validate(spec), model_of())
+        job = federation.driver.submit(JobSpec.model_validate(spec), model_of())
         assert leaver.at_work.wait(WAIT_S)
         hosts[0].stop(drain_s=0.0, reason="it has had enough")
         transports[0].close()

@@ -26,7 +26,7 @@ SIZE = 50_021
 
 def num_alive(size: int = SIZE) -> int:
     """Models of a test that something in the process still holds."""
-    return sum(1 for one in gc.get_objects() if isinstance(one, Model) and one.spec.num_elements == size)
+    return sum(1 for one in gc.get_objects() if type(one) is Model and one.spec.num_elements == size)
 
 
 def test_a_large_version_is_let_go_of_once_it_is_sent_and_read_again_for_who_starts_anew(
@@ -108,7 +108,7 @@ def test_a_model_that_is_asked_for_again_while_it_is_sent_is_sent_once(tmp_path:
 def test_what_a_learner_held_of_a_task_goes_when_the_next_one_comes(tmp_path: Path) -> None:
     def num_held() -> int:
         return sum(
-            isinstance(one, HeldTask) and one.spec.num_elements == SIZE + 1 for one in gc.get_objects()
+            type(one) is HeldTask and one.spec.num_elements == SIZE + 1 for one in gc.get_objects()
         )
 
     gc.disable()  # nothing must wait for it
