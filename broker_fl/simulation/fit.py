@@ -12,6 +12,7 @@ from broker_fl.errors import SettingError
 from broker_fl.interfaces import Learner, Member
 from broker_fl.jobfile import make_spec
 from broker_fl.roles.attributes import attributes_of
+from broker_fl.roles.group import LazyLearners
 from broker_fl.roles.learner import SOFTWARE
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.protocols import Asynchronous, Rounds
@@ -19,7 +20,9 @@ from broker_fl.world import Profile
 
 
 def members_of(learners: Mapping[str, Learner]) -> list[Member]:
-    """What a selector will see of them."""
+    """What a selector will see of them; of those that are made when they are worked on, no attributes."""
+    if isinstance(learners, LazyLearners):
+        return [Member(learner=name, attributes={}, software=SOFTWARE) for name in learners]
     return [
         Member(learner=name, attributes=attributes_of(name, learner, {}), software=SOFTWARE)
         for name, learner in learners.items()
