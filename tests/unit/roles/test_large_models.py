@@ -107,9 +107,7 @@ def test_a_model_that_is_asked_for_again_while_it_is_sent_is_sent_once(tmp_path:
 
 def test_what_a_learner_held_of_a_task_goes_when_the_next_one_comes(tmp_path: Path) -> None:
     def num_held() -> int:
-        return sum(
-            type(one) is HeldTask and one.spec.num_elements == SIZE + 1 for one in gc.get_objects()
-        )
+        return sum(type(one) is HeldTask and one.spec.num_elements == SIZE + 1 for one in gc.get_objects())
 
     gc.disable()  # nothing must wait for it
     try:
