@@ -51,6 +51,8 @@ class Proxies:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(3):  # what was aborted is closed in the loop's next turns
+            await asyncio.sleep(0)
 
 
 class Lane:
@@ -162,6 +164,15 @@ class _Pair:
             self.cut("reset")
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            for side in (self._client, self._server):
+                if side is not None:
+                    side[1].transport.abort()
+            raise
+
+    async def _run(self) -> None:
         if self._server is None:
             await self._swallow(self._client[0])
             self._client[1].close()

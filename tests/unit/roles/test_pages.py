@@ -9,7 +9,7 @@ from broker_fl.wire.fields import Parameter
 from broker_fl.wire.frames import MAX_BODY_BYTES
 from broker_fl.wire.messages import Join
 
-NUM_TALKATIVE = 120
+NUM_TALKATIVE = 700
 
 
 class Idle:
@@ -21,7 +21,7 @@ class Idle:
 
 
 def test_a_list_of_learners_that_is_longer_than_a_frame_arrives_whole() -> None:
-    attributes: dict[str, Parameter] = {f"attribute-{number}": "x" * 900 for number in range(60)}
+    attributes: dict[str, Parameter] = {f"attribute-{number}": "x" * 900 for number in range(8)}
     with Federation({"quiet": Idle()}) as federation:
         topology = federation.driver.topology
         for number in range(NUM_TALKATIVE):
