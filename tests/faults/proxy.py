@@ -24,6 +24,8 @@ class Proxies:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._servers: list[asyncio.Server] = []
+        self.writers: list[asyncio.StreamWriter] = []
+        """Of all connections there were, closed at the end: a warning is an error."""
         self._thread = threading.Thread(target=self.loop.run_forever, name="proxies", daemon=True)
         self._thread.start()
 
@@ -51,6 +53,8 @@ class Proxies:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in self.writers:
+            writer.transport.abort()
         for _ in range(3):  # what was aborted is closed in the loop's next turns
             await asyncio.sleep(0)
 
@@ -134,11 +138,13 @@ class Proxy:
         self._proxies.run(heal())
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._proxies.writers.append(writer)
         pair = _Pair(self.lanes, reader, writer)
         self._pairs.add(pair)
         try:
             if self._cut is None:
                 await pair.connect(self._target)
+                self._proxies.writers += pair.writers()
             else:
                 pair.cut(self._cut)
             await pair.run()
@@ -157,6 +163,10 @@ class _Pair:
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._is_silent = False
 
+    def writers(self) -> list[asyncio.StreamWriter]:
+        """To the server, if it is there."""
+        return [self._server[1]] if self._server is not None else []
+
     async def connect(self, port: int) -> None:
         try:
             self._server = await asyncio.open_connection("127.0.0.1", port, limit=READ_BYTES)
@@ -164,15 +174,6 @@ class _Pair:
             self.cut("reset")
 
     async def run(self) -> None:
-        try:
-            await self._run()
-        except asyncio.CancelledError:
-            for side in (self._client, self._server):
-                if side is not None:
-                    side[1].transport.abort()
-            raise
-
-    async def _run(self) -> None:
         if self._server is None:
             await self._swallow(self._client[0])
             self._client[1].close()
