@@ -63,8 +63,8 @@ TEXT = """Learners add a constant of their own and do nothing else, in systems t
 machine: our federation in one process, Flower's `run_simulation` (Ray keeps the clients' processes; the
 best of {flower} CPUs reserved for a client was taken, 2 being its own; its two waits of 0.1 s are constants
 and were left), and NVIDIA FLARE's simulator with a process for each client (the best of asking for work every
-{flare} s was taken; by itself it does every {default:g} s). Where *not swept* stands, one setting was given, and the peer may be
-faster with another. Start-up is from the first import of the process
+{flare} s was taken; by itself it does every {default:g} s). Where *not swept* stands, one setting was
+given, and the peer may be faster with another. Start-up is from the first import of the process
 to the end of the first round.
 
 {table}
