@@ -47,7 +47,8 @@ without the way from SuperNode to ClientApp; telemetry, update check and install
 It polls, every {default:g} s by itself; here the best of {polls} s and of two layouts ({layouts}) was taken
 for each cell, but for those marked *not swept*: one setting was given there, Flower may be faster with
 another, and the ratio flatters us. A model has {tensors} tensors of float32; ours travels in the encoding
-`{encoding}`, the default. Seconds from one version of the model to the next: medians over the rounds of a block, then over
+`{encoding}`, the default. Seconds
+from one version of the model to the next: medians over the rounds of a block, then over
 blocks of ours and theirs in alternation, with the least and the most in brackets; the ratio likewise, of
 blocks that followed each other. The final models of all are checked.
 
