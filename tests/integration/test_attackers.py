@@ -6,26 +6,31 @@ with the model, to the last bit, of a run in peace, by the same contributors.
 
 from __future__ import annotations
 
+import json
 import logging
 import operator
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import pika
 import pytest
+from click.testing import CliRunner
 from pika import exceptions as pika_errors
 
+from broker_fl.cli.main import commands
 from broker_fl.identity.joinfile import read_join_file
+from broker_fl.identity.permissions import permissions_of
 from broker_fl.model import Array, Model
+from broker_fl.observer import Nobody, RefusalReason, UpdateOutcome
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost
 from broker_fl.roles.limits import DEAD_LETTERS
-from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import cut
@@ -36,20 +41,23 @@ from tests.servers.provision import Broker
 
 ROUNDS = 2
 GOOD = ("hospital-a", "hospital-b")
+EXAMPLES = 1_000_000
+"""That mallory says to have trained from; the others have 1."""
 REFUSED, OTHER_USER = 403, 406
 
 
 class Mallory:
     """Raw AMQP with the account of one learner."""
 
-    def __init__(self, by: Operator, port: int) -> None:
-        file = read_join_file(by.enroll("mallory"))
+    def __init__(self, by: Operator, port: int, name: str = "mallory") -> None:
+        self.path = by.enroll(name)
+        file = read_join_file(self.path)
+        self.name = name
         self.topology = by.topology
         self.user = file.account.user
         credentials = pika.PlainCredentials(self.user, str(file.password))
-        self.connection = pika.BlockingConnection(
-            pika.ConnectionParameters("127.0.0.1", port, by.vhost, credentials)
-        )
+        self.access = pika.ConnectionParameters("127.0.0.1", port, by.vhost, credentials)
+        self.connection = pika.BlockingConnection(self.access)
         self._channel = self.connection.channel()
         self._channel.confirm_delivery()
 
@@ -70,7 +78,22 @@ class Mallory:
         self._channel.basic_publish(exchange, key, body, properties)
 
     def report(self, body: bytes) -> None:
-        self.send(self.topology.reports, "mallory.report", body)
+        self.send(self.topology.reports, f"{self.name}.report", body)
+
+    def deliver(self, inbox: str, bodies: Iterable[bytes]) -> None:
+        """To a controller's inbox."""
+        for body in bodies:
+            self.send(self.topology.updates, f"{self.name}.{inbox}", body)
+
+
+class Counts(Nobody):
+    """Updates that the controller says to count nowhere, by why."""
+
+    def __init__(self) -> None:
+        self.updates: Counter[str] = Counter()
+
+    def update(self, outcome: UpdateOutcome, reason: RefusalReason = "", count: int = 1) -> None:
+        self.updates[outcome] += count
 
 
 class Stage:
@@ -79,7 +102,9 @@ class Stage:
     def __init__(self, by: Operator, port: int) -> None:
         self.operator = by
         self.topology = by.topology
-        self.controller = by.controller()
+        self.port = port
+        self.counts = Counts()
+        self.controller = by.controller(self.counts)
         self.inbox = f"controller-{self.controller.epoch}"
         self.good = {name: Adds() for name in GOOD}
         self.hosts: list[LearnerHost] = []
@@ -123,10 +148,16 @@ class Stage:
 
     def dead_letters(self) -> list[str]:
         """Reasons of what was refused since the last look."""
+        return [letter.reason for letter, _ in self.letters()]
+
+    def letters(self) -> list[tuple[m.DeadLetter, bytes]]:
+        """What was refused since the last look, and why."""
         api, vhost = self.operator.api, self.operator.vhost
-        letters = api.take_messages(vhost, self.topology.dead, 10_000)
+        taken = [m.decode(body) for body, _ in api.take_messages(vhost, self.topology.dead, 10_000)]
         return [
-            message.reason for body, _ in letters if isinstance(message := m.decode(body)[0], m.DeadLetter)
+            (letter, bytes(body))
+            for letter, body in taken
+            if isinstance(letter, m.DeadLetter) and body is not None
         ]
 
     def refused(self, num: int) -> list[str]:
@@ -165,7 +196,7 @@ def update_of(learner: str, task: m.TaskRef, value: float) -> list[bytes]:
     """A whole and valid update: its result and its chunk."""
     model = Model.of({"w": np.full(8, value, np.float32)})
     manifest = m.UpdateManifest.of(model.spec, encoding="raw", chunk_bytes=1 << 20)
-    result = m.Result(learner=learner, task=task, num_examples=1_000_000, update=manifest)
+    result = m.Result(learner=learner, task=task, num_examples=EXAMPLES, update=manifest)
     (chunk,) = cut(model.buffer, 1 << 20)
     header = m.UpdateChunk(learner=learner, task=task, index=0, count=1, checksum=chunk.checksum)
     return [result.pack(), pack_chunk(header.KIND, header.model_dump(), chunk.payload)]
@@ -253,80 +284,112 @@ def test_a_message_that_does_not_say_who_sent_it_is_refused(stage: Stage) -> Non
     stage.check_as_in_peace(job)
 
 
-def test_an_update_for_a_task_that_was_not_given_or_is_over_changes_nothing(stage: Stage) -> None:
-    old, new = stage.begin(), None
+def test_an_update_for_a_task_that_was_not_given_or_is_over_changes_nothing(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = stage.begin()
     stage.finish(old)
     new = stage.begin()
-    for job, number in ((old, 0), (old, ROUNDS), (new, 0), (new, 1), (new, 7)):
-        for body in update_of("mallory", m.TaskRef(job=job.id, round=number), 1e6):
-            stage.mallory.send(stage.topology.updates, f"mallory.{stage.inbox}", body)
-    stage.check_as_in_peace(new)
+    before = stage.counts.updates.copy()
+    with caplog.at_level(logging.INFO):
+        for job, number in ((old, 0), (old, ROUNDS), (new, 0), (new, 1), (new, 7)):
+            update = update_of("mallory", m.TaskRef(job=job.id, round=number), 1e6)
+            stage.mallory.deliver(stage.inbox, update)
+        stage.check_as_in_peace(new)
+    for kind in ("result", "update_chunk"):
+        assert caplog.text.count(f"a {kind} of learner mallory for job {old.id} came too late") == 2
+    assert stage.counts.updates - before == Counter(late=3)
 
 
-def bombs(job: str) -> dict[str, bytes]:
-    """Small messages that claim to be large, and large ones."""
-    task = m.TaskRef(job=job, round=0)
-    result, chunk = update_of("mallory", task, 1.0)
-    fields: dict[str, Any] = msgpack.unpackb(result)
-    head = {"v": 1, "kind": "join", "learner": "mallory", "session": "s"}
+def test_an_update_counts_once_however_often_it_is_replayed(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mallory takes part, and sends what it has sent again: in the same round, in the next one, and when the
+    job is done.
+    """
+    mallory, adds = stage.mallory, Adds()
+    adds.gate.clear()
+    host = stage.operator.learner(mallory.path, adds)  # takes its tasks, and never delivers
+    assert host.wait_welcomed(DEADLINE_S)
+    job = stage.begin(protocol={"min_learners": 3, "quorum": 3, "deadline_s": 60.0})
+    assert adds.at_work.wait(DEADLINE_S)
+    first, second = (update_of("mallory", m.TaskRef(job=job.id, round=n), 1.0 + n) for n in range(ROUNDS))
+    before = stage.counts.updates.copy()
 
-    def announcing(**update: Any) -> bytes:
-        packed: bytes = msgpack.packb(fields | {"update": fields["update"] | update})
-        return packed
+    def refused(**expected: int) -> None:
+        eventually(lambda: stage.counts.updates - before == Counter(expected), f"{expected} being refused")
 
-    def piece(**header: Any) -> bytes:
-        whole = m.UpdateChunk(learner="mallory", task=task, index=0, count=1, checksum="xxh3:" + "0" * 16)
-        return pack_chunk(whole.KIND, whole.model_dump() | header, memoryview(b"x"))
-
-    billion = {"spec": [["w", "float32", [10**9, 10**9]]]}
-    return {
-        "an array of 2^32": b"\xdd\xff\xff\xff\xff",
-        "a map of 2^32": b"\xdf\xff\xff\xff\xff",
-        "a binary of 4 GB": b"\x81\xa1x\xc6\xff\xff\xff\xff",
-        "arrays in arrays": b"\x91" * 100_000 + b"\x00",
-        "arrays of 2^32 in one another": b"\xdd\xff\xff\xff\xff" * 10_000,
-        "maps in maps": b"\x81\xa1x" * 100_000 + b"\x00",
-        "a body of 5 MB": result + bytes(5_000_000),
-        "too many attributes": msgpack.packb(head | {"attributes": {f"a{i}": i for i in range(4_000)}}),
-        "a map with 100,000 keys": msgpack.packb(head | {f"k{i}": i for i in range(100_000)}),
-        "a group of a million": msgpack.packb(
-            {"v": 1, "kind": "group_join", "group": "mallory", "session": "s", "members": ["m"] * 1_000_000}
-        ),
-        "an exabyte": announcing(num_bytes=1 << 60),
-        "negative bytes": announcing(num_bytes=-1),
-        "chunks of 2 GB": announcing(chunk_bytes=1 << 31),
-        "a billion elements": announcing(num_bytes=4 * 10**9, **billion),
-        "coarse where raw was asked for": announcing(encoding="int8", num_bytes=24),
-        "the billion largest of eight": announcing(encoding="topk/1000000000", num_bytes=8),
-        "an encoding of no such width": announcing(encoding="float1", num_bytes=1),
-        "a sum of a group": announcing(form="sum"),
-        "chunk 2^60 of 2^61": piece(index=1 << 60, count=1 << 61),
-        "a chunk in another encoding": piece(encoding="int8"),
-        "a chunk of one byte": piece(),
-        "a chunk that is corrupt": chunk[:-1] + b"\xff",
-        "a number beyond 64 bits": b"\x82\xa1v\x01\xa4kind\xcf" + b"\xff" * 8,
-    }
+    mallory.deliver(stage.inbox, first * 2)
+    refused(duplicate=1)
+    adds.at_work.clear()
+    for good in stage.good.values():
+        good.gate.set()
+    assert adds.at_work.wait(DEADLINE_S), "the second round is open"
+    mallory.deliver(stage.inbox, first)
+    refused(duplicate=1, late=1)
+    mallory.deliver(stage.inbox, second)
+    model = stage.finish(job)
+    with caplog.at_level(logging.INFO):
+        mallory.deliver(stage.inbox, [*first, *second])
+        eventually(lambda: caplog.text.count(f"for job {job.id} came too late") == 4, "four being too late")
+    host.stop(drain_s=0.0)
+    np.testing.assert_array_equal(model["w"], stage.in_peace["w"])  # all three add the same
+    np.testing.assert_array_equal(job.model()["w"], model["w"])
+    commits = [event for event in job.events(follow=False) if isinstance(event, e.VersionCommitted)]
+    assert [sorted(commit.contributors) for commit in commits] == [sorted([*GOOD, "mallory"])] * ROUNDS
+    assert [commit.total_weight for commit in commits] == [2.0 + EXAMPLES] * ROUNDS
 
 
-def test_bombs_cost_nothing_and_only_their_sender(stage: Stage) -> None:
-    """Mallory takes part, and answers its task with them: its update is refused, the others' count."""
-    mallory, names = stage.mallory, stage.topology
-    mallory.report(m.Join(learner="mallory", session="s").pack())
-    eventually(lambda: len(stage.driver.learners()) == 3, "mallory being there")
-    stage.dead_letters()
-    before = resident_bytes()
+def until_refused(open_one: Callable[[], object], most: int) -> tuple[int, str]:
+    """How many can be opened, and what the broker says then."""
+    for number in range(most + 1):
+        try:
+            open_one()
+        except pika_errors.AMQPError as error:
+            return number, repr(error)
+    return most + 1, "nothing"
+
+
+def test_an_account_has_so_many_connections_and_channels_and_no_more(stage: Stage) -> None:
     job = stage.begin()
-    sent = bombs(job.id)
-    for body in sent.values():
-        mallory.report(body)
-        mallory.send(names.updates, f"mallory.{stage.inbox}", body)
-    reasons = stage.refused(len(sent))
-    assert all(reasons)
-    assert resident_bytes() - before < 300 << 20
-    mallory.report(m.Leave(learner="mallory", session="s").pack())
-    events = stage.check_as_in_peace(job)
-    refusals = [event for event in events if isinstance(event, e.UpdateRefused)]
-    assert {event.learner for event in refusals} == {"mallory"}
+    crowd = Mallory(stage.operator, stage.port, "crowd")  # a connection with a channel
+    limits, opened = permissions_of(read_join_file(crowd.path).account), [crowd.connection]
+    try:
+        connect = partial(pika.BlockingConnection, crowd.access)
+        num_connected, why = until_refused(lambda: opened.append(connect()), limits.max_connections)
+        assert 1 + num_connected == limits.max_connections == 10
+        assert "user connection limit (10) is reached" in why
+        num_channels, why = until_refused(opened[-1].channel, limits.max_channels)
+        assert 1 + num_channels == limits.max_channels == 50
+        assert "maximum allowed user limit of (50)" in why
+    finally:
+        for connection in opened:
+            if connection.is_open:
+                connection.close()
+    stage.check_as_in_peace(job)
+
+
+def test_what_was_refused_is_not_heard_because_somebody_sends_it_again(stage: Stage) -> None:
+    """Nor is it lost by that: who cannot have it heard does not take it out."""
+    by, job = stage.operator, stage.begin()
+    stage.dead_letters()
+    stage.mallory.report(m.Leave(learner=GOOD[0], session="stolen", reason="good-bye").pack())
+    join = by.folder / "controller-main.join"
+
+    def listed() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(by.run("dead", "list", "--json").output)
+        return found
+
+    eventually(listed, "the refusal")
+    (before,) = listed()
+    assert "in the name of" in before["reason"]
+    done = CliRunner().invoke(commands, ["dead", "replay", "--all", "--join", str(join)])
+    assert (done.exit_code, "would be refused once more" in done.output) == (2, True), done.output
+    assert listed() == [before]
+    assert "1 dead letter sent again" in by.run("dead", "replay", "--all").output
+    (reason,) = stage.refused(1)
+    assert "does not say which account sent it" in reason
+    stage.check_as_in_peace(job)
 
 
 def test_a_second_one_of_the_same_name_is_not_counted_twice(stage: Stage) -> None:
