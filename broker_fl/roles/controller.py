@@ -33,9 +33,10 @@ from broker_fl.roles.auditing import AuditLog
 from broker_fl.roles.groups import Groups
 from broker_fl.roles.jobs import Jobs
 from broker_fl.roles.lease import Lease
-from broker_fl.roles.limits import DEAD_LETTERS, JOINS, MESSAGES, WASTE, RateLimit
+from broker_fl.roles.limits import DEAD_LETTERS, JOINS, MESSAGES, WASTE, Backlog, RateLimit
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.places import Inbox, Keys
+from broker_fl.roles.replays import replayed
 from broker_fl.roles.requests import Requests
 from broker_fl.roles.retention import Retention
 from broker_fl.roles.runner import JobRunner
@@ -128,6 +129,7 @@ class Controller:
         self._waste = RateLimit(WASTE, "messages that nobody asked for")
         self._refusals = RateLimit(DEAD_LETTERS, "messages that are refused")
         self._joins = RateLimit(JOINS, "joins")
+        self._backlog = Backlog()
         self._settled = runtime.event()  # it is active, or has ended before it was
         self._is_active = False
         self._members = Membership(self.settings.heartbeat_s, self._clock.now())
@@ -233,10 +235,7 @@ class Controller:
         )
         self._jobs.resume()
         self._ask_who_is_there()
-        sources = (
-            _Source(self.topology.reports, self._on_report, REPORTS_PREFETCH, LEARNERS, self._messages),
-            _Source(self.topology.control, self._on_control, CONTROL_PREFETCH, DRIVERS, self._messages),
-        )
+        sources = [self._source(queue) for queue in (self.topology.reports, self.topology.control)]
         try:
             self._consume_inbox(inbox)
         except QueueLost:  # its node went down just now
@@ -325,8 +324,16 @@ class Controller:
 
     # ------------------------------------------------------------ what comes in
 
+    def _source(self, queue: str) -> _Source:
+        """How messages of a queue are heard; those of any other are as those of an inbox."""
+        if queue == self.topology.reports:
+            return _Source(queue, self._on_report, REPORTS_PREFETCH, LEARNERS, self._messages)
+        if queue == self.topology.control:
+            return _Source(queue, self._on_control, CONTROL_PREFETCH, DRIVERS, self._messages)
+        return _Source(queue, self._on_inbox, INBOX_PREFETCH, LEARNERS | DRIVERS)
+
     def _consume_inbox(self, inbox: Inbox) -> None:
-        self._consume(_Source(inbox.queue, self._on_inbox, INBOX_PREFETCH, LEARNERS | DRIVERS))
+        self._consume(self._source(inbox.queue))
 
     def _move_inbox(self, inbox: Inbox, queue: str) -> None:
         """On a thread of the transport: the node of a queue is down. What was in it is asked for again."""
@@ -337,12 +344,30 @@ class Controller:
         def sink(delivery: Delivery) -> None:
             self._loop.post(lambda: self._take(source, delivery))
 
-        self._transport.consume(source.queue, sink, prefetch=source.prefetch)
+        def bounded_sink(delivery: Delivery) -> None:
+            user, num_bytes = delivery.user or NOBODY_SAYS, len(delivery.body)
+            if self._backlog.enter(user, num_bytes):
+                self._loop.post(lambda: self._take_waiting(source, delivery, user))
+            else:
+                delivery.ack()
+                self._loop.post(lambda: self._observer.refused("over_limit"))
+
+        is_bounded = self._speakers.required and source.limit is not None  # an inbox fetches few at a time
+        self._transport.consume(source.queue, bounded_sink if is_bounded else sink, prefetch=source.prefetch)
+
+    def _take_waiting(self, source: _Source, delivery: Delivery, user: str) -> None:
+        try:
+            self._take(source, delivery)
+        finally:
+            self._backlog.leave(user, len(delivery.body))
 
     def _take(self, source: _Source, delivery: Delivery) -> None:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
         the reason.
         """
+        if (again := replayed(delivery, self.settings.federation)) is not None:
+            log.info("%s has a dead letter of %s heard again", delivery.user, again.user or "nobody")
+            source, delivery = self._source(again.queue), again
         with about() as subject:
             self._handle(subject, source, delivery)
         delivery.ack()
@@ -422,6 +447,8 @@ class Controller:
             routing_key=text(delivery.routing_key),
             reason=text(reason),
             time_s=self._clock.now(),
+            user=text(delivery.user or ""),
+            needs_account=self._speakers.required,
         )
         payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         body = pack_chunk(header.KIND, header.model_dump(), payload)
@@ -590,7 +617,7 @@ class Controller:
         timers = [self._ticked_at + self.settings.heartbeat_s]
         if (timer := self._jobs.next_timer()) is not None:
             timers.append(timer)
-        if self._jobs.has_news:
+        if self._jobs.has_news or self._audit.has_news:
             timers.append(self._flush_at)
         return min(timers) - self._clock.now()
 
@@ -608,7 +635,8 @@ class Controller:
             self._jobs.signal_all(s.TimePassed())
             self._jobs.tidy(self.settings.retention, self._transport.user)
         is_urgent = self._jobs.has_urgent_news and self._unflushed_since is None
-        if self._jobs.has_news and (is_urgent or now >= self._flush_at):
+        has_news = self._jobs.has_news or self._audit.has_news
+        if has_news and (is_urgent or now >= self._flush_at):
             self._flush()
             self._flush_at = now + (FLUSH_EVERY_S if self._unflushed_since is None else FLUSH_AGAIN_AFTER_S)
 

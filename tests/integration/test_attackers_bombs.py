@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import secrets
+import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -17,6 +19,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from broker_fl.model import Array
 from broker_fl.roles.driver import Job
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire import events as e
@@ -98,6 +101,47 @@ PIECES: dict[str, tuple[dict[str, Any], bytes | None, str]] = {
 """Headers and payloads of the only chunk of an update, and why it is refused."""
 
 
+def int8(scale: float, number: int) -> bytes:
+    """Eight elements as ``int8``: one block with its scale."""
+    return struct.pack("<f8b", scale, *[number] * 8)
+
+
+def topk(places: tuple[int, int], value: float) -> bytes:
+    """Eight elements as ``topk/4``: two places, and what is there."""
+    return struct.pack("<2I2f", *places, value, value)
+
+
+COARSE: dict[str, tuple[str, bytes, str]] = {
+    "a number that int8 never has": ("int8", int8(1.0, -128), "an element is -128"),
+    "a scale below nothing": ("int8", int8(-1.0, 1), "one is negative, not finite"),
+    "a scale that is no number": ("int8", int8(np.nan, 1), "one is negative, not finite"),
+    "a scale beyond the type": ("int8", int8(3e38, 127), "or too large for the type"),
+    "places beyond the model": ("topk/4", topk((1 << 31, (1 << 32) - 1), 1.0), "do not ascend below"),
+    "one place twice": ("topk/4", topk((3, 3), 1.0), "do not ascend below"),
+    "places that descend": ("topk/4", topk((5, 2), 1.0), "do not ascend below"),
+    "a value that is none, at few places": ("topk/4", topk((1, 2), np.inf), "NaN or infinite"),
+}
+"""Encoding, payload, and why it is refused where that encoding is asked for."""
+
+
+def coarse_bomb(what: str, learner: str, task: m.TaskRef) -> list[bytes]:
+    """An update of which nothing is wrong but its values, scales or places."""
+    encoding, payload, _ = COARSE[what]
+    manifest = m.UpdateManifest(
+        form="changes", encoding=encoding, num_bytes=len(payload), chunk_bytes=1 << 20
+    )
+    result = m.Result(learner=learner, task=task, num_examples=1, update=manifest)
+    header = m.UpdateChunk(
+        learner=learner,
+        task=task,
+        index=0,
+        count=1,
+        encoding=encoding,
+        checksum=checksum(memoryview(payload)),
+    )
+    return [result.pack(), pack_chunk(header.KIND, header.model_dump(), memoryview(payload))]
+
+
 def update_bomb(what: str, learner: str, task: m.TaskRef) -> tuple[list[bytes], str]:
     """Messages, and the words of the refusal."""
     result, chunk = update_of(learner, task, 1.0)
@@ -112,6 +156,15 @@ def update_bomb(what: str, learner: str, task: m.TaskRef) -> tuple[list[bytes], 
     mark = checksum(values if "corrupt" in what else sent)
     made = whole.model_dump() | {"checksum": mark} | header
     return [result, pack_chunk(whole.KIND, made, sent)], words
+
+
+@pytest.fixture(scope="module")
+def coarse_in_peace(stage: Stage) -> dict[str, Array]:
+    """The model of a job in each encoding, before there is anybody else."""
+    found = {}
+    for encoding in {encoding for encoding, _, _ in COARSE.values()}:
+        found[encoding] = stage.finish(stage.begin(transfer={"encoding": encoding}))["w"]
+    return found
 
 
 def forget_peak() -> None:
@@ -141,7 +194,7 @@ def test_bombs_cost_nothing_and_each_is_refused_for_what_it_is(
     job = stage.begin()
     stage.dead_letters()
     forget_peak()
-    before = peak_bytes()
+    before, counted = peak_bytes(), stage.counts.refusals.copy()
     for body, _ in FRAMES.values():
         sender.report(body)
         sender.deliver(stage.inbox, [body])
@@ -153,6 +206,7 @@ def test_bombs_cost_nothing_and_each_is_refused_for_what_it_is(
 
     eventually(are_refused, f"each of {len(FRAMES)} bombs being refused twice")
     assert peak_bytes() - before < MAX_PEAK_BYTES
+    assert stage.counts.refusals - counted == Counter(reports=len(FRAMES), inbox=len(FRAMES))
     by_body = {body[:LETTER_BYTES]: what for what, (body, _) in FRAMES.items()}
     refusals = {(by_body[body], letter.source): letter.reason for letter, body in letters}
     sources = stage.topology.reports, stage.topology.inbox(stage.inbox)
@@ -187,6 +241,25 @@ def test_an_update_that_is_a_bomb_is_refused_for_what_it_is(
             wrong[what] = refusals()
     assert not wrong
     assert peak_bytes() - before < MAX_PEAK_BYTES
+
+
+def test_a_coarse_update_that_no_encoder_writes_is_refused_for_what_it_is(
+    stage: Stage, coarse_in_peace: dict[str, Array], bomber: tuple[Mallory, Adds]
+) -> None:
+    sender, adds = bomber
+    wrong = dict[str, list[e.UpdateRefused]]()
+    for what, (encoding, _, words) in COARSE.items():
+        adds.at_work.clear()
+        job = stage.begin(transfer={"encoding": encoding})
+        assert adds.at_work.wait(DEADLINE_S)
+        sender.deliver(stage.inbox, coarse_bomb(what, sender.name, m.TaskRef(job=job.id, round=0)))
+        refusals = partial(refused_updates, job)
+        eventually(refusals, f"{what} being refused")
+        stage.check_as_in_peace(job, coarse_in_peace[encoding])
+        told = [(one.learner, one.round) for one in refusals()]
+        if told != [(sender.name, 0)] or words not in refusals()[0].reason:
+            wrong[what] = refusals()
+    assert not wrong
 
 
 def refused_updates(job: Job) -> list[e.UpdateRefused]:

@@ -104,10 +104,10 @@ class Operator:
         self._stack.callback(transport.close)
         return transport
 
-    def controller(self, observer: Observer = NOBODY) -> Controller:
+    def controller(self, observer: Observer = NOBODY, *, join: Path | None = None) -> Controller:
         store = SQLiteStore(self.folder / "state.sqlite", federation=self.federation)
         self._stack.callback(store.close)
-        transport = self.connect(self.enroll("main", "controller"))
+        transport = self.connect(join or self.enroll("main", "controller"))
         settings = ControllerSettings(federation=self.federation, heartbeat_s=0.2)
         controller = Controller(transport, store, settings)
         controller.observe(observer)
