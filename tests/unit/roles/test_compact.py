@@ -11,7 +11,7 @@ import pytest
 from broker_fl.coordination import membership
 from broker_fl.interfaces import TaskContext
 from broker_fl.model import Arrays
-from broker_fl.roles import learner as learner_module
+from broker_fl.roles.learner import host as learner_module
 from broker_fl.transports.memory import MemoryTransport
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m

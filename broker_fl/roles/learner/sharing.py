@@ -20,8 +20,8 @@ from broker_fl.coordination.checking import problem_of_training
 from broker_fl.errors import BrokerFLError, TaskCancelled, UpdateRefused
 from broker_fl.interfaces import Contribution, Learner, Transport, Update
 from broker_fl.model import Array, Model, ModelSpec
+from broker_fl.roles.learner.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics, describe
 from broker_fl.roles.runtime import THREADS, Runtime
-from broker_fl.roles.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics, describe
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire.chunks import Assembly, cut
 from broker_fl.wire.encodings import encoding

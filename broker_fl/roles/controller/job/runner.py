@@ -32,14 +32,14 @@ from broker_fl.interfaces import Accumulator, Combined, Contribution, Given, Sum
 from broker_fl.model import Model, ModelSpec
 from broker_fl.observer import RefusalReason
 from broker_fl.roles.about import about
-from broker_fl.roles.eventlog import EventLog
-from broker_fl.roles.models import VersionRecord
-from broker_fl.roles.outgoing import OutgoingTasks
+from broker_fl.roles.controller.job.eventlog import EventLog
+from broker_fl.roles.controller.job.outgoing import OutgoingTasks
+from broker_fl.roles.controller.job.receiving import UpdateReceiver, Upload, add_back
+from broker_fl.roles.controller.job.shares import ShareReceiver, SumUpload
+from broker_fl.roles.controller.job.updates import StoredUpdates, drop_unneeded
+from broker_fl.roles.controller.job.versions import VersionRecord
+from broker_fl.roles.controller.services import Services
 from broker_fl.roles.progress import Progress
-from broker_fl.roles.receiving import UpdateReceiver, Upload, add_back
-from broker_fl.roles.services import Services
-from broker_fl.roles.shares import ShareReceiver, SumUpload
-from broker_fl.roles.updates import StoredUpdates, drop_unneeded
 from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire.control import joined_spec, parted
 from broker_fl.wire.events import Event, TransferProgress

@@ -13,8 +13,8 @@ from broker_fl.interfaces import Learner, LearnerContext, Parameters
 from broker_fl.observer import NOBODY, WorkOutcome
 from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
+from broker_fl.roles.learner.sharing import FinishedShare, GroupTask, IncomingModel, MemberTask
 from broker_fl.roles.runtime import THREADS, Runtime
-from broker_fl.roles.sharing import FinishedShare, GroupTask, IncomingModel, MemberTask
 from broker_fl.wire import messages as m
 from broker_fl.wire.fields import MAX_GROUP
 

@@ -19,13 +19,13 @@ from broker_fl.extensions import try_own_code
 from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelError, ModelSpec
-from broker_fl.roles.jobs import Jobs
-from broker_fl.roles.limits import WRITTEN_DOWN, RateLimit
-from broker_fl.roles.models import VersionRecord
-from broker_fl.roles.runner import JobRunner
+from broker_fl.roles.controller.job.runner import JobRunner
+from broker_fl.roles.controller.job.versions import VersionRecord
+from broker_fl.roles.controller.jobs import Jobs
+from broker_fl.roles.controller.limits import WRITTEN_DOWN, RateLimit
+from broker_fl.roles.controller.services import Services
+from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.roles.sender import publish_model
-from broker_fl.roles.services import Services
-from broker_fl.roles.speakers import Speaker
 from broker_fl.security.audit import Deed
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly

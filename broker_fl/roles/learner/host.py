@@ -20,18 +20,18 @@ from broker_fl.model import Array
 from broker_fl.observer import NOBODY, Observer, WorkOutcome
 from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
-from broker_fl.roles.group import Group
+from broker_fl.roles.learner.group import Group
+from broker_fl.roles.learner.mailboxes import Mailboxes
+from broker_fl.roles.learner.policy import Guard
+from broker_fl.roles.learner.residuals import Residuals
+from broker_fl.roles.learner.sharing import FinishedShare, GroupTask, publish_sum
+from broker_fl.roles.learner.tasks import HeldTask
+from broker_fl.roles.learner.turns import Turns
+from broker_fl.roles.learner.variates import Variates
 from broker_fl.roles.loop import Loop
-from broker_fl.roles.mailboxes import Mailboxes
-from broker_fl.roles.policy import Guard
-from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_outcome, publish_together
-from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
 from broker_fl.roles.status import LearnerStatus
-from broker_fl.roles.tasks import HeldTask
-from broker_fl.roles.turns import Turns
-from broker_fl.roles.variates import Variates
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 
@@ -128,7 +128,7 @@ class LearnerHost:
         self._idle_workers = runtime.event()
         self._welcomed = runtime.event()
         self._stopped = runtime.event()
-        self._loop = Loop("learner", on_idle=self._do_what_is_due, timeout_s=self._timeout_s, runtime=runtime)
+        self._loop = Loop("learner", runtime)
         self._reports = Sender(transport, "learner-reports", runtime)
         self._updates = Sender(transport, "learner-updates", runtime)
         self._workers = runtime.workers(self.settings.num_workers, "learner-worker")
@@ -194,7 +194,7 @@ class LearnerHost:
         self._transport.on_queue_lost(self._move_mailbox)
         self._transport.on_reconnect(lambda: self._loop.post(self._join_all))
         self._loop.post(self._join_all)
-        self._loop.start()
+        self._loop.start(on_idle=self._do_what_is_due, timeout_s=self._timeout_s)
 
     def wait_welcomed(self, timeout_s: float | None = None) -> bool:
         """Wait until a controller has answered."""

@@ -14,11 +14,11 @@ from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import FrameRefused, StoreUnavailable
 from broker_fl.interfaces import Member
 from broker_fl.model import Model, ModelSpec
-from broker_fl.roles.eventlog import EventLog
-from broker_fl.roles.retention import Retention
-from broker_fl.roles.runner import JobRunner
-from broker_fl.roles.services import Services
-from broker_fl.roles.updates import drop_unneeded
+from broker_fl.roles.controller.job.eventlog import EventLog
+from broker_fl.roles.controller.job.runner import JobRunner
+from broker_fl.roles.controller.job.updates import drop_unneeded
+from broker_fl.roles.controller.retention import Retention
+from broker_fl.roles.controller.services import Services
 from broker_fl.security.audit import Deed
 from broker_fl.wire.events import Event, JobDeleted, JobFinished, decode_event
 from broker_fl.wire.messages import EventBatch
