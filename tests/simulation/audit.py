@@ -133,7 +133,7 @@ class Audit:
         if leadership is None or not controller._loop._calls.is_waited_for:  # type: ignore[attr-defined]
             return
         for runner in leadership.jobs.running():
-            for learner, upload in runner._receiver._uploads.items():
+            for learner, upload in runner.updates.receiver._uploads.items():
                 is_stray = learner not in runner.job.state.cohort
                 looks = self._strays.get(id(upload), (upload, 0))[1] + 1 if is_stray else 0
                 self._strays[id(upload)] = upload, looks

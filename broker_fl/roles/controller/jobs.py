@@ -16,7 +16,7 @@ from broker_fl.interfaces import Member
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.controller.job.eventlog import EventLog
 from broker_fl.roles.controller.job.runner import JobRunner
-from broker_fl.roles.controller.job.updates import drop_unneeded
+from broker_fl.roles.controller.job.stored_updates import drop_unneeded
 from broker_fl.roles.controller.retention import Retention
 from broker_fl.roles.controller.services import Services
 from broker_fl.security.audit import Deed

@@ -9,7 +9,6 @@ import logging
 from broker_fl.coordination import signals as s
 from broker_fl.errors import FrameRefused, MessageRefused
 from broker_fl.interfaces import Delivery
-from broker_fl.roles.controller.job.runner import JobRunner
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.limits import Waste
 from broker_fl.roles.controller.requests import Requests
@@ -47,10 +46,7 @@ class Results:
                 "a %s of learner %s for job %s came too late", message.KIND, speaker.name, message.task.job
             )
             self._waste.add(speaker)
-            return
-        num_dropped = runner.num_dropped
-        _hand_over(runner, message, payload)
-        if runner.num_dropped > num_dropped:
+        elif not runner.take(message, payload):
             self._waste.add(speaker)
 
     def refused(self, delivery: Delivery, speaker: Speaker, reason: str) -> None:
@@ -64,32 +60,6 @@ class Results:
         is_group = self._services.members.is_group(learner)
         signal = s.GroupHasFailed if is_group else s.UpdateWasRefused
         self._jobs.signal(task.job, signal(learner, task, reason[:1000]))
-
-
-def _hand_over(
-    runner: JobRunner, message: m.Result | m.GroupResult | m.UpdateChunk, payload: memoryview | None
-) -> None:
-    if isinstance(message, m.Result):
-        runner.result(message)
-    elif isinstance(message, m.GroupResult):
-        runner.group_result(message)
-    elif payload is not None:
-        _hand_over_chunk(runner, message, payload)
-
-
-def _hand_over_chunk(runner: JobRunner, chunk: m.UpdateChunk, payload: memoryview) -> None:
-    """Hand in a part of an update, or of a group's sum; and before it the result that came with it."""
-    if chunk.share:
-        runner.group_chunk(chunk, payload)
-        return
-    if (result := chunk.result) is not None:
-        if (result.learner, result.task) != (chunk.learner, chunk.task):
-            raise FrameRefused(
-                f"a chunk of learner {chunk.learner!r} for task {chunk.task} brought a result of learner "
-                f"{result.learner!r} for task {result.task}"
-            )
-        runner.result(result)
-    runner.chunk(chunk, payload)
 
 
 def _is_readable(body: bytes) -> bool:
