@@ -1,5 +1,14 @@
-"""The learner's side: takes tasks from its mailbox, works on them, sends results back."""
+"""The learner's side: takes tasks from its mailbox, works on them, sends results back.
 
-from broker_fl.roles.learner.host import DEFAULT_HEARTBEAT_S, SOFTWARE, LearnerHost, LearnerSettings
+- ``host.py``: one process of learners; ``mailboxes.py``: what it reads; ``outbox.py``: what is sent.
+- ``seats.py``: learners that are each by themselves; ``turns.py``: whose turn it is; ``tasks.py``: a task in
+  the hands of one of them; ``variates.py``, ``residuals.py``: what it keeps between tasks.
+- ``group.py``: learners that send one sum; ``sharing.py``: one task in the hands of a group.
+- ``policy.py``: what the site allows.
+"""
 
-__all__ = ["DEFAULT_HEARTBEAT_S", "SOFTWARE", "LearnerHost", "LearnerSettings"]
+from broker_fl.roles.learner.host import DEFAULT_HEARTBEAT_S, LearnerHost
+from broker_fl.roles.learner.lazy import LazyLearners
+from broker_fl.roles.learner.settings import SOFTWARE, LearnerSettings
+
+__all__ = ["DEFAULT_HEARTBEAT_S", "SOFTWARE", "LazyLearners", "LearnerHost", "LearnerSettings"]

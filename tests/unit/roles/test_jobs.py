@@ -131,7 +131,7 @@ def test_learners_let_go_of_what_they_hold_once_the_job_has_ended_without_them(t
             {name: Adds(1.0) for name in "abcd"}, rounds=5, selector=SelectRandom(count=1, seed=3)
         )
         done(job)
-        seats = stage.hosts[0]._seats.values()
+        seats = stage.hosts[0]._learners.parties
         eventually(lambda: not any(seat.held for seat in seats), "letting go")
 
 
