@@ -3,7 +3,7 @@
 - ``host.py``: one process of learners; ``mailboxes.py``: what it reads; ``outbox.py``: what is sent.
 - ``seats.py``: learners that are each by themselves; ``turns.py``: whose turn it is; ``tasks.py``: a task in
   the hands of one of them; ``variates.py``, ``residuals.py``: what it keeps between tasks.
-- ``group.py``: learners that send one sum; ``sharing.py``: one task in the hands of a group.
+- ``group.py``: learners that send one sum; ``group_task.py``: a task in their hands; ``shares.py``: the sums.
 - ``policy.py``: what the site allows.
 """
 

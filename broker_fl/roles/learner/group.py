@@ -12,10 +12,12 @@ from broker_fl.interfaces import Learner, Parameters
 from broker_fl.observer import WorkOutcome
 from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
+from broker_fl.roles.learner.group_task import GroupTask, MemberTask
+from broker_fl.roles.learner.incoming import IncomingModel
 from broker_fl.roles.learner.lazy import LazyLearners
 from broker_fl.roles.learner.services import HostServices
 from broker_fl.roles.learner.settings import SOFTWARE
-from broker_fl.roles.learner.sharing import FinishedShare, GroupTask, IncomingModel, MemberTask
+from broker_fl.roles.learner.shares import FinishedShare
 from broker_fl.wire import messages as m
 from broker_fl.wire.fields import MAX_GROUP
 

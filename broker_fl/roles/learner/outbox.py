@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from broker_fl.interfaces import Transport
 from broker_fl.model import Array
+from broker_fl.roles.learner.group_task import GroupTask
 from broker_fl.roles.learner.policy import Guard, NoGuard
-from broker_fl.roles.learner.sharing import FinishedShare, GroupTask, publish_sum
+from broker_fl.roles.learner.shares import FinishedShare, publish_sum
 from broker_fl.roles.learner.tasks import HeldTask
 from broker_fl.roles.runtime import Clock, Runtime
 from broker_fl.roles.sender import Sender, publish_outcome, publish_together

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Set
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -291,6 +292,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BrokerFLError):
         return words[:1000]
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not frames[-1].filename.endswith(("roles/learner/tasks.py", "roles/learner/sharing.py")):
+    if frames and Path(frames[-1].filename).parent != Path(__file__).parent:
         words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
     return words[:1000]

@@ -132,7 +132,7 @@ def test_learners_let_go_of_what_they_hold_once_the_job_has_ended_without_them(t
         )
         done(job)
         seats = stage.hosts[0]._learners.parties
-        eventually(lambda: not any(seat.held for seat in seats), "letting go")
+        eventually(lambda: not any(seat.statuses() for seat in seats), "letting go")
 
 
 def test_a_target_ends_the_job_with_the_version_that_met_it(stage: Stage) -> None:
