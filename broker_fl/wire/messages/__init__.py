@@ -2,8 +2,9 @@
 classes.
 
 Unknown fields are ignored and new fields have defaults, so that old and new software understand each other;
-an unknown kind or protocol version is refused by name. Events are in ``events.py``, job settings in
-``job.py``.
+an unknown kind or protocol version is refused by name. Who is there is in ``membership``, what learners are
+to do in ``tasks``, what comes of it in ``results``, what drivers ask and hear in ``requests`` and
+``answers``, the rest in ``notices``; events are in ``wire/events``, job settings in ``wire/job.py``.
 """
 
 from broker_fl.wire.messages.answers import (
