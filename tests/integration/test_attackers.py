@@ -25,9 +25,9 @@ from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.permissions import permissions_of
 from broker_fl.model import Array, Model
 from broker_fl.observer import Nobody, RefusalReason, UpdateOutcome
+from broker_fl.roles.controller.limits import DEAD_LETTERS
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost
-from broker_fl.roles.limits import DEAD_LETTERS
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import cut

@@ -14,11 +14,11 @@ import pytest
 
 from broker_fl.interfaces import Delivery
 from broker_fl.observer import Nobody
-from broker_fl.roles.auditing import stored_lines
 from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.controller.auditing import stored_lines
+from broker_fl.roles.controller.limits import DEAD_LETTERS, JOINS, MAX_WAITING_BYTES, WRITTEN_DOWN, Rate
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
-from broker_fl.roles.limits import DEAD_LETTERS, JOINS, MAX_WAITING_BYTES, WRITTEN_DOWN, Rate
 from broker_fl.security.audit import read
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Topology
@@ -48,7 +48,9 @@ class Federation:
         self._broker = MemoryBroker()
         self.store = SQLiteStore(folder / "state.sqlite", federation=F)
         settings = ControllerSettings(federation=F, heartbeat_s=0.5)
+        self.counts = Counts()
         self.controller = Controller(self.connect("F.controller.main"), self.store, settings)
+        self.controller.observe(self.counts)
         self.controller.start()
         assert self.controller.wait_active(WAIT_S)
         self.hosts: list[LearnerHost] = []
@@ -159,8 +161,6 @@ def test_large_messages_do_not_fill_the_memory_of_a_controller_that_waits(federa
         goes_on.wait()
         append(*words, **more)
 
-    counts = Counts()
-    federation.controller.observe(counts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(federation.store, "append_events", wait_and_append)  # as one that does not answer
         join = m.Join(learner="mallory", session="s").pack()
@@ -174,7 +174,7 @@ def test_large_messages_do_not_fill_the_memory_of_a_controller_that_waits(federa
         eventually(lambda: federation.controller.status().num_calls == 21, "all being fetched")
         goes_on.set()
         federation.learner("another", Adds(1.0))
-    assert counts.refused_from["over_limit"] == 20 - MAX_WAITING_BYTES // (8 << 20)
+    assert federation.counts.refused_from["over_limit"] == 20 - MAX_WAITING_BYTES // (8 << 20)
     assert {one.learner for one in federation.driver.learners()} == {"mallory", "good", "another"}
 
 
