@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -25,6 +26,8 @@ from broker_fl.transports.rabbitmq.channel import queue_arguments
 
 MAX_ANSWER_BYTES = 256 << 20
 """Twenty thousand connections are described in 40 MB."""
+_MAX_DEPTH = 20
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _TIMEOUT_S = 30.0
 _NOT_FOUND = 404
 _FORM = "http[s]://host[:port], the account apart from it"
@@ -234,7 +237,7 @@ class ManagementApi:
         if len(text) > MAX_ANSWER_BYTES:
             raise SettingError(f"{doing}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
         try:
-            return json.loads(text) if text else None
+            return _json(text) if text else None
         except ValueError as error:
             raise SettingError(f"{doing}: this is not RabbitMQ's management interface") from error
 
@@ -265,6 +268,30 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+def _json(text: bytes) -> object:
+    """What JSON says; what is nested deeper than ``_MAX_DEPTH`` is None where it would end Python's stack, as
+    do tables in the headers of a message that anybody may have sent.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        pass
+    pieces, start, depth = [], 0, 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        if found[0] in (b"{", b"["):
+            depth += 1
+            if depth == _MAX_DEPTH + 1:
+                pieces += [text[start : found.start()], b"null"]
+        elif found[0] in (b"}", b"]"):
+            depth -= 1
+            if depth == _MAX_DEPTH:
+                start = found.end()
+    return json.loads(b"".join([*pieces, text[start:]]))
 
 
 def _refusal(doing: str, code: int, text: str) -> Exception:
