@@ -93,6 +93,9 @@ class Counts(Nobody):
     def update(self, outcome: UpdateOutcome, reason: RefusalReason = "", count: int = 1) -> None:
         self.updates[outcome] += count
 
+    def refused(self, source: str) -> None:
+        self.refusals[source] += 1
+
 
 class Stage:
     """Controller, two good learners, a driver, and mallory."""
@@ -331,13 +334,13 @@ def test_an_update_counts_once_however_often_it_is_replayed(
     """Mallory takes part, and sends what it has sent again: in the same round, in the next one, and when the
     job is done.
     """
-    mallory, adds = stage.mallory, Adds()
+    mallory, adds = Mallory(stage.operator, stage.port, "replays"), Adds()
     adds.gate.clear()
     host = stage.operator.learner(mallory.path, adds)  # takes its tasks, and never delivers
     assert host.wait_welcomed(DEADLINE_S)
     job = stage.begin(protocol={"min_learners": 3, "quorum": 3, "deadline_s": 60.0})
     assert adds.at_work.wait(DEADLINE_S)
-    first, second = (update_of("mallory", m.TaskRef(job=job.id, round=n), 1.0 + n) for n in range(ROUNDS))
+    first, second = (update_of(mallory.name, m.TaskRef(job=job.id, round=n), 1.0 + n) for n in range(ROUNDS))
     before = stage.counts.updates.copy()
 
     def refused(**expected: int) -> None:
@@ -360,8 +363,9 @@ def test_an_update_counts_once_however_often_it_is_replayed(
     np.testing.assert_array_equal(model["w"], stage.in_peace["w"])  # all three add the same
     np.testing.assert_array_equal(job.model()["w"], model["w"])
     commits = [event for event in job.events(follow=False) if isinstance(event, e.VersionCommitted)]
-    assert [sorted(commit.contributors) for commit in commits] == [sorted([*GOOD, "mallory"])] * ROUNDS
+    assert [sorted(commit.contributors) for commit in commits] == [sorted([*GOOD, mallory.name])] * ROUNDS
     assert [commit.total_weight for commit in commits] == [2.0 + EXAMPLES] * ROUNDS
+    mallory.connection.close()
 
 
 def refusal_of(open_one: Callable[[], Any]) -> str:
