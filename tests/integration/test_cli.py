@@ -294,7 +294,7 @@ def test_scaffold_finds_the_optimum_of_all_embedded_and_over_rabbitmq(shell: She
 
 def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, controller: Daemon) -> None:
     host = shell.start("learner", "app.py", "--id", "many", "--count", "3", "-a", "region=eu", "-a", "gpus=2")
-    host.wait_said("takes tasks")
+    host.wait_said("2 more take tasks")
     shell.run("submit", "job.toml", "--watch")
     there = {one["learner"]: one["attributes"] for one in json.loads(shell.run("learners", "--json"))}
     assert there == {f"many-{index}": {"region": "eu", "gpus": 2} for index in range(3)}
@@ -304,7 +304,7 @@ def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, control
 
 def test_a_group_is_a_host_of_learners_that_are_made_when_needed(shell: Shell, controller: Daemon) -> None:
     host = shell.start("learner", "app.py", "--group", "many", "--count", "200", "-a", "region=eu")
-    host.wait_said("takes tasks")
+    host.wait_said("199 more take tasks")
     job = shell.run("submit", "job.toml", "--watch").split()[0]
     there = {one["learner"]: one["attributes"] for one in json.loads(shell.run("learners", "--json"))}
     assert there == {f"many-{index}": {"region": "eu"} for index in range(200)}

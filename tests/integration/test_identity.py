@@ -192,6 +192,11 @@ def test_members_are_listed_with_connections_and_expiry(operator: Operator) -> N
     assert (first[-2], first[-1], first[4]) == ("2", "active", "now")
     assert second[-1] == "active"
     assert second[-3] == tomllib.loads(Path(out).read_text(encoding="utf-8"))["expires"].split()[0]
+    rows = {one["name"]: one for one in json.loads(operator.run("members", "--json").output)}
+    assert rows["hospital-b"]["expires"] - rows["hospital-b"]["since"] == pytest.approx(90 * 86_400, abs=60)
+    assert rows["hospital-a"]["last_seen"] >= rows["hospital-a"]["since"]
+    assert rows["hospital-b"]["last_seen"] is None, "it was never there"
+    assert "past its time" in operator.run("revoke", "--expired").output
 
 
 def test_learners_that_could_be_taken_for_members_of_a_group_are_not_enrolled(operator: Operator) -> None:
