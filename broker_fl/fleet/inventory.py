@@ -189,7 +189,11 @@ def _words(problem: Mapping[str, Any]) -> str:
 
 
 def _meant(place: tuple[int | str, ...]) -> str:
-    tables = {"hosts": Host, "controllers": ControllerDaemon, "learners": LearnerDaemon}
+    tables: dict[str, type[_Table]] = {
+        "hosts": Host,
+        "controllers": ControllerDaemon,
+        "learners": LearnerDaemon,
+    }
     table = tables.get(str(place[0]), Inventory) if len(place) > 1 else Inventory
     return expected_one_of(str(place[-1]), table.model_fields)
 

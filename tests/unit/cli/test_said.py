@@ -66,7 +66,7 @@ def amqp_port() -> Iterator[int]:
         def answer() -> None:
             client, _ = server.accept()
             with client:
-                client.recv(8)
+                client.recv(65_536)  # all of it: a close with some unread would be a reset
                 client.sendall(b"AMQP\x00\x00\x09\x01")
 
         thread = threading.Thread(target=answer)
