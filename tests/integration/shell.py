@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,3 +50,13 @@ class Shell:
     def end(self) -> None:
         for daemon in self.daemons:
             daemon.end()
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Of every process there is."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        yield f"the command line of {entry.name}", line

@@ -15,7 +15,7 @@ from redis import Redis
 from broker_fl.model import Model
 from broker_fl.workers.servers import RabbitMQNode, RedisNode, rabbitmq_available, redis_available
 from tests.integration.daemons import Daemon, adding_job
-from tests.integration.shell import Shell
+from tests.integration.shell import Shell, command_lines
 
 APP = """
 import os
@@ -75,16 +75,6 @@ def evaluate(model, task):
 def initial_model():
     return {"w": np.zeros(3, "f8")}
 """
-
-
-def command_lines() -> Iterator[tuple[str, str]]:
-    """Of every process there is."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        yield f"the command line of {entry.name}", line
 
 
 @pytest.fixture
