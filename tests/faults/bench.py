@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from broker_fl import connect
@@ -15,9 +15,14 @@ from tests.servers import provision
 
 
 @contextlib.contextmanager
-def bench_on(rabbitmq: RabbitMQNode, redis: RedisNode | str, folder: Path) -> Iterator[Bench]:
+def bench_on(
+    rabbitmq: RabbitMQNode,
+    redis: RedisNode | str,
+    folder: Path,
+    environments: Mapping[str, dict[str, str]] | None = None,
+) -> Iterator[Bench]:
     """A federation of three learners in a new virtual host, with all its processes running; ``redis`` is a
-    server, or the URL of several.
+    server, or the URL of several; ``environments``: what processes are given besides, by name.
     """
     url = rabbitmq.add_vhost(f"faults-{secrets.token_hex(4)}")
     rabbitmq.flush()  # RabbitMQ 3 would forget it when it is killed
@@ -25,6 +30,7 @@ def bench_on(rabbitmq: RabbitMQNode, redis: RedisNode | str, folder: Path) -> It
     node = None if isinstance(redis, str) else redis
     store = redis if isinstance(redis, str) else redis.url
     federation = Federation(folder, broker=url, store=store, federation=name)
+    federation.environments.update(environments or {})
     try:
         for one in ("controller", *LEARNERS):
             federation.start(one)

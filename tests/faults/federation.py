@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.faults.proxy import Proxies, Proxy
 
@@ -222,7 +223,7 @@ class Federation:
 
 
 def _port(url: str) -> int:
-    return int(url.rpartition("@")[2].partition("/")[0].partition(":")[2])
+    return urlsplit(url).port or 0
 
 
 def _with_port(url: str, port: int) -> str:

@@ -1,4 +1,4 @@
-"""Two controllers: the one that works, or a server of both, is killed or frozen; the round goes on all the same."""
+"""Two controllers: the one that works, or a server, is killed or frozen; the same round goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A learner as behind a hospital's firewall: only the proxy that ``HTTPS_PROXY`` names, and only to port 443."""
+"""A learner as behind a hospital's firewall: by the proxy of ``HTTPS_PROXY`` only, and to port 443 only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Site:
         url = f"amqps://{self.server.administrator}@{NAME}:{self.port}/{self.vhost}"
         tls = ("--tls-ca", files.ca_file, "--tls-cert", files.cert_file, "--tls-key", files.key_file)
         place = ("--broker", url, "--federation", FEDERATION, *map(str, tls))
-        return ["-v", "learner", "app.py:make_learner", "--id", "site", *place, "--connect-timeout", "3"]
+        return ["-v", "learner", "app.py:make_learner", "--id", "site", *place, "--connect-timeout", "1"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A Redis with replicas whose primary goes away in the middle of a round: as docs/operations.md has it set up."""
+"""A Redis with replicas whose primary goes away in the middle of a round, set up as in docs/operations.md."""
 
 from __future__ import annotations
 

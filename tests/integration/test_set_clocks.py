@@ -1,4 +1,7 @@
-"""The wall clock of machines is set while a job runs: that of Redis, by which leases expire, and of all others."""
+"""The wall clock of Redis, by which leases expire, and of controllers is set while a job runs.
+
+Learners keep theirs: under libfaketime ``time.sleep`` of Python fails.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from broker_fl.wire import events as e
-from broker_fl.workers.servers import RabbitMQNode
+from broker_fl.workers.servers import RabbitMQNode, RedisNode
 from tests.faults.bench import bench_on
 from tests.faults.cells import Bench, bring_to, go_on, outcome
 from tests.faults.federation import FENCED
-from tests.servers import provision
 from tests.servers.clocks import WallClock
 
 pytestmark = pytest.mark.timeout(300)
@@ -31,20 +33,30 @@ def bench(
     server_root: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Bench]:
-    """Redis, controllers and learners have this clock; RabbitMQ has its own."""
+    """Redis has this clock, and controllers that are started by ``Federation.environments``."""
     if _restartable_rabbitmq.pid is None:
         _restartable_rabbitmq.start()
+    node, folder = (
+        RedisNode(server_root / "redis-of-clocks", password=True),
+        tmp_path_factory.mktemp("clocks"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in clock.environment.items():
             patch.setenv(name, value)
-        with provision.private_redis(server_root / "redis-of-clocks") as redis:
-            folder = tmp_path_factory.mktemp("clocks")
-            with bench_on(_restartable_rabbitmq, redis, folder) as bench:
-                yield bench
+        node.start()
+    controllers = dict.fromkeys(("controller", "controller-2"), clock.environment)
+    try:
+        with bench_on(_restartable_rabbitmq, node, folder, environments=controllers) as bench:
+            yield bench
+    finally:
+        node.kill()
+        node.stop()
 
 
 @pytest.mark.parametrize("ahead_s", [DAY_S, -DAY_S], ids=["forwards", "back"])
-def test_all_clocks_are_set_and_nobody_minds(bench: Bench, clock: WallClock, ahead_s: int) -> None:
+def test_the_clocks_of_the_servers_are_set_and_nobody_minds(
+    bench: Bench, clock: WallClock, ahead_s: int
+) -> None:
     watched = bring_to("folding", bench)
     clock.set(ahead_s)
     go_on(bench, watched)

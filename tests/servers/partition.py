@@ -1,7 +1,7 @@
 """A node of a RabbitMQ cluster that the others do not reach any more, though all of them run.
 
-Erlang's nodes let each other in by a shared secret. With two wrong ones for each other they are strangers: what
-connects them is closed, and stays so; clients still reach both sides.
+Erlang's nodes let each other in by a shared secret. With two wrong ones for each other they are strangers:
+what connects them is closed, and stays so; clients still reach both sides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _CUT = """
    erlang:disconnect_node(Other)
  end || Other <- nodes()].
 """
-_JOIN = "[erlang:set_cookie(Other, erlang:get_cookie()) || Other <- [{others}]]."
+_KNOW_AGAIN = "[erlang:set_cookie(Other, erlang:get_cookie()) || Other <- [{others}]]."
+_LET_IN = "[rpc:call(One, erlang, set_cookie, ['{node}', erlang:get_cookie()]) || One <- [{others}]]."
 
 
 def cut_off(node: RabbitMQNode) -> None:
@@ -26,7 +27,7 @@ def cut_off(node: RabbitMQNode) -> None:
 
 
 def join_again(node: RabbitMQNode, others: Sequence[RabbitMQNode]) -> None:
-    """Let them find each other; they do within a second or two."""
-    for one, rest in ((node, list(others)), *((other, [node]) for other in others)):
-        names = ", ".join(f"'{known.name}'" for known in rest)
-        one.control("eval", _JOIN.format(others=names))
+    """Let them find each other, all at the same moment; they do within a second or two."""
+    names = ", ".join(f"'{other.name}'" for other in others)
+    node.control("eval", _KNOW_AGAIN.format(others=names))
+    others[0].control("eval", _LET_IN.format(node=node.name, others=names))

@@ -1,4 +1,4 @@
-"""A Redis with two replicas, three Sentinels that have one take over, and an HAProxy that follows the primary.
+"""A Redis with two replicas, three Sentinels that have one take over, and HAProxy, which follows it.
 
 Their settings are the ones that docs/operations.md gives; only times are shorter, and all is on loopback.
 """
@@ -81,7 +81,8 @@ class ReplicatedRedis:
         """The answer of a server or Sentinel to a command."""
         if port not in self._clients:
             self._clients[port] = Redis(port=port, decode_responses=True, socket_timeout=5)
-        return self._clients[port].execute_command(*words)
+        client: Any = self._clients[port]
+        return client.execute_command(*words)
 
     def facts(self, node: RedisNode) -> dict[str, Any]:
         """What a server says of its replication."""
