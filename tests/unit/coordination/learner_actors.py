@@ -39,7 +39,7 @@ class Held:
 
 
 class SimLearner(SimParty):
-    """Behaves as ``roles/learner.py`` does, and dies now and then."""
+    """Behaves as ``roles/learner/host.py`` does, and dies now and then."""
 
     def __init__(self, world: World, learner: str) -> None:
         super().__init__(world, learner)

@@ -10,9 +10,9 @@ from broker_fl.coordination.membership import Membership
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Store, Transport
 from broker_fl.observer import NOBODY, Observer
-from broker_fl.roles.auditing import AuditLog
-from broker_fl.roles.models import Versions
-from broker_fl.roles.places import Inbox, Keys
+from broker_fl.roles.controller.auditing import AuditLog
+from broker_fl.roles.controller.job.versions import Versions
+from broker_fl.roles.controller.places import Inbox, Keys
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.sender import Sender
 from broker_fl.topology import Topology

@@ -11,10 +11,10 @@ from functools import partial
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
 from broker_fl.model import Array, Model
+from broker_fl.roles.controller.job.shares import ENCODING
+from broker_fl.roles.controller.services import Services
 from broker_fl.roles.progress import Progress
 from broker_fl.roles.sender import publishing
-from broker_fl.roles.services import Services
-from broker_fl.roles.shares import ENCODING
 from broker_fl.wire.chunks import cut, num_chunks
 from broker_fl.wire.control import joined
 from broker_fl.wire.encodings import encoding

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Set
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -17,11 +18,11 @@ from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import Array, Model, ModelSpec, parts
 from broker_fl.record.text import size
+from broker_fl.roles.learner.residuals import Residuals
+from broker_fl.roles.learner.variates import ControlledTask, Variates
 from broker_fl.roles.progress import Progress
-from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import Clock
 from broker_fl.roles.usage import peak_bytes
-from broker_fl.roles.variates import ControlledTask, Variates
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.control import joined, parted
 from broker_fl.wire.encodings import encoding
@@ -291,6 +292,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BrokerFLError):
         return words[:1000]
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not frames[-1].filename.endswith(("roles/tasks.py", "roles/sharing.py")):
+    if frames and Path(frames[-1].filename).parent != Path(__file__).parent:
         words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
     return words[:1000]

@@ -22,7 +22,7 @@ from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.model import Array, Model
 from broker_fl.record.history import History
-from broker_fl.roles.conversation import Answer, Answers, Download, Watch
+from broker_fl.roles.driver.conversation import Answer, Answers, Download, Watch
 from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 from broker_fl.roles.sender import publish_model
 from broker_fl.topology import Topology

@@ -7,80 +7,27 @@ comes near.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.aggregation.weighting import weight_of
 from broker_fl.coordination.checking import problem_of_training
 from broker_fl.errors import BrokerFLError, TaskCancelled, UpdateRefused
-from broker_fl.interfaces import Contribution, Learner, Transport, Update
-from broker_fl.model import Array, Model, ModelSpec
+from broker_fl.interfaces import Contribution, Learner, Update
+from broker_fl.model import Model
+from broker_fl.roles.learner.incoming import IncomingModel
+from broker_fl.roles.learner.shares import Done, FinishedShare, OpenShare
+from broker_fl.roles.learner.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics, describe
 from broker_fl.roles.runtime import THREADS, Runtime
-from broker_fl.roles.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics, describe
-from broker_fl.roles.usage import peak_bytes
-from broker_fl.wire.chunks import Assembly, cut
-from broker_fl.wire.encodings import encoding
-from broker_fl.wire.frames import pack_chunk
-from broker_fl.wire.messages import (
-    GroupResult,
-    ModelChunk,
-    ModelManifest,
-    Task,
-    TaskStatus,
-    UpdateChunk,
-    UpdateManifest,
-)
+from broker_fl.wire.messages import Task, TaskStatus
 
 SHARE_BEFORE_DEADLINE = 0.8
 """Of a task's deadline: then what is done is sent, so that a slow learner does not cost the others their
 round.
 """
-PAGE_BYTES = 1_000_000
-"""About what a page of a result takes."""
-_ROW_BYTES = 100
-_VALUE_BYTES = 10
-
-
-class IncomingModel:
-    """A version on its way to a group: put together once, for all tasks that bring it."""
-
-    def __init__(self, manifest: ModelManifest, max_bytes: int, runtime: Runtime = THREADS) -> None:
-        """Make room for it.
-
-        Raises:
-            FrameRefused: the announcement contradicts itself, or the model is larger than ``max_bytes``.
-        """
-        self.manifest = manifest
-        self.spec: ModelSpec = manifest.model_spec(max_bytes=max_bytes)
-        self.model: Model | None = None
-        self.receive_s = 0.0
-        self._assembly = Assembly(manifest.num_bytes, manifest.chunk_bytes)
-        self._runtime = runtime
-        self._began = runtime.steady_s()
-
-    def receive(self, chunk: ModelChunk, payload: memoryview) -> bool:
-        """Take in a part; True when that made it whole.
-
-        Raises:
-            FrameRefused: the part does not fit; nothing changed.
-        """
-        if self.model is not None or chunk.encoding != self.manifest.encoding:
-            return False
-        if not self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
-            return False
-        self.model = encoding(self.manifest.encoding).decode(self._assembly.buffer, self.spec)
-        self.receive_s = self._runtime.steady_s() - self._began
-        return True
-
-    @property
-    def progress(self) -> float:
-        """The share of the chunks that are there."""
-        return 1.0 - self._assembly.num_missing / self._assembly.count
 
 
 @dataclass(slots=True)
@@ -96,45 +43,6 @@ class MemberTask:
     def cancelled(self) -> bool:
         """Whether nobody wants the result any more."""
         return self.whole.cancelled
-
-
-@dataclass(slots=True)
-class Done:
-    """What came of a member's task; its update is in the sum already."""
-
-    learner: str
-    num_examples: int
-    num_steps: int
-    num_epochs: float
-    metrics: dict[str, float]
-    evaluation: dict[str, float]
-    evaluation_examples: int
-    queue_s: float
-    evaluate_s: float
-    train_s: float
-
-
-@dataclass(slots=True)
-class FinishedShare:
-    """What is sent of learners that are done; kept so that it can be sent again."""
-
-    id: str
-    learners: tuple[str, ...]
-    pages: tuple[GroupResult, ...]
-    total: Array | None
-    """The encoded sum."""
-
-
-@dataclass(slots=True)
-class OpenShare:
-    """Learners that are done, or have failed, since the last share was closed."""
-
-    total: WeightedSum
-    done: list[Done] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.done) + len(self.failed)
 
 
 class GroupTask:
@@ -276,51 +184,10 @@ class GroupTask:
         if not len(self._open) or self.cancelled:
             return None
         opened, self._open = self._open, OpenShare(WeightedSum(self.incoming.spec))
-        share = self._close(opened)
+        name = self._runtime.unique()[:16]
+        share = opened.close(name, self.group, self.newest, self.incoming.receive_s)
         self.shares.append(share)
         return share
-
-    def _close(self, opened: OpenShare) -> FinishedShare:
-        total, manifest = None, None
-        if self.newest.train and opened.done:
-            model = opened.total.total()
-            used = encoding(self.newest.encoding)
-            total = used.encode(model)
-            manifest = UpdateManifest.of(
-                model.spec, form="sum", encoding=self.newest.encoding, chunk_bytes=self.newest.chunk_bytes
-            )
-        share = self._runtime.unique()[:16]
-        learners = (*(done.learner for done in opened.done), *opened.failed)
-        return FinishedShare(share, learners, self._pages(share, opened, manifest), total)
-
-    def _pages(
-        self, share: str, opened: OpenShare, manifest: UpdateManifest | None
-    ) -> tuple[GroupResult, ...]:
-        names = {name for done in opened.done for name in (*done.metrics, *done.evaluation)}
-        rows = max(1, PAGE_BYTES // (_ROW_BYTES + _VALUE_BYTES * len(names)))
-        failures = list(opened.failed.items())
-        rows_of_failures = max(1, PAGE_BYTES // (_ROW_BYTES + 1_000))
-        done_pages = [opened.done[at : at + rows] for at in range(0, len(opened.done), rows)]
-        failed_pages = [
-            failures[at : at + rows_of_failures] for at in range(0, len(failures), rows_of_failures)
-        ]
-        num_pages = max(len(done_pages), len(failed_pages))
-        return tuple(
-            GroupResult(
-                group=self.group,
-                task=self.newest.task,
-                share=share,
-                page=page,
-                num_pages=num_pages,
-                failed=tuple(learner for learner, _ in _at(failed_pages, page)),
-                reasons=tuple(reason for _, reason in _at(failed_pages, page)),
-                update=manifest,
-                receive_s=self.incoming.receive_s,
-                peak_memory_bytes=peak_bytes(),
-                **_columns(_at(done_pages, page)),
-            )
-            for page in range(num_pages)
-        )
 
     @property
     def num_waiting(self) -> int:
@@ -356,58 +223,3 @@ class GroupTask:
                 progress=progress,
                 num_learners=num,
             )
-
-
-def publish_sum(transport: Transport, exchange: str, key: str, share: FinishedShare) -> None:
-    """Publish the chunks of a share's sum."""
-    first = share.pages[0]
-    if share.total is None or (manifest := first.update) is None:
-        return
-    for chunk in cut(share.total, manifest.chunk_bytes):
-        header = UpdateChunk(
-            learner=first.group,
-            task=first.task,
-            share=share.id,
-            index=chunk.index,
-            count=chunk.count,
-            encoding=manifest.encoding,
-            checksum=chunk.checksum,
-        )
-        transport.publish(exchange, [key], pack_chunk(header.KIND, header.model_dump(), chunk.payload))
-
-
-def _at(pages: Sequence[list[Any]], page: int) -> list[Any]:
-    return pages[page] if page < len(pages) else []
-
-
-def _columns(rows: Sequence[Done]) -> dict[str, Any]:
-    """What ``GroupColumns`` says of them."""
-    return {
-        "learners": tuple(done.learner for done in rows),
-        "num_examples": _column(done.num_examples for done in rows),
-        "num_steps": _column(done.num_steps for done in rows),
-        "num_epochs": _column(done.num_epochs for done in rows),
-        "evaluation_examples": _column(done.evaluation_examples for done in rows),
-        "queue_s": _column(max(0.0, done.queue_s) for done in rows),
-        "evaluate_s": _column(done.evaluate_s for done in rows),
-        "train_s": _column(done.train_s for done in rows),
-        "metrics": _metric_columns([done.metrics for done in rows]),
-        "evaluation": _metric_columns([done.evaluation for done in rows]),
-    }
-
-
-def _column(values: Iterable[Any]) -> tuple[Any, ...]:
-    """As short as it may be: one value if all are the same, none if they are 0."""
-    column = tuple(values)
-    if column and all(value == column[0] for value in column):
-        return column[:1] if column[0] else ()
-    return column
-
-
-def _metric_columns(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, ...]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
-    return {
-        name: column[:1] if all(value == column[0] for value in column) else column
-        for name, column in columns.items()
-    }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from broker_fl.roles.controller.speakers import Speaker
+from broker_fl.roles.runtime import Clock
+
 log = logging.getLogger(__name__)
 
 
@@ -82,3 +85,21 @@ class RateLimit:
                 self._what,
                 self._rate.per_s,
             )
+
+
+class Waste:
+    """Counts messages that were of no use to anybody, against the accounts that sent them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._limit = RateLimit(WASTE, "messages that nobody asked for")
+
+    def add(self, speaker: Speaker) -> None:
+        """One more of this sender."""
+        if speaker.account is not None:
+            self._limit.take(speaker.account.user, self._clock.now())
+
+    def is_over_limit(self, speaker: Speaker) -> bool:
+        """Whether there were so many that nothing more of this sender is read for now."""
+        account = speaker.account
+        return account is not None and not self._limit.has_left(account.user, self._clock.now())

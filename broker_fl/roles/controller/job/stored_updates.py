@@ -17,8 +17,8 @@ from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import StoreUnavailable
 from broker_fl.interfaces import Contribution
 from broker_fl.model import ModelSpec
-from broker_fl.roles.models import FORMER_CHUNK_BYTES, assemble, pieces
-from broker_fl.roles.services import Services
+from broker_fl.roles.controller.job.versions import FORMER_CHUNK_BYTES, assemble, pieces
+from broker_fl.roles.controller.services import Services
 
 
 class StoredUpdates(Mapping[str, Contribution]):

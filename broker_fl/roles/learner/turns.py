@@ -6,7 +6,7 @@ which it has worked least is next, so that jobs share a learner's time and not i
 
 from __future__ import annotations
 
-from broker_fl.roles.tasks import HeldTask
+from broker_fl.roles.learner.tasks import HeldTask
 
 MAX_JOBS = 100
 """Of a learner whose time is remembered; the oldest are forgotten."""

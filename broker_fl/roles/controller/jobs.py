@@ -14,11 +14,11 @@ from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import FrameRefused, StoreUnavailable
 from broker_fl.interfaces import Member
 from broker_fl.model import Model, ModelSpec
-from broker_fl.roles.eventlog import EventLog
-from broker_fl.roles.retention import Retention
-from broker_fl.roles.runner import JobRunner
-from broker_fl.roles.services import Services
-from broker_fl.roles.updates import drop_unneeded
+from broker_fl.roles.controller.job.eventlog import EventLog
+from broker_fl.roles.controller.job.runner import JobRunner
+from broker_fl.roles.controller.job.stored_updates import drop_unneeded
+from broker_fl.roles.controller.retention import Retention
+from broker_fl.roles.controller.services import Services
 from broker_fl.security.audit import Deed
 from broker_fl.wire.events import Event, JobDeleted, JobFinished, decode_event
 from broker_fl.wire.messages import EventBatch
@@ -36,6 +36,8 @@ class Jobs:
         self.members = members
         self.given_up: dict[str, str] = {}
         """Jobs in the store that nobody can go on with here, and why."""
+        self.found_ended: set[str] = set()
+        """Jobs that had ended before this controller began: no other one could make up for what they lack."""
 
     def resume(self) -> None:
         """Read every job from the store, and go on with those that have not ended."""
@@ -49,6 +51,7 @@ class Jobs:
             drop_unneeded(services, state)
             if state.phase is Phase.ENDED:
                 self._ended[job] = state
+                self.found_ended.add(job)
                 services.persist(partial(self._say_finished, state))
             else:
                 self._resume(state, now)

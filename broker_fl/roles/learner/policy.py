@@ -236,6 +236,20 @@ class Guard:
             ) from error
 
 
+class NoGuard:
+    """A site without a policy: all is taken."""
+
+    def admit(self, task: Task, now: float) -> None:
+        """Take any task."""
+
+    def again(self, num_bytes: int, now: float) -> None:
+        """Count nothing."""
+
+    def guarded(self, learner: Learner) -> Learner:
+        """The learner as it is."""
+        return learner
+
+
 class _Guarded:
     def __init__(self, learner: Learner, policy: Policy) -> None:
         self._learner = learner

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from broker_fl.errors import FrameRefused, SettingError, TaskCancelled, TaskDeclined
-from broker_fl.interfaces import Learner, LearnerContext, Parameters
-from broker_fl.observer import NOBODY, WorkOutcome
+from broker_fl.interfaces import Learner, Parameters
+from broker_fl.observer import WorkOutcome
 from broker_fl.roles.about import about
 from broker_fl.roles.attributes import attributes_of
-from broker_fl.roles.runtime import THREADS, Runtime
-from broker_fl.roles.sharing import FinishedShare, GroupTask, IncomingModel, MemberTask
+from broker_fl.roles.learner.group_task import GroupTask, MemberTask
+from broker_fl.roles.learner.incoming import IncomingModel
+from broker_fl.roles.learner.lazy import LazyLearners
+from broker_fl.roles.learner.services import HostServices
+from broker_fl.roles.learner.settings import SOFTWARE
+from broker_fl.roles.learner.shares import FinishedShare
 from broker_fl.wire import messages as m
 from broker_fl.wire.fields import MAX_GROUP
 
@@ -22,81 +25,18 @@ log = logging.getLogger(__name__)
 MEMBERS_PER_PAGE = 10_000
 COLUMN_BYTES = 1_000_000
 """About what the attributes in a page of ``group_join`` take."""
-MAX_CACHED = 64
 MAX_STATUSES = 100
 MAX_TASKS = 8
 """Of one job's round that a group holds; an attempt is one."""
-
-Make = Callable[[LearnerContext], Learner]
-
-
-class LazyLearners(Mapping[str, Learner]):
-    """Learners that are made when they are worked on, and forgotten when others were since.
-
-    100,000 learners with data of their own do not fit into memory; those at work do.
-    """
-
-    def __init__(self, ids: Iterable[str], make: Make, *, num_cached: int = MAX_CACHED) -> None:
-        """``make`` makes a learner; it is called again when one is needed that is not among the
-        ``num_cached`` that were used last.
-        """
-        self._index = {learner: place for place, learner in enumerate(ids)}
-        self._make = make
-        self._num_cached = num_cached
-        self._cache: OrderedDict[str, Learner] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def part(self, ids: Iterable[str]) -> LazyLearners:
-        """Some of them, made as before."""
-
-        def make(context: LearnerContext) -> Learner:
-            learner = context.learner
-            return self._make(
-                LearnerContext(learner=learner, index=self._index[learner], count=len(self._index))
-            )
-
-        return LazyLearners(ids, make, num_cached=self._num_cached)
-
-    def __getitem__(self, learner: str) -> Learner:
-        with self._lock:
-            if (found := self._cache.get(learner)) is not None:
-                self._cache.move_to_end(learner)
-                return found
-        context = LearnerContext(learner=learner, index=self._index[learner], count=len(self._index))
-        made = self._make(context)
-        with self._lock:
-            self._cache[learner] = made
-            while len(self._cache) > self._num_cached:
-                self._cache.popitem(last=False)
-        return made
-
-    def __contains__(self, learner: object) -> bool:
-        return learner in self._index
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
 
 
 class Group:
     """The learners of one host, and the newest round's tasks of each job.
 
-    The loop's thread hands in what comes; ``num_workers`` threads work; ``send`` has a share published and
-    ``report`` a report.
+    The loop's thread hands in what comes; ``num_workers`` threads work.
     """
 
-    def __init__(
-        self,
-        name: str,
-        learners: Mapping[str, Learner],
-        *,
-        attributes: Parameters,
-        num_workers: int,
-        max_model_bytes: int,
-        runtime: Runtime = THREADS,
-    ) -> None:
+    def __init__(self, name: str, learners: Mapping[str, Learner], services: HostServices) -> None:
         """Nothing is connected yet.
 
         Raises:
@@ -105,35 +45,32 @@ class Group:
         """
         if not 0 < len(learners) <= MAX_GROUP:
             raise SettingError(f"group {name!r} has {len(learners)} learners; it may have 1 to {MAX_GROUP}")
+        settings, runtime = services.settings, services.runtime
         self.id = name
         self.session = runtime.unique()[:16]
+        self._services = services
         self._runtime = runtime
         self._learners = learners
-        self._attributes = attributes
+        self._attributes = settings.attributes
         self._own_attributes: Mapping[str, Parameters] = (
-            {} if isinstance(learners, LazyLearners) else _own(learners, attributes)
+            {} if isinstance(learners, LazyLearners) else _own(learners, settings.attributes)
         )
-        self._max_model_bytes = max_model_bytes
         self._tasks: dict[str, dict[m.TaskRef, GroupTask]] = {}
         self._models: dict[str, IncomingModel] = {}
         self._lock = threading.Lock()
-        self._num_workers = num_workers
+        self._num_workers = settings.num_workers
         self._num_working = 0
         self._busy: set[str] = set()
-        self._workers = runtime.workers(num_workers, "learner-worker")
-        self.report: Callable[[m.Message], None]
-        self.send: Callable[[GroupTask, FinishedShare, bool], None]
-        """With its sum, or as the task says."""
-        self.on_idle: Callable[[], None]
-        self.admit: Callable[[m.Task], None] = lambda _: None
-        """Raises ``TaskDeclined`` if the site's policy does not allow a task."""
-        self.guarded: Callable[[Learner], Learner] = lambda learner: learner
-        """What the site's policy makes of a learner."""
-        self.observer = NOBODY
+        self._workers = runtime.workers(settings.num_workers, "learner-worker")
+
+    @property
+    def parties(self) -> Sequence[Group]:
+        """The group itself: it has the mailbox."""
+        return (self,)
 
     # ------------------------------------------------------------ what comes in
 
-    def joins(self, software: str) -> Iterator[m.GroupJoin]:
+    def joins(self, mailbox: int) -> Iterator[m.GroupJoin]:
         """The pages of ``group_join``."""
         names = sorted({name for own in self._own_attributes.values() for name in own})
         size = max(1, min(MEMBERS_PER_PAGE, COLUMN_BYTES // (1 + 20 * len(names))))
@@ -152,8 +89,9 @@ class Group:
                 },
                 page=page,
                 num_pages=num_pages,
-                software=software,
+                software=SOFTWARE,
                 tasks=self.statuses(),
+                mailbox=mailbox,
             )
 
     def statuses(self) -> tuple[m.TaskStatus, ...]:
@@ -166,11 +104,11 @@ class Group:
         try:
             self._check(task)
             if task.task not in self._tasks.get(job, {}):
-                self.admit(task)
+                self._services.admit(task)
             incoming = self._incoming(task)
         except (FrameRefused, TaskDeclined) as error:
             log.warning("group %s does not take task %s: %s", self.id, task.task, error)
-            self.report(m.Failed(learner=self.id, task=task.task, reason=str(error)[:1000]))
+            self._report(m.Failed(learner=self.id, task=task.task, reason=str(error)[:1000]))
             return
         self._drop_others(task)
         with self._lock:
@@ -197,7 +135,7 @@ class Group:
         incoming = self._models.get(task.task.job)
         if incoming is None or incoming.manifest != task.model:
             incoming = self._models[task.task.job] = IncomingModel(
-                task.model, self._max_model_bytes, self._runtime
+                task.model, self._services.settings.max_model_bytes, self._runtime
             )
         return incoming
 
@@ -223,8 +161,8 @@ class Group:
 
     def _accept(self, whole: GroupTask) -> None:
         accepted = m.Accepted(learner=self.id, task=whole.newest.task, receive_s=whole.incoming.receive_s)
-        self.report(accepted)
-        self.observer.received(whole.incoming.receive_s)
+        self._report(accepted)
+        self._services.observer.received(whole.incoming.receive_s)
 
     def on_upload_request(self, request: m.UploadRequest) -> None:
         """Send what is finished of a task, again or for the first time."""
@@ -234,13 +172,13 @@ class Group:
             return
         whole.newest = whole.newest.model_copy(update={"inbox": request.inbox})
         for share in whole.shares:
-            self.send(whole, share, True)
+            self._send(whole, share, True)
 
     def _send_again(self, whole: GroupTask, learners: set[str]) -> None:
         """Finished shares of learners that are asked for once more."""
         for share in whole.shares:
             if not learners.isdisjoint(share.learners):
-                self.send(whole, share, False)
+                self._send(whole, share, False)
 
     def cancel(self, cancel: m.Cancel) -> None:
         """Stop working on a job's tasks up to a round, and forget them."""
@@ -256,6 +194,14 @@ class Group:
         """Stop working."""
         for whole in self._all():
             whole.cancel()
+
+    def _report(self, report: m.Message) -> None:
+        self._services.outbox.report(self.id, report)
+
+    def _send(self, whole: GroupTask, share: FinishedShare, is_asked_for: bool) -> None:
+        """Have a share sent, with its sum or as the task says; from any thread."""
+        outbox = self._services.outbox
+        self._services.post(lambda: outbox.send_share(self.id, whole, share, is_asked_for=is_asked_for))
 
     # ------------------------------------------------------------ work
 
@@ -280,15 +226,15 @@ class Group:
             return not self._num_working and all(whole.is_idle for whole in self._all())
 
     def due_s(self) -> float | None:
-        """In how many seconds ``send_due`` may have something to do."""
+        """In how many seconds ``do_what_is_due`` may have something to do."""
         due = [due_s for whole in self._all() if (due_s := whole.due_s()) is not None]
         return min(due, default=None)
 
-    def send_due(self) -> None:
+    def do_what_is_due(self) -> None:
         """Send what is done of tasks whose deadlines are near."""
         for whole in self._all():
             if (share := whole.share_if_due()) is not None:
-                self.send(whole, share, False)
+                self._send(whole, share, False)
 
     def _all(self) -> list[GroupTask]:
         return [whole for tasks in self._tasks.values() for whole in tasks.values()]
@@ -315,19 +261,19 @@ class Group:
                     outcome = "finished" if held.whole.work(held, self._made(held)) else "failed"
             except TaskCancelled:
                 log.debug("learner %s of group %s stopped working", held.learner, self.id)
-            self.observer.worked(outcome, self._runtime.steady_s() - began)
+            self._services.observer.worked(outcome, self._runtime.steady_s() - began)
             with self._lock:
                 self._busy.discard(held.learner)
             share = held.whole.worked(self._runtime.steady_s() - began)
             if share is not None:
-                self.send(held.whole, share, False)
-        self.on_idle()
+                self._send(held.whole, share, False)
+        self._services.on_idle()
 
     def _made(self, held: MemberTask) -> Callable[[], Learner]:
         def made() -> Learner:
             if held.learner not in self._learners:
                 raise SettingError(f"it is not in group {self.id!r}")
-            return self.guarded(self._learners[held.learner])
+            return self._services.guard.guarded(self._learners[held.learner])
 
         return made
 

@@ -22,7 +22,7 @@ from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import Event, decode_event
 
 if TYPE_CHECKING:
-    from broker_fl.roles.driver import Driver
+    from broker_fl.roles.driver.driver import Driver
 
 Answer = m.Reply | Exception | None
 """An exception stands for all answers that would have come; None: they went where nobody reads any more."""
