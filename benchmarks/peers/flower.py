@@ -83,7 +83,7 @@ class TimedRounds:
         from benchmarks.peers.rounds import RoundClock
 
         self._options = options
-        self.clock = RoundClock(BEGAN_S, options.limit_s)
+        self.clock = RoundClock(BEGAN_S, options.limit_s, options.least)
         self._newest: Any = None
 
     def run(self, grid: Any) -> None:

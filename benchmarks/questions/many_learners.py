@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, ours, processes
+from benchmarks import ours, processes
+from benchmarks.cells import now
 from benchmarks.questions import Options, Question, Row
 from benchmarks.tables import plot_lines, seconds, spread, table
 from broker_fl import connect
@@ -79,8 +80,7 @@ def run(options: Options) -> Iterator[Row]:
             "num_learners": cell.num_learners,
             "grouped": cell.grouped,
             "sample": cell.sample,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": machine.busy_share(),
+            **now(),
         }
         yield {**row, **ours.alone(measure, cell, min(options.rounds, 5))}
 
