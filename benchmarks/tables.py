@@ -94,7 +94,11 @@ def plot_lines(
             ticks = sorted({x for group in (ours, theirs) for points in group.values() for x, _ in points})
             axes.set_xticks(ticks, [f"{tick:,g}" if tick < 1e6 else f"{tick:g}" for tick in ticks])
             axes.xaxis.set_minor_formatter(NullFormatter())
+            low, high = axes.get_ylim()
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            # Between few powers of ten, others are named, too.
+            names = NullFormatter() if high > 20 * low else FuncFormatter(lambda y, _: f"{y:g}")
+            axes.yaxis.set_minor_formatter(names)
             axes.grid(visible=True, which="major", color="#d8dee4", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
         all_axes[0].set_ylabel(labels[1])

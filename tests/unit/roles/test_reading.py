@@ -11,9 +11,9 @@ import pytest
 from broker_fl.errors import RequestRefused, StoreUnavailable
 from broker_fl.interfaces import Combined
 from broker_fl.model import Model
-from broker_fl.roles import reading
-from broker_fl.roles.models import VersionRecord, Versions
-from broker_fl.roles.reading import find_version
+from broker_fl.roles.controller import reading
+from broker_fl.roles.controller.job.versions import VersionRecord, Versions
+from broker_fl.roles.controller.reading import find_version
 from broker_fl.stores.sqlite import SQLiteStore
 from tests.unit.roles.stage import Adds, Stage, done, same
 
