@@ -5,7 +5,7 @@ interface      implementations                               to add one
 =============  ============================================  ============================================
 ``Learner``    the user's own, ``frameworks/``               any object with ``train`` and ``evaluate``
 ``Transport``  ``transports/rabbitmq``, ``memory``           a package there; it passes ``tests/contract``
-``Store``      ``stores/redis.py``, ``stores/sqlite.py``     a file there; it passes ``tests/contract``
+``Store``      ``stores/``: ``redis``, ``sqlite``, ``memory``  a file there; it passes ``tests/contract``
 ``Rule``       ``aggregation/``, one file per rule           a file there, its name in ``RULES``
 ``Selector``   ``coordination/selection/``                   a class there, its settings in ``wire/``
 =============  ============================================  ============================================
@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 
 from broker_fl.model import Arrays, Model, ModelSpec
 from broker_fl.topology import Entity
+from broker_fl.wire.handed import Handed
 
 Metrics = Mapping[str, float]
 Parameters = Mapping[str, str | int | float | bool | None]
@@ -242,6 +243,26 @@ class Transport(Protocol):
         ...
 
 
+@runtime_checkable
+class HandsOver(Protocol):
+    """What a ``Transport`` can do besides whose messages never leave the process.
+
+    Its deliveries have an attribute ``handed``: the message itself, or None if it came as bytes; ``body`` is
+    there all the same.
+    """
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it does so: who is at the other end of it may want bytes."""
+        ...
+
+    def hand_over(
+        self, exchange: str, routing_keys: Sequence[str], handed: Handed, *, mandatory: bool = False
+    ) -> None:
+        """``Transport.publish`` of a message as it is. Who gave it leaves it alone from then on."""
+        ...
+
+
 # ---------------------------------------------------------------- store
 
 
@@ -311,7 +332,9 @@ class Store(Protocol):
         ...
 
     def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:
-        """Write a piece of a version that is not committed yet; invisible until then. ``data`` is not kept.
+        """Write a piece of a version that is not committed yet; invisible until then.
+
+        ``data`` is not kept, unless it is read-only: nobody writes to that memory any more.
 
         Pieces of a version that is committed already are left alone. A store may send without waiting:
         its errors come at the latest from ``commit_version``.

@@ -40,7 +40,7 @@ from broker_fl.roles.requests import Requests
 from broker_fl.roles.retention import Retention
 from broker_fl.roles.runner import JobRunner
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
-from broker_fl.roles.sender import Sender
+from broker_fl.roles.sender import Sender, read
 from broker_fl.roles.services import Services
 from broker_fl.roles.speakers import DRIVERS, LEARNERS, Identities, Speaker, Speakers
 from broker_fl.roles.status import ControllerStatus
@@ -356,7 +356,7 @@ class Controller:
             if self._is_over_limit(source, speaker):
                 self._observer.refused("over_limit")
                 return
-            message, payload = m.decode(delivery.body)
+            message, payload = read(delivery)
             subject.message(message)
             source.handle(message, payload, speaker)
         except MessageRefused as error:

@@ -26,7 +26,7 @@ from broker_fl.roles.mailboxes import Mailboxes
 from broker_fl.roles.policy import Guard
 from broker_fl.roles.residuals import Residuals
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
-from broker_fl.roles.sender import Sender, publish_outcome, publish_together
+from broker_fl.roles.sender import Sender, handing, publish_outcome, publish_together, read
 from broker_fl.roles.sharing import FinishedShare, GroupTask, publish_sum
 from broker_fl.roles.status import LearnerStatus
 from broker_fl.roles.tasks import HeldTask
@@ -286,7 +286,7 @@ class LearnerHost:
     ) -> None:
         with about(learner=name) as subject:
             try:
-                message, payload = m.decode(delivery.body)
+                message, payload = read(delivery)
                 subject.message(message)
                 handle(message, payload)
             except MessageRefused as error:
@@ -434,12 +434,17 @@ class LearnerHost:
                 log.warning("learner %s could not do task %s: %s", seat.id, task.task, held.failure)
             self._report(seat.id, m.Failed(learner=seat.id, task=task.task, reason=held.failure))
             return
+        if held.is_handed_over:
+            log.info("learner %s has handed over what came of task %s already", seat.id, task.task)
+            return
         result = result.model_copy(update={"session": seat.session})
         exchange, key = self.topology.updates, f"{seat.id}.{task.inbox}"
         if (update := held.update) is None or task.upload != "at_once":
             self._updates.send(exchange, [key], result)
             return
         held.is_sent = self._count_again(update, is_sent=held.is_sent)
+        if handing(self._transport) is not None:
+            held.update = None  # its memory is free again as soon as it is in the sum
         publish = publish_together if task.compact else publish_outcome
         self._updates.post(lambda: publish(self._transport, exchange, key, result, update))
 

@@ -36,7 +36,7 @@ from broker_fl.roles.eventlog import EventLog
 from broker_fl.roles.models import VersionRecord
 from broker_fl.roles.outgoing import OutgoingTasks
 from broker_fl.roles.progress import Progress
-from broker_fl.roles.receiving import UpdateReceiver, Upload, add_back
+from broker_fl.roles.receiving import UpdateReceiver, Upload, added_back
 from broker_fl.roles.services import Services
 from broker_fl.roles.shares import ShareReceiver, SumUpload
 from broker_fl.roles.updates import StoredUpdates, drop_unneeded
@@ -359,7 +359,7 @@ class JobRunner:
             model, change = parted(model)
             control = change if result.update.control == "change" else None
         if self._adds_back:
-            add_back(model, self._base_of(upload.task), self._buffers)
+            model = added_back(model, self._base_of(upload.task), self._buffers)
         return Contribution(
             learner=result.learner,
             model=model,
@@ -435,6 +435,7 @@ class JobRunner:
             self._shares.clear()
             self._carried = -1, None  # the rule may change it now
             combined = accumulator.result()
+            combined = replace(combined, model=combined.model.own())  # it may be an update, of a learner
         except (AggregationError, AppError) as error:
             self.signal(s.CommitFailed(f"round {state.round + 1}: {error}"))
             return
