@@ -14,13 +14,20 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState
-from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingRefused, StoreUnavailable
+from broker_fl.errors import (
+    AppError,
+    FrameRefused,
+    RequestRefused,
+    SettingRefused,
+    StoreUnavailable,
+    VersionsLost,
+)
 from broker_fl.extensions import try_own_code
 from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelError, ModelSpec
 from broker_fl.roles.controller.job.runner import JobRunner
-from broker_fl.roles.controller.job.versions import VersionRecord
+from broker_fl.roles.controller.job.versions import VersionRecord, Versions
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.limits import WRITTEN_DOWN, RateLimit
 from broker_fl.roles.controller.services import Services
@@ -96,6 +103,7 @@ class Requests:
 
         Raises:
             FrameRefused: it is in the name of somebody else, who is not bothered with an answer.
+            VersionsLost: the store has forgotten versions that are asked for. The driver is told, too.
         """
         if speaker.account is not None:  # else the key is the same for all
             speaker.check_name(request.driver, request.KIND)
@@ -114,6 +122,9 @@ class Requests:
             if not again and type(request) in _AUDITED:
                 self._write_down(request, speaker.user, refused=str(error)[:300])
             self._reply(request, refused)
+        except VersionsLost as error:
+            self._reply(request, _refused(request, error))
+            raise
 
     def _check_rate(self, request: m.Request, speaker: Speaker) -> None:
         """Hold an account against how often it may ask for what is written down, refused or not.
@@ -170,7 +181,7 @@ class Requests:
     def _begin_from(self, submit: m.Submit, parent: m.VersionRef) -> None:
         """Begin with a copy of a stored version; a rule of the same settings goes on with its memory."""
         before = self._state(parent.job)
-        versions = self._services.versions(parent.job)
+        versions = self._versions(parent.job)
         record, model = versions.read(parent.version)
         memory = versions.read_memory(record.version) if before.spec.rule == submit.spec.rule else None
         origin = m.VersionRef(job=parent.job, version=record.version)
@@ -342,7 +353,7 @@ class Requests:
 
     def _list_versions(self, request: m.ListVersions) -> None:
         evaluations = self._state(request.job).evaluations
-        records = self._services.versions(request.job).records()
+        records = self._versions(request.job).records()
         summaries = [record.summary(evaluations.get(record.version, {})) for record in records]
         for versions, last in pages(summaries, _num_bytes):
             self._reply(request, m.Versions(request=request.request, versions=versions, last=last))
@@ -378,7 +389,7 @@ class Requests:
         services = self._services
         if request.request in self._reading:  # asked again because a large one takes its time
             return
-        record, model = services.versions(request.job).read(request.version)
+        record, model = self._versions(request.job).read(request.version)
         manifest = m.ModelManifest(
             version=record.version,
             spec=record.spec.to_wire(),
@@ -399,6 +410,22 @@ class Requests:
                 services.post(lambda: self._reading.discard(request.request))
 
         services.bulk_sender.post(publish)
+
+    def _versions(self, job: str) -> Versions:
+        """What is stored of a job: all that its state says, or an older version would pass for the newest.
+
+        Raises:
+            VersionsLost: it is not; whoever starts as controller now makes up for it.
+            RequestRefused: it is not, and nobody can.
+        """
+        versions = self._services.versions(job)
+        try:
+            versions.check_not_lost(self._state(job).version)
+        except VersionsLost as error:
+            if job in self._jobs.found_ended:
+                raise RequestRefused(str(error)) from error
+            raise
+        return versions
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()

@@ -96,15 +96,21 @@ class Versions:
         try:
             self._store.commit_version(self._job, stored, state, epoch=self._epoch, keep=keep)
         except StoreUnavailable:
-            self._check_not_lost(record.version)
+            self.check_not_lost(record.version - 1)
             raise
 
-    def _check_not_lost(self, version: int) -> None:
-        """A store that lost power may have forgotten its last second, as Redis does by default."""
+    def check_not_lost(self, version: int) -> None:
+        """See that the store still has all up to this version. One that lost power, or a replica that took
+        over, may have forgotten the last moments.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+            VersionsLost: it has not.
+        """
         newest = max((stored.version for stored in self._store.versions(self._job)), default=-1)
-        if newest < version - 1:
+        if newest < version:
             raise VersionsLost(
-                f"the store has lost versions of job {self._job!r}: version {version - 1} was in it, the "
+                f"the store has lost versions of job {self._job!r}: version {version} was in it, the "
                 f"newest is {newest}; whoever starts as controller now goes on from there"
             )
 
