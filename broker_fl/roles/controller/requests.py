@@ -13,7 +13,7 @@ from broker_fl.aggregation.kernels import all_finite
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.selection import make_selector
-from broker_fl.coordination.state import JobState
+from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import (
     AppError,
     FrameRefused,
@@ -30,9 +30,9 @@ from broker_fl.roles.controller.job.runner import JobRunner
 from broker_fl.roles.controller.job.versions import VersionRecord, Versions
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.limits import WRITTEN_DOWN, RateLimit
+from broker_fl.roles.controller.reading import find_version, publish_version
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
-from broker_fl.roles.sender import publish_model
 from broker_fl.security.audit import Deed
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
@@ -48,7 +48,6 @@ EVENTS_PER_PAGE = 2_000
 PAGE_BYTES = 2_000_000
 MAX_PENDING = 16
 PENDING_EXPIRES_S = 600.0
-MODEL_CHUNK_BYTES = 1 << 20
 MAX_REMEMBERED = 256
 _NO_DEADLINE = (
     "'protocol.deadline_s' is not given: a learner that stays connected and delivers nothing can hold this "
@@ -385,27 +384,16 @@ class Requests:
         self._reply(request, m.Events(request=request.request, events=tuple(page), last=last))
 
     def _read_model(self, request: m.ReadModel) -> None:
-        self._state(request.job)
-        services = self._services
+        state, services = self._state(request.job), self._services
         if request.request in self._reading:  # asked again because a large one takes its time
             return
-        record, model = self._versions(request.job).read(request.version)
-        manifest = m.ModelManifest(
-            version=record.version,
-            spec=record.spec.to_wire(),
-            spec_digest=record.spec.digest,
-            digest=record.digest,
-            num_bytes=record.spec.num_bytes,
-            chunk_bytes=MODEL_CHUNK_BYTES,
-        )
-        answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
-        exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
+        has_ended = state.phase is Phase.ENDED
+        record, pieces = find_version(self._versions(request.job), request.version, may_change=not has_ended)
         self._reading.add(request.request)
 
         def publish() -> None:
             try:
-                services.transport.publish(exchange, keys, answer.pack())
-                publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
+                publish_version(services, request, record, pieces)
             finally:
                 services.post(lambda: self._reading.discard(request.request))
 
