@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from broker_fl.coordination.state import JobState
-from broker_fl.errors import RequestRefused, SettingRefused, StoreUnavailable
+from broker_fl.errors import RequestRefused, SettingRefused, StoreUnavailable, VersionsLost
 from broker_fl.roles.controller.job.runner import JobRunner
+from broker_fl.roles.controller.job.versions import Versions
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.services import Services
 from broker_fl.security.audit import Deed
@@ -62,6 +63,22 @@ class Desk:
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")
         return states[job]
+
+    def versions(self, job: str) -> Versions:
+        """What is stored of a job: all that its state says, or an older version would pass for the newest.
+
+        Raises:
+            VersionsLost: it is not; whoever starts as controller now makes up for it.
+            RequestRefused: it is not, and nobody can.
+        """
+        versions = self.services.versions(job)
+        try:
+            versions.check_not_lost(self.state(job).version)
+        except VersionsLost as error:
+            if job in self.jobs.found_ended:
+                raise RequestRefused(str(error)) from error
+            raise
+        return versions
 
     def running(self, job: str) -> JobRunner:
         """A job that has not ended.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable
+from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable, VersionsLost
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.limits import WRITTEN_DOWN, RateLimit
 from broker_fl.roles.controller.requests.control import Control
@@ -47,6 +47,7 @@ class Requests:
 
         Raises:
             FrameRefused: it is in the name of somebody else, who is not bothered with an answer.
+            VersionsLost: the store has forgotten versions that are asked for. The driver is told, too.
         """
         if speaker.account is not None:  # else the key is the same for all
             speaker.check_name(request.driver, request.KIND)
@@ -64,6 +65,9 @@ class Requests:
             if not again and type(request) in _AUDITED:
                 self._desk.write_down(request, speaker.user, refused=str(error)[:300])
             self._desk.reply(request, refused_by(request, error, again=again))
+        except VersionsLost as error:
+            self._desk.reply(request, refused_by(request, error))
+            raise
 
     def _check_rate(self, request: m.Request, speaker: Speaker) -> None:
         """Hold an account against how often it may ask for what is written down, refused or not.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from broker_fl.coordination.membership import Presence
+from broker_fl.coordination.state import Phase
 from broker_fl.roles.controller.requests.desk import Desk
-from broker_fl.roles.sender import publish_model
+from broker_fl.roles.controller.requests.download import find_version, publish_version
 from broker_fl.wire import messages as m
 from broker_fl.wire.pages import pages
 
 EVENTS_PER_PAGE = 2_000
 PAGE_BYTES = 2_000_000
-MODEL_CHUNK_BYTES = 1 << 20
 
 
 class Reading:
@@ -34,7 +34,7 @@ class Reading:
     def versions(self, request: m.ListVersions) -> None:
         """The versions that are kept of a job."""
         evaluations = self._desk.state(request.job).evaluations
-        records = self._services.versions(request.job).records()
+        records = self._desk.versions(request.job).records()
         summaries = [record.summary(evaluations.get(record.version, {})) for record in records]
         for versions, last in pages(summaries, _num_bytes):
             self._desk.reply(request, m.Versions(request=request.request, versions=versions, last=last))
@@ -70,27 +70,17 @@ class Reading:
 
     def model(self, request: m.ReadModel) -> None:
         """A version: what it is, then its chunks."""
-        self._desk.state(request.job)
-        services = self._services
+        state, services = self._desk.state(request.job), self._services
         if request.request in self._reading:  # asked again because a large one takes its time
             return
-        record, model = services.versions(request.job).read(request.version)
-        manifest = m.ModelManifest(
-            version=record.version,
-            spec=record.spec.to_wire(),
-            spec_digest=record.spec.digest,
-            digest=record.digest,
-            num_bytes=record.spec.num_bytes,
-            chunk_bytes=MODEL_CHUNK_BYTES,
-        )
-        answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
-        exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
+        has_ended = state.phase is Phase.ENDED
+        versions = self._desk.versions(request.job)
+        record, pieces = find_version(versions, request.version, may_change=not has_ended)
         self._reading.add(request.request)
 
         def publish() -> None:
             try:
-                services.transport.publish(exchange, keys, answer.pack())
-                publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
+                publish_version(services, request, record, pieces)
             finally:
                 services.post(lambda: self._reading.discard(request.request))
 

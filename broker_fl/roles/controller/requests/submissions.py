@@ -75,7 +75,7 @@ class Submissions:
     def _begin_from(self, submit: m.Submit, parent: m.VersionRef, user: str) -> None:
         """Begin with a copy of a stored version; a rule of the same settings goes on with its memory."""
         before = self._desk.state(parent.job)
-        versions = self._services.versions(parent.job)
+        versions = self._desk.versions(parent.job)
         record, model = versions.read(parent.version)
         memory = versions.read_memory(record.version) if before.spec.rule == submit.spec.rule else None
         origin = m.VersionRef(job=parent.job, version=record.version)
