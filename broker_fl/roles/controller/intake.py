@@ -17,7 +17,8 @@ from broker_fl.roles.controller.limits import MESSAGES, Backlog, RateLimit, Wast
 from broker_fl.roles.controller.replays import replayed
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import LEARNERS, Speaker, Speakers
-from broker_fl.wire.messages import Message, decode
+from broker_fl.roles.sender import read
+from broker_fl.wire.messages import Message
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, memoryview | None, Speaker], None]
@@ -108,7 +109,7 @@ class Intake:
             if self._is_over_limit(source, speaker):
                 self._services.observer.refused("over_limit")
                 return
-            message, payload = decode(delivery.body)
+            message, payload = read(delivery)
             subject.message(message)
             source.handle(message, payload, speaker)
         except MessageRefused as error:
