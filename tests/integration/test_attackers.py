@@ -328,13 +328,21 @@ def test_an_update_for_a_task_that_was_not_given_or_is_over_changes_nothing(
     assert stage.counts.updates - before == Counter(late=3)
 
 
+@pytest.fixture
+def member(stage: Stage) -> Iterator[Mallory]:
+    """Another account of mallory's; made before a test begins, since commands take the log to themselves."""
+    member = Mallory(stage.operator, stage.port, "member")
+    yield member
+    member.connection.close()
+
+
 def test_an_update_counts_once_however_often_it_is_replayed(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    stage: Stage, member: Mallory, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Mallory takes part, and sends what it has sent again: in the same round, in the next one, and when the
     job is done.
     """
-    mallory, adds = Mallory(stage.operator, stage.port, "replays"), Adds()
+    mallory, adds = member, Adds()
     adds.gate.clear()
     host = stage.operator.learner(mallory.path, adds)  # takes its tasks, and never delivers
     assert host.wait_welcomed(DEADLINE_S)
@@ -369,7 +377,6 @@ def test_an_update_counts_once_however_often_it_is_replayed(
     commits = [event for event in job.events(follow=False) if isinstance(event, e.VersionCommitted)]
     assert [sorted(commit.contributors) for commit in commits] == [sorted([*GOOD, mallory.name])] * ROUNDS
     assert [commit.total_weight for commit in commits] == [2.0 + EXAMPLES] * ROUNDS
-    mallory.connection.close()
 
 
 def refusal_of(open_one: Callable[[], Any]) -> str:
