@@ -596,6 +596,8 @@ class Controller:
 
     def _idle(self) -> None:
         """Nothing waits: tell jobs the time, find the lost, write events out."""
+        if not self._loop.num_calls:
+            self._jobs.settle()
         now = self._clock.now()
         self._jobs.tell_time(now)
         if now >= self._ticked_at + self.settings.heartbeat_s:

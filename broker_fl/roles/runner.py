@@ -28,7 +28,7 @@ from broker_fl.errors import (
     UpdateRefused,
     VersionsLost,
 )
-from broker_fl.interfaces import Accumulator, Combined, Contribution, Given, SumAccumulator
+from broker_fl.interfaces import Accumulator, Combined, Contribution, Given, LazyAccumulator, SumAccumulator
 from broker_fl.model import Model, ModelSpec
 from broker_fl.observer import RefusalReason
 from broker_fl.roles.about import about
@@ -95,6 +95,7 @@ class JobRunner:
             self._form,
             has_control=self._has_control,
             buffers=self._buffers,
+            adds_back=self._adds_back,
         )
         self._shares = ShareReceiver(spec, job.state.spec.transfer)
         self._accumulator: Accumulator | None = None
@@ -369,7 +370,13 @@ class JobRunner:
             metrics=result.metrics,
             evaluation=result.evaluation,
             control=control,
+            magnitudes=upload.look.magnitudes() if upload.look is not None else None,
         )
+
+    def settle(self) -> None:
+        """Nothing else is to be done: add the updates that wait to be added together."""
+        if isinstance(self._accumulator, LazyAccumulator):
+            self._accumulator.settle()
 
     def _refuse(self, learner: str, task: TaskRef, error: MessageRefused) -> None:
         self._receiver.drop(learner)
