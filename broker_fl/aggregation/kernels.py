@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from broker_fl.aggregation import blas
-from broker_fl.aggregation.parallel import in_blocks, in_parts, scratch
+from broker_fl.aggregation.parallel import BLOCK_ELEMENTS, FOLD_ELEMENTS, in_blocks, in_parts, scratch
 from broker_fl.model import Array
 
 Work = Callable[[slice], None]
@@ -47,7 +47,8 @@ def fold(total: Array, terms: Sequence[Term], *, begun: bool, divisor: float | N
         for step in steps:
             step(block)
 
-    in_blocks(total.size, work)
+    needs_scratch = any(values.dtype != total.dtype for values, _ in terms)
+    in_blocks(total.size, work, BLOCK_ELEMENTS if needs_scratch else FOLD_ELEMENTS)
 
 
 def add_scaled(total: Array, values: Array, weight: float) -> None:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from broker_fl.aggregation import blas, kernels, sums
 from broker_fl.aggregation.fedavg import FedAvg
 from broker_fl.aggregation.looks import MAX_RUNS, Look
-from broker_fl.aggregation.parallel import BLOCK_ELEMENTS
+from broker_fl.aggregation.parallel import FOLD_ELEMENTS
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.errors import UpdateRefused
 from broker_fl.interfaces import Contribution, Given, LazyAccumulator
 from broker_fl.model import Array, Model, ModelSpec, TensorSpec
 
-SIZES = (0, 1, 7, 33, 4_099, BLOCK_ELEMENTS + 13, 3 * BLOCK_ELEMENTS - 1)
+SIZES = (0, 1, 7, 33, 4_099, FOLD_ELEMENTS + 13, 2 * FOLD_ELEMENTS + 7)
 LAYOUTS = (("float32",), ("float64",), ("float32", "int64", "float16"), ("bfloat16", "bool", "float64"))
 
 
