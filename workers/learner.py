@@ -11,8 +11,7 @@ from broker_fl.apps import App
 from broker_fl.errors import BrokerFLError, QueueInUse
 from broker_fl.interfaces import Learner, LearnerContext
 from broker_fl.roles.about import everywhere
-from broker_fl.roles.group import LazyLearners
-from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.workers.connecting import BrokerAccess, check_login, connect_broker
 from broker_fl.workers.logs import hide_passwords

@@ -125,7 +125,7 @@ def _lines(given: dict[str, Any]) -> Iterator[bytes]:
         own = chain.default_file(federation)
         yield from chain.FileLog(own if given["file"] == "own" else given["file"], federation).lines()
         return
-    from broker_fl.roles.auditing import stored_lines
+    from broker_fl.roles.controller.auditing import stored_lines
     from broker_fl.stores.redis import RedisStore
 
     store = RedisStore(given["store"], federation=federation, security=store_security(given))

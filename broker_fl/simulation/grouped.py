@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from broker_fl.errors import SettingError
 from broker_fl.interfaces import Learner
-from broker_fl.roles.group import LazyLearners
-from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
 from broker_fl.transports.memory import MemoryBroker, MemoryTransport
 from broker_fl.wire.fields import MAX_GROUP
 

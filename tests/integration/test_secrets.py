@@ -24,7 +24,7 @@ from broker_fl.cli.main import commands
 from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.tokens import read_token
-from broker_fl.roles.auditing import stored_lines
+from broker_fl.roles.controller.auditing import stored_lines
 from broker_fl.stores.redis import RedisStore
 from broker_fl.topology import Topology
 from broker_fl.workers.servers import RedisNode

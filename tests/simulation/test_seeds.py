@@ -13,7 +13,7 @@ import pytest
 
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.coordination.job import Job
-from broker_fl.roles.runner import JobRunner
+from broker_fl.roles.controller.job.runner import JobRunner
 from tests.simulation.kernel import Violation
 from tests.simulation.many import play_many
 from tests.simulation.storage import MemoryStore

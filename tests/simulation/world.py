@@ -215,7 +215,7 @@ class World:
                 process.kill()
             self._hosts[slot] = process, transport, host
             while not host.wait(5.0):
-                held = max(len(seat.held) for seat in host._seats.values())
+                held = max(len(seat.statuses()) for seat in host._learners.parties)
                 check(held <= len(self.scenario.jobs), f"a learner holds {held} tasks")
                 if host.error is not None:
                     raise Violation(f"a learner ended with {host.error!r}") from host.error

@@ -12,7 +12,7 @@ from broker_fl.coordination.protocols import make_job
 from broker_fl.coordination.shares import Share
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.interfaces import Member
-from broker_fl.roles.groups import Groups
+from broker_fl.roles.controller.groups import Groups
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import Event, JobFinished
 from broker_fl.wire.protocols import Asynchronous
@@ -61,7 +61,7 @@ class _Upload:
 
 
 class SimController:
-    """Performs a job's actions as ``roles/runner.py`` does."""
+    """Performs a job's actions as ``roles/controller/job/runner.py`` does."""
 
     def __init__(self, world: World, disk: Disk) -> None:
         self.epoch = disk.epoch
@@ -310,7 +310,7 @@ class SimController:
         self._uploads = {name: one for name, one in self._uploads.items() if self._job.is_open(name)}
         self._signal(stored)
 
-    # ------------------------------------------------------------ updates, as in ``roles/updates.py``
+    # ------------------------------------------------------------ updates, as in ``roles/controller/job``
 
     def _may_die(self) -> None:
         if self._world.unlucky(self._world.faults.controller_crash):
@@ -342,7 +342,7 @@ class SimController:
 
 
 class SimLearner:
-    """Behaves as ``roles/learner.py`` does, and dies now and then."""
+    """Behaves as ``roles/learner/host.py`` does, and dies now and then."""
 
     def __init__(self, world: World, learner: str) -> None:
         self.id = learner

@@ -1,4 +1,4 @@
-"""A group of learners in ``world.py``: behaves as ``roles/group.py`` does, and dies now and then."""
+"""A group of learners in ``world.py``: behaves as ``roles/learner/group.py`` does, and dies now and then."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A federation without threads, sockets or clocks: one controller and its learners over a network that loses,
 doubles, delays and reorders, and processes that die at any step. All of it follows from a seed.
 
-The controller of this world performs what ``coordination.job`` decides, as ``roles/runner.py`` does, and
+The controller of this world performs what ``coordination.job`` decides, as ``roles/controller/job`` does, and
 checks at every step what must never happen. ``World(...).run()`` ends when the job has ended.
 """
 
@@ -55,7 +55,7 @@ class Disk:
     contributions: dict[int, dict[str, int]] = field(default_factory=dict)
     """Committed version → learner → number of the training that its update came from."""
     updates: dict[str, int] = field(default_factory=dict)
-    """Name of a stored update → number of its training (``roles/updates.py``)."""
+    """Name of a stored update → number of its training (``roles/controller/job/updates.py``)."""
 
 
 class World:

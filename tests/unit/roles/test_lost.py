@@ -15,8 +15,8 @@ from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import RequestRefused, StoreUnavailable, VersionsLost
 from broker_fl.interfaces import Combined, StoredVersion
 from broker_fl.model import Model
-from broker_fl.roles.models import VersionRecord, Versions
-from broker_fl.roles.receiving import UpdateReceiver
+from broker_fl.roles.controller.job.receiving import UpdateReceiver
+from broker_fl.roles.controller.job.versions import VersionRecord, Versions
 from broker_fl.transports.memory import MemoryTransport
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
@@ -73,8 +73,8 @@ def test_chunks_of_two_trainings_for_one_task_are_not_put_together() -> None:
 def test_a_lost_chunk_of_an_initial_model_is_sent_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_fl.roles.driver.FIRST_PATIENCE_S", 0.0)
-    monkeypatch.setattr("broker_fl.roles.conversation._REPEAT_AFTER_S", 0.05)
+    monkeypatch.setattr("broker_fl.roles.driver.driver.FIRST_PATIENCE_S", 0.0)
+    monkeypatch.setattr("broker_fl.roles.driver.conversation._REPEAT_AFTER_S", 0.05)
     lost: list[int] = []
     publish = stage.driver.transport.publish
 
