@@ -61,3 +61,12 @@ def test_a_standby_goes_on_with_the_same_round(bench: Bench, fault: standby.Stan
     played = standby.play(fault, "folding", bench)
     assert played.is_good, (played, bench.federation.logs())
     assert played.trained_again == 0
+
+
+@pytest.mark.parametrize("target", standby.SERVERS)
+def test_a_server_that_is_frozen_in_a_commit_leaves_one_controller_in_charge(
+    bench: Bench, target: str
+) -> None:
+    played = standby.play_server(target, "committing", bench)
+    assert played.is_good, (played, bench.federation.logs())
+    assert played.trained_again == 0

@@ -36,6 +36,8 @@ class Jobs:
         self.members = members
         self.given_up: dict[str, str] = {}
         """Jobs in the store that nobody can go on with here, and why."""
+        self.found_ended: set[str] = set()
+        """Jobs that had ended before this controller began: no other one could make up for what they lack."""
 
     def resume(self) -> None:
         """Read every job from the store, and go on with those that have not ended."""
@@ -49,6 +51,7 @@ class Jobs:
             drop_unneeded(services, state)
             if state.phase is Phase.ENDED:
                 self._ended[job] = state
+                self.found_ended.add(job)
                 services.persist(partial(self._say_finished, state))
             else:
                 self._resume(state, now)

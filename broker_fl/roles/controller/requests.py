@@ -13,19 +13,26 @@ from broker_fl.aggregation.kernels import all_finite
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Presence
 from broker_fl.coordination.selection import make_selector
-from broker_fl.coordination.state import JobState
-from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingRefused, StoreUnavailable
+from broker_fl.coordination.state import JobState, Phase
+from broker_fl.errors import (
+    AppError,
+    FrameRefused,
+    RequestRefused,
+    SettingRefused,
+    StoreUnavailable,
+    VersionsLost,
+)
 from broker_fl.extensions import try_own_code
 from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Combined, Store
 from broker_fl.model import Model, ModelError, ModelSpec
 from broker_fl.roles.controller.job.runner import JobRunner
-from broker_fl.roles.controller.job.versions import VersionRecord
+from broker_fl.roles.controller.job.versions import VersionRecord, Versions
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.limits import WRITTEN_DOWN, RateLimit
+from broker_fl.roles.controller.reading import find_version, publish_version
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
-from broker_fl.roles.sender import publish_model
 from broker_fl.security.audit import Deed
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
@@ -41,7 +48,6 @@ EVENTS_PER_PAGE = 2_000
 PAGE_BYTES = 2_000_000
 MAX_PENDING = 16
 PENDING_EXPIRES_S = 600.0
-MODEL_CHUNK_BYTES = 1 << 20
 MAX_REMEMBERED = 256
 _NO_DEADLINE = (
     "'protocol.deadline_s' is not given: a learner that stays connected and delivers nothing can hold this "
@@ -96,6 +102,7 @@ class Requests:
 
         Raises:
             FrameRefused: it is in the name of somebody else, who is not bothered with an answer.
+            VersionsLost: the store has forgotten versions that are asked for. The driver is told, too.
         """
         if speaker.account is not None:  # else the key is the same for all
             speaker.check_name(request.driver, request.KIND)
@@ -114,6 +121,9 @@ class Requests:
             if not again and type(request) in _AUDITED:
                 self._write_down(request, speaker.user, refused=str(error)[:300])
             self._reply(request, refused)
+        except VersionsLost as error:
+            self._reply(request, _refused(request, error))
+            raise
 
     def _check_rate(self, request: m.Request, speaker: Speaker) -> None:
         """Hold an account against how often it may ask for what is written down, refused or not.
@@ -170,7 +180,7 @@ class Requests:
     def _begin_from(self, submit: m.Submit, parent: m.VersionRef) -> None:
         """Begin with a copy of a stored version; a rule of the same settings goes on with its memory."""
         before = self._state(parent.job)
-        versions = self._services.versions(parent.job)
+        versions = self._versions(parent.job)
         record, model = versions.read(parent.version)
         memory = versions.read_memory(record.version) if before.spec.rule == submit.spec.rule else None
         origin = m.VersionRef(job=parent.job, version=record.version)
@@ -342,7 +352,7 @@ class Requests:
 
     def _list_versions(self, request: m.ListVersions) -> None:
         evaluations = self._state(request.job).evaluations
-        records = self._services.versions(request.job).records()
+        records = self._versions(request.job).records()
         summaries = [record.summary(evaluations.get(record.version, {})) for record in records]
         for versions, last in pages(summaries, _num_bytes):
             self._reply(request, m.Versions(request=request.request, versions=versions, last=last))
@@ -374,31 +384,36 @@ class Requests:
         self._reply(request, m.Events(request=request.request, events=tuple(page), last=last))
 
     def _read_model(self, request: m.ReadModel) -> None:
-        self._state(request.job)
-        services = self._services
+        state, services = self._state(request.job), self._services
         if request.request in self._reading:  # asked again because a large one takes its time
             return
-        record, model = services.versions(request.job).read(request.version)
-        manifest = m.ModelManifest(
-            version=record.version,
-            spec=record.spec.to_wire(),
-            spec_digest=record.spec.digest,
-            digest=record.digest,
-            num_bytes=record.spec.num_bytes,
-            chunk_bytes=MODEL_CHUNK_BYTES,
-        )
-        answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
-        exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
+        has_ended = state.phase is Phase.ENDED
+        record, pieces = find_version(self._versions(request.job), request.version, may_change=not has_ended)
         self._reading.add(request.request)
 
         def publish() -> None:
             try:
-                services.transport.publish(exchange, keys, answer.pack())
-                publish_model(services.transport, exchange, keys, request.job, manifest, model.buffer)
+                publish_version(services, request, record, pieces)
             finally:
                 services.post(lambda: self._reading.discard(request.request))
 
         services.bulk_sender.post(publish)
+
+    def _versions(self, job: str) -> Versions:
+        """What is stored of a job: all that its state says, or an older version would pass for the newest.
+
+        Raises:
+            VersionsLost: it is not; whoever starts as controller now makes up for it.
+            RequestRefused: it is not, and nobody can.
+        """
+        versions = self._services.versions(job)
+        try:
+            versions.check_not_lost(self._state(job).version)
+        except VersionsLost as error:
+            if job in self._jobs.found_ended:
+                raise RequestRefused(str(error)) from error
+            raise
+        return versions
 
     def _state(self, job: str) -> JobState:
         states = self._jobs.states()

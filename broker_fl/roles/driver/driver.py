@@ -213,6 +213,9 @@ class Driver:
 
     def _on_reply(self, reply: m.Reply) -> None:
         with self._lock:
+            download = self._downloads.get(reply.request)
+            if download is not None and isinstance(reply, m.Refused):  # it broke off
+                download.fail(RequestRefused(reply.reason))
             waiting = self._waiting.get(reply.request)
             if waiting is None:
                 return

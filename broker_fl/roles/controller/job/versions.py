@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,15 +95,21 @@ class Versions:
         try:
             self._store.commit_version(self._job, stored, state, epoch=self._epoch, keep=keep)
         except StoreUnavailable:
-            self._check_not_lost(record.version)
+            self.check_not_lost(record.version - 1)
             raise
 
-    def _check_not_lost(self, version: int) -> None:
-        """A store that lost power may have forgotten its last second, as Redis does by default."""
+    def check_not_lost(self, version: int) -> None:
+        """See that the store still has all up to this version. One that lost power, or a replica that took
+        over, may have forgotten the last moments.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+            VersionsLost: it has not.
+        """
         newest = max((stored.version for stored in self._store.versions(self._job)), default=-1)
-        if newest < version - 1:
+        if newest < version:
             raise VersionsLost(
-                f"the store has lost versions of job {self._job!r}: version {version - 1} was in it, the "
+                f"the store has lost versions of job {self._job!r}: version {version} was in it, the "
                 f"newest is {newest}; whoever starts as controller now goes on from there"
             )
 
@@ -124,6 +130,29 @@ class Versions:
         if model.digest != record.digest:
             raise StoreUnavailable(f"{self._name(stored)} is corrupt in the store: its digest differs")
         return record, model
+
+    def stream(self, version: int | None = None) -> tuple[VersionRecord, Iterator[bytes]]:
+        """A version that is kept, and its bytes piece by piece, of which the last one comes if all are right.
+
+        Raises:
+            RequestRefused, StoreUnavailable: as ``read``; while iterating, too.
+        """
+        stored = self._stored(version)
+        record = VersionRecord.unpack(stored.manifest)
+        return record, self._pieces(stored, record)
+
+    def _pieces(self, stored: StoredVersion, record: VersionRecord) -> Iterator[bytes]:
+        count = num_chunks(record.spec.num_bytes, record.chunk_bytes)
+        digest = record.spec.running_digest()
+        for index in range(count):
+            try:
+                piece = self._store.read_chunk(self._job, stored.version, index)
+            except KeyError as error:
+                raise StoreUnavailable(f"{self._name(stored)} is not whole in the store: {error}") from error
+            digest.update(piece)
+            if index == count - 1 and digest.hexdigest() != record.digest:
+                raise StoreUnavailable(f"{self._name(stored)} is corrupt in the store: its digest differs")
+            yield piece
 
     def read_memory(self, version: int) -> Model | None:
         """What the aggregation rule kept when it made this version.
