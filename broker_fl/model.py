@@ -274,7 +274,13 @@ class Model(Mapping[str, Array]):
 
     def copy(self) -> Model:
         """A model with a buffer of its own."""
-        return Model(self.spec, self.buffer.copy())
+        buffer = recycled.empty(self.buffer.nbytes)
+        buffer[...] = self.buffer
+        return Model(self.spec, buffer)
+
+    def own(self) -> Model:
+        """This model, if it may be written to; else a copy, which may."""
+        return self if self.buffer.flags.writeable else self.copy()
 
     def run(self, run: Run) -> Array:
         """The 1-d view of one of ``spec.runs``."""

@@ -5,7 +5,7 @@ interface      implementations                               to add one
 =============  ============================================  ============================================
 ``Learner``    the user's own, ``frameworks/``               any object with ``train`` and ``evaluate``
 ``Transport``  ``transports/rabbitmq``, ``memory``           a package there; it passes ``tests/contract``
-``Store``      ``stores/redis.py``, ``stores/sqlite.py``     a file there; it passes ``tests/contract``
+``Store``      ``stores/``: redis, sqlite, memory            a file there; it passes ``tests/contract``
 ``Rule``       ``aggregation/``, one file per rule           a file there, its name in ``RULES``
 ``Selector``   ``coordination/selection/``                   a class there, its settings in ``wire/``
 =============  ============================================  ============================================
@@ -26,7 +26,7 @@ from broker_fl.interfaces.rule import (
 )
 from broker_fl.interfaces.selector import Member, Record, Selector
 from broker_fl.interfaces.store import Store, StoredVersion
-from broker_fl.interfaces.transport import Delivery, Sink, Transport
+from broker_fl.interfaces.transport import Delivery, HandsOver, Sink, Transport
 
 __all__ = [
     "Accumulator",
@@ -35,6 +35,7 @@ __all__ = [
     "Delivery",
     "Extensions",
     "Given",
+    "HandsOver",
     "LazyAccumulator",
     "Learner",
     "LearnerContext",

@@ -46,7 +46,8 @@ class Upload:
         assembly, num_missing = self.assembly, self.assembly.num_missing
         assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
         if self.look is not None and assembly.num_missing < num_missing:
-            start = chunk.index * assembly.chunk_bytes
+            is_whole = len(payload) == assembly.num_bytes  # if it was handed over, it has no place
+            start = 0 if is_whole else chunk.index * assembly.chunk_bytes
             self.look.at(assembly.buffer, start, start + len(payload))
 
 
@@ -154,13 +155,16 @@ class UpdateReceiver:
         return upload
 
 
-def add_back(change: Model, base: Model, buffers: Set[str]) -> None:
-    """Make the change the model that its learner trained from ``base``, in place: one more pass over both.
+def added_back(change: Model, base: Model, buffers: Set[str]) -> Model:
+    """The model that its learner trained from ``base``; in the place of the change, where that may be written
+    to: one more pass over both.
 
     Of ``buffers`` and integers it holds the values already.
     """
+    change = change.own()
     for run, is_trained in parts(change.spec, buffers).items():
         if is_trained:
             values = change.run(run)
             with np.errstate(over="ignore", invalid="ignore"):  # the rule looks whether all is finite
                 np.add(values, base.run(run), out=values)
+    return change

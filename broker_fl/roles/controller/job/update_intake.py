@@ -14,7 +14,7 @@ from broker_fl.model import Model, ModelSpec
 from broker_fl.observer import RefusalReason
 from broker_fl.roles.controller.job.cache import VersionCache
 from broker_fl.roles.controller.job.open_round import OpenRound
-from broker_fl.roles.controller.job.receiving import UpdateReceiver, Upload, add_back
+from broker_fl.roles.controller.job.receiving import UpdateReceiver, Upload, added_back
 from broker_fl.roles.controller.services import Services
 from broker_fl.wire.control import joined_spec, parted
 from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
@@ -142,7 +142,7 @@ class UpdateIntake:
             model, change = parted(model)
             control = change if result.update.control == "change" else None
         if self._adds_back:
-            add_back(model, self._base(upload.task), self._buffers)
+            model = added_back(model, self._base(upload.task), self._buffers)
         return Contribution(
             learner=result.learner,
             model=model,
