@@ -30,7 +30,7 @@ TASK = m.TaskRef(job="j", round=2)
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
+    with Stage(tmp_path, lease_ttl_s=1.0) as stage:
         yield stage
 
 
