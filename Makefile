@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 DEMO := $(DEMO_VENV)/bin/broker-fl demo
 BENCH := $(BIN)/python -m benchmarks
 ARGS ?=
-# Test processes, each with a RabbitMQ and a Redis of its own; 0: all tests in one.
-JOBS ?= 0
+# Test processes, each with a RabbitMQ and a Redis of its own; 0: all tests in one, as it must be where servers are given by URL.
+JOBS ?= $(if $(BROKER_FL_TEST_AMQP_URL)$(BROKER_FL_TEST_REDIS_URL),0,2)
 
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check

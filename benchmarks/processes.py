@@ -204,8 +204,7 @@ class OneStep:
 
 
 def _crowd(pipe: Connection, broker: str, federation: str, name: str, count: int, grouped: bool) -> None:
-    from broker_fl.roles.group import LazyLearners
-    from broker_fl.roles.learner import LearnerHost, LearnerSettings
+    from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
     from broker_fl.transports.rabbitmq import RabbitMQTransport
 
     begin()

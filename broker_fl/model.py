@@ -164,6 +164,10 @@ class ModelSpec:
         """32 hex digits (XXH3-128 of the packed wire form): equal for equal specs."""
         return xxhash.xxh3_128_hexdigest(msgpack.packb(self.to_wire()))
 
+    def running_digest(self) -> xxhash.xxh3_128:
+        """What a model's bytes are fed to, in order, for its ``digest``."""
+        return xxhash.xxh3_128(self.digest.encode())
+
     def differences(self, other: ModelSpec) -> list[str]:
         """What is different in ``other``, in words that name tensors; empty when only the order differs."""
         mine = {tensor.name: tensor for tensor in self.tensors}
@@ -267,7 +271,13 @@ class Model(Mapping[str, Array]):
 
     def copy(self) -> Model:
         """A model with a buffer of its own."""
-        return Model(self.spec, self.buffer.copy())
+        buffer = recycled.empty(self.buffer.nbytes)
+        buffer[...] = self.buffer
+        return Model(self.spec, buffer)
+
+    def own(self) -> Model:
+        """This model, if it may be written to; else a copy, which may."""
+        return self if self.buffer.flags.writeable else self.copy()
 
     def run(self, run: Run) -> Array:
         """The 1-d view of one of ``spec.runs``."""
@@ -276,7 +286,7 @@ class Model(Mapping[str, Array]):
     @property
     def digest(self) -> str:
         """32 hex digits that identify spec and values (XXH3-128 of the spec's digest and the buffer)."""
-        state = xxhash.xxh3_128(self.spec.digest.encode())
+        state = self.spec.running_digest()
         state.update(self.buffer.data)
         return state.hexdigest()
 

@@ -233,7 +233,9 @@ class RedisKeys:
     =============================================  ========  ================================================
     key                                            type      holds
     =============================================  ========  ================================================
-    ``bfl:{F}:controller``                         hash      ``epoch``: the newest; ``owner``: whose it is
+    ``bfl:{F}:controller``                         hash      ``epoch``: the newest; ``owner``: whose it is;
+                                                             ``lease_ms``, ``lease_until_ms``: given for so
+                                                             long, until then
     ``bfl:{F}:lease``                              string    the epoch; expires; not there: the lease is free
     ``bfl:{F}:jobs``                               hash      job → its state
     ``bfl:{F}:versions:<job>``                     hash      ``newest`` → number of the newest version;

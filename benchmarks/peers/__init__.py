@@ -1,9 +1,9 @@
-"""Other systems to measure against: each in a file of its own, with its version, its set-up and its rounds.
+"""Other systems to measure against: each with its version, its set-up and its rounds.
 
 A peer has a virtual environment of its own under ``BROKER_FL_BENCH_CACHE``
-(``~/.cache/broker_fl-benchmarks``). Its file is imported here for ``PEER`` and run there, by the peer's
-Python, for the measurement; so it imports nothing but the standard library at its top, and this module does
-the same.
+(``~/.cache/broker_fl-benchmarks``). Its module (or package) is imported here for ``PEER`` and run there, by
+the peer's Python, for the measurement; so what is imported here imports nothing but the standard library at
+its top, and this module does the same.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from broker_fl.cli import options
 from broker_fl.cli.access import broker_security, store_security
 from broker_fl.cli.command import Daemon
 from broker_fl.errors import SettingError
-from broker_fl.roles.speakers import Identities
+from broker_fl.roles.controller.speakers import Identities
 from broker_fl.security.tls import is_loopback
 from broker_fl.wire.fields import MAX_GROUP
 
@@ -101,7 +101,7 @@ def controller(store: str, app: str | None, heartbeat_s: float, lease_s: float, 
 
 
 def _retention(num_jobs: int | None, days: float | None) -> Any:
-    from broker_fl.roles.retention import Retention
+    from broker_fl.roles.controller.retention import Retention
 
     return Retention(num_jobs=num_jobs, max_age_s=None if days is None else days * 86400)
 
@@ -189,7 +189,7 @@ def learner(app: str, **given: Any) -> None:
 
 def _learner_options(**given: Any) -> Any:
     from broker_fl.roles.learner import LearnerSettings
-    from broker_fl.roles.policy import Guard
+    from broker_fl.roles.learner.policy import Guard
     from broker_fl.workers.learner import LearnerOptions, group_ids, learner_ids
 
     learner_id, group, count = _names(given)

@@ -1,72 +1,36 @@
 """What happened to a job, folded from its events: rounds, tasks, versions, learners, incidents.
 
-Each event is folded once, in constant time per learner that it names; asking costs what the answer is long.
+Each event is folded once (``folding.py``); asking costs what the answer is long.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from broker_fl.record import export, groups
+from broker_fl.record import export
 from broker_fl.record.export import Table
-from broker_fl.record.lineage import lineage, note_contributions, spreads_of
-from broker_fl.record.records import (
-    Incident,
-    IncidentKind,
-    JobState,
-    LearnerRecord,
-    Presence,
-    VersionRecord,
-)
-from broker_fl.record.rounds import Missed, RoundRecord
+from broker_fl.record.folding import Folding
+from broker_fl.record.lineage import lineage
+from broker_fl.record.records import VersionRecord
+from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.tasks import Spread
 from broker_fl.wire import events as ev
-from broker_fl.wire.job import JobSpec
-from broker_fl.wire.messages import VersionRef
 
 MAX_GAP = 100_000
 """Event numbers that may be awaited after a gap; those of a greater gap are taken for lost."""
 
 
-class History:
+class History(Folding):
     """One job's history; not thread-safe.
 
     Events of other jobs, and events that were folded already, change nothing.
     """
 
     def __init__(self) -> None:
-        self.job: str | None = None
-        self.state: JobState = "unknown"
-        self.reason = ""
-        self.spec: JobSpec | None = None
-        self.driver: str | None = None
-        self.num_parameters = 0
-        self.model_bytes = 0
-        self.parent: VersionRef | None = None
-        """The version of another job that version 0 is a copy of."""
-        self.num_resumed = 0
-        self.submitted_s: float | None = None
-        self.finished_s: float | None = None
-        self.last_event_s: float | None = None
-        self.rounds: dict[int, RoundRecord] = {}
-        self.versions: dict[int, VersionRecord] = {}
-        self.learners: dict[str, LearnerRecord] = {}
-        self.incidents: list[Incident] = []
-        self.counts: Counter[str] = Counter(folded=0, failed=0, late=0, refused=0, cancelled=0)
-        """Updates ``folded`` and tasks ``failed``, ``late``, ``refused``, ``cancelled``."""
-        self.num_asked = 0
-        """Updates that learners were asked for, in all attempts."""
-        self.open: dict[str, int] = {}
-        """Learners that have a task now, and its round."""
-        self._uncommitted: dict[str, RoundRecord] = {}
-        self._evaluations: dict[str, Mapping[str, float]] = {}
+        super().__init__()
         self._last_sequence = 0
         self._missing: set[int] = set()
-        self._newest_round = self._newest_evaluated = -1
-        self._newest_version = 0
-        self._metrics: Mapping[str, float] = {}
 
     @classmethod
     def of(cls, events: Iterable[ev.Event]) -> History:
@@ -84,8 +48,7 @@ class History:
             return False
         self.job = event.job
         self.last_event_s = max(event.time_s, self.last_event_s or 0.0)
-        if (fold := self._FOLDS.get(type(event))) is not None:
-            fold(self, event)
+        self._fold(event)
         return True
 
     def _is_new(self, sequence: int) -> bool:
@@ -124,11 +87,6 @@ class History:
     def newest_version(self) -> VersionRecord:
         """The newest version that is known of; an empty record before the first."""
         return self.versions.get(self._newest_version, VersionRecord(version=0))
-
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the job has no rounds: what is kept by round is by version then (see ``RoundRecord``)."""
-        return self.spec is not None and self.spec.protocol.name == "asynchronous"
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -192,278 +150,3 @@ class History:
     def to_json(self, *, tasks: bool = True) -> str:
         """The whole history as one JSON object, NaN and infinity as null; small without ``tasks``."""
         return export.as_json(self, tasks=tasks)
-
-    # ------------------------------------------------------------ folding
-
-    def _round(self, number: int) -> RoundRecord:
-        if (record := self.rounds.get(number)) is None:
-            record = self.rounds[number] = RoundRecord(round=number)
-            self._newest_round = max(self._newest_round, number)
-        return record
-
-    def _version(self, number: int) -> VersionRecord:
-        if (record := self.versions.get(number)) is None:
-            record = self.versions[number] = VersionRecord(version=number)
-            self._newest_version = max(self._newest_version, number)
-        return record
-
-    def _learner(self, name: str) -> LearnerRecord:
-        if (record := self.learners.get(name)) is None:
-            record = self.learners[name] = LearnerRecord(learner=name)
-        return record
-
-    def _names(self, names: Iterable[str]) -> tuple[str, ...]:
-        # Every event is parsed into strings of its own: one string per learner saves most of a long history's
-        # memory.
-        return tuple(self._learner(name).learner for name in names)
-
-    def _note(self, event: Any, kind: IncidentKind, reason: str) -> None:
-        number, learner = getattr(event, "round", None), getattr(event, "learner", None)
-        name = None if learner is None else self._learner(learner).learner
-        self.incidents.append(
-            Incident(time_s=event.time_s, kind=kind, reason=reason, learner=name, round=number),
-        )
-
-    def _job_submitted(self, event: ev.JobSubmitted) -> None:
-        self.state = "submitted" if self.state == "unknown" else self.state
-        self.spec, self.driver, self.parent = event.spec, event.driver, event.parent
-        self.num_parameters, self.model_bytes = event.num_parameters, event.model_bytes
-        self.submitted_s = event.time_s
-        self._version(0).committed_s = event.time_s
-
-    def _job_waiting(self, event: ev.JobWaiting) -> None:
-        # Said again at each learner that comes.
-        if self.state == "waiting" and self.incidents and self.incidents[-1].kind == "waiting":
-            self.incidents.pop()
-        self.state, self.reason = "waiting", event.reason
-        self._note(event, "waiting", event.reason)
-
-    def _job_paused(self, event: ev.JobPaused) -> None:
-        self.state, self.reason = "paused", event.reason
-        self._note(event, "paused", event.reason)
-
-    def _job_unpaused(self, event: ev.JobUnpaused) -> None:
-        self.state, self.reason = "running", ""
-        limit = "" if event.versions is None else f"for {event.versions} more version(s)"
-        self._note(event, "unpaused", limit)
-
-    def _job_resumed(self, event: ev.JobResumed) -> None:
-        self.num_resumed += 1
-        self._note(event, "resumed", f"controller epoch {event.epoch} goes on at version {event.version}")
-
-    def _job_finished(self, event: ev.JobFinished) -> None:
-        self.state, self.reason, self.finished_s = event.state, event.reason, event.time_s
-        self._metrics = event.metrics or self._metrics
-        self.open.clear()
-        for record in self.rounds.values():
-            record.unfinished = record.committed_s is None
-
-    def _round_started(self, event: ev.RoundStarted) -> None:
-        self.state, self.reason = "running", ""
-        self._round(event.round).begin(event, self._names(event.cohort))
-        self.open.clear()
-
-    def _round_retried(self, event: ev.RoundRetried) -> None:
-        self._round(event.round).retry(event, self._names(event.replacements))
-        self._note(event, "retried", event.reason)
-
-    def _task_sent(self, event: ev.TaskSent) -> None:
-        if self.state in ("unknown", "submitted", "waiting"):
-            self.state, self.reason = "running", ""
-        record = self._round(event.round)
-        self.num_asked += record.train * max(0, event.num_learners - len(event.learners))
-        for name in record.send(event, self._names(event.learners)):
-            learner = self._learner(name)
-            learner.tasks += 1
-            self.num_asked += record.train
-            learner.bytes_down += event.num_bytes // max(1, event.num_learners, len(event.learners))
-            self.open[name] = event.round
-
-    def _transfer_progress(self, event: ev.TransferProgress) -> None:
-        self._round(event.round).under_way[event.direction] = event.num_bytes, event.total_bytes
-
-    def _task_accepted(self, event: ev.TaskAccepted) -> None:
-        learner = self._learner(event.learner)
-        learner.seen()
-        self._round(event.round).accept(event, learner.learner)
-
-    def _task_finished(self, event: ev.TaskFinished) -> None:
-        record, learner = self._round(event.round), self._learner(event.learner)
-        if not record.finish(event, learner.learner):
-            return
-        learner.seen()
-        learner.num_steps += event.num_steps
-        learner.num_epochs += event.num_epochs
-        learner.num_examples = event.num_examples or learner.num_examples
-        learner.peak_memory_bytes = max(learner.peak_memory_bytes, event.peak_memory_bytes)
-        if event.timings.train_s > 0:
-            learner.trained += 1
-            learner.train_s += event.timings.train_s
-        if event.evaluation:
-            self._evaluations[learner.learner] = event.evaluation
-        if not record.train:
-            self.open.pop(event.learner, None)
-
-    def _update_folded(self, event: ev.UpdateFolded) -> None:
-        record, learner = self._round(event.round), self._learner(event.learner)
-        if not record.fold(event, learner.learner):
-            return
-        self.counts["folded"] += 1
-        learner.folded += 1
-        learner.weight += event.weight
-        learner.staleness += event.staleness
-        learner.bytes_up += event.num_bytes
-        self.open.pop(learner.learner, None)
-        self._uncommitted[learner.learner] = record
-
-    # ------------------------------------------------------------ groups
-
-    def _group_accepted(self, event: ev.GroupAccepted) -> None:
-        self._round(event.round).accept_group(event)
-
-    def _group_finished(self, event: ev.GroupFinished) -> None:
-        weighting = getattr(self.spec.rule, "weighting", "examples") if self.spec is not None else "examples"
-        self._round(event.round).shares.setdefault(event.share, {}).update(groups.weights(event, weighting))
-        for one in groups.finished(event):
-            self._task_finished(one)
-
-    def _group_folded(self, event: ev.GroupFolded) -> None:
-        record = self._round(event.round)
-        for one in groups.folded(event, record.shares.pop(event.share, {})):
-            self._update_folded(one)
-        record.fold_share(event)
-
-    def _group_missed(self, event: ev.GroupMissed) -> None:
-        record, outcome = self._round(event.round), event.outcome
-        reasons = event.reasons if len(event.reasons) == len(event.learners) else event.reasons[:1] or ("",)
-        num = event.num_learners - len(event.learners)
-        for place, name in enumerate(event.learners):
-            learner = self._learner(name)
-            if self.open.get(learner.learner) == event.round:
-                del self.open[learner.learner]
-            if record.miss(learner.learner, outcome, reasons[place % len(reasons)]):
-                setattr(learner, outcome, getattr(learner, outcome) + 1)
-                num += 1
-        self.counts[outcome] += num
-        if num and outcome != "cancelled":
-            self._note(event, outcome, f"{num} learner(s) of group {event.group}: {reasons[0]}")
-
-    def _group_joined(self, event: ev.GroupJoined) -> None:
-        for name in event.learners:
-            learner = self._learner(name)
-            learner.presence, learner.attributes = "present", event.attributes
-
-    def _group_left(self, event: ev.GroupLeft) -> None:
-        for name in event.learners:
-            self._gone(name, "left")
-        self._note(event, "left", f"{event.num_learners} learner(s) of group {event.group}: {event.reason}")
-
-    def _group_lost(self, event: ev.GroupLost) -> None:
-        for name in event.learners:
-            self._gone(name, "lost").lost += 1
-        what = f"{event.num_learners} learner(s) of group {event.group}"
-        self._note(event, "lost", f"{what}: silent for {event.silent_s:.3g} s")
-
-    # ------------------------------------------------------------ what came to nothing
-
-    def _task_failed(self, event: ev.TaskFailed) -> None:
-        self._learner(event.learner).failed += self._missed(event, "failed")
-
-    def _update_refused(self, event: ev.UpdateRefused) -> None:
-        self._learner(event.learner).refused += self._missed(event, "refused")
-
-    def _task_late(self, event: ev.TaskLate) -> None:
-        if event.cancelled:
-            self._learner(event.learner).cancelled += self._missed(event, "cancelled")
-        else:
-            self._learner(event.learner).late += self._missed(event, "late")
-
-    def _missed(self, event: Any, outcome: Missed) -> bool:
-        learner = self._learner(event.learner).learner
-        if self.open.get(learner) == event.round:
-            del self.open[learner]
-        if not self._round(event.round).miss(learner, outcome, event.reason):
-            return False
-        self.counts[outcome] += 1
-        if outcome != "cancelled":
-            self._note(event, outcome, event.reason)
-        return True
-
-    def _version_evaluated(self, event: ev.VersionEvaluated) -> None:
-        record = self._round(event.round)
-        record.evaluation = event.metrics
-        if not record.train and record.committed_s is None:
-            record.committed_s = event.time_s
-            record.round_s = None if record.started_s is None else max(0.0, event.time_s - record.started_s)
-        version = self._version(event.version)
-        version.evaluation, version.evaluated_in = event.metrics, event.round
-        version.num_evaluators, version.num_examples = event.num_learners, event.num_examples
-        if self.asynchronous and record.train and len(self._evaluations) == event.num_learners:
-            version.evaluation_spreads = spreads_of(self._evaluations.values())
-        if event.version >= self._newest_evaluated:
-            self._newest_evaluated, self._metrics = event.version, event.metrics
-
-    def _version_committed(self, event: ev.VersionCommitted) -> None:
-        contributors = self._names(event.contributors)
-        self._round(event.round).commit(event, contributors)
-        version = self._version(event.version)
-        version.parent, version.rule, version.round = event.parent, event.rule, event.round
-        version.committed_s, version.digest = event.time_s, event.digest
-        version.metrics, version.total_weight = event.metrics, event.total_weight
-        version.contributors = contributors
-        version.used = event.used or {}
-        version.num_contributors = max(event.num_learners, len(contributors))
-        # Where the list of contributors was cut, whoever was folded since the last version is in this one.
-        inside = contributors if version.num_contributors == len(contributors) else tuple(self._uncommitted)
-        contributions = [(name, self._uncommitted.pop(name, None)) for name in inside]
-        note_contributions(version, contributions, with_spreads=self.asynchronous)
-
-    def _learner_joined(self, event: ev.LearnerJoined) -> None:
-        learner = self._learner(event.learner)
-        learner.presence, learner.attributes = "present", event.attributes
-
-    def _learner_left(self, event: ev.LearnerLeft) -> None:
-        self._gone(event.learner, "left")
-        self._note(event, "left", event.reason)
-
-    def _learner_lost(self, event: ev.LearnerLost) -> None:
-        self._gone(event.learner, "lost").lost += 1
-        self._note(event, "lost", f"silent for {event.silent_s:.3g} s")
-
-    def _gone(self, name: str, presence: Presence) -> LearnerRecord:
-        learner = self._learner(name)
-        learner.presence = presence
-        self.open.pop(learner.learner, None)
-        self._evaluations.pop(learner.learner, None)
-        return learner
-
-    _FOLDS: ClassVar[dict[type[ev.Event], Callable[[History, Any], None]]] = {
-        ev.JobSubmitted: _job_submitted,
-        ev.JobWaiting: _job_waiting,
-        ev.JobPaused: _job_paused,
-        ev.JobUnpaused: _job_unpaused,
-        ev.JobResumed: _job_resumed,
-        ev.JobFinished: _job_finished,
-        ev.RoundStarted: _round_started,
-        ev.RoundRetried: _round_retried,
-        ev.TaskSent: _task_sent,
-        ev.TransferProgress: _transfer_progress,
-        ev.TaskAccepted: _task_accepted,
-        ev.TaskFinished: _task_finished,
-        ev.UpdateFolded: _update_folded,
-        ev.TaskFailed: _task_failed,
-        ev.TaskLate: _task_late,
-        ev.UpdateRefused: _update_refused,
-        ev.GroupAccepted: _group_accepted,
-        ev.GroupFinished: _group_finished,
-        ev.GroupFolded: _group_folded,
-        ev.GroupMissed: _group_missed,
-        ev.GroupJoined: _group_joined,
-        ev.GroupLeft: _group_left,
-        ev.GroupLost: _group_lost,
-        ev.VersionEvaluated: _version_evaluated,
-        ev.VersionCommitted: _version_committed,
-        ev.LearnerJoined: _learner_joined,
-        ev.LearnerLeft: _learner_left,
-        ev.LearnerLost: _learner_lost,
-    }

@@ -23,21 +23,18 @@ class Loop:
     of a queue.
     """
 
-    def __init__(
-        self, name: str, *, on_idle: Call, timeout_s: Callable[[], float], runtime: Runtime = THREADS
-    ) -> None:
+    def __init__(self, name: str, runtime: Runtime = THREADS) -> None:
         self._runtime = runtime
         self._calls: Waiting[Call | None] = runtime.queue()
-        self._on_idle = on_idle
-        self._timeout_s = timeout_s
         self._thread = runtime.thread(self._run, name)
         self._look_at = 0.0
         self._turned_at = runtime.steady_s()
         self.error: BaseException | None = None
         """What ended the thread, if it was not ``stop``."""
 
-    def start(self) -> None:
-        """Begin; calls posted before wait until now."""
+    def start(self, *, on_idle: Call, timeout_s: Callable[[], float]) -> None:
+        """Begin, with the calls that were posted before; ``timeout_s`` tells when the next timer is due."""
+        self._on_idle, self._timeout_s = on_idle, timeout_s
         self._thread.start()
 
     def post(self, call: Call) -> None:

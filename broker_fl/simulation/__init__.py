@@ -2,7 +2,7 @@
 needed. With a ``World``, learners differ in speed and link, and some of them fail.
 """
 
-from broker_fl.roles.group import LazyLearners
+from broker_fl.roles.learner import LazyLearners
 from broker_fl.simulation.federation import Federation
 from broker_fl.world import Choices, Each, Fail, Kill, Links, LogUniform, Profile, Same, Spread, World
 

@@ -12,8 +12,7 @@ from broker_fl.errors import SettingError
 from broker_fl.interfaces import Learner, Member
 from broker_fl.jobfile import make_spec
 from broker_fl.roles.attributes import attributes_of
-from broker_fl.roles.group import LazyLearners
-from broker_fl.roles.learner import SOFTWARE
+from broker_fl.roles.learner import SOFTWARE, LazyLearners
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.protocols import Asynchronous, Rounds
 from broker_fl.world import Profile

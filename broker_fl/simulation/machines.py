@@ -89,7 +89,7 @@ class Machines:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._watcher: MemoryTransport | None = None
-        self._loop = Loop("simulation-machines", on_idle=self._do_what_is_due, timeout_s=self._timeout_s)
+        self._loop = Loop("simulation-machines")
 
     def start(self) -> None:
         """Switch all on."""
@@ -106,7 +106,7 @@ class Machines:
         self._watcher = broker.connect("simulation-watcher")
         self._watcher.declare([*self._topology.exchanges(), *self._topology.for_watcher(WATCHER)])
         self._watcher.consume(self._topology.event_queue(WATCHER), self._take, prefetch=EVENTS_PREFETCH)
-        self._loop.start()
+        self._loop.start(on_idle=self._do_what_is_due, timeout_s=self._timeout_s)
 
     def stop(self) -> None:
         """Switch all off, at once."""

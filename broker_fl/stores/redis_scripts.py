@@ -17,22 +17,40 @@ if tonumber(ARGV[1]) < known then return {'fenced', known} end
 if tonumber(ARGV[1]) > known then redis.call('HSET', KEYS[1], 'epoch', ARGV[1]) end
 """
 
-ACQUIRE_LEASE: Final = """
+_HOLD: Final = """
+-- Keys expire by the wall clock. How long the lease was given for, and until when, is noted: if that clock is
+-- set back, the lease of a controller that is dead would last as much longer.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function hold(epoch, ttl)
+  redis.call('HSET', KEYS[1], 'lease_ms', ttl, 'lease_until_ms', string.format('%.0f', now + ttl))
+  redis.call('SET', KEYS[2], epoch, 'PX', ttl)
+end
+"""
+
+ACQUIRE_LEASE: Final = f"""
 -- KEYS  1 controller  2 lease
 -- ARGV  1 owner  2 time to live, ms
+{_HOLD}
 local owner = redis.call('HGET', KEYS[1], 'owner')
-if redis.call('EXISTS', KEYS[2]) == 1 and owner ~= ARGV[1] then return {'held'} end
+if redis.call('EXISTS', KEYS[2]) == 1 and owner ~= ARGV[1] then
+  local given = tonumber(redis.call('HGET', KEYS[1], 'lease_ms') or '0')
+  local left = tonumber(redis.call('HGET', KEYS[1], 'lease_until_ms') or '0') - now
+  if left > given then hold(redis.call('HGET', KEYS[1], 'epoch'), given) end  -- set back: from now on
+  return {{'held'}}
+end
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
-redis.call('SET', KEYS[2], epoch, 'PX', ARGV[2])
-return {'ok', epoch}
+hold(epoch, tonumber(ARGV[2]))
+return {{'ok', epoch}}
 """
 
 RENEW_LEASE: Final = f"""
 -- KEYS  1 controller  2 lease
 -- ARGV  1 epoch  2 time to live, ms
 {_FENCE}
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+{_HOLD}
+hold(ARGV[1], tonumber(ARGV[2]))
 return {{'ok'}}
 """
 

@@ -1,8 +1,8 @@
 """Coarse encodings: they lose so much of a value that updates are sent in them as changes only.
 
-A learner adds what an encoding lost to its next change (error feedback, ``roles/residuals.py``), so that
-nothing is lost for good. The encoded buffer is that of the model, run by run without gaps: a **run** is a
-longest stretch of one element type (``ModelSpec.runs``). Runs of integers and booleans are as they are, and
+A learner adds what an encoding lost to its next change (error feedback, ``roles/learner/residuals.py``), so
+that nothing is lost for good. The encoded buffer is that of the model, run by run without gaps: a **run** is
+a longest stretch of one element type (``ModelSpec.runs``). Runs of integers and booleans are as they are, and
 those of the job's ``buffers``, which are runs of their own: statistics have no change, and may be spoilt by
 what weights can bear. So is a run that would be no shorter encoded: a buffer in these encodings is never
 longer than the model's own, and its length follows from spec and ``buffers``. Normative text:

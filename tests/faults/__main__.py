@@ -40,7 +40,9 @@ def main() -> int:
 def every_cell() -> list[Cell]:
     """All that the table has, in its order."""
     alone = itertools.product(cells.TARGETS, cells.FAULTS, cells.PHASES)
-    return [*alone, *itertools.product([standby.TARGET], standby.FAULTS, cells.PHASES)]
+    controllers = itertools.product([standby.TARGET], standby.FAULTS, cells.PHASES)
+    servers = itertools.product(standby.SERVERS, ["freeze, thaw"], cells.PHASES)
+    return [*alone, *controllers, *servers]
 
 
 def play_all(wanted: Iterable[Cell]) -> Iterable[Outcome]:
@@ -64,6 +66,8 @@ def _play(cell: Cell, bench: Bench) -> Outcome:
     try:
         if target == standby.TARGET:
             return standby.play(fault, phase, bench)  # type: ignore[arg-type]
+        if target in standby.SERVERS:
+            return standby.play_server(target, phase, bench)  # type: ignore[arg-type]
         return cells.play(target, fault, phase, bench)  # type: ignore[arg-type]
     except Exception as error:  # noqa: BLE001 - a cell that hangs is a result
         print(error, file=sys.stderr)

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.faults.proxy import Proxies, Proxy
 
@@ -101,18 +102,29 @@ class Federation:
     """Its processes, their proxies, and the gates at which learners wait while they train."""
 
     def __init__(
-        self, folder: Path, *, broker: str, store: str, federation: str, straight: bool = False
+        self,
+        folder: Path,
+        *,
+        broker: str,
+        store: str,
+        federation: str,
+        joins: Mapping[str, Path] | None = None,
     ) -> None:
-        """Start nothing yet. ``broker`` and ``store`` are URLs; with ``straight`` there are no proxies."""
+        """Start nothing yet. ``broker`` and ``store`` are URLs; several nodes have no proxies before them.
+        ``joins``: join files by the names of processes, where all are enrolled.
+        """
         self.folder = folder
         self.broker = broker
         self.store = store
         self.name = federation
-        self._straight = straight
+        self._straight = "," in broker
+        self._joins = joins
         self._proxies = Proxies()
         self.to_broker: dict[str, Proxy] = {}
         self.to_store: dict[str, Proxy] = {}
         self.processes: dict[str, Process] = {}
+        self.environments: dict[str, dict[str, str]] = {}
+        """What a process is given besides; by name."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "app.py").write_text(APP)
 
@@ -124,18 +136,17 @@ class Federation:
         return self.processes[name]
 
     def _process(self, name: str) -> Process:
-        """Behind proxies, unless the federation is ``straight``."""
+        """Behind proxies, unless the broker is several nodes."""
         broker, store = self.broker, self.store
         if not self._straight:
             self.to_broker[name] = self._proxies.to(_port(broker))
             self.to_store[name] = self._proxies.to(_port(store))
             broker = _with_port(broker, self.to_broker[name].port)
             store = _with_port(store, self.to_store[name].port)
+        patience = f"{store}?socket_timeout={STORE_TIMEOUT_S}"
+        command = ["-v", "learner", str(self.folder / "app.py:make_learner")]
         if name.startswith("controller"):
-            patience = f"{store}?socket_timeout={STORE_TIMEOUT_S}"
             command = ["-v", "controller", "--store", patience, "--heartbeat", "1", "--lease", "2"]
-        else:
-            command = ["-v", "learner", str(self.folder / "app.py:make_learner"), "--id", name]
         amount, weight = LEARNERS.get(name, (0.0, 0))
         environment = {
             **os.environ,
@@ -143,14 +154,22 @@ class Federation:
             "FAULTS_LEARNER": f"{amount} {weight}",
             "OMP_NUM_THREADS": "1",
         }
-        url = f"{broker}?heartbeat={BROKER_HEARTBEAT_S}"
-        arguments = [*command, "--broker", url, "--federation", self.name, "--connect-timeout", "0"]
+        arguments = [*command, *self._place(name, broker), "--connect-timeout", "0"]
         return Process(
             name,
             [sys.executable, "-m", "broker_fl.cli", *arguments],
             self.folder / f"{name}.log",
-            environment,
+            environment | self.environments.get(name, {}),
         )
+
+    def _place(self, name: str, broker: str) -> list[str]:
+        """How a process is told where the broker is, and who it is."""
+        if self._joins is not None:
+            required = ["--identities", "required"] if name.startswith("controller") else []
+            return ["--join", str(self._joins[name]), *required]
+        url = f"{broker}?heartbeat={BROKER_HEARTBEAT_S}"
+        named = [] if name.startswith("controller") else ["--id", name]
+        return ["--broker", url, "--federation", self.name, *named]
 
     def kill(self, name: str) -> None:
         """End a process as when its machine loses power: what it had not got out yet is gone, too."""
@@ -204,7 +223,7 @@ class Federation:
 
 
 def _port(url: str) -> int:
-    return int(url.rpartition("@")[2].partition("/")[0].partition(":")[2])
+    return urlsplit(url).port or 0
 
 
 def _with_port(url: str, port: int) -> str:

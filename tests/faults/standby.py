@@ -1,4 +1,4 @@
-"""Two controllers: the one that works is killed or frozen, and the other goes on with the same round."""
+"""Two controllers: the one that works, or a server, is killed or frozen; the same round goes on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import signal
 import time
 from typing import Literal
 
+from redis import Redis
+
+from broker_fl.topology import RedisKeys
 from broker_fl.wire import events as e
-from tests.faults.cells import ROUND, Bench, Outcome, Phase, Watched, bring_to, go_on, outcome
-from tests.faults.federation import FENCED
+from tests.faults.cells import ROUND, Bench, Outcome, Phase, Watched, bring_to, disturb, go_on, outcome
+from tests.faults.federation import FENCED, Process
 
 TARGET = "controller with a standby"
+Server = Literal["broker", "Redis"]
+SERVERS: dict[str, Server] = {"broker with a standby": "broker", "Redis with a standby": "Redis"}
 StandbyFault = Literal["kill -9", "freeze, thaw"]
 FAULTS: tuple[StandbyFault, ...] = ("kill -9", "freeze, thaw")
 
@@ -18,8 +23,7 @@ FAULTS: tuple[StandbyFault, ...] = ("kill -9", "freeze, thaw")
 def play(fault: StandbyFault, phase: Phase, bench: Bench) -> Outcome:
     """One cell. In the end "controller" works again, alone."""
     federation = bench.federation
-    standby = federation.start("controller-2")
-    federation.wait(lambda: "standing by" in standby.log.read_text(), "a controller on standby")
+    standby = _standby(bench)
     active = federation.processes["controller"]
     watched = bring_to(phase, bench)
     if fault == "kill -9":
@@ -38,6 +42,41 @@ def play(fault: StandbyFault, phase: Phase, bench: Bench) -> Outcome:
     standby.stop()
     standby.log.unlink()
     return played
+
+
+def play_server(target: str, phase: Phase, bench: Bench) -> Outcome:
+    """One cell: a server is frozen for longer than a lease lasts. When Redis wakes up, the lease is over: it
+    is the standby's or once more the first one's, whoever comes first, and a second one is fenced.
+    """
+    federation = bench.federation
+    standby, active = _standby(bench), federation.processes["controller"]
+    watched, before = bring_to(phase, bench), _epoch(bench)
+    disturb(SERVERS[target], "freeze, thaw", bench, meanwhile=lambda: go_on(bench, watched))
+    played = outcome(target, "freeze, thaw", phase, bench, watched, over_at=time.time())
+    if _epoch(bench) != before:
+        federation.wait(lambda: active.exit_code is not None, "the end of the one whose lease was over")
+        assert active.exit_code == FENCED, federation.logs()
+        federation.start("controller")
+    assert standby.exit_code is None, federation.logs()
+    standby.stop()
+    standby.log.unlink()
+    return played
+
+
+def _epoch(bench: Bench) -> int:
+    """Of the controller that has the lease, once somebody has it."""
+    keys = RedisKeys(bench.federation.name)
+    assert bench.redis is not None
+    with Redis.from_url(bench.redis.url) as redis:
+        bench.federation.wait(lambda: redis.exists(keys.lease), "that somebody has the lease")
+        return int(redis.hget(keys.controller, "epoch") or 0)
+
+
+def _standby(bench: Bench) -> Process:
+    """A second controller, which waits."""
+    standby = bench.federation.start("controller-2")
+    bench.federation.wait(lambda: "standing by" in standby.log.read_text(), "a controller on standby")
+    return standby
 
 
 def _check_same_round(watched: Watched) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 
 from broker_fl.errors import FrameRefused
-from broker_fl.roles.policy import Guard, Policy
+from broker_fl.roles.learner.policy import Guard, Policy
 from broker_fl.security.audit import Head
 from broker_fl.security.proxy import Proxy, parse_proxy
 from broker_fl.stores.redis_client import connect

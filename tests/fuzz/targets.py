@@ -30,7 +30,7 @@ from broker_fl.errors import (
 from broker_fl.fleet.inventory import load
 from broker_fl.jobfile import parse_job, read_job
 from broker_fl.model import Array, Model, ModelError, ModelSpec
-from broker_fl.roles.policy import read_policy
+from broker_fl.roles.learner.policy import read_policy
 from broker_fl.transports.rabbitmq.tuned import FrameReader
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly, checksum, cut

@@ -22,9 +22,9 @@ from pika import exceptions as pika_errors
 
 from broker_fl.identity.joinfile import read_join_file
 from broker_fl.model import Array, Model
+from broker_fl.roles.controller.limits import DEAD_LETTERS
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost
-from broker_fl.roles.limits import DEAD_LETTERS
 from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m

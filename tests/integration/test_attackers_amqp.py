@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pika
 import pytest
 
-from broker_fl.roles.limits import DEAD_LETTERS
+from broker_fl.roles.controller.limits import DEAD_LETTERS
 from broker_fl.wire import messages as m
 from tests.integration.test_attackers import GOOD, Stage, staged, update_of
 from tests.servers import raw_amqp

@@ -1,4 +1,4 @@
-"""A cluster of three RabbitMQ nodes, of which one after the other is killed in the middle of a round."""
+"""A cluster of three RabbitMQ nodes, of which one is killed, frozen or cut off in the middle of a round."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,12 +14,15 @@ import pytest
 
 from broker_fl import connect
 from broker_fl.errors import QueueLost
-from broker_fl.topology import Binding, Entity, Exchange, Queue
+from broker_fl.identity.management import ManagementApi
+from broker_fl.topology import Binding, Entity, Exchange, Queue, Topology
 from broker_fl.transports.rabbitmq import RabbitMQTransport
+from broker_fl.wire import events as e
 from broker_fl.workers.servers import RabbitMQNode
-from tests.faults.cells import Bench, Phase, bring_to, go_on, outcome
+from tests.faults.cells import ROUND, VICTIM, Bench, Phase, bring_to, go_on, outcome
 from tests.faults.federation import LEARNERS, WAIT_S, Federation
-from tests.servers import provision
+from tests.servers import partition, provision
+from tests.servers.enrolling import Operator
 
 pytestmark = pytest.mark.timeout(300)
 PHASES: tuple[Phase, ...] = ("training", "folding", "training")
@@ -33,10 +36,12 @@ def cluster(server_root: Path) -> Iterator[list[RabbitMQNode]]:
 
 @pytest.fixture
 def nodes(cluster: list[RabbitMQNode]) -> list[RabbitMQNode]:
-    """All of them running; a test may leave one killed."""
+    """All of them running, and together; a test may leave one killed."""
     for node in cluster:
         if node.pid is None:
             node.start()
+    for node in cluster:
+        node.control("await_online_nodes", str(len(cluster)))
     return cluster
 
 
@@ -53,7 +58,7 @@ def test_any_node_may_be_killed_in_the_middle_of_a_round(
     vhost = f"test-{secrets.token_hex(4)}"
     nodes[0].add_vhost(vhost)
     url = cluster_url(nodes, vhost)
-    running = Federation(tmp_path, broker=url, store=redis_url, federation=federation, straight=True)
+    running = Federation(tmp_path, broker=url, store=redis_url, federation=federation)
     try:
         for name in ("controller", *LEARNERS):
             running.start(name)
@@ -98,3 +103,95 @@ def test_a_queue_whose_node_is_down_is_said_to_be_lost(nodes: list[RabbitMQNode]
     finally:
         elsewhere.close()
         at_home.close()
+
+
+@pytest.fixture(scope="module")
+def enrolled(
+    cluster: list[RabbitMQNode], server_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
+    """A federation on the cluster in which everybody has an account of their own, and declares nothing."""
+    name, folder = f"test-{secrets.token_hex(4)}", tmp_path_factory.mktemp("enrolled")
+    first = cluster[0]
+    if first.pid is None:
+        first.start()
+    vhost = f"test-{secrets.token_hex(4)}"
+    first.add_vhost(vhost)
+    first.flush()
+    url = cluster_url(cluster, vhost)
+    api = ManagementApi(first.management_url, user=first.user, password=first.password)
+    with (
+        provision.private_redis(server_root / "redis-of-cluster") as redis,
+        Operator(folder, url, api, name, shown_url=f"{url}?heartbeat=2") as operator,
+    ):
+        joins = {one: operator.enroll(one) for one in LEARNERS}
+        joins["controller"] = operator.enroll("main", "controller")
+        running = Federation(folder, broker=url, store=redis.url, federation=name, joins=joins)
+        try:
+            for one in joins:
+                running.start(one)
+            bench = Bench(running, operator.driver())
+            bench.run_undisturbed()
+            yield bench
+        finally:
+            running.close()
+
+
+def home_of_mailbox(nodes: list[RabbitMQNode], bench: Bench) -> RabbitMQNode:
+    """The node with the mailbox that the victim reads."""
+    vhost = bench.federation.broker.rpartition("/")[2]
+    mailbox = Topology(bench.federation.name).mailbox(VICTIM)
+    wanted = ("name", "consumers", "pid", "--no-table-headers")
+    for row in nodes[1].control("list_queues", "-p", vhost, *wanted).splitlines():
+        name, consumers, pid = row.split("\t")
+        if name.startswith(mailbox) and consumers == "1":
+            return next(node for node in nodes if node.name in pid)
+    raise AssertionError(f"nobody reads {mailbox}")
+
+
+def freeze(node: RabbitMQNode, others: list[RabbitMQNode]) -> None:
+    """Until the others have given it up, by ``net_ticktime``."""
+    node.freeze()
+    give_up_at = time.monotonic() + WAIT_S
+    for log in (other.directory / "log" / "rabbitmq.log" for other in others):
+        while f"'{node.name}' not responding" not in log.read_text():
+            assert time.monotonic() < give_up_at, "nobody notices that a node is frozen"
+            time.sleep(0.05)
+
+
+def thaw(node: RabbitMQNode) -> None:
+    node.thaw()
+    partitions = ""
+    while "broker-fl" not in partitions:
+        partitions = node.control("eval", "rabbit_node_monitor:partitions().")
+    node.control("stop_app")
+    node.control("start_app")
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen", "cut off"])
+def test_enrolled_learners_go_on_when_the_node_with_their_mailboxes_is_gone(
+    nodes: list[RabbitMQNode], enrolled: Bench, how: str
+) -> None:
+    """The node is back only when the round is over that it was lost in. One that wakes up takes itself for a
+    cluster of its own, and has to be told to join: ``pause_minority`` does not notice.
+    """
+    home = home_of_mailbox(nodes, enrolled)
+    others = [node for node in nodes if node is not home]
+    away: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "killed": (home.kill, home.start),
+        "frozen": (lambda: freeze(home, others), lambda: thaw(home)),
+        "cut off": (lambda: partition.cut_off(home), lambda: partition.join_again(home, others)),
+    }
+    begin, end = away[how]
+    watched = bring_to("training", enrolled)
+    begin()
+    try:
+        enrolled.federation.open_gates(watched.id, round=ROUND)
+        enrolled.federation.wait(
+            lambda: watched.has(e.VersionCommitted, round=ROUND), "the round without the node"
+        )
+    finally:
+        end()
+    go_on(enrolled, watched)
+    played = outcome("node", how, "training", enrolled, watched, over_at=0.0)
+    assert played.is_good, (played, enrolled.federation.logs())
+    assert played.trained_again == 0

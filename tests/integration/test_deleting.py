@@ -15,9 +15,9 @@ from broker_fl import connect
 from broker_fl.cli.main import commands
 from broker_fl.model import Model
 from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.controller.retention import Retention
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
-from broker_fl.roles.retention import Retention
 from broker_fl.stores.redis import RedisStore
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.wire.job import JobSpec

@@ -12,23 +12,15 @@ import pytest
 
 from broker_fl.workers.servers import RabbitMQNode
 from tests.faults import cells, standby
-from tests.faults.bench import bench_on
+from tests.faults.bench import bench_for
 from tests.faults.cells import Bench, Fault, Phase, Target
-from tests.servers import provision
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def bench(
-    _restartable_rabbitmq: RabbitMQNode, server_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bench]:
-    if _restartable_rabbitmq.pid is None:
-        _restartable_rabbitmq.start()
-    with (
-        provision.private_redis(server_root / "redis-of-faults") as redis,
-        bench_on(_restartable_rabbitmq, redis, tmp_path_factory.mktemp("faults")) as bench,
-    ):
+def bench(_restartable_rabbitmq: RabbitMQNode, server_root: Path) -> Iterator[Bench]:
+    with bench_for("faults", _restartable_rabbitmq, server_root) as bench:
         yield bench
 
 
@@ -59,5 +51,14 @@ def test_no_update_is_lost_or_counted_twice(bench: Bench, target: Target, fault:
 def test_a_standby_goes_on_with_the_same_round(bench: Bench, fault: standby.StandbyFault) -> None:
     """The one that was frozen wakes up, is fenced, and ends."""
     played = standby.play(fault, "folding", bench)
+    assert played.is_good, (played, bench.federation.logs())
+    assert played.trained_again == 0
+
+
+@pytest.mark.parametrize("target", standby.SERVERS)
+def test_a_server_that_is_frozen_in_a_commit_leaves_one_controller_in_charge(
+    bench: Bench, target: str
+) -> None:
+    played = standby.play_server(target, "committing", bench)
     assert played.is_good, (played, bench.federation.logs())
     assert played.trained_again == 0

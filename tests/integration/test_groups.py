@@ -10,8 +10,7 @@ import numpy as np
 from broker_fl.record.history import History
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver
-from broker_fl.roles.group import LazyLearners
-from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
 from broker_fl.stores import open_store
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.wire import events as e

@@ -50,16 +50,21 @@ install_missing() {
     $apt install -y --no-install-recommends $missing >/dev/null || return 1
     # Nor shall they start at the next boot: only what this script installed is touched.
     units="$(echo "$missing" | sed 's/openssh-server/ssh/')"
-    if has systemctl; then $as_root systemctl disable $units >/dev/null 2>&1 || true; fi
+    if has systemctl; then
+        for unit in $units; do $as_root systemctl disable "$unit" >/dev/null 2>&1 || true; done
+    fi
 }
 
 # Single tests want these, and are skipped without them: sshd for `broker-fl fleet`, promtool for the alert rules,
-# tinyproxy for brokers behind an HTTP proxy.
+# tinyproxy for brokers behind an HTTP proxy, HAProxy for a Redis with replicas, libfaketime for clocks that are set.
 install_extras() {
     missing=""
     has sshd || missing="$missing openssh-server"
     has promtool || missing="$missing prometheus"
     has tinyproxy || missing="$missing tinyproxy"
+    has haproxy || missing="$missing haproxy"
+    set -- /usr/lib/*/faketime/libfaketime.so.1
+    [ -e "$1" ] || missing="$missing libfaketime"
     if [ -n "$missing" ] && may_install; then
         install_missing || echo "Could not install$missing: the tests that need them will be skipped." >&2
     fi

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +36,16 @@ class ProxyServer:
 
 @contextlib.contextmanager
 def proxy_server(
-    directory: Path, *, account: str = "", connect_port: int | None = None, port: int = 0
+    directory: Path,
+    *,
+    account: str = "",
+    connect_port: int | None = None,
+    port: int = 0,
+    hosts: Mapping[str, str] | None = None,
 ) -> Iterator[ProxyServer]:
-    """A proxy that wants this account (``user:password``), and lets only this port be reached."""
+    """A proxy that wants this account (``user:password``), and lets only this port be reached; ``hosts``:
+    addresses by names that nobody but the proxy knows.
+    """
     program = find_program("tinyproxy")
     if program is None:
         pytest.skip("tinyproxy is not installed (tests/servers/provide.sh)")
@@ -55,7 +64,8 @@ def proxy_server(
     ]
     (directory / "tinyproxy.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
     process = ServerProcess("tinyproxy", directory, logs=[server.log])
-    process.start([program, "-d", "-c", str(directory / "tinyproxy.conf")], environment={})
+    command = [program, "-d", "-c", str(directory / "tinyproxy.conf")]
+    process.start([*_with_hosts(directory, hosts), *command] if hosts else command, environment={})
     try:
         process.wait_ready(lambda: _listens(server.port), deadline_s=20)
         yield server
@@ -63,6 +73,19 @@ def proxy_server(
         process.kill()
         process.stop(deadline_s=5)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _with_hosts(directory: Path, hosts: Mapping[str, str]) -> list[str]:
+    """What a command begins with that has an /etc/hosts of its own: a mount that only its process sees."""
+    file = directory / "hosts"
+    file.write_text("".join(f"{address} {name}\n" for name, address in hosts.items()), encoding="utf-8")
+    unshare, root = find_program("unshare"), [] if os.getuid() == 0 else ["--map-root-user"]
+    script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+    command = [unshare or "unshare", "--mount", *root, "/bin/sh", "-c", script, str(file)]
+    with contextlib.suppress(OSError):
+        if subprocess.run([*command, "/bin/true"], capture_output=True, check=False).returncode == 0:
+            return command
+    pytest.skip("a process cannot have an /etc/hosts of its own here (unshare --mount)")
 
 
 def _listens(port: int) -> bool:

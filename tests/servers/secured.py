@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import random
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,10 @@ from broker_fl.workers.servers import RabbitMQNode, RedisNode
 from broker_fl.workers.servers.process import free_port
 
 HOST = "127.0.0.1"
-"""The only name that stands in the servers' certificates."""
+"""The only address that stands in the servers' certificates, but for that of port 443."""
+NAME = "broker.hospital.test"
+"""Stands there, too, and nobody knows it (RFC 6761): who gets there was led by somebody who does."""
+HTTPS = 443
 
 
 class Certificates:
@@ -59,6 +64,8 @@ class SecuredRabbitMQ:
     certificates: Certificates
     shown: Issued
     """Files of the certificate that it shows."""
+    https: str | None = None
+    """The address of loopback at which it also listens on port 443; None where that is not allowed."""
 
     def url(self, account: str = "", *, host: str = HOST, vhost: str = "/") -> str:
         """``account`` is ``user:password``, ``user`` or nothing."""
@@ -95,6 +102,8 @@ def secured_rabbitmq(
     from broker_fl.cli.authority import rabbitmq_settings
 
     names = [HOST] if everybody_has_one else [directory.name, HOST]
+    https = _https_address()
+    names += [NAME, https] if https else [NAME]
     shown, port, management_port = certificates.authority.server(names), free_port(), free_port()
     lines = rabbitmq_settings(certificates.authority.file, shown).splitlines()
     settings = dict(line.strip().split(" = ", 1) for line in lines if not line.strip().startswith("#"))
@@ -103,18 +112,33 @@ def secured_rabbitmq(
     if everybody_has_one:
         settings["ssl_options.fail_if_no_peer_cert"] = "true"
     settings["listeners.ssl.default"] = f"{HOST}:{port}"
+    if https:
+        settings["listeners.ssl.https"] = f"{https}:{HTTPS}"
     node = RabbitMQNode(
         directory, settings=settings, plugins=["rabbitmq_auth_mechanism_ssl"], management=True
     )
     try:
         node.start()
         yield SecuredRabbitMQ(
-            node=node, port=port, management_port=management_port, certificates=certificates, shown=shown
+            node=node,
+            port=port,
+            management_port=management_port,
+            certificates=certificates,
+            shown=shown,
+            https=https,
         )
     finally:
         node.kill()
         node.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _https_address() -> str | None:
+    """One that no other node of the tests has, where this user may listen on port 443."""
+    address = f"127.43.{random.randrange(256)}.{random.randrange(1, 255)}"
+    with contextlib.suppress(OSError), socket.create_server((address, HTTPS)):
+        return address
+    return None
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ import msgpack
 import numpy as np
 
 from broker_fl.model import Array, Model
-from broker_fl.roles.eventlog import MAX_FORGOTTEN
-from broker_fl.roles.models import VersionRecord
+from broker_fl.roles.controller.job.eventlog import MAX_FORGOTTEN
+from broker_fl.roles.controller.job.versions import VersionRecord
 from broker_fl.wire import events as e
 from broker_fl.wire.events import decode_event
 from broker_fl.wire.job import JobSpec
@@ -186,15 +186,16 @@ class Audit:
 
     def bounded(self, controller: Controller) -> None:
         """What a controller that waits for the next call keeps of updates and models."""
-        if not hasattr(controller, "_jobs") or not controller._loop._calls.is_waited_for:  # type: ignore[attr-defined]
+        leadership = controller._leadership
+        if leadership is None or not controller._loop._calls.is_waited_for:  # type: ignore[attr-defined]
             return
-        for runner in controller._jobs.running():
-            for learner, upload in runner._receiver._uploads.items():
+        for runner in leadership.jobs.running():
+            for learner, upload in runner.updates.receiver._uploads.items():
                 is_stray = learner not in runner.job.state.cohort
                 looks = self._strays.get(id(upload), (upload, 0))[1] + 1 if is_stray else 0
                 self._strays[id(upload)] = upload, looks
                 check(looks <= MAX_LOOKS, f"the upload of {learner}, which has no task, is kept")
-        check(len(controller._requests._pending) <= 16, "models of jobs are kept without end")
+        check(len(leadership.requests.submissions._pending) <= 16, "models of jobs are kept without end")
 
     # ------------------------------------------------------------ the end
 

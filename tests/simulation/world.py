@@ -27,6 +27,7 @@ from broker_fl.model import Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.learner.group import Group
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Topology
 from broker_fl.wire import events as e
@@ -200,12 +201,12 @@ class World:
 
     def _is_bounded(self, host: LearnerHost) -> None:
         """Jobs that have ended may be held until the next heartbeat."""
-        held = max((len(seat.held) for seat in host._seats.values()), default=0)
-        if (group := host._group) is not None:
-            held = len(group._tasks)
-            shares = [len(whole.shares) for tasks in group._tasks.values() for whole in tasks.values()]
-            check(sum(shares) <= MAX_SHARES, f"a group keeps {shares} shares")
-        check(held <= self.scenario.num_jobs, f"a learner holds tasks of {held} jobs")
+        for party in host._learners.parties:
+            jobs = {status.task.job for status in party.statuses()}
+            check(len(jobs) <= self.scenario.num_jobs, f"a learner holds tasks of {jobs}")
+            if isinstance(party, Group):
+                shares = [len(whole.shares) for tasks in party._tasks.values() for whole in tasks.values()]
+                check(sum(shares) <= MAX_SHARES, f"a group keeps {shares} shares")
 
     # ------------------------------------------------------------ drivers
 

@@ -1,7 +1,7 @@
 """A federation without threads, sockets or clocks: one controller and its learners over a network that loses,
 doubles, delays and reorders, and processes that die at any step. All of it follows from a seed.
 
-The controller of this world performs what ``coordination.job`` decides, as ``roles/runner.py`` does, and
+The controller of this world performs what ``coordination.job`` decides, as ``roles/controller/job`` does, and
 checks at every step what must never happen. ``World(...).run()`` ends when the job has ended.
 """
 
@@ -16,8 +16,9 @@ from typing import Any
 
 from broker_fl.wire.events import Event
 from broker_fl.wire.job import JobSpec
-from tests.unit.coordination.actors import Crash, SimController, SimLearner
+from tests.unit.coordination.actors import Crash, SimController
 from tests.unit.coordination.group_actors import SimGroup
+from tests.unit.coordination.learner_actors import SimLearner
 
 JOB = "job-1"
 
@@ -55,7 +56,7 @@ class Disk:
     contributions: dict[int, dict[str, int]] = field(default_factory=dict)
     """Committed version → learner → number of the training that its update came from."""
     updates: dict[str, int] = field(default_factory=dict)
-    """Name of a stored update → number of its training (``roles/updates.py``)."""
+    """Name of a stored update → number of its training (``roles/controller/job/updates.py``)."""
 
 
 class World:

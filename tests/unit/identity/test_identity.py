@@ -20,8 +20,8 @@ from broker_fl.identity.passwords import hashed, is_hash, new_password
 from broker_fl.identity.permissions import permissions_of
 from broker_fl.identity.private_file import write_private
 from broker_fl.interfaces import Delivery
-from broker_fl.roles.limits import Rate, RateLimit
-from broker_fl.roles.speakers import DRIVERS, LEARNERS, Speakers
+from broker_fl.roles.controller.limits import Rate, RateLimit
+from broker_fl.roles.controller.speakers import DRIVERS, LEARNERS, Speakers
 from broker_fl.topology import Topology
 from broker_fl.transports.memory import MemoryBroker
 from broker_fl.wire import messages as m

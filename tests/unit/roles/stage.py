@@ -15,12 +15,12 @@ from broker_fl.errors import MessageRefused, StoreUnavailable
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
-from broker_fl.roles.auditing import stored_lines
 from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.controller.auditing import stored_lines
+from broker_fl.roles.controller.retention import Retention
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
-from broker_fl.roles.policy import Guard
-from broker_fl.roles.retention import Retention
+from broker_fl.roles.learner.policy import Guard
 from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Entity, Topology

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from broker_fl.cli.main import commands
 from broker_fl.errors import AuditBroken, RequestRefused, SettingError
 from broker_fl.identity.joinfile import JoinFile
-from broker_fl.roles.auditing import AuditLog
+from broker_fl.roles.controller.auditing import AuditLog
 from broker_fl.roles.runtime import Clock
 from broker_fl.security.audit import LOG_NAME, Deed, FileLog, Head, chained, read, verify
 from broker_fl.stores.redis import RedisStore

@@ -11,7 +11,7 @@ import pytest
 from broker_fl.coordination import membership
 from broker_fl.interfaces import TaskContext
 from broker_fl.model import Arrays
-from broker_fl.roles import learner as learner_module
+from broker_fl.roles.learner import seats
 from broker_fl.transports.memory import MemoryTransport
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
@@ -137,7 +137,7 @@ def test_a_result_inside_of_a_chunk_is_held_to_the_same_rules(stage: Stage, fiel
 
 
 def test_work_that_takes_its_time_is_announced(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner_module, "ACCEPTED_AFTER_S", 0.01)
+    monkeypatch.setattr(seats, "ACCEPTED_AFTER_S", 0.01)
     slow, queued = Adds(1.0), Adds(1.0)
     slow.gate.clear()
     queued.gate.clear()

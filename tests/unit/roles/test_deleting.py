@@ -10,8 +10,8 @@ import pytest
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import RequestRefused
 from broker_fl.interfaces import Delivery
+from broker_fl.roles.controller.retention import MAX_AT_ONCE, Retention
 from broker_fl.roles.driver import Job
-from broker_fl.roles.retention import MAX_AT_ONCE, Retention
 from broker_fl.security.audit import read, verify
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.wire.events import JobDeleted, decode_event

@@ -14,7 +14,7 @@ import pytest
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
 from broker_fl.roles.driver import Job
-from broker_fl.roles.residuals import Residuals
+from broker_fl.roles.learner.residuals import Residuals
 from broker_fl.wire import events as e
 from broker_fl.wire import rules
 from broker_fl.wire.encodings import encoding

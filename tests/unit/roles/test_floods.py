@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from broker_fl.interfaces import Delivery
-from broker_fl.roles.auditing import stored_lines
 from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.controller.auditing import stored_lines
+from broker_fl.roles.controller.limits import DEAD_LETTERS, JOINS, WRITTEN_DOWN, Rate
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
-from broker_fl.roles.limits import DEAD_LETTERS, JOINS, WRITTEN_DOWN, Rate
 from broker_fl.security.audit import read
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Topology

@@ -16,11 +16,11 @@ from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingErro
 from broker_fl.interfaces import LearnerContext, TaskContext, Update
 from broker_fl.model import Arrays, Model
 from broker_fl.record.history import History
+from broker_fl.roles.controller.groups import MAX_PAGES_BYTES, Groups
 from broker_fl.roles.driver import Job
-from broker_fl.roles.group import LazyLearners
-from broker_fl.roles.groups import MAX_PAGES_BYTES, Groups
-from broker_fl.roles.learner import LearnerHost, LearnerSettings
-from broker_fl.roles.sharing import GroupTask, IncomingModel
+from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
+from broker_fl.roles.learner.group_task import GroupTask
+from broker_fl.roles.learner.incoming import IncomingModel
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.job import JobSpec, Termination, Transfer

@@ -131,8 +131,8 @@ def test_learners_let_go_of_what_they_hold_once_the_job_has_ended_without_them(t
             {name: Adds(1.0) for name in "abcd"}, rounds=5, selector=SelectRandom(count=1, seed=3)
         )
         done(job)
-        seats = stage.hosts[0]._seats.values()
-        eventually(lambda: not any(seat.held for seat in seats), "letting go")
+        seats = stage.hosts[0]._learners.parties
+        eventually(lambda: not any(seat.statuses() for seat in seats), "letting go")
 
 
 def test_a_target_ends_the_job_with_the_version_that_met_it(stage: Stage) -> None:

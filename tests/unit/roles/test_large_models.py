@@ -14,7 +14,7 @@ from broker_fl.model import Model
 from broker_fl.record.history import History
 from broker_fl.record.plain import under_way
 from broker_fl.roles import progress
-from broker_fl.roles.tasks import HeldTask
+from broker_fl.roles.learner.tasks import HeldTask
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.job import Transfer

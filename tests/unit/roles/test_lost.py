@@ -13,10 +13,10 @@ import pytest
 
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import RequestRefused, StoreUnavailable, VersionsLost
-from broker_fl.interfaces import Combined, StoredVersion
-from broker_fl.model import Model
-from broker_fl.roles.models import VersionRecord, Versions
-from broker_fl.roles.receiving import UpdateReceiver
+from broker_fl.interfaces import Combined, StoredVersion, TaskContext, Update
+from broker_fl.model import Arrays, Model
+from broker_fl.roles.controller.job.receiving import UpdateReceiver
+from broker_fl.roles.controller.job.versions import VersionRecord, Versions
 from broker_fl.transports.memory import MemoryTransport
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
@@ -73,8 +73,8 @@ def test_chunks_of_two_trainings_for_one_task_are_not_put_together() -> None:
 def test_a_lost_chunk_of_an_initial_model_is_sent_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_fl.roles.driver.FIRST_PATIENCE_S", 0.0)
-    monkeypatch.setattr("broker_fl.roles.conversation._REPEAT_AFTER_S", 0.05)
+    monkeypatch.setattr("broker_fl.roles.driver.driver.FIRST_PATIENCE_S", 0.0)
+    monkeypatch.setattr("broker_fl.roles.driver.conversation._REPEAT_AFTER_S", 0.05)
     lost: list[int] = []
     publish = stage.driver.transport.publish
 
@@ -196,6 +196,58 @@ def test_a_job_whose_versions_are_all_lost_is_refused_to_who_follows_it(stage: S
     stage.controller()
     with pytest.raises(RequestRefused, match="cannot be resumed: the store has lost its versions"):
         job.wait()
+
+
+class Remembers(Adds):
+    """Notes what is stored of the job before its last round."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(1.0)
+        self._path = path
+        self.state = b""
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        if task.round == 2 and not self.state:
+            with sqlite3.connect(self._path) as file:
+                (self.state,) = file.execute("SELECT state FROM jobs").fetchone()
+            file.close()
+        return super().train(model, task)
+
+
+def test_a_version_that_is_lost_is_not_passed_off_as_the_one_before_it(stage: Stage) -> None:
+    """A replica that took over may lack it, while the controller that made it takes the job for done."""
+    first = stage.controller()
+    stage.host({"a": (learner := Remembers(stage.path))})
+    job = stage.submit(rounds=3)
+    done(job)
+    with sqlite3.connect(stage.path) as file:
+        file.execute("UPDATE jobs SET state = ?", (learner.state,))
+        file.execute("DELETE FROM versions WHERE version = 3")
+    file.close()
+    with pytest.raises(RequestRefused, match="version 3 was in it, the newest is 2"):
+        job.model()
+    assert first.wait(WAIT_S)
+    assert isinstance(first.error, VersionsLost)
+    stage.controller()
+    eventually(lambda: job.versions()[-1].version == 3, "the lost version, once more")
+    same(job.model(), model_of(3.0))
+    assert learner.num_trained == 4
+
+
+def test_a_version_that_nobody_can_make_again_is_refused_and_ends_nobody(stage: Stage) -> None:
+    first = stage.controller()
+    stage.host({"a": Adds(1.0)})
+    job = stage.submit(rounds=2)
+    done(job)
+    stage.kill(first)
+    second = stage.controller()
+    with sqlite3.connect(stage.path) as file:
+        file.execute("DELETE FROM versions WHERE version = 2")
+    file.close()
+    for ask in (job.model, job.versions):
+        with pytest.raises(RequestRefused, match="version 2 was in it, the newest is 1"):
+            ask()
+    assert second.error is None
 
 
 def test_a_mailbox_that_is_deleted_as_its_learner_starts_is_declared_again(

@@ -13,7 +13,7 @@ import pytest
 from broker_fl.errors import SettingError, TaskDeclined
 from broker_fl.interfaces import Delivery, TaskContext, Update
 from broker_fl.model import Arrays, Model
-from broker_fl.roles.policy import Guard, read_policy
+from broker_fl.roles.learner.policy import Guard, read_policy
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import cut

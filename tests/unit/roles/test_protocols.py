@@ -13,8 +13,8 @@ from broker_fl.errors import RequestRefused
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays, Model
 from broker_fl.roles.driver import Job
-from broker_fl.roles.tasks import HeldTask
-from broker_fl.roles.turns import Turns
+from broker_fl.roles.learner.tasks import HeldTask
+from broker_fl.roles.learner.turns import Turns
 from broker_fl.wire import events as e
 from broker_fl.wire.frames import pack, unpack
 from broker_fl.wire.job import JobSpec, Termination

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_fl.model import Array, Model
-from broker_fl.roles.residuals import MAX_JOBS, Residuals
+from broker_fl.roles.learner.residuals import MAX_JOBS, Residuals
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.messages import TaskRef
 

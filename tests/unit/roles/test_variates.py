@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_fl.model import Model
-from broker_fl.roles.variates import MAX_JOBS, Variates
+from broker_fl.roles.learner.variates import MAX_JOBS, Variates
 from broker_fl.wire import control
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.messages import TaskRef

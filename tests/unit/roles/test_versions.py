@@ -9,7 +9,7 @@ import numpy as np
 
 from broker_fl.interfaces import Combined, TaskContext, Update
 from broker_fl.model import Arrays, Model
-from broker_fl.roles.models import FORMER_CHUNK_BYTES, VersionRecord, Versions
+from broker_fl.roles.controller.job.versions import FORMER_CHUNK_BYTES, VersionRecord, Versions
 from broker_fl.simulation import Federation
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.wire.job import JobSpec, Termination

@@ -1,0 +1,49 @@
+"""What a controller refuses goes to the dead letters with the reason, but no flood of it."""
+
+from __future__ import annotations
+
+import logging
+
+from broker_fl.interfaces import Delivery
+from broker_fl.roles.controller.limits import DEAD_LETTERS, RateLimit
+from broker_fl.roles.controller.services import Services
+from broker_fl.roles.controller.speakers import Speaker
+from broker_fl.wire.fields import text
+from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk
+from broker_fl.wire.messages import DeadLetter
+
+log = logging.getLogger(__name__)
+NOBODY_SAYS = "whoever does not say which account it is"
+"""Under which all messages count together that do not say who sent them."""
+
+
+class DeadLetters:
+    """Of one controller."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._refusals = RateLimit(DEAD_LETTERS, "messages that are refused")
+
+    def are_too_many(self, delivery: Delivery, speaker: Speaker | None) -> bool:
+        """Count one more; whether so many messages of this account were refused that no more are kept and
+        logged. Where accounts are shared it says nothing of the sender, and all are kept.
+        """
+        if speaker is not None and speaker.account is None:
+            return False
+        return not self._refusals.take(delivery.user or NOBODY_SAYS, self._services.clock.now())
+
+    def add(self, queue: str, delivery: Delivery, reason: str) -> None:
+        """Keep a message of ``queue``, as long as it fits, and the reason why it was refused."""
+        services, topology = self._services, self._services.topology
+        log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
+        names = {topology.reports: "reports", topology.control: "control"}
+        services.observer.refused(names.get(queue, "inbox"))
+        header = DeadLetter(
+            source=queue,
+            routing_key=text(delivery.routing_key),
+            reason=text(reason),
+            time_s=services.clock.now(),
+        )
+        payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
+        body = pack_chunk(header.KIND, header.model_dump(), payload)
+        services.sender.post(lambda: services.transport.publish(topology.dead, [""], body, persistent=True))

@@ -1,0 +1,112 @@
+"""Every message that reaches a controller, before anybody handles it: who sent it, whether that account sends
+too much, what it says. What is refused goes to the dead letters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+from broker_fl.errors import Fenced, MessageRefused, StoreUnavailable, TransportClosed, VersionsLost
+from broker_fl.identity.accounts import Role
+from broker_fl.interfaces import Delivery
+from broker_fl.roles.about import about
+from broker_fl.roles.controller.dead_letters import DeadLetters
+from broker_fl.roles.controller.limits import MESSAGES, RateLimit, Waste
+from broker_fl.roles.controller.services import Services
+from broker_fl.roles.controller.speakers import LEARNERS, Speaker, Speakers
+from broker_fl.roles.sender import read
+from broker_fl.wire.messages import Message
+
+log = logging.getLogger(__name__)
+Handler = Callable[[Message, memoryview | None, Speaker], None]
+"""Takes a message, its payload, and who sent it."""
+Refused = Callable[[Delivery, Speaker, str], None]
+"""Is told of a message that was refused, who sent it, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A queue that the controller reads."""
+
+    queue: str
+    handle: Handler
+    prefetch: int
+    senders: Set[Role]
+    is_counted: bool = True
+    """Whether each of its messages counts against what an account may send; if not, only those that are of no
+    use do.
+    """
+
+
+class Intake:
+    """Of one controller; messages are handled on its thread."""
+
+    def __init__(self, services: Services, speakers: Speakers, waste: Waste, refused: Refused) -> None:
+        self._services = services
+        self._speakers = speakers
+        self._waste = waste
+        self._refused = refused
+        self._messages = RateLimit(MESSAGES, "messages")
+        self._dead_letters = DeadLetters(services)
+
+    def consume(self, source: Source) -> None:
+        """Read a queue from now on; from any thread.
+
+        Raises:
+            QueueLost, BrokerUnavailable: see ``Transport.consume``.
+        """
+
+        def sink(delivery: Delivery) -> None:
+            self._services.post(lambda: self._take(source, delivery))
+
+        self._services.transport.consume(source.queue, sink, prefetch=source.prefetch)
+
+    def _take(self, source: Source, delivery: Delivery) -> None:
+        """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
+        the reason.
+        """
+        with about() as subject:
+            self._handle(subject, source, delivery)
+        delivery.ack()
+
+    def _handle(self, subject: about, source: Source, delivery: Delivery) -> None:
+        speaker: Speaker | None = None
+        try:
+            speaker = self._speakers.of(delivery, source.senders)
+            if source.senders & LEARNERS and (speaker.account is None or speaker.account.role in LEARNERS):
+                subject.learner(speaker.name)
+            if self._is_over_limit(source, speaker):
+                self._services.observer.refused("over_limit")
+                return
+            message, payload = read(delivery)
+            subject.message(message)
+            source.handle(message, payload, speaker)
+        except MessageRefused as error:
+            self._refuse(source.queue, delivery, speaker, str(error))
+        except (Fenced, TransportClosed, StoreUnavailable, VersionsLost):
+            raise  # not acked: it comes again, to whoever goes on
+        except Exception as error:
+            if not self._dead_letters.are_too_many(delivery, speaker):
+                log.exception(
+                    "a message from %s with key %s could not be handled", source.queue, delivery.routing_key
+                )
+                self._dead_letters.add(source.queue, delivery, f"{type(error).__name__}: {error}")
+
+    def _is_over_limit(self, source: Source, speaker: Speaker) -> bool:
+        """Whether an account sends too much; names that are no accounts are whatever a sender says."""
+        if speaker.account is None:
+            return False
+        if not source.is_counted:
+            return self._waste.is_over_limit(speaker)
+        return not self._messages.take(speaker.account.user, self._services.clock.now())
+
+    def _refuse(self, queue: str, delivery: Delivery, speaker: Speaker | None, reason: str) -> None:
+        if self._dead_letters.are_too_many(delivery, speaker):
+            self._services.observer.refused("over_limit")
+        else:
+            self._dead_letters.add(queue, delivery, reason)
+        if speaker is not None:
+            self._waste.add(speaker)
+            self._refused(delivery, speaker, reason)

@@ -1,0 +1,1 @@
+"""One job at work: what its state machine (``coordination``) decides is performed here."""

@@ -1,0 +1,151 @@
+"""Updates on their way in: chunks put together, one buffer for each learner that is uploading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker_fl.errors import FrameRefused, UpdateRefused
+from broker_fl.model import Model, ModelSpec, parts
+from broker_fl.wire.chunks import Assembly
+from broker_fl.wire.encodings import encoding
+from broker_fl.wire.fields import Form
+from broker_fl.wire.job import Transfer
+from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
+
+
+@dataclass(slots=True)
+class Upload:
+    """One update that is arriving."""
+
+    task: TaskRef
+    session: str | None
+    """Of the learner: two trainings for one task are never mixed."""
+    assembly: Assembly
+    first_at: float
+    last_at: float
+    num_messages: int = 0
+    result: Result | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the result and all chunks are there, in whatever order they came."""
+        return self.result is not None and self.assembly.complete
+
+
+class UpdateReceiver:
+    """The uploads of one job's open round. How much memory one takes follows from the job, not from what is
+    sent.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        transfer: Transfer,
+        form: Form = "values",
+        *,
+        has_control: bool = False,
+        buffers: Set[str] = frozenset(),
+    ) -> None:
+        """``spec`` is that of the updates: of SCAFFOLD's, with control variates behind the model; ``buffers``
+        are the job's.
+        """
+        self._spec = spec
+        self._has_control = has_control
+        self._transfer = transfer
+        self._form = form
+        self._encoding = encoding(transfer.encoding, buffers)
+        self.update_bytes = self._encoding.num_bytes(spec)
+        self._uploads: dict[str, Upload] = {}
+
+    def expect(self, result: Result, now: float) -> Upload:
+        """Note the result that a learner's chunks belong to.
+
+        Raises:
+            UpdateRefused: what it announces is not an update of this job's model.
+        """
+        manifest = result.update
+        if manifest is None:
+            raise UpdateRefused("the task asked for an update, the result came without one")
+        if manifest.spec_digest != self._spec.digest:
+            raise UpdateRefused(
+                "the update has other tensors than the model that was given (the digest of its spec differs)",
+            )
+        if manifest.form != self._form:
+            raise UpdateRefused(f"the update is sent as {manifest.form}; the task asked for {self._form}")
+        if self._has_control != (manifest.control != "none"):
+            needs = (
+                "needs control variates, which the learner does not do" if self._has_control else "has none"
+            )
+            raise UpdateRefused(f"the update says control = {manifest.control!r}; the job's rule {needs}")
+        announced = f"{manifest.encoding} in {manifest.num_bytes} bytes by {manifest.chunk_bytes}"
+        wanted = f"{self._transfer.encoding} in {self.update_bytes} bytes by {self._transfer.chunk_bytes}"
+        if announced != wanted:
+            raise UpdateRefused(f"the update is announced as {announced}; the task asked for {wanted}")
+        upload = self._upload(result, now)
+        if upload.result not in (None, result):  # the same, where learners do not say their session
+            self.drop(result.learner)
+            upload = self._upload(result, now)
+        upload.result = result
+        return upload
+
+    def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> Upload:
+        """Take a chunk in.
+
+        Raises:
+            FrameRefused: it does not fit; the update is as it was.
+        """
+        if chunk.encoding != self._transfer.encoding:
+            raise FrameRefused(
+                f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}",
+            )
+        upload = self._upload(chunk, now)
+        upload.assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
+        upload.last_at = now
+        upload.num_messages += 1
+        return upload
+
+    def model(self, upload: Upload) -> Model:
+        """What a complete upload holds; the upload has it no more."""
+        return self._encoding.decode(upload.assembly.take(), self._spec)
+
+    def drop(self, learner: str) -> None:
+        """Forget a learner's upload."""
+        self._uploads.pop(learner, None)
+
+    def keep(self, wanted: Callable[[str], bool]) -> None:
+        """Forget the uploads of all other learners."""
+        self._uploads = {learner: upload for learner, upload in self._uploads.items() if wanted(learner)}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._uploads.clear()
+
+    def active(self, learner: str, since: float) -> bool:
+        """Whether a chunk of the learner has arrived at ``since`` or later."""
+        upload = self._uploads.get(learner)
+        return upload is not None and upload.last_at >= since
+
+    def _upload(self, part: Result | UpdateChunk, now: float) -> Upload:
+        upload = self._uploads.get(part.learner)
+        if upload is None or (upload.task, upload.session) != (part.task, part.session):
+            assembly = Assembly(self.update_bytes, self._transfer.chunk_bytes)
+            upload = self._uploads[part.learner] = Upload(part.task, part.session, assembly, now, now)
+        return upload
+
+
+def added_back(change: Model, base: Model, buffers: Set[str]) -> Model:
+    """The model that its learner trained from ``base``; in the place of the change, where that may be written
+    to: one more pass over both.
+
+    Of ``buffers`` and integers it holds the values already.
+    """
+    change = change.own()
+    for run, is_trained in parts(change.spec, buffers).items():
+        if is_trained:
+            values = change.run(run)
+            with np.errstate(over="ignore", invalid="ignore"):  # the rule looks whether all is finite
+                np.add(values, base.run(run), out=values)
+    return change

@@ -1,0 +1,105 @@
+"""How much one account may send: a token bucket each, so that a flood costs little and others are heard."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from broker_fl.roles.controller.speakers import Speaker
+from broker_fl.roles.runtime import Clock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many a second in the long run, and ``burst`` at once."""
+
+    per_s: float
+    burst: float
+
+
+MESSAGES = Rate(500.0, 5_000.0)
+"""Reports and requests: a learner sends a heartbeat every few seconds, and two messages for each task."""
+WASTE = Rate(50.0, 1_000.0)
+"""Messages of an inbox that are refused or that nobody waits for; parts of a wanted update are free."""
+DEAD_LETTERS = Rate(2.0, 50.0)
+"""Refused messages that are kept with the reason."""
+JOINS = Rate(0.2, 20.0)
+"""Of a learner or a group: when it starts, and when it is asked who it is. One that is dropped is asked for
+again after the next heartbeat.
+"""
+WRITTEN_DOWN = Rate(2.0, 200.0)
+"""Requests that go into the audit log, which is never cut."""
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    at: float
+    num_over: int = 0
+
+
+class RateLimit:
+    """Of each of many accounts, whose names are verified: an attacker cannot make up others."""
+
+    def __init__(self, rate: Rate, what: str) -> None:
+        self._rate = rate
+        self._what = what
+        self._buckets: dict[str, _Bucket] = {}
+
+    def take(self, name: str, now: float) -> bool:
+        """Count one more of this account, at ``now`` seconds; False if it is over its limit."""
+        bucket = self._filled(name, now)
+        if bucket.tokens < 1.0:
+            self._over(name, bucket)
+            return False
+        bucket.tokens -= 1.0
+        return True
+
+    def has_left(self, name: str, now: float) -> bool:
+        """Whether the account is below its limit; if not, that is counted as one more that was dropped."""
+        bucket = self._filled(name, now)
+        if bucket.tokens < 1.0:
+            self._over(name, bucket)
+            return False
+        return True
+
+    def _filled(self, name: str, now: float) -> _Bucket:
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = _Bucket(self._rate.burst, now)
+        bucket.tokens = min(self._rate.burst, bucket.tokens + max(0.0, now - bucket.at) * self._rate.per_s)
+        bucket.at = now
+        if bucket.num_over and bucket.tokens >= self._rate.burst / 2:
+            log.warning("%s: %d %s were dropped in all", name, bucket.num_over, self._what)
+            bucket.num_over = 0
+        return bucket
+
+    def _over(self, name: str, bucket: _Bucket) -> None:
+        bucket.num_over += 1
+        if bucket.num_over == 1:
+            log.warning(
+                "%s sends more %s than %g a second: what is more is dropped",
+                name,
+                self._what,
+                self._rate.per_s,
+            )
+
+
+class Waste:
+    """Counts messages that were of no use to anybody, against the accounts that sent them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._limit = RateLimit(WASTE, "messages that nobody asked for")
+
+    def add(self, speaker: Speaker) -> None:
+        """One more of this sender."""
+        if speaker.account is not None:
+            self._limit.take(speaker.account.user, self._clock.now())
+
+    def is_over_limit(self, speaker: Speaker) -> bool:
+        """Whether there were so many that nothing more of this sender is read for now."""
+        account = speaker.account
+        return account is not None and not self._limit.has_left(account.user, self._clock.now())

@@ -1,0 +1,131 @@
+"""The kinds of message, one frozen class each. The JSON Schemas in ``schemas/`` are generated from these
+classes.
+
+Unknown fields are ignored and new fields have defaults, so that old and new software understand each other;
+an unknown kind or protocol version is refused by name. Who is there is in ``membership``, what learners are
+to do in ``tasks``, what comes of it in ``results``, what drivers ask and hear in ``requests`` and
+``answers``, the rest in ``notices``; events are in ``wire/events``, job settings in ``wire/job.py``.
+"""
+
+from broker_fl.wire.messages.answers import (
+    Done,
+    Events,
+    Jobs,
+    JobSummary,
+    Learners,
+    LearnerSummary,
+    ModelFollows,
+    Refused,
+    Reply,
+    Submitted,
+    Versions,
+    VersionSummary,
+)
+from broker_fl.wire.messages.decoding import KINDS, WITH_PAYLOAD, broken_result, decode, first_problem, parse
+from broker_fl.wire.messages.manifests import Control, ModelManifest, UpdateForm, UpdateManifest
+from broker_fl.wire.messages.membership import GroupJoin, Heartbeat, Join, Leave, Rejoin, Welcome
+from broker_fl.wire.messages.notices import DeadLetter, EventBatch
+from broker_fl.wire.messages.parts import (
+    Generation,
+    Message,
+    Part,
+    TaskRef,
+    TaskStatus,
+    TaskStatuses,
+    Timings,
+    VersionRef,
+    kinds_in,
+)
+from broker_fl.wire.messages.requests import (
+    DeleteJob,
+    ListJobs,
+    ListLearners,
+    ListVersions,
+    PauseJob,
+    ReadEvents,
+    ReadModel,
+    Request,
+    ResumeJob,
+    StopJob,
+    Submit,
+)
+from broker_fl.wire.messages.results import (
+    Accepted,
+    Counts,
+    Durations,
+    Failed,
+    GroupColumns,
+    GroupResult,
+    MetricColumns,
+    Result,
+    UpdateChunk,
+)
+from broker_fl.wire.messages.tasks import Cancel, ModelChunk, Task, Terms, UploadRequest, Weighting
+
+__all__ = [
+    "KINDS",
+    "WITH_PAYLOAD",
+    "Accepted",
+    "Cancel",
+    "Control",
+    "Counts",
+    "DeadLetter",
+    "DeleteJob",
+    "Done",
+    "Durations",
+    "EventBatch",
+    "Events",
+    "Failed",
+    "Generation",
+    "GroupColumns",
+    "GroupJoin",
+    "GroupResult",
+    "Heartbeat",
+    "JobSummary",
+    "Jobs",
+    "Join",
+    "LearnerSummary",
+    "Learners",
+    "Leave",
+    "ListJobs",
+    "ListLearners",
+    "ListVersions",
+    "Message",
+    "MetricColumns",
+    "ModelChunk",
+    "ModelFollows",
+    "ModelManifest",
+    "Part",
+    "PauseJob",
+    "ReadEvents",
+    "ReadModel",
+    "Refused",
+    "Rejoin",
+    "Reply",
+    "Request",
+    "Result",
+    "ResumeJob",
+    "StopJob",
+    "Submit",
+    "Submitted",
+    "Task",
+    "TaskRef",
+    "TaskStatus",
+    "TaskStatuses",
+    "Terms",
+    "Timings",
+    "UpdateChunk",
+    "UpdateForm",
+    "UpdateManifest",
+    "UploadRequest",
+    "VersionRef",
+    "VersionSummary",
+    "Versions",
+    "Weighting",
+    "Welcome",
+    "broken_result",
+    "decode",
+    "first_problem",
+    "kinds_in",
+    "parse",
+]
