@@ -163,7 +163,7 @@ def _read_all(connection: Any, channel: Any, topology: Topology) -> list[Letter]
     letters: list[Letter] = []
 
     def take(_: Any, method: Any, properties: Any, body: bytes) -> None:
-        letters.append(_letter(method, properties, bytes(body), topology.federation))
+        letters.append(read_letter(method, properties, bytes(body), topology.federation))
 
     channel.basic_consume(queue, take, exclusive=True)
     while len(letters) < num_left:
@@ -174,7 +174,8 @@ def _read_all(connection: Any, channel: Any, topology: Topology) -> list[Letter]
     return letters
 
 
-def _letter(method: Any, properties: Any, raw: bytes, federation: str) -> Letter:
+def read_letter(method: Any, properties: Any, raw: bytes, federation: str) -> Letter:
+    """Of what the broker hands over, whoever wrote it."""
     message, body = _note(raw, properties, federation) or (_by_broker(method, properties), raw)
     fields = _fields(body)
     task = fields.get("task")
