@@ -96,8 +96,8 @@ def dead_letter(data: bytes) -> None:
         properties = SimpleNamespace(headers=headers, user_id=user)
         letter = read_letter(method, properties, body, "F")
         assert letter.user == user or user in (None, "F.controller.main")
-    assert letter.num_bytes == len(letter.body)
-    assert isinstance(letter.time_s, float)
+        assert letter.num_bytes == len(letter.body)
+        assert isinstance(letter.time_s, float)
 
 
 def dead_letters() -> list[bytes]:
