@@ -138,6 +138,12 @@ class ModelSpec:
         return tuple(offsets)
 
     @cached_property
+    def places(self) -> dict[str, tuple[TensorSpec, int]]:
+        """Each tensor and where it starts, by its name."""
+        found = zip(self.tensors, self.offsets, strict=True)
+        return {tensor.name: (tensor, start) for tensor, start in found}
+
+    @cached_property
     def num_bytes(self) -> int:
         """Length of the buffer, padding between tensors included."""
         return self.offsets[-1] + self.tensors[-1].num_bytes if self.tensors else 0
@@ -186,7 +192,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("__weakref__", "_offsets", "buffer", "spec")
+    __slots__ = ("__weakref__", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""
@@ -196,9 +202,6 @@ class Model(Mapping[str, Array]):
             raise ModelError(f"the buffer has {buffer.nbytes} bytes, the spec asks for {spec.num_bytes}")
         self.spec = spec
         self.buffer = buffer
-        self._offsets = dict(
-            zip((t.name for t in spec.tensors), zip(spec.tensors, spec.offsets, strict=True), strict=True)
-        )
 
     @classmethod
     def empty(cls, spec: ModelSpec) -> Model:
@@ -271,7 +274,13 @@ class Model(Mapping[str, Array]):
 
     def copy(self) -> Model:
         """A model with a buffer of its own."""
-        return Model(self.spec, self.buffer.copy())
+        buffer = recycled.empty(self.buffer.nbytes)
+        buffer[...] = self.buffer
+        return Model(self.spec, buffer)
+
+    def own(self) -> Model:
+        """This model, if it may be written to; else a copy, which may."""
+        return self if self.buffer.flags.writeable else self.copy()
 
     def run(self, run: Run) -> Array:
         """The 1-d view of one of ``spec.runs``."""
@@ -285,15 +294,15 @@ class Model(Mapping[str, Array]):
         return state.hexdigest()
 
     def __getitem__(self, name: str) -> Array:
-        tensor, start = self._offsets[name]
+        tensor, start = self.spec.places[name]
         flat = self.buffer[start : start + tensor.num_bytes].view(DTYPES[tensor.dtype])
         return flat.reshape(tensor.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._offsets)
+        return iter(self.spec.places)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.spec.places)
 
     def __repr__(self) -> str:
         return f"Model({len(self)} tensors, {self.spec.num_elements} parameters, {self.spec.num_bytes} bytes)"

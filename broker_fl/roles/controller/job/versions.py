@@ -86,7 +86,8 @@ class Versions:
             VersionsLost: the version before this one is not in the store any more.
         """
         record = replace(record, chunk_bytes=self._store.chunk_bytes)
-        stored_pieces = pieces(combined.model, record.chunk_bytes)
+        # Nobody writes to a version any more; what a rule does with its memory is its own affair.
+        stored_pieces = [piece.toreadonly() for piece in pieces(combined.model, record.chunk_bytes)]
         if combined.memory is not None:
             stored_pieces += pieces(combined.memory, record.chunk_bytes)
         for index, piece in enumerate(stored_pieces):
