@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class ModelSpec:
     @classmethod
     def from_wire(cls, rows: Sequence[Sequence[Any]]) -> ModelSpec:
         """Read the wire form, ``[[name, dtype, [size, …]], …]``."""
-        return cls(tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows))
+        return _read_spec(tuple((name, dtype, tuple(shape)) for name, dtype, shape in rows))
 
     def to_wire(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
         """The wire form, ``((name, dtype, (size, …)), …)``."""
@@ -136,6 +136,11 @@ class ModelSpec:
             offsets.append(start)
             end = start + tensor.num_bytes
         return tuple(offsets)
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[TensorSpec, int]]:
+        """Of each tensor by its name: what it looks like, and where it starts in the buffer."""
+        return {one.name: (one, start) for one, start in zip(self.tensors, self.offsets, strict=True)}
 
     @cached_property
     def num_bytes(self) -> int:
@@ -168,6 +173,17 @@ class ModelSpec:
         """What a model's bytes are fed to, in order, for its ``digest``."""
         return xxhash.xxh3_128(self.digest.encode())
 
+    def describes(self, arrays: Arrays) -> bool:
+        """Whether these are arrays, native to this machine, of just these names, types and shapes; in any
+        order.
+        """
+        return len(arrays) == len(self.tensors) and all(
+            (array := arrays.get(one.name)) is not None
+            and array.shape == one.shape
+            and array.dtype == DTYPES[one.dtype]
+            for one in self.tensors
+        )
+
     def differences(self, other: ModelSpec) -> list[str]:
         """What is different in ``other``, in words that name tensors; empty when only the order differs."""
         mine = {tensor.name: tensor for tensor in self.tensors}
@@ -186,7 +202,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("__weakref__", "_offsets", "buffer", "spec")
+    __slots__ = ("__weakref__", "_places", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""
@@ -196,9 +212,7 @@ class Model(Mapping[str, Array]):
             raise ModelError(f"the buffer has {buffer.nbytes} bytes, the spec asks for {spec.num_bytes}")
         self.spec = spec
         self.buffer = buffer
-        self._offsets = dict(
-            zip((t.name for t in spec.tensors), zip(spec.tensors, spec.offsets, strict=True), strict=True)
-        )
+        self._places = spec.places
 
     @classmethod
     def empty(cls, spec: ModelSpec) -> Model:
@@ -231,10 +245,9 @@ class Model(Mapping[str, Array]):
         given = {str(name): np.asarray(value) for name, value in arrays.items()}
         if len(given) != len(arrays):
             raise ModelError("two of the arrays have the same name")
-        found = ModelSpec.of(given)
         if spec is None:
-            spec = found
-        elif problems := spec.differences(found):
+            spec = ModelSpec.of(given)
+        elif not spec.describes(given) and (problems := spec.differences(ModelSpec.of(given))):
             raise ModelError(
                 "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             )
@@ -291,15 +304,15 @@ class Model(Mapping[str, Array]):
         return state.hexdigest()
 
     def __getitem__(self, name: str) -> Array:
-        tensor, start = self._offsets[name]
+        tensor, start = self._places[name]
         flat = self.buffer[start : start + tensor.num_bytes].view(DTYPES[tensor.dtype])
         return flat.reshape(tensor.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._offsets)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places)
 
     def __repr__(self) -> str:
         return f"Model({len(self)} tensors, {self.spec.num_elements} parameters, {self.spec.num_bytes} bytes)"
@@ -322,6 +335,12 @@ def parts(spec: ModelSpec, buffers: Set[str]) -> dict[Run, bool]:
     return found
 
 
+@lru_cache(maxsize=4)
+def _read_spec(rows: tuple[tuple[str, str, tuple[int, ...]], ...]) -> ModelSpec:
+    """Once for all that are given the same: each task brings it, to each learner of a process."""
+    return ModelSpec(tuple(TensorSpec(*row) for row in rows))
+
+
 def _align(offset: int, size: int) -> int:
     return -(-offset // size) * size
 
@@ -342,16 +361,17 @@ def _saved_order(value: str | None) -> list[str]:
 
 def _shared_buffer(spec: ModelSpec, arrays: Arrays) -> Array | None:
     """The buffer that all arrays are views of, in the layout of ``spec``; None if there is no such buffer."""
-    root = None
+    root, address = None, 0
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         array = arrays[tensor.name]
         base = array
         while isinstance(base.base, np.ndarray):
             base = base.base
-        root = base if root is None else root
+        if root is None:
+            root, address = base, base.ctypes.data
         if base is not root or not array.flags.c_contiguous or array.dtype != DTYPES[tensor.dtype]:
             return None
-        if tensor.num_elements and array.ctypes.data != root.ctypes.data + offset:
+        if tensor.num_elements and array.ctypes.data != address + offset:
             return None
     if root is None or root.dtype != np.uint8 or root.ndim != 1 or root.nbytes != spec.num_bytes:
         return None
