@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import msgpack
@@ -99,6 +99,15 @@ class Run:
     stop: int
 
 
+class Place(NamedTuple):
+    """Where a tensor is in the buffer: ``[start, stop)`` in bytes, and what is there."""
+
+    start: int
+    stop: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model looks like, without its values: the tensors in order."""
@@ -138,9 +147,12 @@ class ModelSpec:
         return tuple(offsets)
 
     @cached_property
-    def places(self) -> Mapping[str, tuple[TensorSpec, int]]:
-        """Of each tensor by its name: what it looks like, and where it starts in the buffer."""
-        return {one.name: (one, start) for one, start in zip(self.tensors, self.offsets, strict=True)}
+    def places(self) -> Mapping[str, Place]:
+        """Of each tensor by its name: where it is in the buffer."""
+        return {
+            one.name: Place(start, start + one.num_bytes, DTYPES[one.dtype], one.shape)
+            for one, start in zip(self.tensors, self.offsets, strict=True)
+        }
 
     @cached_property
     def num_bytes(self) -> int:
@@ -177,11 +189,9 @@ class ModelSpec:
         """Whether these are arrays, native to this machine, of just these names, types and shapes; in any
         order.
         """
-        return len(arrays) == len(self.tensors) and all(
-            (array := arrays.get(one.name)) is not None
-            and array.shape == one.shape
-            and array.dtype == DTYPES[one.dtype]
-            for one in self.tensors
+        return len(arrays) == len(self.places) and all(
+            (array := arrays.get(name)) is not None and array.shape == shape and array.dtype == dtype
+            for name, (_, _, dtype, shape) in self.places.items()
         )
 
     def differences(self, other: ModelSpec) -> list[str]:
@@ -202,7 +212,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("__weakref__", "_places", "buffer", "spec")
+    __slots__ = ("__weakref__", "_digest", "_places", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""
@@ -213,6 +223,8 @@ class Model(Mapping[str, Array]):
         self.spec = spec
         self.buffer = buffer
         self._places = spec.places
+        self._digest: str | None = None
+        """Empty: to be kept once it is known."""
 
     @classmethod
     def empty(cls, spec: ModelSpec) -> Model:
@@ -292,6 +304,14 @@ class Model(Mapping[str, Array]):
         """This model, if it may be written to; else a copy, which may."""
         return self if self.buffer.flags.writeable else self.copy()
 
+    def frozen(self) -> Model:
+        """The same buffer, for who only reads: nobody writes to it any more. Its digest is computed once."""
+        buffer = self.buffer.view()
+        buffer.flags.writeable = False
+        model = Model(self.spec, buffer)
+        model._digest = ""
+        return model
+
     def run(self, run: Run) -> Array:
         """The 1-d view of one of ``spec.runs``."""
         return self.buffer[run.start : run.stop].view(DTYPES[run.dtype])
@@ -299,14 +319,18 @@ class Model(Mapping[str, Array]):
     @property
     def digest(self) -> str:
         """32 hex digits that identify spec and values (XXH3-128 of the spec's digest and the buffer)."""
+        if self._digest:
+            return self._digest
         state = self.spec.running_digest()
         state.update(self.buffer.data)
-        return state.hexdigest()
+        found: str = state.hexdigest()
+        if self._digest is not None:
+            self._digest = found
+        return found
 
     def __getitem__(self, name: str) -> Array:
-        tensor, start = self._places[name]
-        flat = self.buffer[start : start + tensor.num_bytes].view(DTYPES[tensor.dtype])
-        return flat.reshape(tensor.shape)
+        start, stop, dtype, shape = self._places[name]
+        return self.buffer[start:stop].view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -362,16 +386,16 @@ def _saved_order(value: str | None) -> list[str]:
 def _shared_buffer(spec: ModelSpec, arrays: Arrays) -> Array | None:
     """The buffer that all arrays are views of, in the layout of ``spec``; None if there is no such buffer."""
     root, address = None, 0
-    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
-        array = arrays[tensor.name]
+    for name, (start, stop, dtype, _) in spec.places.items():
+        array = arrays[name]
         base = array
         while isinstance(base.base, np.ndarray):
             base = base.base
         if root is None:
             root, address = base, base.ctypes.data
-        if base is not root or not array.flags.c_contiguous or array.dtype != DTYPES[tensor.dtype]:
+        if base is not root or not array.flags.c_contiguous or array.dtype != dtype:
             return None
-        if tensor.num_elements and array.ctypes.data != address + offset:
+        if stop > start and array.ctypes.data != address + start:
             return None
     if root is None or root.dtype != np.uint8 or root.ndim != 1 or root.nbytes != spec.num_bytes:
         return None

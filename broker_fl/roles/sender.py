@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def handing(transport: Transport) -> HandsOver | None:
     """The transport, if it hands messages over as they are."""
     # ``isinstance`` of a protocol takes as long as handing over.
-    return cast(HandsOver, transport) if getattr(transport, "hands_over", False) else None
+    return cast("HandsOver", transport) if getattr(transport, "hands_over", False) else None
 
 
 def read(delivery: Delivery) -> tuple[Message, memoryview | None]:
