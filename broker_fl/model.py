@@ -212,7 +212,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("__weakref__", "_digest", "_places", "buffer", "spec")
+    __slots__ = ("__weakref__", "_digest", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""
@@ -222,7 +222,6 @@ class Model(Mapping[str, Array]):
             raise ModelError(f"the buffer has {buffer.nbytes} bytes, the spec asks for {spec.num_bytes}")
         self.spec = spec
         self.buffer = buffer
-        self._places = spec.places
         self._digest: str | None = None
         """Empty: to be kept once it is known."""
 
@@ -329,14 +328,14 @@ class Model(Mapping[str, Array]):
         return found
 
     def __getitem__(self, name: str) -> Array:
-        start, stop, dtype, shape = self._places[name]
+        start, stop, dtype, shape = self.spec.places[name]
         return self.buffer[start:stop].view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.spec.places)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.spec.places)
 
     def __repr__(self) -> str:
         return f"Model({len(self)} tensors, {self.spec.num_elements} parameters, {self.spec.num_bytes} bytes)"

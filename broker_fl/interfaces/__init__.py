@@ -15,7 +15,15 @@ A module each; names are imported from here.
 
 from broker_fl.interfaces.extensions import Extensions
 from broker_fl.interfaces.learner import Learner, LearnerContext, Metrics, Parameters, TaskContext, Update
-from broker_fl.interfaces.rule import Accumulator, Combined, Contribution, Given, Rule, SumAccumulator
+from broker_fl.interfaces.rule import (
+    Accumulator,
+    Combined,
+    Contribution,
+    Given,
+    LazyAccumulator,
+    Rule,
+    SumAccumulator,
+)
 from broker_fl.interfaces.selector import Member, Record, Selector
 from broker_fl.interfaces.store import Store, StoredVersion
 from broker_fl.interfaces.transport import Delivery, HandsOver, Sink, Transport
@@ -28,6 +36,7 @@ __all__ = [
     "Extensions",
     "Given",
     "HandsOver",
+    "LazyAccumulator",
     "Learner",
     "LearnerContext",
     "Member",

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from broker_fl.errors import SettingError
-from broker_fl.model import (
+from broker_fl.model import Array, (
     DTYPES,
     MAX_DIMENSIONS,
     MAX_NAME_CHARS,
@@ -418,7 +418,8 @@ def test_a_frozen_model_cannot_be_written_to_and_says_its_digest_once() -> None:
     with pytest.raises(ValueError, match="read-only"):
         frozen["a"][0] = 7
     model["a"][0] = 7
-    assert (frozen.digest, model.digest != before) == (before, True), "who freezes a model leaves it alone"
+    assert frozen.digest == before, "who freezes a model leaves it alone"
+    assert model.digest != before
     mine = frozen.own()
     mine["a"][0] = 8
     assert float(frozen["a"][0]) == 7
@@ -444,7 +445,7 @@ def test_a_spec_that_is_read_twice_is_one() -> None:
 )
 def test_arrays_that_differ_in_one_thing_are_not_described(arrays: dict[str, Array]) -> None:
     spec = ModelSpec.of({"a": np.zeros(3, np.float32), "b": np.zeros(2)})
-    assert spec.describes({"b": np.ones(2), "a": np.ones(3, np.float32)})
+    assert spec.describes({"b": np.zeros(2), "a": np.zeros(3, np.float32)})
     assert not spec.describes(arrays)
     with pytest.raises(ModelError):
         Model.of(arrays, spec)

@@ -48,6 +48,7 @@ class UpdateIntake:
             settings.form,
             has_control=self._has_control,
             buffers=self._buffers,
+            adds_back=self._adds_back,
         )
         self.num_dropped = 0
         """Results and chunks that nobody waits for (late, doubled, of another round)."""
@@ -151,6 +152,7 @@ class UpdateIntake:
             metrics=result.metrics,
             evaluation=result.evaluation,
             control=control,
+            magnitudes=upload.look.magnitudes() if upload.look is not None else None,
         )
 
     def _base(self, task: TaskRef) -> Model:

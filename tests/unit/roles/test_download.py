@@ -11,9 +11,9 @@ import pytest
 from broker_fl.errors import RequestRefused, StoreUnavailable
 from broker_fl.interfaces import Combined
 from broker_fl.model import Model
-from broker_fl.roles.controller import reading
 from broker_fl.roles.controller.job.versions import VersionRecord, Versions
-from broker_fl.roles.controller.reading import find_version
+from broker_fl.roles.controller.requests import download
+from broker_fl.roles.controller.requests.download import find_version
 from broker_fl.stores.sqlite import SQLiteStore
 from tests.unit.roles.stage import Adds, Stage, done, same
 
@@ -23,7 +23,7 @@ SIZE = 5_000
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SQLiteStore, "chunk_bytes", 10_000)
-    monkeypatch.setattr(reading, "CHUNK_BYTES", 4_096)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 4_096)
 
 
 def test_pieces_of_any_length_are_cut_anew() -> None:
@@ -31,7 +31,7 @@ def test_pieces_of_any_length_are_cut_anew() -> None:
     for lengths in ((10_240,), (0,), (4_096, 4_096), (1, 4_095, 10, 6_000), (8_192, 2_048)):
         ends = np.cumsum(lengths)
         pieces = [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-        cut = list(reading._cut(pieces, 4_096))
+        cut = list(download._cut(pieces, 4_096))
         assert b"".join(cut) == data[: ends[-1]]
         assert [len(one) for one in cut[:-1]] == [4_096] * (len(cut) - 1)
         assert len(cut) == max(1, -(-ends[-1] // 4_096))
