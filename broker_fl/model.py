@@ -186,9 +186,7 @@ class ModelSpec:
         return xxhash.xxh3_128(self.digest.encode())
 
     def describes(self, arrays: Arrays) -> bool:
-        """Whether these are arrays, native to this machine, of just these names, types and shapes; in any
-        order.
-        """
+        """Whether these are arrays of just these names, types and shapes, in any order."""
         return len(arrays) == len(self.places) and all(
             (array := arrays.get(name)) is not None and array.shape == shape and array.dtype == dtype
             for name, (_, _, dtype, shape) in self.places.items()

@@ -14,10 +14,11 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from broker_fl.errors import SettingError
-from broker_fl.model import Array, (
+from broker_fl.model import (
     DTYPES,
     MAX_DIMENSIONS,
     MAX_NAME_CHARS,
+    Array,
     Model,
     ModelError,
     ModelSpec,
