@@ -136,13 +136,15 @@ class Stage:
         assert finished.state == "done", finished.reason
         return dict(job.model())
 
-    def check_as_in_peace(self, job: Job, expected: Array | None = None) -> list[e.Event]:
+    def check_as_in_peace(
+        self, job: Job, expected: Array | None = None, rounds: int = ROUNDS
+    ) -> list[e.Event]:
         """Finish the job; its model and contributors are as if nothing had been."""
         model = self.finish(job)
         np.testing.assert_array_equal(model["w"], self.in_peace["w"] if expected is None else expected)
         events = list(job.events(follow=False))
         commits = [event for event in events if isinstance(event, e.VersionCommitted)]
-        assert [sorted(commit.contributors) for commit in commits] == [sorted(GOOD)] * ROUNDS
+        assert [sorted(commit.contributors) for commit in commits] == [sorted(GOOD)] * rounds
         lost = [event for event in events if isinstance(event, e.LearnerLost | e.LearnerLeft)]
         assert not [event for event in lost if event.learner in GOOD]
         return events

@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from broker_fl.model import Array
+from broker_fl.model import Array, Model
 from broker_fl.roles.driver import Job
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire import events as e
@@ -42,6 +42,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterato
         yield found
 
 
+ONE_ROUND = {"termination": {"rounds": 1}}
+"""Another one would wait for the sender of the bomb, which delivers nothing else."""
 BILLION = {"spec": [["w", "float32", [10**9, 10**9]]]}
 FRAMES: dict[str, tuple[bytes, str]] = {
     "an array of 2^32": (b"\xdd\xff\xff\xff\xff", "ends inside its msgpack header"),
@@ -127,9 +129,8 @@ COARSE: dict[str, tuple[str, bytes, str]] = {
 def coarse_bomb(what: str, learner: str, task: m.TaskRef) -> list[bytes]:
     """An update of which nothing is wrong but its values, scales or places."""
     encoding, payload, _ = COARSE[what]
-    manifest = m.UpdateManifest(
-        form="changes", encoding=encoding, num_bytes=len(payload), chunk_bytes=1 << 20
-    )
+    spec = Model.of({"w": np.zeros(8, np.float32)}).spec
+    manifest = m.UpdateManifest.of(spec, encoding=encoding, chunk_bytes=1 << 20, form="changes")
     result = m.Result(learner=learner, task=task, num_examples=1, update=manifest)
     header = m.UpdateChunk(
         learner=learner,
@@ -163,7 +164,7 @@ def coarse_in_peace(stage: Stage) -> dict[str, Array]:
     """The model of a job in each encoding, before there is anybody else."""
     found = {}
     for encoding in {encoding for encoding, _, _ in COARSE.values()}:
-        found[encoding] = stage.finish(stage.begin(transfer={"encoding": encoding}))["w"]
+        found[encoding] = stage.finish(stage.begin(transfer={"encoding": encoding}, **ONE_ROUND))["w"]
     return found
 
 
@@ -229,13 +230,13 @@ def test_an_update_that_is_a_bomb_is_refused_for_what_it_is(
     before, wrong = peak_bytes(), dict[str, list[e.UpdateRefused]]()
     for what in [*ANNOUNCED, *PIECES]:
         adds.at_work.clear()
-        job = stage.begin()
+        job = stage.begin(**ONE_ROUND)
         assert adds.at_work.wait(DEADLINE_S)
         bodies, words = update_bomb(what, sender.name, m.TaskRef(job=job.id, round=0))
         sender.deliver(stage.inbox, bodies)
         refusals = partial(refused_updates, job)
         eventually(refusals, f"{what} being refused")
-        stage.check_as_in_peace(job)
+        stage.check_as_in_peace(job, np.ones(8, np.float32), rounds=1)
         told = [(one.learner, one.round) for one in refusals()]
         if told != [(sender.name, 0)] or words not in refusals()[0].reason:
             wrong[what] = refusals()
@@ -250,12 +251,12 @@ def test_a_coarse_update_that_no_encoder_writes_is_refused_for_what_it_is(
     wrong = dict[str, list[e.UpdateRefused]]()
     for what, (encoding, _, words) in COARSE.items():
         adds.at_work.clear()
-        job = stage.begin(transfer={"encoding": encoding})
+        job = stage.begin(transfer={"encoding": encoding}, **ONE_ROUND)
         assert adds.at_work.wait(DEADLINE_S)
         sender.deliver(stage.inbox, coarse_bomb(what, sender.name, m.TaskRef(job=job.id, round=0)))
         refusals = partial(refused_updates, job)
         eventually(refusals, f"{what} being refused")
-        stage.check_as_in_peace(job, coarse_in_peace[encoding])
+        stage.check_as_in_peace(job, coarse_in_peace[encoding], rounds=1)
         told = [(one.learner, one.round) for one in refusals()]
         if told != [(sender.name, 0)] or words not in refusals()[0].reason:
             wrong[what] = refusals()
