@@ -90,7 +90,7 @@ def test_a_version_that_no_replica_had_is_missed_and_made_again(
         node.kill()
     for node in replicas:
         redises.run(node, of=old)
-    new = redises.wait_taken_over(old)
+    new = redises.fail_over(old)
     go_on(bench, watched)
     federation.wait(lambda: controller.exit_code is not None, "that the controller notices")
     assert controller.exit_code == 1
