@@ -43,7 +43,7 @@ def added(
 ) -> dict[str, Any]:
     """A table with the cells of a later run besides, or in the place of its own."""
     found = {_name(cell): cell for cell in (*before["cells"], *result["cells"])}
-    later = {"rows": sorted({cell["target"] for cell in result["cells"]}), **result}
+    later = {"rows": sorted({f"{cell['target']} ({cell['fault']})" for cell in result["cells"]}), **result}
     del later["cells"]
     cells_in_order = [found[name] for name in order if name in found]
     return {**before, "later": [*before.get("later", []), later], "cells": cells_in_order}
@@ -55,7 +55,7 @@ def _name(cell: dict[str, Any]) -> tuple[str, str, str]:
 
 def _later(result: dict[str, Any]) -> str:
     """What is said of runs that were added."""
-    words = "Run later: {rows} ({date}, {seconds} s; {software}).\n"
+    words = "Run later: {rows}; {date}, {seconds} s, {software}.\n"
     runs = result.get("later", [])
     return "".join(words.format(**{**run, "rows": ", ".join(run["rows"])}) for run in runs)
 
