@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells=asked.cells,
         rounds=2 if asked.quick else asked.rounds,
         repetitions=asked.repetitions,
+        cell_s=asked.cell_s,
         setting=asked.setting,
         transports=("embedded", "rabbitmq") if asked.transport == "both" else (asked.transport,),
     )
@@ -90,6 +91,12 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
     parser.add_argument(
         "--budget-s", type=float, default=float("inf"), help="no cell begins later; shared among questions"
+    )
+    parser.add_argument(
+        "--cell-s",
+        type=float,
+        default=float("inf"),
+        help="against a peer: after it, no more blocks in a cell",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON that is kept")
     parser.add_argument("--page", type=Path, default=PAGE, help="where the Markdown goes")

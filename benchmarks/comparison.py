@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.ours import OursFailed
 from benchmarks.peers import Peer, PeerFailed
 from benchmarks.questions import Cell, Options, Row
+from benchmarks.sweep import Setting, Tried, best, search
 from benchmarks.tables import cell_name, spread, spread_of_times
 
 MEMORY_SHARE = 0.85
@@ -20,14 +22,15 @@ START_TIMEOUT_S = 420.0
 LIMIT_S = 120.0
 """After so long no new round begins in a block; two are counted however long they take."""
 PEER_SLOWEST_ROUND_S = 180.0
-DEFAULTS_ROUNDS = 3
 NOT_INSTALLED = "it is not installed, and --quick installs nothing"
 OUT_OF_TIME = "the time given to the run was over"
 SWEEP_ROUNDS = 2
+SWEEP_LIMIT_S = 10.0
+"""With rounds that take longer, one is counted."""
+SWEEP_SHARE = 0.5
+"""Of a cell's time, in which its settings are tried."""
 
 Measured = dict[str, Any]
-Setting = dict[str, str | float]
-"""A peer's, by the names of its options."""
 
 
 class Comparison:
@@ -41,59 +44,79 @@ class Comparison:
         ours: Callable[[int, int, int], Measured],
         settings: Sequence[Setting],
         defaults: Setting | None,
+        first: Setting | None = None,
     ) -> None:
-        """Of ``settings`` the best is taken, cell by cell; ``defaults`` is what the peer does by itself."""
+        """Of ``settings`` the best is searched for, cell by cell, from the last best with models of that size
+        on, or from ``first``; ``defaults`` is what the peer does by itself.
+        """
         self._peer = peer
         self._engine = engine
         self._ours = ours
         self._settings = settings
         self._defaults = defaults
+        self._first = first or settings[0]
+        self._best: dict[int, Setting] = {}
+        """By parameters."""
 
     def measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
         """A row; where the peer fails, the row says how."""
-        busy = [machine.busy_share()]
         row: Row = {"when": time.strftime("%Y-%m-%d %H:%M"), "peer": self._peer.title}
+        busy_share = machine.busy_share()
         try:
-            settings = _chosen(self._settings, options.setting)
-            sweep = self._sweep(cell, settings, options) if len(settings) > 1 and not options.quick else []
-            best: Setting = min(sweep, key=_median_s)["setting"] if sweep else settings[0]
-            blocks: list[dict[str, Measured]] = []
-            for _ in range(1 if options.quick else options.repetitions):
-                ours = self._ours(*cell, our_rounds)
-                busy.append(machine.busy_share(0.5))
-                theirs = self._run(cell, best, options.rounds)
-                busy.append(machine.busy_share(0.5))
-                blocks.append({"ours": ours, "theirs": theirs})
-            ratios = [ratio(one) for one in blocks]
-            row |= {"sweep": sweep, "setting": best, "blocks": blocks, "ratios": ratios}
-            if self._defaults is not None and not options.quick:
-                row["defaults"] = self._try(cell, {**best, **self._defaults}, DEFAULTS_ROUNDS)
+            found = self._measure(cell, options, our_rounds)
         except (PeerFailed, OursFailed) as error:
-            row["failed"] = str(error)
-        return {**row, "busy_share": max(busy)}
+            found = {"failed": str(error)}
+        shares = (block["busy_share"] for block in found.get("blocks", ()))
+        return {**row, **found, "busy_share": max(busy_share, *shares)}
 
-    def _sweep(self, cell: Cell, settings: Sequence[Setting], options: Options) -> list[Measured]:
-        """All settings, a few rounds each; one that fails is no reason to give up the others."""
-        tried, failures = [], []
-        for setting in settings:
-            try:
-                tried.append(self._try(cell, setting, min(SWEEP_ROUNDS, options.rounds)))
-            except PeerFailed as error:
-                failures.append(error)
-        if not tried:
-            raise failures[0]
-        return tried
+    def _measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
+        began = time.monotonic()
+        end_at = began + options.cell_s
+        settings = _chosen(self._settings, options.setting)
+        sweep: list[Tried] = []
+        if len(settings) > 1 and not options.quick:
+            sweep = self._sweep(cell, settings, began + SWEEP_SHARE * options.cell_s)
+        setting = self._best[cell[1]] = best(sweep) or settings[0]
+        blocks = [self._block(cell, setting, options, our_rounds)]
+        row: Row = {"sweep": sweep, "num_settings": len(settings), "setting": setting}
+        if self._defaults is not None and not options.quick and time.monotonic() < end_at:
+            row["defaults"] = self._try(cell, {**setting, **self._defaults}, None)
+        while len(blocks) < options.repetitions and not options.quick and time.monotonic() < end_at:
+            blocks.append(self._block(cell, setting, options, our_rounds))
+        return {**row, "blocks": blocks, "ratios": [ratio(one) for one in blocks]}
 
-    def _try(self, cell: Cell, setting: Setting, rounds: int) -> Measured:
-        rounds_s = self._run(cell, setting, rounds)["rounds_s"]
+    def _block(self, cell: Cell, setting: Setting, options: Options, our_rounds: int) -> dict[str, Any]:
+        """Ours, and right after it theirs."""
+        ours = self._ours(*cell, our_rounds)
+        busy_share = machine.busy_share(0.5)
+        theirs = self._run(cell, setting, options.rounds)
+        return {"ours": ours, "theirs": theirs, "busy_share": max(busy_share, machine.busy_share(0.5))}
+
+    def _sweep(self, cell: Cell, settings: Sequence[Setting], end_at: float) -> list[Tried]:
+        first = self._best.get(cell[1], self._first)
+        measure = partial(self._try, cell)
+        return search(settings, first if first in settings else settings[0], measure, end_at)
+
+    def _try(self, cell: Cell, setting: Setting, limit_s: float | None) -> Tried:
+        """A few rounds, within so many seconds."""
+        found = self._run(cell, setting, SWEEP_ROUNDS, short=True, timeout_s=limit_s)
+        rounds_s = found["rounds_s"]
         return {"setting": setting, "median_s": statistics.median(rounds_s), "rounds_s": rounds_s}
 
-    def _run(self, cell: Cell, setting: Setting, rounds: int) -> Measured:
+    def _run(
+        self,
+        cell: Cell,
+        setting: Setting,
+        rounds: int,
+        *,
+        short: bool = False,
+        timeout_s: float | None = None,
+    ) -> Measured:
         options = [part for name, value in setting.items() for part in (f"--{name}", str(value))]
         arguments = ["--learners", str(cell[0]), "--parameters", str(cell[1]), "--rounds", str(rounds)]
-        timeout_s = START_TIMEOUT_S + LIMIT_S + 3 * PEER_SLOWEST_ROUND_S
-        limit = ["--limit-s", str(LIMIT_S)]
-        return self._peer.run([*self._engine, *arguments, *limit, *options], timeout_s)
+        longest_s = START_TIMEOUT_S + LIMIT_S + 3 * PEER_SLOWEST_ROUND_S
+        limit = ["--limit-s", str(SWEEP_LIMIT_S), "--least", "1"] if short else ["--limit-s", str(LIMIT_S)]
+        return self._peer.run([*self._engine, *arguments, *limit, *options], timeout_s or longest_s)
 
 
 def _chosen(settings: Sequence[Setting], values: Mapping[str, str]) -> Sequence[Setting]:
@@ -105,12 +128,11 @@ def _chosen(settings: Sequence[Setting], values: Mapping[str, str]) -> Sequence[
 
 
 def was_swept(row: Row) -> str:
-    """A remark where the peer's setting was chosen before."""
-    return "" if row.get("sweep") else " (not swept)"
-
-
-def _median_s(tried: Measured) -> float:
-    return float(tried["median_s"])
+    """How many of the peer's settings were tried, where not all were."""
+    num_tried = len(row.get("sweep", ()))
+    if not num_tried:
+        return " (not swept)"
+    return f" ({num_tried} of {row['num_settings']} tried)" if num_tried < row.get("num_settings", 0) else ""
 
 
 def periods_s(ours: Measured) -> list[float]:

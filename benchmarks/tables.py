@@ -61,15 +61,27 @@ def cell_name(cell: Cell) -> str:
     return f"{cell[0]} × {size(cell[1])}"
 
 
-def plot_lines(path: Path, panels: Mapping[str, tuple[Series, Series]], labels: tuple[str, str]) -> None:
-    """Panels side by side on common logarithmic axes: our lines, then theirs, each named at the legend."""
+def plot_lines(
+    path: Path,
+    panels: Mapping[str, tuple[Series, Series]],
+    labels: tuple[str, str],
+    *,
+    guide: str = "",
+) -> None:
+    """Panels side by side on logarithmic axes: our lines, then theirs, each named at the legend.
+
+    They share the vertical axis, unless its label is empty: then each panel's title says what is on its own.
+    ``guide`` names a dotted line in each panel that grows as what is below, through the last point of the
+    first line.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     with mpl.rc_context({"svg.hashsalt": "benchmarks", "font.size": 10, "text.parse_math": False}):
         figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.9), layout="constrained")
-        all_axes: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+        shared = bool(labels[1])
+        all_axes: list[Axes] = list(figure.subplots(1, len(panels), sharey=shared, squeeze=False)[0])
         for axes, (title, (ours, theirs)) in zip(all_axes, panels.items(), strict=True):
             for colour, group in ((OURS, ours), (THEIRS, theirs)):
                 for marker, (name, points) in zip(MARKERS, group.items(), strict=False):
@@ -77,10 +89,16 @@ def plot_lines(path: Path, panels: Mapping[str, tuple[Series, Series]], labels: 
                     style = "-" if marker == MARKERS[0] else "--"
                     axes.plot(xs, ys, marker + style, color=colour, label=name, markersize=5)
             axes.set(xscale="log", yscale="log", title=title, xlabel=labels[0])
+            if guide:
+                _draw_guide(axes, next(iter(ours.values())), guide)
             ticks = sorted({x for group in (ours, theirs) for points in group.values() for x, _ in points})
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks(ticks, [f"{tick:,g}" if tick < 1e6 else f"{tick:g}" for tick in ticks])
             axes.xaxis.set_minor_formatter(NullFormatter())
+            low, high = axes.get_ylim()
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            # Between few powers of ten, others are named, too.
+            names = NullFormatter() if high > 20 * low else FuncFormatter(lambda y, _: f"{y:g}")
+            axes.yaxis.set_minor_formatter(names)
             axes.grid(visible=True, which="major", color="#d8dee4", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
         all_axes[0].set_ylabel(labels[1])
@@ -89,6 +107,14 @@ def plot_lines(path: Path, panels: Mapping[str, tuple[Series, Series]], labels: 
         }
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
         _save(figure, path)
+
+
+def _draw_guide(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
+    """A line of slope 1, within what the panel shows already."""
+    low, high = axes.get_ylim()
+    (first, _), (last, top) = min(points), max(points)
+    axes.plot((first, last), (top * first / last, top), ":", color=MUTED, label=name, linewidth=1.2)
+    axes.set_ylim(low, high)
 
 
 def plot_bars(

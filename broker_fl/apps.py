@@ -103,7 +103,11 @@ def load_module(target: str) -> tuple[ModuleType, UserCode]:
     place, _, name = target.partition(":")
     if not place or ":" in name or (":" in target and not name.isidentifier()):
         raise AppError(f"{target!r} is not an app: {_HOW}")
-    return _load_file(place) if place.endswith(".py") or "/" in place else _import_module(place)
+    if place.endswith(".py") or "/" in place:
+        return _load_file(place)
+    if place.startswith("."):  # a relative import, to Python
+        raise AppError(f"{place} is a folder, or no module: {_HOW}")
+    return _import_module(place)
 
 
 # ---------------------------------------------------------------- loading

@@ -22,6 +22,8 @@ _PLAIN = {
     "string_type": "a text",
     "dict_type": "a table",
     "model_type": "a table",
+    "tuple_type": "a list",
+    "path_type": "a path, as text",
     "model_attributes_type": "a table with a field 'name', which says what kind it is",
     "none_required": "nothing",
 }
@@ -83,9 +85,14 @@ def _text(root: type[BaseModel], place: _Place, found: list[Mapping[str, Any]]) 
 
 
 def _wanted(place: _Place, one: Mapping[str, Any]) -> str:
-    kind = str(one["type"])
-    if kind == "model_type" and place.model is not None:
+    if one["type"] == "model_type" and place.model is not None:
         return f"a table with {', '.join(place.model.model_fields)}"
+    return what_is_allowed(one)
+
+
+def what_is_allowed(one: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in words that go behind "it must be"."""
+    kind = str(one["type"])
     if kind in _PLAIN:
         return _PLAIN[kind]
     if kind in _LIMITS:

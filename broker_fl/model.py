@@ -138,6 +138,12 @@ class ModelSpec:
         return tuple(offsets)
 
     @cached_property
+    def places(self) -> dict[str, tuple[TensorSpec, int]]:
+        """Each tensor and where it starts, by its name."""
+        found = zip(self.tensors, self.offsets, strict=True)
+        return {tensor.name: (tensor, start) for tensor, start in found}
+
+    @cached_property
     def num_bytes(self) -> int:
         """Length of the buffer, padding between tensors included."""
         return self.offsets[-1] + self.tensors[-1].num_bytes if self.tensors else 0
@@ -164,6 +170,10 @@ class ModelSpec:
         """32 hex digits (XXH3-128 of the packed wire form): equal for equal specs."""
         return xxhash.xxh3_128_hexdigest(msgpack.packb(self.to_wire()))
 
+    def running_digest(self) -> xxhash.xxh3_128:
+        """What a model's bytes are fed to, in order, for its ``digest``."""
+        return xxhash.xxh3_128(self.digest.encode())
+
     def differences(self, other: ModelSpec) -> list[str]:
         """What is different in ``other``, in words that name tensors; empty when only the order differs."""
         mine = {tensor.name: tensor for tensor in self.tensors}
@@ -182,7 +192,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("__weakref__", "_offsets", "buffer", "spec")
+    __slots__ = ("__weakref__", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""
@@ -192,9 +202,6 @@ class Model(Mapping[str, Array]):
             raise ModelError(f"the buffer has {buffer.nbytes} bytes, the spec asks for {spec.num_bytes}")
         self.spec = spec
         self.buffer = buffer
-        self._offsets = dict(
-            zip((t.name for t in spec.tensors), zip(spec.tensors, spec.offsets, strict=True), strict=True)
-        )
 
     @classmethod
     def empty(cls, spec: ModelSpec) -> Model:
@@ -267,7 +274,13 @@ class Model(Mapping[str, Array]):
 
     def copy(self) -> Model:
         """A model with a buffer of its own."""
-        return Model(self.spec, self.buffer.copy())
+        buffer = recycled.empty(self.buffer.nbytes)
+        buffer[...] = self.buffer
+        return Model(self.spec, buffer)
+
+    def own(self) -> Model:
+        """This model, if it may be written to; else a copy, which may."""
+        return self if self.buffer.flags.writeable else self.copy()
 
     def run(self, run: Run) -> Array:
         """The 1-d view of one of ``spec.runs``."""
@@ -276,20 +289,20 @@ class Model(Mapping[str, Array]):
     @property
     def digest(self) -> str:
         """32 hex digits that identify spec and values (XXH3-128 of the spec's digest and the buffer)."""
-        state = xxhash.xxh3_128(self.spec.digest.encode())
+        state = self.spec.running_digest()
         state.update(self.buffer.data)
         return state.hexdigest()
 
     def __getitem__(self, name: str) -> Array:
-        tensor, start = self._offsets[name]
+        tensor, start = self.spec.places[name]
         flat = self.buffer[start : start + tensor.num_bytes].view(DTYPES[tensor.dtype])
         return flat.reshape(tensor.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._offsets)
+        return iter(self.spec.places)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.spec.places)
 
     def __repr__(self) -> str:
         return f"Model({len(self)} tensors, {self.spec.num_elements} parameters, {self.spec.num_bytes} bytes)"

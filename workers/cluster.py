@@ -31,6 +31,7 @@ STOP_DEADLINE_S = 40.0
 _ANSWER_TIMEOUT_S = 2.0
 """Short: between two questions it is looked whether a daemon has ended."""
 _LOOK_EVERY_S = 0.2
+_MAX_NAMED = 4
 _CONTROLLER = "controller"
 _LEARNER = "learner-"
 Tell = Callable[[str], None]
@@ -84,8 +85,10 @@ class Cluster:
 
     def _refuse_second(self) -> None:
         if running := [part.name for part in self.parts() if part.pid is not None]:
+            more = f" and {len(running) - _MAX_NAMED} more" if len(running) > _MAX_NAMED else ""
             raise SettingError(
-                f"{', '.join(running[:4])} of {self.folder} run already; broker-fl down ends them"
+                f"{', '.join(running[:_MAX_NAMED])}{more} of {self.folder} run already; "
+                f"broker-fl down --folder {self.folder} ends them"
             )
 
     def _make_folder(self) -> None:
@@ -141,8 +144,9 @@ class Cluster:
 
     # ------------------------------------------------------------ down and status
 
-    def down(self, *, tell: Tell, delete: bool = False) -> None:
-        """End what runs, learners first; nothing happens where nothing does. ``delete`` removes data too."""
+    def down(self, *, tell: Tell, delete: bool = False) -> int:
+        """End what runs, learners first; how many processes that were. ``delete`` removes data too."""
+        num_running = sum(part.pid is not None for part in self.parts())
         daemons = [self._process(name) for name in self._daemon_names()]
         learners = [one for one in daemons if one.name != _CONTROLLER]
         for group in (learners, [one for one in daemons if one.name == _CONTROLLER]):
@@ -154,6 +158,7 @@ class Cluster:
                 server.stop()
         if delete and (self.settings.is_file() or self._redis.directory.is_dir()):
             shutil.rmtree(self.folder)
+        return num_running
 
     def _end(self, processes: Sequence[ServerProcess], tell: Tell) -> None:
         """All of them at the same time: each may have a task to finish."""

@@ -49,6 +49,8 @@ def run_learners(app: App, options: LearnerOptions) -> None:
     """
     keep_freed_blocks()
     everywhere(federation=options.settings.federation)
+    if len(options.ids) == 1:
+        everywhere(learner=options.ids[0])
     hide_passwords(options.broker.url)
     learners = make_learners(app, options.ids) if options.settings.group is None else lazy(app, options)
     with Signals() as signals, watch_learner(options.metrics, options.settings.federation) as watch:
@@ -93,7 +95,8 @@ def learner_ids(name: str, count: int) -> list[str]:
 
 def _run(learners: Mapping[str, Learner], options: LearnerOptions, signals: Signals, watch: Watch) -> None:
     transport, host = _join(learners, options, signals, watch)
-    log.info("%s takes tasks of federation %s", _names(options.ids), options.settings.federation)
+    takes = "takes" if len(options.ids) == 1 else "take"
+    log.info("%s %s tasks of federation %s", _names(options.ids), takes, options.settings.federation)
     drain_s = 0.0
     try:
         while not signals.wait(_LOOK_EVERY_S):
@@ -143,5 +146,4 @@ def _wait_for_mailbox(error: QueueInUse, options: LearnerOptions, give_up_at: fl
 
 
 def _names(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-    return f"learner {ids[0]}{more}"
+    return f"learner {ids[0]}" if len(ids) == 1 else f"learners {ids[0]} and {len(ids) - 1} more"

@@ -87,7 +87,7 @@ class TextFormatter(_Formatter):
     """For people; what a line is about comes in brackets at the end of the message."""
 
     def _line(self, record: logging.LogRecord) -> str:
-        about = " ".join(f"{name}={fact}" for name, fact in subject().items() if name != "federation")
+        about = " ".join(f"{name}={fact}" for name, fact in subject(of_process=False).items())
         copy = logging.makeLogRecord(record.__dict__)
         words = record.getMessage()
         copy.msg, copy.args = escaped(f"{words} [{about}]" if about else words), None

@@ -72,6 +72,7 @@ def _write_job(folder: Path, options: argparse.Namespace, result: Path) -> Path:
         "num_parameters": options.parameters,
         "began_s": BEGAN_S,
         "limit_s": options.limit_s,
+        "least": options.least,
         "result": str(result),
     }
     app = "flare_app"

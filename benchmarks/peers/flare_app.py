@@ -20,10 +20,10 @@ class TimedFedAvg(FedAvg):  # type: ignore[misc,unused-ignore]
     """FLARE's FedAvg, which sums updates as they come; the end of each round is noted instead of written."""
 
     def __init__(
-        self, num_parameters: int, began_s: float, limit_s: float, result: str, **settings: Any
+        self, num_parameters: int, began_s: float, limit_s: float, least: int, result: str, **settings: Any
     ) -> None:
         super().__init__(model=FLModel(params=initial_weights(num_parameters)), persistor_id="", **settings)
-        self._clock = RoundClock(began_s, limit_s)
+        self._clock = RoundClock(began_s, limit_s, least)
         self._result = Path(result)
         self._newest: Any = None
 

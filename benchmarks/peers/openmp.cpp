@@ -1,4 +1,5 @@
 // A weighted sum of float32 updates as a C++ controller does it: compiled by questions/aggregation.py.
+// What is in `total` before does not matter: nothing has to be cleared in a pass of its own.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -25,8 +26,12 @@ void per_tensor(float *total, const float *const *updates, const float *weights,
     for (int update = 0; update < num_updates; ++update) {
       const float *values = updates[update];
       const float weight = weights[update];
+      if (!update)
 #pragma omp parallel for simd
-      for (std::size_t i = begin; i < ends[tensor]; ++i) total[i] += weight * values[i];
+        for (std::size_t i = begin; i < ends[tensor]; ++i) total[i] = weight * values[i];
+      else
+#pragma omp parallel for simd
+        for (std::size_t i = begin; i < ends[tensor]; ++i) total[i] += weight * values[i];
     }
 }
 
@@ -37,6 +42,7 @@ void fused(float *total, const float *const *updates, const float *weights, int 
 #pragma omp parallel for
   for (std::size_t begin = 0; begin < num_elements; begin += block) {
     const std::size_t end = begin + block < num_elements ? begin + block : num_elements;
+    std::memset(total + begin, 0, (end - begin) * sizeof(float));
     for (int update = 0; update < num_updates; ++update) {
       const float *values = updates[update];
       const float weight = weights[update];
@@ -55,6 +61,7 @@ int fused_checked(float *total, const float *const *updates, const float *weight
 #pragma omp parallel for reduction(& : good)
   for (std::size_t begin = 0; begin < num_elements; begin += block) {
     const std::size_t end = begin + block < num_elements ? begin + block : num_elements;
+    std::memset(total + begin, 0, (end - begin) * sizeof(float));
     for (int update = 0; update < num_updates; ++update) {
       const float *values = updates[update];
       const float weight = weights[update];
@@ -66,23 +73,25 @@ int fused_checked(float *total, const float *const *updates, const float *weight
   return good;
 }
 
+// One update at a time, as they arrive, all tensors as one array.
+void streamed(float *total, const float *values, float weight, std::size_t num_elements, int first) {
+  if (first)
+#pragma omp parallel for simd
+    for (std::size_t i = 0; i < num_elements; ++i) total[i] = weight * values[i];
+  else
+#pragma omp parallel for simd
+    for (std::size_t i = 0; i < num_elements; ++i) total[i] += weight * values[i];
+}
+
 // One update at a time, all of it looked at before any of it is added: what ours promises.
-int streamed_checked(float *total, const float *values, float weight, std::size_t num_elements) {
+int streamed_checked(float *total, const float *values, float weight, std::size_t num_elements, int first) {
   constexpr std::size_t block = 4096;
   int good = 1;
 #pragma omp parallel for reduction(& : good)
   for (std::size_t begin = 0; begin < num_elements; begin += block)
     good &= finite(values, begin, begin + block < num_elements ? begin + block : num_elements);
-  if (!good) return 0;
-#pragma omp parallel for simd
-  for (std::size_t i = 0; i < num_elements; ++i) total[i] += weight * values[i];
-  return 1;
-}
-
-// One update at a time, as they arrive, all tensors as one array.
-void streamed(float *total, const float *values, float weight, std::size_t num_elements) {
-#pragma omp parallel for simd
-  for (std::size_t i = 0; i < num_elements; ++i) total[i] += weight * values[i];
+  if (good) streamed(total, values, weight, num_elements, first);
+  return good;
 }
 
 // How fast the machine reads, on all cores.

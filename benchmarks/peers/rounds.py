@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 TENSORS = 20
 """A model of so many equal tensors, as a small network has."""
-MIN_ROUNDS = 2
-"""That are counted, however long they take."""
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -36,12 +34,13 @@ class RoundClock:
     means here.
     """
 
-    def __init__(self, began_s: float, limit_s: float) -> None:
+    def __init__(self, began_s: float, limit_s: float, least: int) -> None:
         """``began_s`` is when the process began to import anything, by ``time.perf_counter``; after
-        ``limit_s`` seconds of rounds no new one begins.
+        ``limit_s`` seconds of counted rounds no new one begins, unless there are fewer than ``least``.
         """
         self._began_s = began_s
         self._limit_s = limit_s
+        self._least = least
         self._ends_s: list[float] = []
 
     def tick(self) -> None:
@@ -51,7 +50,7 @@ class RoundClock:
             Enough: there is no time for another.
         """
         self._ends_s.append(time.perf_counter())
-        if self.num_rounds > MIN_ROUNDS and self._ends_s[-1] - self._ends_s[0] > self._limit_s:
+        if self.num_rounds > self._least and self._ends_s[-1] - self._ends_s[0] > self._limit_s:
             raise Enough
 
     @property
@@ -101,6 +100,7 @@ def parser_of_rounds(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--parameters", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=5, help="that are counted; one more comes first")
     parser.add_argument("--limit-s", type=float, default=120, help="no new round begins after it")
+    parser.add_argument("--least", type=int, default=2, help="counted, however long they take")
     parser.add_argument("--out", type=Path, required=True, help="where the JSON goes")
     return parser
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks import machine, ours
-from benchmarks.comparison import why_left_out
+from benchmarks import ours
+from benchmarks.cells import cell_by_cell
 from benchmarks.jobs import run_job
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import size, table
@@ -42,22 +41,12 @@ class Gap:
 
 def run(options: Options) -> Iterator[Row]:
     """Cell by cell."""
-    for cell in options.cells_of(CELLS, QUICK):
-        if options.is_over:
-            return
-        learners, parameters = cell
-        row: Row = {
-            "key": f"{learners}x{parameters}",
-            "num_learners": learners,
-            "num_parameters": parameters,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": machine.busy_share(),
-        }
-        if reason := why_left_out(ours.needed_bytes(*cell), "ours"):
-            yield {**row, "left_out": reason}
-            continue
-        at_least = options.rounds if options.quick else options.rounds * options.repetitions
-        yield {**row, **ours.alone(_measure, *cell, ours.rounds_for(*cell, at_least))}
+    at_least = options.rounds if options.quick else options.rounds * options.repetitions
+
+    def measure(cell: Cell) -> dict[str, Any]:
+        return ours.alone(_measure, *cell, ours.rounds_for(*cell, at_least))
+
+    return cell_by_cell(options, CELLS, QUICK, measure)
 
 
 def _measure(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:

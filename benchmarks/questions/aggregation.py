@@ -21,8 +21,10 @@ from benchmarks.peers.flower import PEER as FLOWER
 from benchmarks.questions import Options, Question, Row
 from benchmarks.tables import table, times
 from broker_fl.aggregation import kernels
+from broker_fl.aggregation.looks import Look
 from broker_fl.aggregation.sums import WeightedSum
-from broker_fl.model import Array, Model
+from broker_fl.model import Array, Model, ModelSpec
+from broker_fl.wire.chunks import Assembly, Chunk, cut
 
 SOURCE = Path(__file__).parents[1] / "peers" / "openmp.cpp"
 NUM_UPDATES = 8
@@ -33,9 +35,15 @@ SHAPES = {
     "20 tensors, 4 MB (in cache)": (1_000_000, 20),
 }
 QUICK_SHAPES = {"20 tensors": (100_000, 20)}
+PIECE_BYTES = 1 << 20
+"""As updates are sent by themselves."""
 PAUSE_S = 0.02
 """Before each: OpenMP's threads spin a while after their work, and would take the cores from the next."""
 OURS = "ours, update by update, checked"
+TOGETHER = "ours, together, checked"
+ARRIVED = "ours, together, looked at on arrival"
+RECEIVED = "ours, putting pieces together"
+LOOKED = "ours, putting pieces together, and looking"
 SUM_ONLY = "ours, the sum alone"
 STREAMED = "C++ and OpenMP, update by update"
 STREAMED_CHECKED = "C++ and OpenMP, update by update, checked"
@@ -43,6 +51,9 @@ FUSED = "C++ and OpenMP, all updates in one pass"
 FUSED_CHECKED = "C++ and OpenMP, all updates in one pass, checked"
 NAMES = {
     OURS: "each update is checked (shapes, weight, every value finite, no overflow) and folded; then divided",
+    TOGETHER: "checked one by one, in a pass that only reads; folded and divided in one pass",
+    ARRIVED: "as in the controller: each piece of 1 MiB was looked at when it came, which is not in this row "
+    "but in the last two",
     SUM_ONLY: "`kernels.add_scaled` without checks",
     "NumPy": "`total += weight * update`, tensor by tensor",
     "Flower": "its `aggregate`",
@@ -52,6 +63,8 @@ NAMES = {
     STREAMED_CHECKED: "each is looked at, then added: a refused one leaves the sum as it was, as in ours",
     FUSED: "needs all updates in memory at once; not checked",
     FUSED_CHECKED: "looked at in the pass that adds them: one bad value, and the whole sum is lost",
+    RECEIVED: "pieces of 1 MiB: checksum, and copy to their place, on one core; no sum",
+    LOOKED: "the same, each piece looked at while it is in the cache: what is checked of a sum above",
 }
 
 TEXT = """{num} float32 updates that are in memory become one weighted mean. GB/s are bytes of updates per
@@ -112,10 +125,16 @@ def _measure(parameters: int, tensors: int, repetitions: int) -> dict[str, Any]:
         _flat(update)[:] = number + 0.5
     weights = np.arange(1, NUM_UPDATES + 1, dtype=np.float32)
     expected = float((weights * (weights - 0.5)).sum() / weights.sum())
+    magnitudes = [[kernels.magnitude(_flat(update))] for update in updates]
+    pieces = [list(cut(update.buffer, PIECE_BYTES)) for update in updates]
     ways: dict[str, Callable[[], float]] = {
         OURS: lambda: _ours(updates, weights),
+        TOGETHER: lambda: _together(updates, weights, [None] * len(updates)),
+        ARRIVED: lambda: _together(updates, weights, magnitudes),
         SUM_ONLY: lambda: _sum_only(updates, weights),
         "NumPy": lambda: _numpy(updates, weights),
+        RECEIVED: lambda: _received(pieces, None),
+        LOOKED: lambda: _received(pieces, given.spec),
     }
     missing = {}
     try:
@@ -130,7 +149,11 @@ def _measure(parameters: int, tensors: int, repetitions: int) -> dict[str, Any]:
             began = time.perf_counter()
             found = way()
             times_s[name].append(time.perf_counter() - began)
-            assert name == "read" or abs(found - expected) < 1e-3 * expected, (name, found, expected)
+            assert name in (RECEIVED, LOOKED, "read") or abs(found - expected) < 1e-3 * expected, (
+                name,
+                found,
+                expected,
+            )
     return {**{name: found[1:] for name, found in times_s.items()}, "missing": missing}
 
 
@@ -143,6 +166,26 @@ def _ours(updates: Sequence[Model], weights: Array) -> float:
     for update, weight in zip(updates, weights, strict=True):
         total.add(update, float(weight))
     return float(_flat(total.mean())[-1])
+
+
+def _together(updates: Sequence[Model], weights: Array, magnitudes: Sequence[list[float] | None]) -> float:
+    total = WeightedSum(updates[0].spec)
+    for update, weight, found in zip(updates, weights, magnitudes, strict=True):
+        total.add(update, float(weight), magnitudes=found, lasting=True)
+    return float(_flat(total.mean())[-1])
+
+
+def _received(updates: Sequence[Sequence[Chunk]], spec: ModelSpec | None) -> float:
+    num_bytes = sum(len(chunk.payload) for chunk in updates[0])
+    for chunks in updates:
+        assembly, look = Assembly(num_bytes, PIECE_BYTES), Look(spec) if spec is not None else None
+        for chunk in chunks:
+            assembly.add(chunk.index, chunk.count, chunk.checksum, chunk.payload)
+            if look is not None:
+                start = chunk.index * PIECE_BYTES
+                look.at(assembly.buffer, start, start + len(chunk.payload))
+        assert look is None or look.magnitudes() is not None
+    return 0.0
 
 
 def _sum_only(updates: Sequence[Model], weights: Array) -> float:
@@ -174,9 +217,10 @@ def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, 
     num = ctypes.c_size_t(flats[0].size)
     ends = np.arange(size, flats[0].size + 1, size, dtype=np.uintp)
 
-    def fresh(call: Callable[[Any], object]) -> Callable[[], float]:
+    total = np.zeros_like(flats[0])  # used again, as ours is
+
+    def summed(call: Callable[[Any], object]) -> Callable[[], float]:
         def run() -> float:
-            total = np.zeros_like(flats[0])
             call(total.ctypes.data_as(pointer))
             return float(total[-1] / weights.sum())
 
@@ -184,12 +228,13 @@ def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, 
 
     def one_by_one(add: Any) -> Callable[[Any], object]:
         return lambda total: [
-            add(total, pointers[index], ctypes.c_float(weight), num) for index, weight in enumerate(weights)
+            add(total, pointers[index], ctypes.c_float(weight), num, index == 0)
+            for index, weight in enumerate(weights)
         ]
 
     sums = weights.ctypes.data_as(pointer)
     return {
-        "C++ and OpenMP, tensor by tensor": fresh(
+        "C++ and OpenMP, tensor by tensor": summed(
             lambda total: library.per_tensor(
                 total,
                 pointers,
@@ -199,10 +244,10 @@ def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, 
                 ctypes.c_size_t(ends.size),
             )
         ),
-        STREAMED: fresh(one_by_one(library.streamed)),
-        STREAMED_CHECKED: fresh(one_by_one(library.streamed_checked)),
-        FUSED: fresh(lambda total: library.fused(total, pointers, sums, len(flats), num)),
-        FUSED_CHECKED: fresh(lambda total: library.fused_checked(total, pointers, sums, len(flats), num)),
+        STREAMED: summed(one_by_one(library.streamed)),
+        STREAMED_CHECKED: summed(one_by_one(library.streamed_checked)),
+        FUSED: summed(lambda total: library.fused(total, pointers, sums, len(flats), num)),
+        FUSED_CHECKED: summed(lambda total: library.fused_checked(total, pointers, sums, len(flats), num)),
         "read": lambda: sum(float(library.read(one, num)) for one in pointers),
     }
 
@@ -247,22 +292,31 @@ def _rate(row: Row, name: str) -> str:
 def _against_fused(rows: Sequence[Row]) -> str:
     """Sentences on where we stand against C++: what promises as much, and the fastest there is."""
     told = []
-    for theirs, words in (
-        (STREAMED_CHECKED, "which promises the same"),
-        (FUSED, "the fastest, which checks nothing and waits for all updates"),
+    for mine, theirs, words in (
+        (OURS, STREAMED_CHECKED, "which promises the same"),
+        (TOGETHER, STREAMED_CHECKED, "which promises the same"),
+        (ARRIVED, FUSED, "which checks nothing and waits for all updates"),
+        (ARRIVED, FUSED_CHECKED, "whose sum one bad value spoils"),
     ):
         shapes = [
-            f"{row['shape']} {times(statistics.median(row['times_s'][theirs]) / _ours_s(row))}"
+            f"{row['shape']} {times(_median_s(row, theirs) / _median_s(row, mine))}"
             for row in rows
-            if theirs in row["times_s"]
+            if {mine, theirs} <= row["times_s"].keys()
         ]
         if shapes:
-            told.append(f"Ours against *{theirs}*, {words}: {', '.join(shapes)}.")
+            told.append(f"*{mine}* against *{theirs}*, {words}: {', '.join(shapes)}.")
+    looks = [
+        f"{row['shape']} {1e3 * (_median_s(row, LOOKED) - _median_s(row, RECEIVED)) / NUM_UPDATES:.1f} ms"
+        for row in rows
+        if LOOKED in row["times_s"]
+    ]
+    if looks:
+        told.append(f"Looking on arrival takes, for each update: {', '.join(looks)}.")
     return "\n\n".join(told)
 
 
-def _ours_s(row: Row) -> float:
-    return float(statistics.median(row["times_s"][OURS]))
+def _median_s(row: Row, name: str) -> float:
+    return float(statistics.median(row["times_s"][name]))
 
 
 QUESTION = Question(name="aggregation", title="Aggregation alone", place=50, run=run, text=text)

@@ -9,8 +9,9 @@ from benchmarks import ours
 from benchmarks.comparison import (
     NOT_INSTALLED,
     OUT_OF_TIME,
+    SWEEP_LIMIT_S,
+    SWEEP_ROUNDS,
     Comparison,
-    Setting,
     columns_of,
     gaps,
     is_measured,
@@ -25,6 +26,7 @@ from benchmarks.peers import PeerFailed
 from benchmarks.peers.flower import DEFAULT_POLL_S, LAYOUTS, PEER
 from benchmarks.peers.rounds import TENSORS
 from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.sweep import SLOWER, Setting
 from benchmarks.tables import plot_lines, seconds, size, table
 
 CELLS: tuple[Cell, ...] = tuple(
@@ -34,6 +36,7 @@ CELLS: tuple[Cell, ...] = tuple(
 )
 QUICK: Cell = (2, 10_000)
 POLLS_S = (0.05, 0.3, 1.0)
+FIRST: Setting = {"layout": "several", "poll-s": 0.3}
 COPIES = 4
 """Of the model for each client that Flower has in memory at once, measured at 10 million parameters: client,
 SuperLink and ServerApp together.
@@ -44,10 +47,15 @@ the system costs. Ours: RabbitMQ and Redis, each learner with a mailbox and conn
 controller, learners (in two processes), RabbitMQ and Redis share the machine with the driver. Flower:
 SuperLink (state in memory), ServerApp (`FedAvg`) and clients over HTTP, without the start of a process and
 without the way from SuperNode to ClientApp; telemetry, update check and installation at run time are off.
-It polls, every {default:g} s by itself; here the best of {polls} s and of two layouts ({layouts}) was taken
-for each cell, but for those marked *not swept*: one setting was given there, Flower may be faster with
-another, and the ratio flatters us. A model has {tensors} tensors of float32; ours travels in the encoding
-`{encoding}`, the default. Seconds
+It polls, every {default:g} s by itself; here the best was searched for, cell by cell, among polls of
+{polls} s and two layouts ({layouts}):
+first both layouts, with the poll that was best with fewer learners and a model of that size (at first
+{first:g} s), then the other polls in the better layout. Each was tried for {sweep_rounds} rounds after one
+that is not counted, for one where that took more than {sweep_limit:g} s, and was given up when it took
+{slower:g} times as long as the best so far. The table says how many of the six were tried before the time
+given to a cell was over; *not swept* is a setting that was given on the command line. Flower may be faster
+with one that was not tried, and the ratio then flatters us. *By itself* is with its own polls in that layout.
+A model has {tensors} tensors of float32; ours travels in the encoding `{encoding}`, the default. Seconds
 from one version of the model to the next: medians over the rounds of a block, then over
 blocks of ours and theirs in alternation, with the least and the most in brackets; the ratio likewise, of
 blocks that followed each other. The final models of all are checked.
@@ -72,7 +80,7 @@ def run(options: Options) -> Iterator[Row]:
         yield from (_named(cell, {"failed": str(error)}) for cell in cells)
         return
     settings: list[Setting] = [
-        {"poll-s": poll_s, "layout": layout} for layout in LAYOUTS for poll_s in POLLS_S
+        {"layout": layout, "poll-s": poll_s} for layout in LAYOUTS for poll_s in POLLS_S
     ]
     comparison = Comparison(
         PEER,
@@ -80,6 +88,7 @@ def run(options: Options) -> Iterator[Row]:
         ours=ours.rabbitmq,
         settings=settings,
         defaults={"poll-s": DEFAULT_POLL_S},
+        first=FIRST,
     )
     for cell in cells:
         if options.is_over:
@@ -122,6 +131,10 @@ def text(rows: Sequence[Row]) -> str:
         lines.append((row["num_learners"], size(row["num_parameters"]), *columns_of(row), chosen, defaults))
     return TEXT.format(
         default=DEFAULT_POLL_S,
+        first=FIRST["poll-s"],
+        sweep_rounds=SWEEP_ROUNDS,
+        sweep_limit=SWEEP_LIMIT_S,
+        slower=SLOWER,
         polls=", ".join(f"{one:g}" for one in POLLS_S),
         layouts="all in one process; SuperLink, ServerApp and clients in four",
         tensors=TENSORS,

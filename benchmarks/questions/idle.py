@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-from benchmarks import machine, ours, processes
+from benchmarks import ours, processes
+from benchmarks.cells import now
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import table
 from broker_fl import connect
@@ -36,8 +37,7 @@ def run(options: Options) -> Iterator[Row]:
         yield {
             "key": str(num_learners),
             "num_learners": num_learners,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": machine.busy_share(),
+            **now(),
             "seconds": seconds,
             **_measure(num_learners, seconds, 1.0 if options.quick else SETTLING_S),
         }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks import bare, machine, ours, processes
-from benchmarks.comparison import why_left_out
+from benchmarks import bare, ours, processes
+from benchmarks.cells import cell_by_cell
 from benchmarks.jobs import spec
 from benchmarks.peers.rounds import check_weights, initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
@@ -57,21 +56,12 @@ class Phases:
 
 def run(options: Options) -> Iterator[Row]:
     """Cell by cell."""
-    for cell in options.cells_of(CELLS, QUICK):
-        if options.is_over:
-            return
-        learners, parameters = cell
-        row: Row = {
-            "key": f"{learners}x{parameters}",
-            "num_learners": learners,
-            "num_parameters": parameters,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": machine.busy_share(),
-        }
-        if reason := why_left_out(needed_bytes(*cell), "ours"):
-            yield {**row, "left_out": reason}
-            continue
-        yield {**row, **ours.alone(_measure, learners, parameters, 1 if options.quick else ROUNDS)}
+    rounds = 1 if options.quick else ROUNDS
+
+    def measure(cell: Cell) -> dict[str, Any]:
+        return ours.alone(_measure, *cell, rounds)
+
+    return cell_by_cell(options, CELLS, QUICK, measure, needed_bytes)
 
 
 def needed_bytes(num_learners: int, num_parameters: int) -> int:

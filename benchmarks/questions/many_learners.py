@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, ours, processes
+from benchmarks import ours, processes
+from benchmarks.cells import now
 from benchmarks.questions import Options, Question, Row
 from benchmarks.tables import plot_lines, seconds, spread, table
 from broker_fl import connect
@@ -61,8 +62,10 @@ after it has evaluated the model that it was given. Over RabbitMQ and Redis, on 
 else; heartbeats, metrics and events are on. In groups, {groups} daemons host the learners, each as one group:
 it has one mailbox, makes a learner when it works on it, and sends one sum. Alone, two processes host them,
 and each learner has a mailbox of its own and sends an update of its own. Seconds from one version to the
-next, medians and in brackets least and most. Memory is the most that the controller's process had (VmHWM);
-events are those stored, and their bytes, for each round.
+next, medians and in brackets least and most. *Drawn*: so many are chosen by chance for each round, and the
+others only say that they are there. *Joining* is from the start of the processes until all learners have a
+mailbox and are known to the controller. Memory is the most that the controller's process had (VmHWM), Python
+and all; events are those stored, and their bytes, for each round.
 
 {table}
 
@@ -79,8 +82,7 @@ def run(options: Options) -> Iterator[Row]:
             "num_learners": cell.num_learners,
             "grouped": cell.grouped,
             "sample": cell.sample,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": machine.busy_share(),
+            **now(),
         }
         yield {**row, **ours.alone(measure, cell, min(options.rounds, 5))}
 
@@ -197,20 +199,22 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def _growth(rows: Sequence[Row], grouped: bool) -> str:
-    """Time for each learner, at the least and the most of them."""
+    """What ten times as many cost, from step to step."""
     full = sorted(
-        (row["num_learners"], statistics.median(row["rounds_s"]))
+        (row["num_learners"], statistics.median(row["rounds_s"]), row["controller_bytes"])
         for row in rows
         if row["grouped"] is grouped and not row["sample"]
     )
     if len(full) < 2:
         return ""
-    how = "In groups" if grouped else "Alone"
-    (few, short), (many, long) = full[0], full[-1]
-    return (
-        f"{how}, a learner costs {short / few * 1e3:.2f} ms of a round of {few:,} and "
-        f"{long / many * 1e3:.2f} ms of one of {many:,}."
-    )
+    steps = [
+        f"from {few:,} to {many:,} learners a round takes {long / short:.1f} times as long and the "
+        f"controller {more / less:.1f} times the memory"
+        for (few, short, less), (many, long, more) in pairwise(full)
+    ]
+    number, round_s, _ = full[-1]
+    each_s = f"{round_s / number * 1e3:.2g} ms of a round of {number:,}"
+    return f"- {'In groups' if grouped else 'Alone'}: {'; '.join(steps)}. A learner costs {each_s}."
 
 
 def plot(rows: Sequence[Row], path: Path) -> bool:
@@ -233,8 +237,9 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
     }
     plot_lines(
         path,
-        {"seconds a round": (round_s, {}), "controller, MB": (memory, {})},
-        ("learners", "seconds, or MB"),
+        {"seconds a round": (round_s, {}), "controller's memory, MB": (memory, {})},
+        ("learners", ""),
+        guide="proportional to learners",
     )
     return True
 

@@ -12,7 +12,6 @@ from benchmarks.comparison import (
     NOT_INSTALLED,
     OUT_OF_TIME,
     Comparison,
-    Setting,
     columns_of,
     gaps,
     is_measured,
@@ -24,6 +23,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.peers import Peer, PeerFailed, flare, flower
 from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.sweep import Setting
 from benchmarks.tables import cell_name, plot_bars, seconds, size, spread, table
 
 CELLS: tuple[Cell, ...] = ((10, 1_000_000), (10, 10_000_000), (50, 1_000_000), (200, 100_000))

@@ -34,6 +34,8 @@ _NAMES = (
 _KINDS = {"float32": ("s", ctypes.c_float), "float64": ("d", ctypes.c_double)}
 _MAX_ELEMENTS = 1 << 30
 """In one call: sizes fit into 32 bits."""
+_TRIED = 131
+"""Elements: a few of the widest registers, and a rest."""
 
 Axpby = Callable[[float, int, int, int], None]
 """``(a, x, y, n)`` adds ``a`` times the ``n`` elements at address ``x`` to those at address ``y``."""
@@ -45,11 +47,22 @@ def add_scaled(total: Array, values: Array, weight: float) -> bool:
     Both are 1-d and equally long. BLAS takes float32 and float64, one type for both. The product is not
     rounded before it is added where the processor can do without.
     """
+    if (add := adder(total, values, weight)) is None:
+        return False
+    in_parts(total.size, add)
+    return True
+
+
+def adder(total: Array, values: Array, weight: float) -> Callable[[slice], None] | None:
+    """Adds ``weight * values`` to ``total`` within a slice; None where NumPy has to.
+
+    However a sum is cut into slices, it is the same to the last bit.
+    """
     axpby = _functions().get(total.dtype.name)
     if axpby is None or values.dtype != total.dtype:
-        return False
+        return None
     if not (total.flags.carray and values.flags.c_contiguous and values.flags.aligned):
-        return False
+        return None
     x, y, size = values.ctypes.data, total.ctypes.data, total.itemsize
 
     def add(part: slice) -> None:
@@ -57,8 +70,7 @@ def add_scaled(total: Array, values: Array, weight: float) -> bool:
             count = min(_MAX_ELEMENTS, part.stop - start)
             axpby(weight, x + start * size, y + start * size, count)
 
-    in_parts(total.size, add)
-    return True
+    return add
 
 
 @cache
@@ -82,7 +94,21 @@ def _function(library: ctypes.CDLL, letter: str, real: type[Any]) -> Axpby | Non
 
 
 def _adds(axpby: Axpby, kind: str) -> bool:
-    """Whether it is the function that its name says."""
-    x, y = np.arange(9, dtype=kind), np.full(9, 0.5, kind)
-    axpby(2.0, x.ctypes.data, y[:7].ctypes.data, 7)
-    return bool((y == np.where(x < 7, 0.5 + 2.0 * x, 0.5)).all())
+    """Whether it is the function that its name says, and adds each element alike wherever it lies: a sum
+    that is cut elsewhere is then the same to the last bit.
+    """
+    x = np.arange(_TRIED, dtype=kind) / 7 + 1
+    y = np.arange(_TRIED, dtype=kind) / 3
+    whole = y.copy()
+    axpby(0.3, x.ctypes.data, whole.ctypes.data, _TRIED)
+    if not np.allclose(whole, y + 0.3 * x, rtol=1e-6, atol=0.0):
+        return False
+    for cut in range(_TRIED):
+        pieces = y.copy()
+        axpby(0.3, x[:cut].ctypes.data, pieces[:cut].ctypes.data, cut)
+        if not (np.array_equal(pieces[:cut], whole[:cut]) and np.array_equal(pieces[cut:], y[cut:])):
+            return False
+        axpby(0.3, x[cut:].ctypes.data, pieces[cut:].ctypes.data, _TRIED - cut)
+        if not np.array_equal(pieces, whole):
+            return False
+    return True

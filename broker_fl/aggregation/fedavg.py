@@ -42,22 +42,28 @@ class FedAvgRound:
         return self._sum.total_weight
 
     def fold(self, contribution: Contribution) -> float:
-        """Add ``n_k w^k``; ``n_k`` comes back.
+        """Add ``n_k w^k``; ``n_k`` comes back. Several are added in one pass: until ``settle`` or ``result``
+        the model may be needed as it is.
 
         Raises:
             UpdateRefused: no weight, another spec, or values that are not finite; the sum is unchanged.
         """
         weight = weight_of(contribution, self._weighting)
-        self._sum.add(contribution.model, weight)
+        self._sum.add(contribution.model, weight, magnitudes=contribution.magnitudes, lasting=True)
         return weight
 
     def fold_sum(self, total: Model, weight: float) -> None:
-        """Add ``Σ n_j w^j`` of others, ``weight`` being their ``Σ n_j``.
+        """Add ``Σ n_j w^j`` of others, ``weight`` being their ``Σ n_j``; ``total`` may be needed as in
+        ``fold``.
 
         Raises:
             UpdateRefused: another spec, no weight, or values that are not finite; the sum is unchanged.
         """
-        self._sum.add_sum(total, weight)
+        self._sum.add_sum(total, weight, lasting=True)
+
+    def settle(self) -> None:
+        """Add what waits for others: there is time for it now."""
+        self._sum.settle()
 
     def result(self) -> Combined:
         """``Σ n_k w^k / n``.

@@ -75,5 +75,5 @@ def checked_weight(given: Given, contribution: Contribution, weighting: Weightin
         UpdateRefused: it cannot be.
     """
     weight = weight_of(contribution, weighting)
-    check_addable(given.spec, contribution.model, weight)
+    check_addable(given.spec, contribution.model, weight, contribution.magnitudes)
     return weight

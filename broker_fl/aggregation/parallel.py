@@ -20,18 +20,21 @@ from broker_fl.model import Array
 BLOCK_ELEMENTS = 1 << 17
 """Half a MiB of float32: a block and its scratch fit into a core's second-level cache."""
 
+FOLD_ELEMENTS = 1 << 18
+"""For calls without scratch, many on one block: fewer of them are worth more than a nearer cache."""
+
 PART_ELEMENTS = 1 << 19
 """For a single operation: a tenth of a millisecond, which is worth waking a thread for."""
 
 _scratch = threading.local()
 
 
-def in_blocks(num_elements: int, work: Callable[[slice], None]) -> None:
+def in_blocks(num_elements: int, work: Callable[[slice], None], size: int = BLOCK_ELEMENTS) -> None:
     """Call ``work`` for each block of ``num_elements``, on all cores; each element is in one block.
 
     For chains of operations: what one leaves in the cache, the next finds there.
     """
-    _share_out(num_elements, work, BLOCK_ELEMENTS)
+    _share_out(num_elements, work, size)
 
 
 def in_parts(num_elements: int, work: Callable[[slice], None]) -> None:
@@ -61,8 +64,8 @@ def _share_out(num_elements: int, work: Callable[[slice], None], size: int) -> N
 def scratch(num_elements: int, dtype: np.dtype[Any]) -> Array:
     """An array of this thread's own for the block at hand; what is in it is undefined."""
     kept: dict[str, Array] = _scratch.__dict__
-    if dtype.str not in kept:
-        kept[dtype.str] = np.empty(BLOCK_ELEMENTS, dtype)
+    if dtype.str not in kept or kept[dtype.str].size < num_elements:
+        kept[dtype.str] = np.empty(max(num_elements, BLOCK_ELEMENTS), dtype)
     return kept[dtype.str][:num_elements]
 
 

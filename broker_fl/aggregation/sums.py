@@ -10,6 +10,7 @@ boolean becomes the weighted majority, a tie False.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +27,15 @@ SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
 }
 
 
+STAGED_BYTES = 128 << 20
+"""Of updates that wait to be added together; with more they are. So large models wait for no other."""
+STAGED_UPDATES = 32
+"""Of small models; by then reading and writing the sum costs next to nothing."""
+
+
 class WeightedSum:
-    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum.
+    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum, and what was
+    ``lasting`` when it was added.
 
     Where that is the model's own type, the sum is where the mean will be.
     """
@@ -39,24 +47,56 @@ class WeightedSum:
         self._totals: list[Array] | None = None
         self._bounds = [0.0 for _ in spec.runs]
         """Of each run's sum: no element of it is larger than this."""
+        self._staged: list[tuple[Sequence[Array], float]] = []
+        """What is in the sum by its bounds and its weight, and waits for others to be added with."""
+        self._staged_bytes = 0
 
-    def add(self, model: Model, weight: float) -> None:
+    def add(
+        self,
+        model: Model,
+        weight: float,
+        *,
+        magnitudes: Sequence[float] | None = None,
+        lasting: bool = False,
+    ) -> None:
         """Take one model in.
+
+        Args:
+            model: of this spec.
+            weight: positive and finite.
+            magnitudes: of the model's runs, where they are known (``looks.py``).
+            lasting: nobody will write to the model any more. Its addition may wait for ``settle``, so that
+                several updates are added in one pass; to the last bit the sum is the same.
 
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
                 infinite, or values with which the sum could overflow; nothing was changed.
         """
-        magnitudes = check_addable(self.spec, model, weight)
+        magnitudes = check_addable(self.spec, model, weight, magnitudes)
         self._bounds = self._bounds_with(model, weight, magnitudes)
-        if self._totals is None:
-            self._totals = self._begun()
-            for run, total in zip(self.spec.runs, self._totals, strict=True):
-                kernels.scale(model.run(run), weight, out=total)
-        else:
-            for run, total in zip(self.spec.runs, self._totals, strict=True):
-                kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
+        self._stage([model.run(run) for run in self.spec.runs], weight, lasting=lasting)
+
+    def _stage(self, values: Sequence[Array], weight: float, *, lasting: bool) -> None:
+        self._staged.append((values, weight))
+        self._staged_bytes += sum(array.nbytes for array in values)
+        if not lasting or self._staged_bytes > STAGED_BYTES or len(self._staged) >= STAGED_UPDATES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add what waits; its memory is not needed any more."""
+        if self._staged:
+            self._fold(None)
+
+    def _fold(self, divisor: float | None) -> list[Array]:
+        """Add what waits, and divide; the totals come back."""
+        begun, staged = self._totals is not None, self._staged
+        totals = self._totals = self._totals or self._begun()
+        for place, total in enumerate(totals):
+            terms = [(values[place], weight) for values, weight in staged]
+            kernels.fold(total, terms, begun=begun, divisor=divisor)
+        self._staged, self._staged_bytes = [], 0
+        return totals
 
     def _begun(self) -> list[Array]:
         """Room for the sum of each run; what is in it is undefined."""
@@ -68,7 +108,7 @@ class WeightedSum:
             for run in self.spec.runs
         ]
 
-    def _bounds_with(self, model: Model, weight: float, magnitudes: list[float]) -> list[float]:
+    def _bounds_with(self, model: Model, weight: float, magnitudes: Sequence[float]) -> list[float]:
         """One learner's huge values must not cost the others their round."""
         bounds = []
         for run, bound, magnitude in zip(self.spec.runs, self._bounds, magnitudes, strict=True):
@@ -81,8 +121,9 @@ class WeightedSum:
             bounds.append(grown)
         return bounds
 
-    def add_sum(self, total: Model, weight: float) -> None:
-        """Take in ``Σ wⱼ xⱼ`` of others, as ``total`` gives it; ``weight`` is their ``Σ wⱼ``.
+    def add_sum(self, total: Model, weight: float, *, lasting: bool = False) -> None:
+        """Take in ``Σ wⱼ xⱼ`` of others, as ``total`` gives it; ``weight`` is their ``Σ wⱼ``. ``lasting`` as
+        in ``add``.
 
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
@@ -90,14 +131,8 @@ class WeightedSum:
         """
         check_addable(sum_spec(self.spec), total, weight)
         self._bounds = self._bounds_with_sum(total)
-        if self._totals is None:
-            self._totals = self._begun()
-            for mine, theirs in zip(self._totals, total.values(), strict=True):
-                mine[...] = theirs
-        else:
-            for mine, theirs in zip(self._totals, total.values(), strict=True):
-                kernels.add_scaled(mine, theirs, 1.0)
         self.total_weight += weight
+        self._stage(list(total.values()), 1.0, lasting=lasting)
 
     def _bounds_with_sum(self, total: Model) -> list[float]:
         bounds = []
@@ -117,6 +152,7 @@ class WeightedSum:
         Raises:
             AggregationError: nothing was added.
         """
+        self.settle()
         if self._totals is None:
             raise AggregationError("no update was folded, so there is no sum")
         totals, self._totals, self._result = self._totals, None, None
@@ -128,12 +164,11 @@ class WeightedSum:
         Raises:
             AggregationError: nothing was added, or a float tensor of the mean is not finite.
         """
-        if self._totals is None:
+        if self._totals is None and not self._staged:
             raise AggregationError("no update was folded, so there is nothing to average")
-        totals, self._totals = self._totals, None
+        totals, self._totals = self._fold(self.total_weight), None
         result, self._result = self._result or Model.blank(self.spec), None
         for run, total, bound in zip(self.spec.runs, totals, self._bounds, strict=True):
-            kernels.divide(total, self.total_weight)
             if not _in_place(run):
                 write_mean(result.run(run), total)
             if not self._is_finite(result.run(run), bound):
@@ -168,8 +203,11 @@ def _names(spec: ModelSpec) -> list[str]:
     return [f"sum.{place}" for place in range(len(spec.runs))]
 
 
-def check_addable(spec: ModelSpec, model: Model, weight: float) -> list[float]:
-    """Hold one contribution against what can be summed; a bound of each run's values comes back.
+def check_addable(
+    spec: ModelSpec, model: Model, weight: float, magnitudes: Sequence[float] | None = None
+) -> Sequence[float]:
+    """Hold one contribution against what can be summed; a bound of each run's values comes back. Values are
+    looked at where their ``magnitudes`` are not known already.
 
     Raises:
         UpdateRefused: with the tensor that is wrong and why.
@@ -179,7 +217,8 @@ def check_addable(spec: ModelSpec, model: Model, weight: float) -> list[float]:
     if model.spec.digest != spec.digest:
         differences = spec.differences(model.spec) or ["its tensors are in another order"]
         raise UpdateRefused(f"the update does not fit the model: {'; '.join(differences[:5])}")
-    magnitudes = [kernels.magnitude(model.run(run)) for run in spec.runs]
+    if magnitudes is None:
+        magnitudes = [kernels.magnitude(model.run(run)) for run in spec.runs]
     if not all(math.isfinite(magnitude) for magnitude in magnitudes):
         bad = next(name for name, array in model.items() if not kernels.all_finite(array.reshape(-1)))
         raise UpdateRefused(f"tensor {bad!r} of the update has values that are NaN or infinite")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from broker_fl.cli import options
 from broker_fl.cli.access import store_security
@@ -31,7 +32,14 @@ def _source(command: F) -> F:
         "--file",
         metavar="FILE",
         help="That of an operator's commands (enroll, token, accept, rotate, revoke), instead of the "
-        "controller's in the store; 'own': where they write by themselves.",
+        "controller's in the store; 'own': where they write.",
+    )
+    audit_file = click.option(
+        "--audit",
+        "own_file",
+        metavar="FILE",
+        help="As --file own, where they were given --audit, too.  "
+        "[default: ~/.local/state/broker_fl/audit-<federation>.jsonl]",
     )
     join = click.option("--join", metavar="FILE", help="A join file, which says the federation.")
     source = options.store(options.federation(plaintext(command)))
@@ -41,9 +49,12 @@ def _source(command: F) -> F:
         if join is not None:
             options.not_beside_join(f"--join {join} says the federation", ["federation"])
             given["federation"] = read_join_file(join).federation
+        typed = click.get_current_context().get_parameter_source("own_file") is ParameterSource.COMMANDLINE
+        if typed and given["file"] is None:
+            given["file"] = "own"
         return command(*args, **given)
 
-    return cast("F", file(join(with_join_file)))
+    return cast("F", file(audit_file(join(with_join_file))))
 
 
 @click.group()
@@ -122,7 +133,7 @@ def _nothing(given: dict[str, Any]) -> str:
 def _lines(given: dict[str, Any]) -> Iterator[bytes]:
     federation = given["federation"]
     if given["file"] is not None:
-        own = chain.default_file(federation)
+        own = given["own_file"] or chain.default_file(federation)
         yield from chain.FileLog(own if given["file"] == "own" else given["file"], federation).lines()
         return
     from broker_fl.roles.controller.auditing import stored_lines

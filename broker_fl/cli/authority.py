@@ -77,6 +77,11 @@ def client(name: str, folder: str, days: int, request: str | None) -> None:
         asked = Path(request).read_bytes()
     except OSError as error:
         raise SettingError(f"{request} cannot be read: {error.strerror}") from error
+    if b"-----BEGIN" not in asked:
+        raise SettingError(
+            f"{request} is no certificate request in PEM; where the key is: openssl req -new -key KEY.pem "
+            f"-subj /CN={name}"
+        )
     click.echo(f"certificate  {authority.certify_to_file(name, asked, days)}")
 
 

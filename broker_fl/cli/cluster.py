@@ -57,8 +57,14 @@ def up(learners: int, app: str | None, federation: str, folder: str) -> None:
 @click.option("--delete", is_flag=True, help="Delete the folder too, with all jobs and models.")
 def down(folder: str, delete: bool) -> None:
     """End exactly what `broker-fl up` started; data and logs stay in the folder."""
-    Cluster(folder).down(tell=_tell, delete=delete)
-    click.echo(f"nothing runs in {folder}")
+    is_there = Path(folder).is_dir()
+    num_ended = Cluster(folder).down(tell=_tell, delete=delete)
+    if not is_there:
+        click.echo(f"there is no folder {folder}: nothing was ended")
+        return
+    what = "1 process" if num_ended == 1 else f"{num_ended or 'no'} processes"
+    rest = f"data and logs stay in {folder}" if Path(folder).exists() else f"{folder} is deleted"
+    click.echo(f"{what} ended; {rest}")
 
 
 @click.command(cls=Command)

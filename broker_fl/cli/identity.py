@@ -211,6 +211,8 @@ def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
         raise click.UsageError("give NAME, or --expired")
     members = members_of(given)
     wanted = members.expired() if name is None else [members.find(name, role)]
+    if not wanted:
+        click.echo(f"no account of federation {given['federation']} is past its time")
     for account in wanted:
         with written_down("revoke", account, given):
             members.revoke(account)
@@ -222,24 +224,30 @@ def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
 @management
 def members(as_json: bool, **given: Any) -> None:
     """List the accounts of the federation: since when, last seen, connections, expiry, state."""
-    found = members_of(given).members()
+    rows = [_row(member) for member in members_of(given).members()]
     if as_json:
-        print_json([_row(member) for member in found])
+        print_json(rows)
         return
     titles = ["NAME", "ROLE", "SINCE", "LAST SEEN", "CONNECTIONS", "EXPIRES", "STATE"]
-    print_table(titles, [[str(value) for value in _row(member).values()] for member in found])
+    print_table(titles, [[str(value) for value in _shown(row).values()] for row in rows])
 
 
-def _row(member: Member) -> dict[str, str | int]:
+def _row(member: Member) -> dict[str, Any]:
+    """For machines: times are Unix times, or null."""
     return {
         "name": member.account.name,
         "role": member.account.role,
-        "since": _date(member.since),
+        "since": member.since,
         "last_seen": member.last_seen,
         "connections": member.num_connections,
-        "expires": _date(member.expires),
+        "expires": member.expires,
         "state": member.state,
     }
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    times = {name: _date(row[name]) for name in ("since", "last_seen", "expires")}
+    return {**row, **times} | ({"last_seen": "now"} if row["connections"] else {})
 
 
 def _date(at: float | None) -> str:

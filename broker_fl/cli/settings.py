@@ -21,13 +21,15 @@ import click
 
 from broker_fl.errors import SettingError
 from broker_fl.identity.private_file import is_open
-from broker_fl.suggestion import expected_one_of
+from broker_fl.suggestion import expected_one_of, nearest
 from broker_fl.toml_file import read_toml
 
 DEFAULT_FILE = "broker-fl.toml"
 FILE_KEY = "broker_fl.settings_file"
 """In a context's ``meta``: where its settings came from."""
 
+_MAX_LISTED = 40
+"""Names in an error message."""
 _ACCOUNT = re.compile(r"://[^/?#@:]*:[^@]+@")
 
 CommandPath = tuple[str, ...]
@@ -122,12 +124,20 @@ def _problems(settings: Mapping[str, Any], known: Mapping[CommandPath, set[str]]
                 look(value, inner, set().union(*(known[names] for names in below)))
             elif key not in allowed:
                 tables = {name[-1] for name in commands if name[:-1] == path}
-                problems.append(
-                    f"unknown setting {'.'.join(inner)!r}: {expected_one_of(key, allowed | tables)}"
-                )
+                problems.append(f"unknown setting {'.'.join(inner)!r}: {_meant(key, allowed, tables)}")
 
     look(settings, (), anywhere)
     return problems
+
+
+def _meant(key: str, allowed: set[str], tables: set[str]) -> str:
+    """What it may be instead; where that is an option of any command, they are too many to be listed."""
+    near = nearest(key.replace("-", "_"), allowed | tables)
+    if near is not None:
+        return f"did you mean {near!r}?"
+    if len(allowed) > _MAX_LISTED:
+        return "no command has an option of that name (broker-fl COMMAND --help lists them)"
+    return expected_one_of(key, allowed | tables)
 
 
 def _values(settings: Mapping[str, Any], path: CommandPath) -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""Tables for people; on a pipe as wide as they need to be, so that no id is cut."""
+"""Tables for people; on a pipe a name is never cut or broken, and long words go on below."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 _PIPE_COLUMNS = 400
+_PIPE_CELL = 64
+"""On a pipe the most of a column: what an id may be long."""
 
 
 def print_table(
@@ -18,12 +21,13 @@ def print_table(
 ) -> None:
     """Print rows under column heads; columns named in ``numbers`` are set flush right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    is_pipe = not sys.stdout.isatty()
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold", max_width=_PIPE_CELL if is_pipe else None)
     for row in rows:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
-    Console(width=width, highlight=False, markup=False).print(table)
+    Console(width=_PIPE_COLUMNS if is_pipe else None, highlight=False, markup=False).print(table)
 
 
 def when(time_s: float) -> str:

@@ -60,9 +60,11 @@ def token(name: str, role: Any, out: str | None, force: bool, **given: Any) -> N
     """Make a token with which NAME may ask once to be enrolled (broker-fl join)."""
     granting, account = _granting(given), Account.new(given["federation"], role, name)
     if given["cancel"]:
+        if not granting.has_invited(account):
+            raise SettingError(f"{account} has no token (any more); nothing was changed")
         with written_down("cancel_token", account, given):
             granting.refuse(account)
-        click.echo(f"{account}: its token, if it had one, is no longer valid")
+        click.echo(f"{account}: its token is no longer valid")
         return
     path, now = Path(out or f"{name}.token"), time.time()
     check_writable(path, overwrite=force)

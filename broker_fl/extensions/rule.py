@@ -63,7 +63,7 @@ class CheckedRound:
             AppError: the rule fails, or gives no weight.
         """
         weight_of(contribution, "equal")
-        check_addable(self._spec, contribution.model, 1.0)
+        check_addable(self._spec, contribution.model, 1.0, contribution.magnitudes)
         with self._explained("fold", UpdateRefused):
             weight = self._inner.fold(contribution)
         if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 < float(weight) < math.inf:

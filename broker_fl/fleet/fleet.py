@@ -30,7 +30,9 @@ class Outcome:
     name: str
     host: str
     state: str
-    """``deployed``, ``unchanged``, ``running``, ``stopped``, ``ended``, ``not deployed``, ``failed``."""
+    """``deployed``, ``unchanged``, ``running``, ``stopped``, ``ended``, ``not deployed``, ``failed``;
+    ``unknown`` where its host was not reached to see or stop it.
+    """
     detail: str = ""
     is_good: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
@@ -83,18 +85,19 @@ class Fleet:
                 await asyncio.gather(*(_guarded(one, _stop(remote, one, timeout_s)) for one in daemons))
             )
 
-        return self._on_hosts(on_host)
+        return self._on_hosts(on_host, unreached="unknown")
 
     def status(self) -> list[Outcome]:
         """What runs."""
-        return self._on_hosts(_status)
+        return self._on_hosts(_status, unreached="unknown")
 
     # ------------------------------------------------------------ hosts
 
-    def _on_hosts(self, work: OnHost) -> list[Outcome]:
-        return asyncio.run(self._gather(work))
+    def _on_hosts(self, work: OnHost, unreached: str = "failed") -> list[Outcome]:
+        """``unreached`` is the state of daemons whose host could not be worked on."""
+        return asyncio.run(self._gather(work, unreached))
 
-    async def _gather(self, work: OnHost) -> list[Outcome]:
+    async def _gather(self, work: OnHost, unreached: str) -> list[Outcome]:
         by_host: dict[str, list[Deployment]] = {}
         for one in self._daemons:
             by_host.setdefault(one.host, []).append(one)
@@ -106,7 +109,7 @@ class Fleet:
                     async with connected(self._host(name), self._known_hosts) as remote:
                         return await work(remote, daemons)
                 except HostFailed as error:
-                    return [_failed(one, error) for one in daemons]
+                    return [_failed(one, error, unreached) for one in daemons]
 
         found = await asyncio.gather(*(on_host(name, daemons) for name, daemons in by_host.items()))
         outcomes = {outcome.name: outcome for some in found for outcome in some}
@@ -204,8 +207,8 @@ async def _guarded(one: Deployment, work: Awaitable[Outcome]) -> Outcome:
         return _failed(one, error)
 
 
-def _failed(one: Deployment, error: HostFailed) -> Outcome:
-    return Outcome(name=one.name, host=one.host, state="failed", detail=str(error), is_good=False)
+def _failed(one: Deployment, error: HostFailed, state: str = "failed") -> Outcome:
+    return Outcome(name=one.name, host=one.host, state=state, detail=str(error), is_good=False)
 
 
 def _told(one: Deployment) -> dict[str, Any]:

@@ -29,15 +29,18 @@ Paths are relative to the inventory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker_fl.errors import SettingError
+from broker_fl.job_problems import what_is_allowed
+from broker_fl.suggestion import expected_one_of
 from broker_fl.toml_file import read_toml
 from broker_fl.wire.fields import Identifier
+from broker_fl.wire.frames import brief
 
 Port = Annotated[int, Field(gt=0, lt=65_536)]
 Variables = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str]
@@ -119,9 +122,7 @@ class Inventory(_Table):
     def _check_names(self) -> Self:
         for name, daemon in self.daemons():
             if daemon.host not in self.hosts:
-                raise ValueError(
-                    f"{name}: there is no host {daemon.host!r}; there are: {', '.join(self.hosts)}"
-                )
+                raise ValueError(_no_host(name, daemon.host, self.hosts))
         if both := self.controllers.keys() & self.learners.keys():
             raise ValueError(f"a controller and a learner have the same name: {', '.join(sorted(both))}")
         return self
@@ -166,17 +167,51 @@ def load(path: Path) -> Inventory:
     try:
         inventory = Inventory.model_validate(data)
     except ValidationError as error:
-        problems = [_words(one) for one in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        problems = [_words(one) for one in found]
+        if all(one["loc"] for one in found):  # else the tables as a whole were looked at, too
+            problems += _unknown_hosts(data)
         raise SettingError(f"{path}: {'; '.join(problems[:5])}") from error
     return inventory
 
 
-def _words(problem: Any) -> str:
+def _words(problem: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
-    words = {"extra_forbidden": "unknown setting", "missing": "is missing"}.get(
-        problem["type"], problem["msg"]
-    )
-    return f"{place}: {words}" if place else str(words).removeprefix("Value error, ")
+    match problem["type"]:
+        case "missing":
+            return f"{place} is missing"
+        case "extra_forbidden":
+            return f"{place}: unknown setting: {_meant(problem['loc'])}"
+        case "value_error":
+            text = str(problem["ctx"]["error"])
+            return f"{place}: {text}" if place else text
+    return f"{place} = {brief(problem['input'])} is not allowed: it must be {what_is_allowed(problem)}"
+
+
+def _meant(place: tuple[int | str, ...]) -> str:
+    tables: dict[str, type[_Table]] = {
+        "hosts": Host,
+        "controllers": ControllerDaemon,
+        "learners": LearnerDaemon,
+    }
+    table = tables.get(str(place[0]), Inventory) if len(place) > 1 else Inventory
+    return expected_one_of(str(place[-1]), table.model_fields)
+
+
+def _unknown_hosts(data: Mapping[str, Any]) -> list[str]:
+    """As ``Inventory`` says it, of tables that have other faults, too."""
+    tables = [data.get(kind) for kind in ("controllers", "learners")]
+    daemons = [pair for table in tables if isinstance(table, Mapping) for pair in table.items()]
+    hosts = data.get("hosts")
+    if not isinstance(hosts, Mapping):
+        return []
+    wanted = [(name, one.get("host")) for name, one in daemons if isinstance(one, Mapping)]
+    unknown = [(name, host) for name, host in wanted if isinstance(host, str) and host not in hosts]
+    return [_no_host(name, host, hosts) for name, host in unknown]
+
+
+def _no_host(name: str, host: str, hosts: Iterable[str]) -> str:
+    return f"{name}: there is no host {host!r}; there are: {', '.join(hosts)}"
 
 
 def package_file(inventory: Inventory, root: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.resources
 import json
 import logging
@@ -112,10 +113,17 @@ async def connected(host: Host, known_hosts: Path | None) -> AsyncIterator[Remot
     except (asyncssh.KeyImportError, FileNotFoundError) as error:
         raise SettingError(f"a key cannot be read: {error}") from error
     except (asyncssh.Error, OSError, TimeoutError) as error:
-        words = str(error) or f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
-        raise HostFailed(f"it is not reached: {words}") from error
+        raise HostFailed(f"it is not reached: {_why_not(host, error)}") from error
     async with connection:
         yield Remote(connection, host)
+
+
+def _why_not(host: Host, error: Exception) -> str:
+    text = str(error)
+    if f"[Errno {errno.ECONNREFUSED}]" in text:  # of several addresses, too, where asyncio has a text only
+        port = f"port {host.port}" if host.port is not None else "its SSH port"
+        return f"nothing listens at {host.address}, {port} (connection refused)"
+    return text or f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
 
 
 def _options(host: Host, known_hosts: Path | None) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class Granting:
             self._forget(account)
             raise
 
+    def has_invited(self, account: Account) -> bool:
+        """Whether there is a token for the account, used or not; one whose time is over may be deleted."""
+        return self._api.has_user(candidate_user(account))
+
     def asked(self) -> list[Asked]:
         """Requests that wait and whose token is valid; they go on waiting. Other tokens are deleted."""
         invitations = self._invitations()

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError
 from broker_fl.identity.passwords import HASHING
 from broker_fl.identity.permissions import Permissions
-from broker_fl.security.tls import Security, check_plaintext, client_context, untrusted
+from broker_fl.security.tls import Security, check_plaintext, client_context, client_verdict, untrusted
 from broker_fl.topology import Entity, Exchange, Queue
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 
@@ -212,13 +212,9 @@ class ManagementApi:
             with error:
                 raise _refusal(doing, error.code, error.read().decode(errors="replace")[:500]) from error
         except OSError as error:
-            reason = getattr(error, "reason", None)
-            if isinstance(reason, ssl.SSLCertVerificationError):
-                raise untrusted(self.place, reason) from error
-            raise BrokerUnavailable(f"{doing}: {error}") from error
+            raise _no_answer(self.place, doing, error) from error
         except http.client.HTTPException as error:
-            tls = "; if the port is one of TLS, give https://" if self.place.startswith("http:") else ""
-            raise SettingError(f"{doing}: what answers there does not speak HTTP{tls}") from error
+            raise SettingError(f"{doing}: {_not_it(self.place)}") from error
         try:
             return json.loads(text) if text else None
         except ValueError as error:
@@ -251,6 +247,30 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+_LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
+def _no_answer(place: str, doing: str, error: OSError) -> Exception:
+    reason = getattr(error, "reason", None)
+    cause = reason if isinstance(reason, OSError) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return untrusted(place, cause)
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, _LOST):
+        return SettingError(f"{doing}: {client_verdict(cause) or _not_it(place)}")
+    return BrokerUnavailable(f"{doing}: {error}")
+
+
+def _not_it(place: str) -> str:
+    """Of something else than a web server, such as the broker's port for AMQP."""
+    secure = place.startswith("https:")
+    port = "15671 for https" if secure else "15672 for http"
+    said = "HTTPS" if secure else "HTTP; if the port is one of TLS, give https://"
+    return (
+        f"what answers there does not speak {said}. RabbitMQ's management interface is not at the port for "
+        f"AMQP, but at one of its own, mostly {port}"
+    )
 
 
 def _refusal(doing: str, code: int, text: str) -> Exception:

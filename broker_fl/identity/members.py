@@ -6,6 +6,7 @@ What the broker does not keep of a user (since when, until when) is in a global 
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,8 +45,10 @@ class Member:
     expires: float | None
     state: State
     num_connections: int
-    last_seen: str
-    """``now``; or when its mailbox was last used (UTC), where the broker keeps statistics; or empty."""
+    last_seen: float | None
+    """When it was connected, or its mailbox last used, as far as the broker's statistics go back (to its
+    start); Unix time. None: they know nothing of it.
+    """
 
 
 class Members:
@@ -178,7 +181,7 @@ class Members:
             expires=record.expires,
             state=state,
             num_connections=num,
-            last_seen="now" if num else self._last_seen(account),
+            last_seen=self._now() if num else self._last_seen(account),
         )
 
     def _state(self, record: _Record, *, is_there: bool) -> State:
@@ -188,11 +191,13 @@ class Members:
             return "missing"
         return "expired" if record.expires is not None and record.expires <= self._now() else "active"
 
-    def _last_seen(self, account: Account) -> str:
+    def _last_seen(self, account: Account) -> float | None:
         if not account.has_mailbox:
-            return ""
+            return None
         queue = self._api.queue(self._vhost, self.topology.mailbox(account.name)) or {}
-        return str(queue.get("idle_since", ""))[:19]
+        # A mailbox from which nothing was ever read is idle since it was made, or since the broker's start.
+        was_read = bool((queue.get("message_stats") or {}).get("deliver_get"))
+        return _unix_time(str(queue.get("idle_since", ""))) if was_read else None
 
     def _check_free(self, account: Account) -> None:
         """Refuse names with which two accounts could be taken for one another, or have the same queues."""
@@ -236,6 +241,15 @@ class Members:
     def _entities(self, account: Account) -> tuple[Entity, ...]:
         own = self.topology.for_learner(account.name) if account.has_mailbox else ()
         return (*self.topology.for_controller(), *own)
+
+
+def _unix_time(text: str) -> float | None:
+    """Of ``2026-11-23T11:41:17.000+00:00``, as RabbitMQ writes it, or without the zone: UTC."""
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def _shared(one: Account, other: Account) -> str:

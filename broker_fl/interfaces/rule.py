@@ -12,7 +12,7 @@ from broker_fl.model import Arrays, Model, ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """One learner's update on its way into the sum."""
+    """One learner's update on its way into the sum. Its model is the rule's: nobody else writes to it."""
 
     learner: str
     model: Model
@@ -26,6 +26,10 @@ class Contribution:
     """Of the version that the learner was given, on its data."""
     control: Arrays | None = None
     """SCAFFOLD: what changed in the learner's control variate; None if it had lost it, and in other jobs."""
+    magnitudes: Sequence[float] | None = None
+    """Where the values were looked at as they arrived, and all are finite: of each of the model's runs, what
+    no absolute value exceeds.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,15 @@ class SumAccumulator(Accumulator, Protocol):
         Raises:
             UpdateRefused: another spec, or values that are not finite; nothing was changed.
         """
+        ...
+
+
+@runtime_checkable
+class LazyAccumulator(Accumulator, Protocol):
+    """An accumulator that adds several contributions in one pass, which some may wait for."""
+
+    def settle(self) -> None:
+        """Add what waits: nothing else is to be done at the moment. What comes of the round is the same."""
         ...
 
 

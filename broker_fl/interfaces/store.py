@@ -73,7 +73,9 @@ class Store(Protocol):
         ...
 
     def write_chunk(self, job: str, version: int, index: int, data: memoryview, *, epoch: int) -> None:
-        """Write a piece of a version that is not committed yet; invisible until then. ``data`` is not kept.
+        """Write a piece of a version that is not committed yet; invisible until then.
+
+        ``data`` is not kept, unless it is read-only: nobody writes to that memory any more.
 
         Pieces of a version that is committed already are left alone. A store may send without waiting:
         its errors come at the latest from ``commit_version``.

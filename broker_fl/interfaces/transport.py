@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from broker_fl.topology import Entity
+from broker_fl.wire.handed import Handed
 
 
 class Delivery(Protocol):
@@ -130,4 +131,24 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Send what was published, as far as the broker takes it within a few seconds; then disconnect."""
+        ...
+
+
+@runtime_checkable
+class HandsOver(Protocol):
+    """What a ``Transport`` can do besides whose messages never leave the process.
+
+    Its deliveries have an attribute ``handed``: the message itself, or None if it came as bytes; ``body`` is
+    there all the same.
+    """
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it does so: who is at the other end of it may want bytes."""
+        ...
+
+    def hand_over(
+        self, exchange: str, routing_keys: Sequence[str], handed: Handed, *, mandatory: bool = False
+    ) -> None:
+        """``Transport.publish`` of a message as it is. Who gave it leaves it alone from then on."""
         ...

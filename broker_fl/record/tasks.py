@@ -47,14 +47,15 @@ class Spread:
         finite = values[np.isfinite(values)]
         if not len(finite):
             return None
-        # Divided first: the sum of the largest floats is not finite.
-        lower, upper = np.quantile(finite / 2, (0.25, 0.75)) * 2
+        least, most = float(finite.min()), float(finite.max())
+        # Divided first: the sum of the largest floats is not finite. The least of all have no half.
+        lower, upper = np.clip(np.quantile(finite / 2, (0.25, 0.75)) * 2, least, most)
         return cls(
-            min=float(finite.min()),
+            min=least,
             lower=float(lower),
             mean=float((finite / len(finite)).sum()),
             upper=float(upper),
-            max=float(finite.max()),
+            max=most,
             num_learners=len(finite),
         )
 

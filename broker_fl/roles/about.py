@@ -64,7 +64,7 @@ def everywhere(**facts: Fact) -> None:
     _EVERYWHERE.update(facts)
 
 
-def subject() -> dict[str, Fact]:
-    """What holds at this point."""
+def subject(*, of_process: bool = True) -> dict[str, Fact]:
+    """What holds at this point; without what is true of the whole process, if that is said elsewhere."""
     block = _SUBJECT.get()
-    return {**_EVERYWHERE, **(block.facts() if block is not None else {})}
+    return {**(_EVERYWHERE if of_process else {}), **(block.facts() if block is not None else {})}

@@ -1,23 +1,43 @@
-"""Everything a role publishes, in order, on a thread of its own: a full window never holds up who decides."""
+"""Everything a role publishes, in order, on a thread of its own: a full window never holds up who decides.
+
+What stays within the process is handed over as it is (``wire/handed.py``), where the transport does that.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from broker_fl.errors import BrokerFLError, FrameRefused, TransportClosed
-from broker_fl.interfaces import Transport
+from broker_fl.interfaces import Delivery, HandsOver, Transport
 from broker_fl.model import Array
 from broker_fl.record.text import size
 from broker_fl.roles.progress import Progress
 from broker_fl.roles.runtime import THREADS, Runtime, Waiting
 from broker_fl.wire.chunks import cut
 from broker_fl.wire.frames import pack_chunk
-from broker_fl.wire.messages import Message, ModelChunk, ModelManifest, Result, UpdateChunk
+from broker_fl.wire.handed import WHOLE, Handed
+from broker_fl.wire.messages import Message, ModelChunk, ModelManifest, Result, UpdateChunk, decode
 
 log = logging.getLogger(__name__)
+
+
+def handing(transport: Transport) -> HandsOver | None:
+    """The transport, if it hands messages over as they are."""
+    return transport if isinstance(transport, HandsOver) and transport.hands_over else None
+
+
+def read(delivery: Delivery) -> tuple[Message, memoryview | None]:
+    """The message that was delivered, and its payload if its kind has one.
+
+    Raises:
+        FrameRefused: it came as bytes that are no valid frame, or of a kind that is not known here.
+    """
+    handed: Handed | None = getattr(delivery, "handed", None)
+    return decode(delivery.body) if handed is None else (handed.message, handed.payload)
 
 
 class Sender:
@@ -25,6 +45,7 @@ class Sender:
 
     def __init__(self, transport: Transport, name: str, runtime: Runtime = THREADS) -> None:
         self._transport = transport
+        self._local = handing(transport)
         self._work: Waiting[Callable[[], object] | None] = runtime.queue()
         self._thread = runtime.thread(self._run, name)
         self._thread.start()
@@ -43,6 +64,9 @@ class Sender:
         mandatory: bool = False,
     ) -> None:
         """Publish one message to all ``keys``; see ``Transport.publish``."""
+        if (local := self._local) is not None:
+            self.post(lambda: local.hand_over(exchange, keys, Handed(message), mandatory=mandatory))
+            return
         self.post(
             lambda: self._transport.publish(
                 exchange, keys, message.pack(), persistent=persistent, mandatory=mandatory
@@ -88,16 +112,17 @@ def publishing(
     manifest: ModelManifest,
     buffer: Array,
 ) -> Iterator[int]:
-    """Publish chunk by chunk; the bytes of each come back when it is on its way."""
+    """Publish chunk by chunk; the bytes of each come back when it is on its way.
+
+    Nobody writes to ``buffer`` any more: within the process it may be handed over whole.
+    """
+    piece = partial(ModelChunk, job=job, version=manifest.version, encoding=manifest.encoding)
+    if (local := handing(transport)) is not None:
+        local.hand_over(exchange, keys, Handed.over(piece(**WHOLE), buffer))
+        yield buffer.nbytes
+        return
     for chunk in cut(buffer, manifest.chunk_bytes):
-        header = ModelChunk(
-            job=job,
-            version=manifest.version,
-            index=chunk.index,
-            count=chunk.count,
-            encoding=manifest.encoding,
-            checksum=chunk.checksum,
-        )
+        header = piece(index=chunk.index, count=chunk.count, checksum=chunk.checksum)
         transport.publish(exchange, keys, pack_chunk(header.KIND, header.model_dump(), chunk.payload))
         yield len(chunk.payload)
 
@@ -116,7 +141,12 @@ def publish_outcome(transport: Transport, exchange: str, key: str, result: Resul
 
 
 def publish_together(transport: Transport, exchange: str, key: str, result: Result, buffer: Array) -> None:
-    """The same as one message, if it fits into one."""
+    """The same as one message, if it fits into one; as it does within the process."""
+    local, manifest = handing(transport), result.update
+    if local is not None and manifest is not None:
+        whole = _piece(result, manifest.encoding)(**WHOLE, result=result)
+        local.hand_over(exchange, [key], Handed.over(whole, buffer))
+        return
     chunks = list(islice(_chunks(result, buffer), 2))
     if len(chunks) == 1:
         header, payload = chunks[0]
@@ -134,14 +164,13 @@ def _chunks(result: Result, buffer: Array) -> Iterator[tuple[UpdateChunk, memory
     """Headers and payloads of the chunks of an update."""
     if (manifest := result.update) is None:
         return
+    piece = _piece(result, manifest.encoding)
     for chunk in cut(buffer, manifest.chunk_bytes):
-        header = UpdateChunk(
-            learner=result.learner,
-            task=result.task,
-            session=result.session,
-            index=chunk.index,
-            count=chunk.count,
-            encoding=manifest.encoding,
-            checksum=chunk.checksum,
-        )
-        yield header, chunk.payload
+        yield piece(index=chunk.index, count=chunk.count, checksum=chunk.checksum), chunk.payload
+
+
+def _piece(result: Result, encoding: str) -> Callable[..., UpdateChunk]:
+    """Makes headers of chunks of the update."""
+    return partial(
+        UpdateChunk, learner=result.learner, task=result.task, session=result.session, encoding=encoding
+    )

@@ -95,15 +95,20 @@ def read(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise AuditBroken(f"audit log: something is no entry: {error}") from error
+        raise AuditBroken(f"audit log: {_start(line)} is no entry of one") from error
     if not isinstance(fields, dict) or tuple(sorted(fields)) != _FIELDS:
-        raise AuditBroken(f"audit log: something has other fields than an entry: {line[:80]!r}")
+        raise AuditBroken(f"audit log: {_start(line)} has other fields than an entry")
     number, own = fields["sequence"], fields["hash"]
     if type(number) is not int or not 0 < number < _MAX_SEQUENCE or not isinstance(own, str):
         raise AuditBroken("audit log: an entry has no number or no hash")
     if not _HASH.fullmatch(own):
         raise AuditBroken(f"audit log: entry {number} has a hash that is none")
     return fields
+
+
+def _start(line: bytes) -> str:
+    """Which line, so that it can be found."""
+    return f"the line that begins with {line[:60].decode(errors='replace')!r}" if line else "an empty line"
 
 
 def verify(lines: Iterable[bytes], federation: str, remembered: Sequence[Head] = ()) -> Head:

@@ -144,7 +144,11 @@ class Authority:
             asked = x509.load_pem_x509_csr(request)
             key, is_signed = asked.public_key(), asked.is_signature_valid
         except (ValueError, TypeError) as error:
-            raise SettingError(f"this is not a usable certificate request: {error}") from error
+            # What cryptography says of it is an address in its documentation.
+            raise SettingError(
+                "this is no usable certificate request, which is PEM that begins with -----BEGIN CERTIFICATE "
+                "REQUEST-----, as openssl req -new makes it"
+            ) from error
         if not is_signed:
             raise SettingError("the certificate request is not signed with its own key")
         if not isinstance(key, PublicKey) or (

@@ -14,7 +14,7 @@ from typing import Self
 
 from broker_fl.errors import BrokerFLError, SettingError
 from broker_fl.extensions import OwnClasses
-from broker_fl.interfaces import Learner
+from broker_fl.interfaces import Learner, Store
 from broker_fl.model import Array, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
@@ -23,9 +23,10 @@ from broker_fl.simulation.fit import check_can_run, members_of
 from broker_fl.simulation.grouped import GroupHosts, check_groups
 from broker_fl.simulation.machines import Machine, Machines
 from broker_fl.simulation.pace import SimulatedLearner
+from broker_fl.stores.memory import MemoryStore
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Topology
-from broker_fl.transports.memory import MemoryBroker
+from broker_fl.transports.memory import MemoryBroker, MemoryTransport
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import VersionRef
 from broker_fl.world import Profile, World
@@ -74,8 +75,9 @@ class Federation:
         name: str = "simulation",
         own: Iterable[type] | OwnClasses = (),
     ) -> None:
-        """Keep state in ``folder`` (a temporary one if None); ``num_workers`` learners compute at a time.
-        ``own`` are rules and selectors that jobs may name by their classes.
+        """Keep state in ``folder``, where the next federation finds it; if None, in memory alone, and it ends
+        with the block. ``num_workers`` learners compute at a time. ``own`` are rules and selectors that jobs
+        may name by their classes.
 
         Raises:
             SettingError: the world names learners that there are not, or hits more than there are; or one of
@@ -97,15 +99,19 @@ class Federation:
         self._name = name
         self._num_learners = len(learners)
         self._members = members_of(learners)
-        self._store = SQLiteStore(self.folder / "state.sqlite", federation=name)
-        self._transports = [self.broker.connect(role) for role in ("controller", "learners")]
+        self._store: Store = (
+            MemoryStore() if folder is None else SQLiteStore(self.folder / "state.sqlite", federation=name)
+        )
+        # A link takes its time for each message, by its bytes; and a learner that is killed loses some.
+        self._hands_over = not any(one.has_link or one.kills for one in self.profiles.values())
+        self._transports = [self._connect(role) for role in ("controller", "learners")]
         controller_settings = ControllerSettings(
             federation=name,
             heartbeat_s=world.heartbeat_s if world else DEFAULT_HEARTBEAT_S,
             store_patience_s=STORE_PATIENCE_S,
         )
         self.controller = Controller(self._transports[0], self._store, controller_settings, classes)
-        self._groups = GroupHosts(self.broker, name, learners, groups) if groups is not None else None
+        self._groups = GroupHosts(self._connect, name, learners, groups) if groups is not None else None
         machines, others = self._machines_of(learners if groups is None else {}, world, num_workers)
         self._machines = Machines(machines, self.profiles, Topology(name))
         # Those that only pause do not wait for one another: only computing takes a worker's time.
@@ -115,6 +121,9 @@ class Federation:
         self._closing = ExitStack()
         self._guard = threading.Thread(target=self._watch_controller, name="simulation-guard", daemon=True)
         self.driver: Driver
+
+    def _connect(self, name: str) -> MemoryTransport:
+        return self.broker.connect(name, hands_over=self._hands_over)
 
     def _machines_of(
         self, learners: Mapping[str, Learner], world: World | None, num_workers: int
@@ -151,7 +160,7 @@ class Federation:
             if self._groups is not None:
                 closing.callback(self._groups.stop)
                 self._groups.start()
-            self.driver = Driver(self.broker.connect("driver"), self._name)
+            self.driver = Driver(self._connect("driver"), self._name)
             closing.callback(self.driver.close)
             self._guard.start()
             if self.profiles:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from broker_fl.errors import SettingError
 from broker_fl.interfaces import Learner
 from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
-from broker_fl.transports.memory import MemoryBroker, MemoryTransport
+from broker_fl.transports.memory import MemoryTransport
 from broker_fl.wire.fields import MAX_GROUP
 
 
@@ -23,9 +23,13 @@ class GroupHosts:
     """``num_groups`` hosts; each has a stretch of the learners."""
 
     def __init__(
-        self, broker: MemoryBroker, federation: str, learners: Mapping[str, Learner], num_groups: int
+        self,
+        connect: Callable[[str], MemoryTransport],
+        federation: str,
+        learners: Mapping[str, Learner],
+        num_groups: int,
     ) -> None:
-        """Nothing is connected yet."""
+        """Each has a connection of its own, made by ``connect`` under the host's name."""
         ids = list(learners)
         share, rest = divmod(len(ids), num_groups)
         self._hosts: list[LearnerHost] = []
@@ -39,7 +43,7 @@ class GroupHosts:
                 if isinstance(learners, LazyLearners)
                 else {learner: learners[learner] for learner in part}
             )
-            transport = broker.connect(f"group-{number}")
+            transport = connect(f"group-{number}")
             settings = LearnerSettings(federation=federation, num_workers=1, group=f"group-{number}")
             self._hosts.append(LearnerHost(transport, mine, settings))
             self._transports.append(transport)

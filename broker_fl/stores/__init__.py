@@ -1,4 +1,6 @@
-"""Where a federation's state lives: ``sqlite`` (a file) and ``redis`` (shared with standby controllers)."""
+"""Where a federation's state lives: ``sqlite`` (a file), ``redis`` (shared with standby controllers), or
+``memory`` (nowhere else: for a federation in one process that leaves nothing behind).
+"""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ def _tls_context(url: str, security: Security) -> ssl.SSLContext | None:
     if parts.scheme == "rediss":
         return client_context(security)
     if security.has_files:
-        raise SettingError(f"{place(url)}: TLS files are given, so it must begin with rediss://")
+        raise SettingError(
+            f"store {place(url)}: TLS files are given for it, so its URL (--store) must begin with rediss://"
+        )
     if parts.scheme == "redis":
         check_plaintext(place(url), host, security, secure_scheme="rediss")
     return None

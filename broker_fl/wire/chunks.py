@@ -18,6 +18,9 @@ from broker_fl.errors import FrameRefused
 from broker_fl.model import Array
 from broker_fl.wire.frames import brief
 
+NO_CHECKSUM = ""
+"""Of a buffer that is handed over within its process (``handed.py``)."""
+
 
 def num_chunks(num_bytes: int, chunk_bytes: int) -> int:
     """How many chunks a buffer is cut into; never 0."""
@@ -75,12 +78,20 @@ class Assembly:
     """
 
     def __init__(self, num_bytes: int, chunk_bytes: int) -> None:
-        self.buffer = recycled.empty(num_bytes)
+        self._buffer: Array | None = None
+        self.num_bytes = num_bytes
         self.chunk_bytes = chunk_bytes
         self.count = num_chunks(num_bytes, chunk_bytes)
         self.num_missing = self.count
         """Chunks that are not there yet."""
         self._there = np.zeros(self.count, np.bool_)
+
+    @property
+    def buffer(self) -> Array:
+        """Where the chunks go; read-only, if it was handed over whole within the process."""
+        if self._buffer is None:
+            self._buffer = recycled.empty(self.num_bytes)
+        return self._buffer
 
     def add(self, index: int, count: int, expected_checksum: str, payload: memoryview) -> bool:
         """Write one chunk into its place; True when the buffer is whole. A chunk that is there already
@@ -89,10 +100,12 @@ class Assembly:
         Raises:
             FrameRefused: index, count, length or checksum do not fit; the buffer is unchanged.
         """
+        if expected_checksum == NO_CHECKSUM and isinstance(payload.obj, np.ndarray):
+            return self._take_over(payload)
         if count != self.count or not 0 <= index < self.count:
             raise FrameRefused(f"chunk {index} of {count} does not belong to a buffer of {self.count} chunks")
         start = index * self.chunk_bytes
-        length = min(self.chunk_bytes, self.buffer.nbytes - start)
+        length = min(self.chunk_bytes, self.num_bytes - start)
         if len(payload) != length:
             raise FrameRefused(f"chunk {index} of {count} has {len(payload)} bytes instead of {length}")
         if not self._there[index]:
@@ -102,12 +115,24 @@ class Assembly:
             self.num_missing -= 1
         return self.complete
 
+    def _take_over(self, payload: memoryview) -> bool:
+        """Have the whole buffer as it is: it was never in a frame."""
+        if len(payload) != self.num_bytes:
+            raise FrameRefused(
+                f"a buffer of {len(payload)} bytes was handed over instead of {self.num_bytes}"
+            )
+        if not self.complete:
+            self._buffer = np.frombuffer(payload, np.uint8)
+            self._there[:] = True
+            self.num_missing = 0
+        return True
+
     @property
     def complete(self) -> bool:
         """Whether every chunk is there."""
         return self.num_missing == 0
 
     def take(self) -> Array:
-        """Hand the whole buffer over, which is then the caller's alone."""
-        buffer, self.buffer = self.buffer, np.empty(0, np.uint8)
+        """Hand the whole buffer over, which is then the caller's alone; unless it is read-only."""
+        buffer, self._buffer = self.buffer, np.empty(0, np.uint8)
         return buffer

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 
 from broker_fl.errors import Fenced, StoreUnavailable
 from broker_fl.interfaces import Store, StoredVersion
+from broker_fl.stores import memory
 from broker_fl.stores.redis import RedisStore
 from broker_fl.stores.sqlite import SQLiteStore
 from tests.simulation.storage import MemoryStore
@@ -265,7 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.both(lambda store: store.read_chunk(job, number, index))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis", "simulated"])
+@pytest.mark.parametrize("kind", ["sqlite", "memory", "redis", "simulated"])
 def test_a_store_answers_like_its_model(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     def open_sqlite() -> Store:
         return SQLiteStore(":memory:", federation="f")
@@ -281,7 +282,12 @@ def test_a_store_answers_like_its_model(kind: str, tmp_path: Path, request: pyte
 
     class Machine(StoreMachine):
         open_store = staticmethod(
-            {"sqlite": open_sqlite, "redis": open_redis, "simulated": open_simulated}[kind]
+            {
+                "sqlite": open_sqlite,
+                "memory": memory.MemoryStore,
+                "redis": open_redis,
+                "simulated": open_simulated,
+            }[kind]
         )
 
     run_state_machine_as_test(

@@ -43,6 +43,18 @@ def bench_on(
 
 
 @contextlib.contextmanager
+def bench_for(name: str, rabbitmq: RabbitMQNode, root: Path) -> Iterator[Bench]:
+    """The same with a Redis of its own, on a node that other tests have killed and may have left so."""
+    if rabbitmq.pid is None:
+        rabbitmq.start()
+    with (
+        provision.private_redis(root / f"redis-of-{name}") as redis,
+        bench_on(rabbitmq, redis, root / f"federation-of-{name}") as bench,
+    ):
+        yield bench
+
+
+@contextlib.contextmanager
 def private_bench(root: Path) -> Iterator[Bench]:
     """The same on servers of its own."""
     with (

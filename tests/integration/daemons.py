@@ -41,6 +41,19 @@ def initial_model():
 """
 
 
+def adding_job(*, min_learners: int, rounds: int) -> str:
+    """A job file for ``app.py``."""
+    return f"""
+name = "adding"
+[model]
+app = "app.py"
+[protocol]
+min_learners = {min_learners}
+[termination]
+rounds = {rounds}
+"""
+
+
 class Daemon:
     """``broker-fl`` with its standard error in a file."""
 
@@ -50,7 +63,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "broker_fl.cli", *args],
                 cwd=folder,
-                env=dict(os.environ) | environment,
+                env=inherited() | environment,
                 stdout=log,
                 stderr=log,
             )
@@ -58,6 +71,25 @@ class Daemon:
     @property
     def said(self) -> str:
         return self.log.read_text("utf-8")
+
+    def wait_said(self, text: str) -> None:
+        until(lambda: text in self.said or self.process.poll() is not None, lambda: self.said)
+        assert text in self.said, self.said
+
+    def ended(self, code: int) -> str:
+        """Wait for its end; what it said."""
+        assert self.process.wait(DEADLINE_S) == code, self.said
+        assert "Traceback" not in self.said
+        return self.said
+
+    def terminate(self, code: int = 0) -> str:
+        self.process.terminate()
+        return self.ended(code)
+
+    def end(self) -> None:
+        """At once, if it runs."""
+        self.process.kill()
+        self.process.wait(10)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -67,7 +99,7 @@ class Daemon:
     @property
     def url(self) -> str:
         """Where its pages are."""
-        until(lambda: "/readyz are at" in self.said or self.process.poll() is not None, self.said)
+        until(lambda: "/readyz are at" in self.said or self.process.poll() is not None, lambda: self.said)
         found = re.search(r"/readyz are at (http://[\d.:]+)", self.said)
         assert found, self.said
         return found[1]
@@ -105,13 +137,17 @@ def started(folder: Path, environment: dict[str, str]) -> Iterator[Callable[...,
         yield start
     finally:
         for daemon in daemons:
-            daemon.process.kill()
-            daemon.process.wait(10)
+            daemon.end()
 
 
-def until(condition: Callable[[], object], why: str = "") -> None:
+def until(condition: Callable[[], object], why: Callable[[], object] = lambda: "it did not happen") -> None:
     """Wait for something that is not told of."""
     give_up_at = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < give_up_at, why or "it did not happen"
-        time.sleep(0.05)
+        assert time.monotonic() < give_up_at, why()
+        time.sleep(0.02)
+
+
+def inherited() -> dict[str, str]:
+    """The environment of whoever runs the tests, without settings of broker-fl."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BROKER_FL_")}

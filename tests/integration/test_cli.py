@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,8 @@ from redis import Redis
 
 from broker_fl.model import Model
 from broker_fl.workers.servers import RabbitMQNode, RedisNode, rabbitmq_available, redis_available
+from tests.integration.daemons import Daemon, adding_job
+from tests.integration.shell import Shell, command_lines
 
 APP = """
 import os
@@ -41,16 +39,7 @@ def make_learner(context):
 def initial_model():
     return {"w": np.zeros(1000, "f4")}
 """
-JOB = """
-name = "adding"
-[model]
-app = "app.py"
-[protocol]
-min_learners = 3
-[termination]
-rounds = 5
-"""
-DEADLINE_S = 60.0
+JOB = adding_job(min_learners=3, rounds=5)
 ROOT = Path(__file__).parents[2]
 RULES_PAGE = (ROOT / "docs" / "rules.md").read_text("utf-8")
 SCAFFOLD_APP = """
@@ -88,106 +77,12 @@ def initial_model():
 """
 
 
-@dataclass
-class Shell:
-    """Runs ``broker-fl`` in a folder, with settings in its environment, and ends what is still running."""
-
-    folder: Path
-    environment: dict[str, str]
-    daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def run(self, *args: str, code: int = 0, **environment: str) -> str:
-        """The command's standard output; its standard error is in ``self.stderr``."""
-        done = subprocess.run(
-            [sys.executable, "-m", "broker_fl.cli", *args],
-            cwd=self.folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-            check=False,
-        )
-        self.stderr = done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
-
-    def refusal(self, *args: str, code: int, **environment: str) -> str:
-        """The one line that a command which is not done says."""
-        self.run(*args, code=code, **environment)
-        lines = [line for line in self.stderr.splitlines() if line.startswith("Error: ")]
-        assert len(lines) == 1, self.stderr
-        return lines[0]
-
-    def start(self, *args: str, **environment: str) -> Daemon:
-        daemon = Daemon(self, args, self.environment | environment)
-        self.daemons.append(daemon.process)
-        return daemon
-
-    def end(self) -> None:
-        for process in self.daemons:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-
-
-class Daemon:
-    """A command that keeps running; its standard error goes to a file."""
-
-    def __init__(self, shell: Shell, args: Sequence[str], environment: dict[str, str]) -> None:
-        self.log = shell.folder / f"daemon-{len(shell.daemons)}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "broker_fl.cli", *args],
-                cwd=shell.folder,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text("utf-8")
-
-    def wait_said(self, text: str) -> None:
-        wait_until(lambda: text in self.said or self.process.poll() is not None, lambda: self.said)
-        assert text in self.said, self.said
-
-    def ended(self, code: int) -> str:
-        """Wait for its end; what it said."""
-        assert self.process.wait(DEADLINE_S) == code, self.said
-        assert "Traceback" not in self.said
-        return self.said
-
-    def terminate(self, code: int = 0) -> str:
-        self.process.terminate()
-        return self.ended(code)
-
-
-def wait_until(done: Callable[[], bool], explain: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + DEADLINE_S
-    while not done():
-        assert time.monotonic() < give_up_at, explain()
-        time.sleep(0.02)
-
-
-def command_lines() -> Iterator[tuple[str, str]]:
-    """Of every process there is."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        yield f"the command line of {entry.name}", line
-
-
 @pytest.fixture
 def shell(tmp_path: Path, amqp_url: str, redis_url: str, federation: str) -> Iterator[Shell]:
     (tmp_path / "app.py").write_text(APP, "utf-8")
     (tmp_path / "job.toml").write_text(JOB, "utf-8")
     mine = {"BROKER_FL_BROKER": amqp_url, "BROKER_FL_STORE": redis_url, "BROKER_FL_FEDERATION": federation}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("BROKER_FL_")}
-    shell = Shell(tmp_path, inherited | mine)
+    shell = Shell(tmp_path, mine)
     yield shell
     shell.end()
 
@@ -294,7 +189,7 @@ def test_scaffold_finds_the_optimum_of_all_embedded_and_over_rabbitmq(shell: She
 
 def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, controller: Daemon) -> None:
     host = shell.start("learner", "app.py", "--id", "many", "--count", "3", "-a", "region=eu", "-a", "gpus=2")
-    host.wait_said("takes tasks")
+    host.wait_said("2 more take tasks")
     shell.run("submit", "job.toml", "--watch")
     there = {one["learner"]: one["attributes"] for one in json.loads(shell.run("learners", "--json"))}
     assert there == {f"many-{index}": {"region": "eu", "gpus": 2} for index in range(3)}
@@ -304,7 +199,7 @@ def test_virtual_learners_have_numbered_ids_and_attributes(shell: Shell, control
 
 def test_a_group_is_a_host_of_learners_that_are_made_when_needed(shell: Shell, controller: Daemon) -> None:
     host = shell.start("learner", "app.py", "--group", "many", "--count", "200", "-a", "region=eu")
-    host.wait_said("takes tasks")
+    host.wait_said("199 more take tasks")
     job = shell.run("submit", "job.toml", "--watch").split()[0]
     there = {one["learner"]: one["attributes"] for one in json.loads(shell.run("learners", "--json"))}
     assert there == {f"many-{index}": {"region": "eu"} for index in range(200)}

@@ -12,23 +12,15 @@ import pytest
 
 from broker_fl.workers.servers import RabbitMQNode
 from tests.faults import cells, standby
-from tests.faults.bench import bench_on
+from tests.faults.bench import bench_for
 from tests.faults.cells import Bench, Fault, Phase, Target
-from tests.servers import provision
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def bench(
-    _restartable_rabbitmq: RabbitMQNode, server_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bench]:
-    if _restartable_rabbitmq.pid is None:
-        _restartable_rabbitmq.start()
-    with (
-        provision.private_redis(server_root / "redis-of-faults") as redis,
-        bench_on(_restartable_rabbitmq, redis, tmp_path_factory.mktemp("faults")) as bench,
-    ):
+def bench(_restartable_rabbitmq: RabbitMQNode, server_root: Path) -> Iterator[Bench]:
+    with bench_for("faults", _restartable_rabbitmq, server_root) as bench:
         yield bench
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import site
+import socket
 import stat
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from broker_fl import connect
+from broker_fl.cli.main import commands
 from tests.integration.daemons import APP, DEADLINE_S, until
 from tests.servers.sshd import PROGRAM, Sshd, running_sshd
 
@@ -240,8 +243,18 @@ def test_a_host_with_another_key_is_refused_and_nothing_is_sent(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("package = 1", "hosts.toml: package: Input should be a valid string; hosts: is missing"),
-        ('package = "x"\n[hosts.a]\naddress = "a"\nnick = 1', "hosts.a.nick: unknown setting"),
+        ("package = 1", "hosts.toml: package = 1 is not allowed: it must be a text; hosts is missing"),
+        (
+            'package = "x"\n[hosts.a]\naddress = "a"\nusr = "fl"\n[learners.l]\nhost = "b"\napp = "m"',
+            (
+                "hosts.a.usr: unknown setting: did you mean 'user'? allowed are address, environment, "
+                "folder, identity_file, port, python, user; l: there is no host 'b'; there are: a"
+            ),
+        ),
+        (
+            'package = "x"\n[hosts.a]\naddress = "a"\nport = 70000',
+            "hosts.a.port = 70000 is not allowed: it must be below 65536",
+        ),
         (
             'package = "x"\n[hosts.a]\naddress = "a"\n[learners.l]\nhost = "b"\napp = "m"',
             "l: there is no host 'b'; there are: a",
@@ -255,7 +268,7 @@ def test_a_host_with_another_key_is_refused_and_nothing_is_sent(
                 'package = "x"\n[hosts.a]\naddress = "a"\n'
                 '[learners.l]\nhost = "a"\napp = "m"\nid = "i"\njoin = "j"'
             ),
-            "learners.l: Value error, the join file names the learner: leave out id",
+            "learners.l: the join file names the learner: leave out id",
         ),
         ('package = "gone.whl"\n[hosts.a]\naddress = "a"', "package: there is no file"),
         ("package", "hosts.toml is not valid TOML"),
@@ -273,3 +286,19 @@ def test_an_inventory_that_is_wrong(tmp_path: Path, text: str, reason: str) -> N
     )
     assert done.returncode == 2, done.stderr
     assert reason in done.stderr
+
+
+def test_of_a_host_that_is_not_reached_nothing_is_known(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        host = f'[hosts.a]\naddress = "127.0.0.1"\nport = {port}\n'
+        text = f'package = "x"\nknown_hosts = "known"\n{host}[learners.l]\nhost = "a"\napp = "m"\n'
+        (tmp_path / "hosts.toml").write_text(text)
+        (tmp_path / "known").write_text("")
+        done = CliRunner().invoke(commands, ["fleet", "stop", str(tmp_path / "hosts.toml"), "--json"])
+    assert done.exit_code == 1
+    (told,) = json.loads(done.stdout)
+    assert told["state"] == "unknown"
+    nothing = f"nothing listens at 127.0.0.1, port {port} (connection refused)"
+    assert told["detail"] == f"it is not reached: {nothing}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from broker_fl.workers.connecting import BrokerAccess
 from broker_fl.workers.learner import LearnerOptions, run_learners
 from broker_fl.workers.process import exit_code
 from broker_fl.workers.servers import rabbitmq_available
+from tests.integration.daemons import APP, adding_job, inherited
 from tests.servers.enrolling import DEADLINE_S, Adds, Operator, eventually
 from tests.servers.provision import Broker
 from tests.servers.secured import Certificates, SecuredRabbitMQ
@@ -192,6 +192,11 @@ def test_members_are_listed_with_connections_and_expiry(operator: Operator) -> N
     assert (first[-2], first[-1], first[4]) == ("2", "active", "now")
     assert second[-1] == "active"
     assert second[-3] == tomllib.loads(Path(out).read_text(encoding="utf-8"))["expires"].split()[0]
+    rows = {one["name"]: one for one in json.loads(operator.run("members", "--json").output)}
+    assert rows["hospital-b"]["expires"] - rows["hospital-b"]["since"] == pytest.approx(90 * 86_400, abs=60)
+    assert rows["hospital-a"]["last_seen"] >= rows["hospital-a"]["since"]
+    assert rows["hospital-b"]["last_seen"] is None, "it was never there"
+    assert "past its time" in operator.run("revoke", "--expired").output
 
 
 def test_learners_that_could_be_taken_for_members_of_a_group_are_not_enrolled(operator: Operator) -> None:
@@ -290,41 +295,14 @@ def test_what_an_operator_does_is_written_down_with_what_became_of_it(operator: 
     assert not any("hospital-b" in user for user in operator.api.users()), "nothing is done unwritten"
 
 
-APP = """
-import numpy as np
-from broker_fl import Update
-
-class Adder:
-    def train(self, model, task):
-        return Update(model={"w": model["w"] + 1}, num_examples=1)
-
-    def evaluate(self, model, task):
-        return {}
-
-def make_learner(context):
-    return Adder()
-
-def initial_model():
-    return {"w": np.zeros(8, "f4")}
-"""
-JOB = """
-name = "adding"
-[model]
-app = "app.py"
-[protocol]
-min_learners = 2
-[termination]
-rounds = 2
-"""
-
-
 def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_url: str) -> None:
     """What a site types: no URL, no federation, no name, and nothing secret."""
     roles = {"main": "controller", "ana": "driver", "hospital-a": "learner", "site": "group"}
     files = {name: operator.enroll(name, role) for name, role in roles.items()}
     (operator.folder / "app.py").write_text(APP, encoding="utf-8")
-    (operator.folder / "job.toml").write_text(JOB, encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_FL_")}
+    job = adding_job(min_learners=2, rounds=2)
+    (operator.folder / "job.toml").write_text(job, encoding="utf-8")
+    environment = inherited()
 
     def command(*arguments: str) -> list[str]:
         assert not any(str(read_join_file(file).password) in " ".join(arguments) for file in files.values())

@@ -127,6 +127,8 @@ def test_what_was_asked_with_an_earlier_token_is_not_heard(by: Operator) -> None
 def test_a_cancelled_token_and_a_refused_request_come_to_nothing(by: Operator) -> None:
     token = invited(by)
     by.run("token", "hospital-a", "--cancel")
+    for nobody in ("hospital-a", "nobody"):
+        assert "has no token" in by.run("token", nobody, "--cancel", ok=False).stderr
     by.run("join", str(token), "--out", str(by.folder / "a.join"), ok=False)
     join, _ = asked(by, invited(by, "hospital-b"), "b.join")
     by.run("accept", input="n\n")

@@ -18,26 +18,18 @@ from broker_fl.wire.job import JobSpec, Termination, Transfer
 from broker_fl.wire.protocols import Asynchronous
 from broker_fl.wire.rules import FedAsync
 from broker_fl.workers.servers import RabbitMQNode
-from tests.faults.bench import bench_on
+from tests.faults.bench import bench_for
 from tests.faults.cells import VICTIM, Bench, Watched, bring_to, go_on, outcome
 from tests.faults.cells import Phase as AtPhase
 from tests.faults.federation import LEARNERS, SIZE
-from tests.servers import provision
 
 DISK = "{resource_limit, disk, node()}"
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def bench(
-    _restartable_rabbitmq: RabbitMQNode, server_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bench]:
-    if _restartable_rabbitmq.pid is None:
-        _restartable_rabbitmq.start()
-    with (
-        provision.private_redis(server_root / "redis-of-troubles") as redis,
-        bench_on(_restartable_rabbitmq, redis, tmp_path_factory.mktemp("troubles")) as bench,
-    ):
+def bench(_restartable_rabbitmq: RabbitMQNode, server_root: Path) -> Iterator[Bench]:
+    with bench_for("troubles", _restartable_rabbitmq, server_root) as bench:
         yield bench
 
 

@@ -189,7 +189,7 @@ def test_a_round_that_an_older_controller_began_goes_on_under_todays(
     old = both.controller("old")
     both.learners("old", "new")  # of which the newer one was ahead of its controller
     job = both.run("old", "submit", "job.toml").strip()
-    until(lambda: all(path.exists() for path in holds), old.said)
+    until(lambda: all(path.exists() for path in holds), lambda: old.said)
     old.process.send_signal(signal.SIGTERM)
     assert old.process.wait(DEADLINE_S) == 0, old.said
     both.controller("new")

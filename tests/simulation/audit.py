@@ -138,7 +138,7 @@ class Audit:
                 looks = self._strays.get(id(upload), (upload, 0))[1] + 1 if is_stray else 0
                 self._strays[id(upload)] = upload, looks
                 check(looks <= MAX_LOOKS, f"the upload of {learner}, which has no task, is kept")
-        check(len(leadership.requests._pending) <= 16, "models of jobs are kept without end")
+        check(len(leadership.requests.submissions._pending) <= 16, "models of jobs are kept without end")
 
     # ------------------------------------------------------------ the end
 

@@ -79,10 +79,10 @@ def _no_fence(_: MemoryStore, epoch: int) -> None:
 
 
 def _fold_twice(fold: Callable[..., None]) -> Callable[..., None]:
-    def add(total: WeightedSum, model: Any, weight: float) -> None:
-        fold(total, model, weight)
+    def add(total: WeightedSum, model: Any, weight: float, **how: Any) -> None:
+        fold(total, model, weight, **how)
         if weight == 3.0:
-            fold(total, model, weight)
+            fold(total, model, weight, **how)
 
     return add
 

@@ -22,7 +22,7 @@ class TimedRounds:
 
     def __init__(self, options: argparse.Namespace, began_s: float) -> None:
         self._options = options
-        self.clock = RoundClock(began_s, options.limit_s)
+        self.clock = RoundClock(began_s, options.limit_s, options.least)
         self._newest: Any = None
 
     def run(self, grid: Any) -> None:

@@ -6,7 +6,7 @@ comes in to who handles it:
 - ``intake.py``: every message, before anybody handles it: who sent it, how many it may send, dead letters.
 - ``reports.py``: what learners and groups report; ``attendance.py``: who of them is there.
 - ``results.py``: results and updates, on their way to the job that waits for them.
-- ``requests.py``: what drivers ask for.
+- ``requests/``: what drivers ask for.
 - ``jobs.py``: all jobs; ``job/``: one job at work.
 
 Threads: one decides (``Loop``), one publishes small messages, one publishes models (``Sender``), one holds

@@ -142,7 +142,7 @@ class Controller:
         identities: Identities = "required" if is_enrolled else self.settings.identities
         leadership = self._leadership = Leadership(services, self.settings, identities, self._patience)
         leadership.begin()
-        self._loop.start(on_idle=leadership.do_what_is_due, timeout_s=leadership.timeout_s)
+        self._loop.start(on_idle=partial(self._idle, leadership), timeout_s=leadership.timeout_s)
         log.info("controller of federation %s is active, epoch %d", self.settings.federation, services.epoch)
         self._is_active = True
         self._settled.set()
@@ -151,6 +151,11 @@ class Controller:
         if self.error is None:
             leadership.end()
         leadership.cancel()
+
+    def _idle(self, leadership: Leadership) -> None:
+        if not self._loop.num_calls:  # it may only be that a timer is due
+            leadership.jobs.settle()
+        leadership.do_what_is_due()
 
     def _new_services(self, epoch: int) -> Services:
         federation, persist = self.settings.federation, self._patience.persist

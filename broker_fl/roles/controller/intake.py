@@ -16,7 +16,8 @@ from broker_fl.roles.controller.dead_letters import DeadLetters
 from broker_fl.roles.controller.limits import MESSAGES, RateLimit, Waste
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import LEARNERS, Speaker, Speakers
-from broker_fl.wire.messages import Message, decode
+from broker_fl.roles.sender import read
+from broker_fl.wire.messages import Message
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, memoryview | None, Speaker], None]
@@ -79,7 +80,7 @@ class Intake:
             if self._is_over_limit(source, speaker):
                 self._services.observer.refused("over_limit")
                 return
-            message, payload = decode(delivery.body)
+            message, payload = read(delivery)
             subject.message(message)
             source.handle(message, payload, speaker)
         except MessageRefused as error:

@@ -203,6 +203,11 @@ class Jobs:
             if timer is not None and timer <= now:
                 runner.signal(s.TimePassed())
 
+    def settle(self) -> None:
+        """Nothing else is to be done: have the updates of all jobs added that wait for others."""
+        for runner in self.running():
+            runner.settle()
+
     @property
     def has_news(self) -> bool:
         """Whether ``flush`` has something to do."""

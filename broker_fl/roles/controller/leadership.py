@@ -47,7 +47,7 @@ class Leadership:
         self._attendance = Attendance(services, self.jobs)
         self._reports = Reports(services, self.jobs, self._attendance)
         waste = Waste(services.clock)
-        self._results = Results(services, self.jobs, self.requests, waste)
+        self._results = Results(services, self.jobs, self.requests.submissions, waste)
         speakers = Speakers(settings.federation, identities)
         self._intake = Intake(services, speakers, waste, self._results.refused)
         self._ticked_at = self._flush_at = 0.0

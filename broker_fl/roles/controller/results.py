@@ -11,7 +11,7 @@ from broker_fl.errors import FrameRefused, MessageRefused
 from broker_fl.interfaces import Delivery
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.limits import Waste
-from broker_fl.roles.controller.requests import Requests
+from broker_fl.roles.controller.requests.submissions import Submissions
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.wire import messages as m
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 class Results:
     """Of one controller, on its thread."""
 
-    def __init__(self, services: Services, jobs: Jobs, requests: Requests, waste: Waste) -> None:
+    def __init__(self, services: Services, jobs: Jobs, submissions: Submissions, waste: Waste) -> None:
         self._services = services
         self._jobs = jobs
-        self._requests = requests
+        self._submissions = submissions
         self._waste = waste
 
     def take(self, message: m.Message, payload: memoryview | None, speaker: Speaker) -> None:
@@ -35,7 +35,7 @@ class Results:
             MessageRefused: it is not for an inbox, in the name of somebody else, or not usable.
         """
         if isinstance(message, m.ModelChunk) and payload is not None:
-            self._requests.initial_chunk(speaker, message, payload)
+            self._submissions.initial_chunk(speaker, message, payload)
             return
         if not isinstance(message, m.Result | m.GroupResult | m.UpdateChunk):
             raise FrameRefused(f"a {message.KIND!r} message does not belong into an inbox")

@@ -16,6 +16,7 @@ from broker_fl.errors import (
 from broker_fl.interfaces import Delivery
 from broker_fl.model import Model
 from broker_fl.roles.runtime import Runtime, Waiting
+from broker_fl.roles.sender import read
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
@@ -128,7 +129,7 @@ class Download:
         model = encoding(self._manifest.encoding).decode(self._assembly.buffer, self._spec)
         if self._manifest.encoding == "raw" and model.digest != self._manifest.digest:
             raise FrameRefused("the model arrived with another digest than was announced")
-        return model
+        return model.own()
 
 
 class Watch:
@@ -195,7 +196,7 @@ class Watch:
 
     def _take(self, delivery: Delivery) -> None:
         try:
-            message, _ = m.decode(delivery.body)
+            message, _ = read(delivery)
             if isinstance(message, m.EventBatch):
                 self._batches.put(message.events)
         except MessageRefused:

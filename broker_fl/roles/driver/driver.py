@@ -24,7 +24,7 @@ from broker_fl.model import Array, Model
 from broker_fl.record.history import History
 from broker_fl.roles.driver.conversation import Answer, Answers, Download, Watch
 from broker_fl.roles.runtime import THREADS, Runtime, Waiting
-from broker_fl.roles.sender import publish_model
+from broker_fl.roles.sender import handing, publish_model, read
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
 from broker_fl.wire.events import Event, JobFinished, decode_event
@@ -115,6 +115,8 @@ class Driver:
             chunk_bytes=spec.transfer.chunk_bytes,
         )
         submit = m.Submit(driver=self.id, request=self.unique(), job=job, spec=spec, model=manifest)
+        # What is handed over is left alone from then on; this is the caller's.
+        sent = initial if handing(self._transport) is None else initial.copy()
         inbox, patience_s, again_at, num_chunks = "", 0.0, 0.0, 0
         with Answers(self, submit) as answers:
             while isinstance(answer := answers.next(m.Submitted, m.Done), m.Submitted):
@@ -125,7 +127,7 @@ class Driver:
                 if not is_new and (grows or self.runtime.steady_s() < again_at):
                     continue
                 inbox, key = answer.inbox, f"{self.id}.{answer.inbox}"
-                publish_model(self._transport, self.topology.updates, [key], job, manifest, initial.buffer)
+                publish_model(self._transport, self.topology.updates, [key], job, manifest, sent.buffer)
                 # A broker that was started anew has lost what was on its way; a slow one has it still.
                 patience_s = FIRST_PATIENCE_S if is_new else 2 * patience_s
                 again_at = self.runtime.steady_s() + patience_s
@@ -201,7 +203,7 @@ class Driver:
 
     def _take(self, delivery: Delivery) -> None:
         try:
-            message, payload = m.decode(delivery.body)
+            message, payload = read(delivery)
             if isinstance(message, m.ModelChunk) and payload is not None:
                 self._on_chunk(message, payload)
             elif isinstance(message, m.Reply):
@@ -213,6 +215,9 @@ class Driver:
 
     def _on_reply(self, reply: m.Reply) -> None:
         with self._lock:
+            download = self._downloads.get(reply.request)
+            if download is not None and isinstance(reply, m.Refused):  # it broke off
+                download.fail(RequestRefused(reply.reason))
             waiting = self._waiting.get(reply.request)
             if waiting is None:
                 return

@@ -23,6 +23,7 @@ from broker_fl.roles.learner.services import HostServices, Parties, Party
 from broker_fl.roles.learner.settings import LearnerSettings
 from broker_fl.roles.loop import Loop
 from broker_fl.roles.runtime import THREADS, Clock, Runtime
+from broker_fl.roles.sender import read
 from broker_fl.roles.status import LearnerStatus
 from broker_fl.topology import Topology
 from broker_fl.wire import messages as m
@@ -185,7 +186,7 @@ class LearnerHost:
     def _take(self, party: Party, delivery: Delivery) -> None:
         with about(learner=party.id) as subject:
             try:
-                message, payload = m.decode(delivery.body)
+                message, payload = read(delivery)
                 subject.message(message)
                 self._handle(party, message, payload)
             except MessageRefused as error:

@@ -13,7 +13,7 @@ from broker_fl.roles.learner.policy import Guard, NoGuard
 from broker_fl.roles.learner.shares import FinishedShare, publish_sum
 from broker_fl.roles.learner.tasks import HeldTask
 from broker_fl.roles.runtime import Clock, Runtime
-from broker_fl.roles.sender import Sender, publish_outcome, publish_together
+from broker_fl.roles.sender import Sender, handing, publish_outcome, publish_together
 from broker_fl.topology import Topology
 from broker_fl.wire.messages import Message, Result
 
@@ -47,6 +47,8 @@ class Outbox:
             self._updates.send(exchange, [key], result)
             return
         held.is_sent = self._count_again(update, is_sent=held.is_sent)
+        if handing(self._transport) is not None:
+            held.update = None  # its memory is free again as soon as it is in the sum
         publish = publish_together if task.compact else publish_outcome
         self._updates.post(lambda: publish(self._transport, exchange, key, result, update))
 

@@ -129,6 +129,9 @@ class Seat:
                 log.warning("learner %s could not do task %s: %s", self.id, task.task, held.failure)
             self._failed(task, held.failure)
             return
+        if held.is_handed_over:
+            log.info("learner %s has handed over what came of task %s already", self.id, task.task)
+            return
         self._services.outbox.send_result(held, result.model_copy(update={"session": self.session}))
 
     def _failed(self, task: m.Task, reason: str) -> None:

@@ -53,7 +53,7 @@ class HeldTask:
     cancelled: bool = False
     result: Result | None = None
     update: Array | None = None
-    """The encoded update, kept so that it can be sent again."""
+    """The encoded update, kept so that it can be sent again; None once it was handed over."""
     is_sent: bool = False
     """Whether the update was, once at least."""
     failure: str = ""
@@ -81,6 +81,11 @@ class HeldTask:
         own = variates or Variates(), residuals or Residuals()
         return cls(task, learner, spec, assembly, *own, clock, clock.steady_s())
 
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether the update is the controller's alone: within a process nothing is lost on the way."""
+        return self.is_sent and self.update is None
+
     def status(self) -> TaskStatus:
         """For heartbeats."""
         phase = "finished" if self.phase == "failed" else self.phase
@@ -99,7 +104,7 @@ class HeldTask:
         if self.arrived is None:
             # Nothing of this task in it: in a circle of references its model would wait for the collector.
             tell = partial(_tell_arrived, self.learner, self.task.model.version)
-            self.arrived = Progress(self.assembly.buffer.nbytes, self.clock.steady_s, tell)
+            self.arrived = Progress(self.assembly.num_bytes, self.clock.steady_s, tell)
         self.arrived.add(len(payload))
         if not self.assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             self.progress = 1.0 - self.assembly.num_missing / self.assembly.count
@@ -132,7 +137,8 @@ class HeldTask:
 
     def _work(self, learner: Learner) -> None:
         started = self.clock.steady_s()
-        model, control = self._received()
+        base, control = self._received()
+        model = base.own()  # the learner may write to it
         context = Context(self, control)
         context.progress(0.0)
         evaluation: dict[str, float] = {}
@@ -143,7 +149,9 @@ class HeldTask:
         update: Update | None = None
         if self.task.train:
             self.phase = "training"
-            given = model.copy() if self.task.form == "changes" else None  # learners may write to theirs
+            given: Model | None = None
+            if self.task.form == "changes":
+                given = model.copy() if base is model else base
             update = learner.train(dict(model), context)
             self.update = self._encode(update, model.spec, given, control)
         timings = Timings(
@@ -170,7 +178,8 @@ class HeldTask:
 
     def _received(self) -> tuple[Model, ControlledTask | None]:
         """The model, and the control variates if the job has them."""
-        whole = encoding(self.task.model.encoding, self.task.buffers).decode(self.assembly.buffer, self.spec)
+        buffer, self.assembly = self.assembly.take(), Assembly(0, 1)
+        whole = encoding(self.task.model.encoding, self.task.buffers).decode(buffer, self.spec)
         if self.task.control is None:
             return whole, None
         model, server = parted(whole)
@@ -264,14 +273,15 @@ def check_update(update: object) -> None:
 
 def _changes(trained: Model, given: Model, buffers: Set[str]) -> Model:
     """``trained - given`` of float tensors, in their type; of ``buffers`` and others the trained values. In
-    ``given``.
+    ``given``, where that may be written to.
     """
+    changes = given if given.buffer.flags.writeable else Model.blank(given.spec)
     for run, is_trained in parts(trained.spec, buffers).items():
         if is_trained:
-            np.subtract(trained.run(run), given.run(run), out=given.run(run))
+            np.subtract(trained.run(run), given.run(run), out=changes.run(run))
         else:
-            given.run(run)[...] = trained.run(run)
-    return given
+            changes.run(run)[...] = trained.run(run)
+    return changes
 
 
 def checked_metrics(metrics: object, method: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from broker_fl.topology import Binding, Entity, Exchange, Queue
 from broker_fl.transports.memory.delivery import MemoryDelivery
 from broker_fl.transports.memory.queue import Consumer, MemoryQueue, Message
 from broker_fl.transports.memory.routing import Router
+from broker_fl.wire.handed import Handed
 
 if TYPE_CHECKING:
     from broker_fl.transports.memory.transport import MemoryTransport
@@ -44,11 +45,13 @@ class MemoryBroker:
         self._due: list[tuple[float, int, MemoryQueue]] = []
         self._counter = itertools.count()
 
-    def connect(self, name: str = "", *, user: str = "guest") -> MemoryTransport:
-        """A new connection of an account; ``name`` is for its thread and log lines."""
+    def connect(self, name: str = "", *, user: str = "guest", hands_over: bool = False) -> MemoryTransport:
+        """A new connection of an account; ``name`` is for its thread and log lines. What is published by one
+        that ``hands_over`` may come as it is, not as bytes.
+        """
         from broker_fl.transports.memory.transport import MemoryTransport
 
-        return MemoryTransport(self, name=name, user=user)
+        return MemoryTransport(self, name=name, user=user, hands_over=hands_over)
 
     def tick(self) -> None:
         """Let expire what is due."""
@@ -124,7 +127,7 @@ class MemoryBroker:
         self,
         exchange: str,
         routing_keys: Sequence[str],
-        body: bytes,
+        body: bytes | Handed,
         sender: MemoryTransport,
     ) -> bool:
         """Put one body into every queue that a key reaches; False if there is none. Waits for full ones."""
@@ -153,7 +156,7 @@ class MemoryBroker:
         self,
         exchange: str,
         routing_keys: Sequence[str],
-        body: bytes,
+        body: bytes | Handed,
         sender: MemoryTransport,
     ) -> Collection[MemoryQueue]:
         self._num_waiting += 1

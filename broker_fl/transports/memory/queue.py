@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from broker_fl.interfaces import Sink
 from broker_fl.topology import Queue
+from broker_fl.wire.handed import Handed
 
 if TYPE_CHECKING:
     from broker_fl.transports.memory.delivery import MemoryDelivery
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Message:
     """A message's place in one queue. The body is shared between queues."""
 
-    body: bytes
+    body: bytes | Handed
     routing_key: str
     user: str = ""
     """The sender's account."""

@@ -16,6 +16,7 @@ from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
 from broker_fl.transports.memory.delivery import MemoryDelivery
 from broker_fl.transports.memory.queue import Consumer
+from broker_fl.wire.handed import Handed
 
 if TYPE_CHECKING:
     from broker_fl.transports.memory.broker import MemoryBroker
@@ -44,8 +45,11 @@ class MemoryTransport:
     A publisher waits in ``publish`` itself while a queue that refuses messages is full.
     """
 
-    def __init__(self, broker: MemoryBroker, *, name: str = "", user: str = "guest") -> None:
+    def __init__(
+        self, broker: MemoryBroker, *, name: str = "", user: str = "guest", hands_over: bool = False
+    ) -> None:
         self.user = user
+        self.hands_over = hands_over
         self.closed = False
         self.num_waiting = 0
         """Publishers that wait for room; the broker's lock guards it."""
@@ -107,6 +111,16 @@ class MemoryTransport:
         mandatory: bool = False,
     ) -> None:
         check_body(body)
+        self._publish(exchange, routing_keys, body, mandatory=mandatory)
+
+    def hand_over(
+        self, exchange: str, routing_keys: Sequence[str], handed: Handed, *, mandatory: bool = False
+    ) -> None:
+        self._publish(exchange, routing_keys, handed, mandatory=mandatory)
+
+    def _publish(
+        self, exchange: str, routing_keys: Sequence[str], body: bytes | Handed, *, mandatory: bool
+    ) -> None:
         check_routing_keys(routing_keys)
         if not routing_keys:
             return

@@ -98,7 +98,9 @@ def test_named_values_may_be_a_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("lerners = 2", "unknown setting 'lerners': did you mean 'learners'? allowed are "),
+        ("lerners = 2", "unknown setting 'lerners': did you mean 'learners'?"),
+        ("tls-ca = 'a.pem'", "unknown setting 'tls-ca': did you mean 'tls_ca'?"),
+        ("zzz = 2", "unknown setting 'zzz': no command has an option of that name"),
         ("[run]\nbroker = 2", "unknown setting 'run.broker': allowed are job, learners, "),
         ("[models.export]\nversoin = 2", "unknown setting 'models.export.versoin': did you mean 'version'?"),
         ("[runn]\nlearners = 2", "unknown setting 'runn': did you mean 'run'?"),

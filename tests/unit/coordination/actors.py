@@ -1,9 +1,9 @@
-"""Who acts in ``world.py``: learners, and a controller that checks what must always be true of its job."""
+"""The controller in ``world.py``, which checks what must always be true of its job."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.groups import GroupJob
@@ -18,6 +18,7 @@ from broker_fl.wire.events import Event, JobFinished
 from broker_fl.wire.protocols import Asynchronous
 from broker_fl.wire.rules import FedRec
 from tests.unit.coordination.group_actors import GroupAsked, SumArrived
+from tests.unit.coordination.learner_actors import Arrived, Held
 
 if TYPE_CHECKING:
     from tests.unit.coordination.world import Disk, World
@@ -25,32 +26,6 @@ if TYPE_CHECKING:
 
 class Crash(Exception):
     """The controller's process ends here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A whole update; ``training`` says which one it came from, ``version`` what that started from."""
-
-    learner: str
-    task: m.TaskRef
-    training: int
-    version: int
-    usable: bool
-
-
-@dataclass(slots=True)
-class Held:
-    """A learner's task."""
-
-    task: m.TaskRef
-    version: int
-    train: bool
-    on_request: bool
-    inbox: int
-    phase: Literal["training", "finished"] = "training"
-    failed: bool = False
-    usable: bool = True
-    training: int = -1
 
 
 @dataclass(slots=True)
@@ -339,103 +314,3 @@ class SimController:
         current = {} if self.ended else state.counted
         names = {f"{learner}:{round}" for learner, round in current.items()}
         self._disk.updates = {name: one for name, one in self._disk.updates.items() if name in names}
-
-
-class SimLearner:
-    """Behaves as ``roles/learner/host.py`` does, and dies now and then."""
-
-    def __init__(self, world: World, learner: str) -> None:
-        self.id = learner
-        self.train_s = 2.0
-        self._world = world
-        self._life = 0
-        self._up = False
-        self._held: Held | None = None
-
-    def start(self) -> None:
-        if not self._up:
-            self._life += 1
-            self._up, self._held = True, None
-            self._join()
-            self._world.at(self._world.heartbeat_s, self._beat, self._life)
-
-    def end(self) -> None:
-        """Without a word."""
-        self._up = False
-
-    def _crash(self) -> None:
-        self.end()
-        self._world.at(self._world.downtime_s(), self.start)
-
-    @property
-    def _session(self) -> str:
-        return f"{self.id}-{self._life}"
-
-    def _tasks(self) -> tuple[m.TaskStatus, ...]:
-        held = self._held
-        return (m.TaskStatus.model_construct(task=held.task, phase=held.phase, progress=0.0),) if held else ()
-
-    def _join(self) -> None:
-        self._world.to_controller(m.Join(learner=self.id, session=self._session, tasks=self._tasks()))
-
-    def _beat(self, life: int) -> None:
-        if not self._up or life != self._life:
-            return
-        if self._world.unlucky(self._world.faults.learner_leave):
-            self._world.to_controller(m.Leave(learner=self.id, session=self._session))
-            self._crash()
-            return
-        self._world.to_controller(m.Heartbeat(learner=self.id, session=self._session, tasks=self._tasks()))
-        self._world.at(self._world.heartbeat_s, self._beat, life)
-
-    def take(self, message: Any) -> None:  # noqa: C901 - one case for each kind of message
-        if not self._up:
-            return
-        if self._world.unlucky(self._world.faults.learner_crash):
-            self._crash()
-            return
-        held = self._held
-        match message:
-            case m.Rejoin():
-                self._join()
-            case Held():
-                self._on_task(message)
-            case m.Cancel(task=task):
-                if held is not None and held.task.round <= task.round:
-                    self._held = None
-            case (m.TaskRef() as task, int(inbox)):
-                if held is not None and held.task == task and held.phase == "finished":
-                    held.inbox, held.on_request = inbox, False
-                    self._send()
-
-    def _on_task(self, asked: Held) -> None:
-        held = self._held
-        if held is not None and held.task == asked.task:
-            held.inbox, held.on_request = asked.inbox, asked.on_request
-            if held.phase == "finished":
-                self._send()
-            return
-        # A message may be delivered twice; what a learner is given is its own.
-        self._held = mine = Held(asked.task, asked.version, asked.train, asked.on_request, asked.inbox)
-        self._world.to_controller(m.Accepted(learner=self.id, task=mine.task))
-        self._world.at(self._world.draw.uniform(0.5, 1.5) * self.train_s, self._done, self._life, mine)
-
-    def _done(self, life: int, held: Held) -> None:
-        if not self._up or life != self._life or self._held is not held:
-            return
-        held.phase, held.training = "finished", next(self._world.trainings)
-        held.failed = self._world.unlucky(self._world.faults.fail)
-        held.usable = not self._world.unlucky(self._world.faults.refuse)
-        self._send()
-
-    def _send(self) -> None:
-        held = self._held
-        assert held is not None
-        if held.failed:
-            self._world.to_controller(m.Failed(learner=self.id, task=held.task, reason="bad luck"))
-            return
-        result = m.Result(learner=self.id, task=held.task, num_examples=1)
-        self._world.to_controller(result, held.inbox)
-        if held.train and not held.on_request:
-            update = Arrived(self.id, held.task, held.training, held.version, held.usable)
-            self._world.to_controller(update, held.inbox)

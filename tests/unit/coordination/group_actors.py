@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from broker_fl.wire import messages as m
+from tests.unit.coordination.parties import SimParty
 
 if TYPE_CHECKING:
     from tests.unit.coordination.world import World
@@ -51,36 +52,16 @@ class HeldByGroup:
     shares: list[SimShare] = field(default_factory=list)
 
 
-class SimGroup:
+class SimGroup(SimParty):
     """A few learners in one process."""
 
     def __init__(self, world: World, group: str, num_learners: int) -> None:
-        self.id = group
+        super().__init__(world, group)
         self.members = tuple(f"{group}-{index}" for index in range(num_learners))
-        self.train_s = 2.0
-        self._world = world
-        self._life = 0
-        self._up = False
         self._held: dict[m.TaskRef, HeldByGroup] = {}
 
-    def start(self) -> None:
-        if not self._up:
-            self._life += 1
-            self._up, self._held = True, {}
-            self._join()
-            self._world.at(self._world.heartbeat_s, self._beat, self._life)
-
-    def end(self) -> None:
-        """Without a word."""
-        self._up = False
-
-    def _crash(self) -> None:
-        self.end()
-        self._world.at(self._world.downtime_s(), self.start)
-
-    @property
-    def _session(self) -> str:
-        return f"{self.id}-{self._life}"
+    def _forget(self) -> None:
+        self._held = {}
 
     def _tasks(self) -> tuple[m.TaskStatus, ...]:
         return tuple(
@@ -96,22 +77,7 @@ class SimGroup:
         join = m.GroupJoin(group=self.id, session=self._session, members=self.members, tasks=self._tasks())
         self._world.to_controller(join)
 
-    def _beat(self, life: int) -> None:
-        if not self._up or life != self._life:
-            return
-        if self._world.unlucky(self._world.faults.learner_leave):
-            self._world.to_controller(m.Leave(learner=self.id, session=self._session))
-            self._crash()
-            return
-        self._world.to_controller(m.Heartbeat(learner=self.id, session=self._session, tasks=self._tasks()))
-        self._world.at(self._world.heartbeat_s, self._beat, life)
-
-    def take(self, message: Any) -> None:
-        if not self._up:
-            return
-        if self._world.unlucky(self._world.faults.learner_crash):
-            self._crash()
-            return
+    def _on(self, message: Any) -> None:
         match message:
             case m.Rejoin():
                 self._join()
@@ -145,7 +111,7 @@ class SimGroup:
             self._world.at(delay_s, self._done, self._life, held, asked, new)
 
     def _done(self, life: int, held: HeldByGroup, asked: GroupAsked, learners: list[str]) -> None:
-        if not self._up or life != self._life or self._held.get(asked.task) is not held:
+        if not self._is_alive(life) or self._held.get(asked.task) is not held:
             return
         held.num_working -= 1
         world = self._world

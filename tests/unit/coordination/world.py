@@ -16,8 +16,9 @@ from typing import Any
 
 from broker_fl.wire.events import Event
 from broker_fl.wire.job import JobSpec
-from tests.unit.coordination.actors import Crash, SimController, SimLearner
+from tests.unit.coordination.actors import Crash, SimController
 from tests.unit.coordination.group_actors import SimGroup
+from tests.unit.coordination.learner_actors import SimLearner
 
 JOB = "job-1"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker_fl.record.history import History
@@ -146,6 +146,7 @@ def test_a_round_that_the_end_of_the_job_cut_short_does_not_run_for_ever() -> No
 
 
 @given(st.lists(st.floats(), max_size=40))
+@example([5e-324])
 @settings(deadline=None)
 def test_quartiles_lie_between_the_ends(values: list[float]) -> None:
     spread = Spread.of(np.array(values, dtype=np.float64))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from broker_fl.roles import about
 from broker_fl.workers.logs import configure_logging
 
 FORGED = "gone\n2026-01-01T00:00:00.000Z ERROR   broker_fl: the disk is full\r\x1b[2J\u2028\u202egnp"
@@ -56,3 +57,12 @@ def test_a_json_log_keeps_the_text_in_one_object() -> None:
     first, second = map(json.loads, told("json").rstrip("\n").split("\n"))
     assert first["message"] == f"learner a left: {FORGED}"
     assert second["error"]["message"] == FORGED
+
+
+def test_what_is_true_of_the_whole_process_is_in_each_json_line_and_in_no_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(about, "_EVERYWHERE", {})
+    about.everywhere(federation="f", learner="site-1")
+    assert all(json.loads(line)["learner"] == "site-1" for line in told("json").rstrip("\n").split("\n"))
+    assert "site-1" not in told("text")

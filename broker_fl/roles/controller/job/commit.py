@@ -51,6 +51,7 @@ class Committer:
         try:
             total = self._round.close()
             combined = total.result()
+            combined = replace(combined, model=combined.model.own())  # it may be an update, of a learner
         except (AggregationError, AppError) as error:
             return s.CommitFailed(f"round {self._job.state.round + 1}: {error}")
         record = VersionRecord(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from broker_fl.aggregation import make_rule
 from broker_fl.coordination.job import Job
-from broker_fl.interfaces import Accumulator, Given
+from broker_fl.interfaces import Accumulator, Given, LazyAccumulator
 from broker_fl.model import ModelSpec
 from broker_fl.roles.controller.job.cache import VersionCache
 from broker_fl.roles.controller.job.stored_updates import StoredUpdates
@@ -73,6 +73,11 @@ class OpenRound:
             )
             self._sum = self._rule.begin(given)
         return self._sum
+
+    def settle(self) -> None:
+        """Nothing else is to be done: add the updates that wait to be added together."""
+        if isinstance(self._sum, LazyAccumulator):
+            self._sum.settle()
 
     def close(self) -> Accumulator:
         """The sum, which is out of here; what its rule carried on may change from now on."""

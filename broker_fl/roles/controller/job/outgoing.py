@@ -14,13 +14,14 @@ from broker_fl.model import Array, Model
 from broker_fl.roles.controller.job.shares import ENCODING
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.progress import Progress
-from broker_fl.roles.sender import publishing
+from broker_fl.roles.sender import handing, publishing
 from broker_fl.wire.chunks import cut, num_chunks
 from broker_fl.wire.control import joined
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import Event, TaskSent, TransferProgress
 from broker_fl.wire.fields import Form
 from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES, pack_chunk
+from broker_fl.wire.handed import WHOLE, Handed
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.messages import ModelChunk, ModelManifest, Task, Terms
 
@@ -71,8 +72,7 @@ class OutgoingTasks:
             chunk_bytes=transfer.chunk_bytes,
         )
         task = self._task(action, manifest, tuple(buffers))
-        fits = num_chunks(buffer.nbytes, transfer.chunk_bytes) == 1 and _is_header(task)
-        compact = self.compact if fits else frozenset()
+        compact = self.compact if self._fits(task, buffer) else frozenset()
         together = [learner for learner in action.learners if learner in compact]
         apart = [learner for learner in action.learners if learner not in compact]
         num_bytes = self._publish_together(together, task, buffer) if together else 0
@@ -112,6 +112,12 @@ class OutgoingTasks:
             num_messages=len(together) + num_messages * len(apart),
         )
         return [alone, *events]
+
+    def _fits(self, task: Task, buffer: Array) -> bool:
+        """Whether task and model can go as one message."""
+        if handing(self.services.transport) is not None:
+            return True
+        return num_chunks(buffer.nbytes, task.chunk_bytes) == 1 and _is_header(task)
 
     def _progress(self, action: s.SendTasks, total_bytes: int) -> Progress:
         def tell(num_bytes: int, total_bytes: int) -> None:
@@ -160,17 +166,18 @@ class OutgoingTasks:
 
     def _publish_together(self, learners: Sequence[str], task: Task, buffer: Array) -> int:
         """The same with the model, which is one chunk."""
-        num_bytes, (chunk,) = 0, cut(buffer, self.spec.transfer.chunk_bytes)
-        for one, alike in self._by_round(learners, task):
-            header = ModelChunk(
-                job=task.task.job,
-                version=task.model.version,
-                index=chunk.index,
-                count=chunk.count,
-                encoding=task.model.encoding,
-                checksum=chunk.checksum,
-                task=one,
-            )
+        piece = partial(
+            ModelChunk, job=task.task.job, version=task.model.version, encoding=task.model.encoding
+        )
+        by_round, num_bytes = self._by_round(learners, task), 0
+        if (local := handing(self.services.transport)) is not None:
+            for one, alike in by_round:
+                whole, keys = Handed.over(piece(**WHOLE, task=one), buffer), self._keys(alike)
+                local.hand_over(self.services.topology.tasks, keys, whole, mandatory=True)
+            return buffer.nbytes * len(learners)
+        (chunk,) = cut(buffer, self.spec.transfer.chunk_bytes)
+        for one, alike in by_round:
+            header = piece(index=chunk.index, count=chunk.count, checksum=chunk.checksum, task=one)
             num_bytes += self._publish(alike, pack_chunk(header.KIND, header.model_dump(), chunk.payload))
         return num_bytes
 

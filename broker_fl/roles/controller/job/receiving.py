@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker_fl.aggregation.looks import Look
 from broker_fl.errors import FrameRefused, UpdateRefused
 from broker_fl.model import Model, ModelSpec, parts
 from broker_fl.wire.chunks import Assembly
@@ -28,11 +29,26 @@ class Upload:
     last_at: float
     num_messages: int = 0
     result: Result | None = None
+    look: Look | None = None
+    """At the values as they arrive, where the buffer is the model's."""
 
     @property
     def complete(self) -> bool:
         """Whether the result and all chunks are there, in whatever order they came."""
         return self.result is not None and self.assembly.complete
+
+    def add(self, chunk: UpdateChunk, payload: memoryview) -> None:
+        """Take a chunk in, and look at its values while they are in the cache.
+
+        Raises:
+            FrameRefused: it does not fit; the upload is as it was.
+        """
+        assembly, num_missing = self.assembly, self.assembly.num_missing
+        assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
+        if self.look is not None and assembly.num_missing < num_missing:
+            is_whole = len(payload) == assembly.num_bytes  # if it was handed over, it has no place
+            start = 0 if is_whole else chunk.index * assembly.chunk_bytes
+            self.look.at(assembly.buffer, start, start + len(payload))
 
 
 class UpdateReceiver:
@@ -48,9 +64,10 @@ class UpdateReceiver:
         *,
         has_control: bool = False,
         buffers: Set[str] = frozenset(),
+        adds_back: bool = False,
     ) -> None:
         """``spec`` is that of the updates: of SCAFFOLD's, with control variates behind the model; ``buffers``
-        are the job's.
+        are the job's. ``adds_back``: what arrives is added to the version that was given.
         """
         self._spec = spec
         self._has_control = has_control
@@ -59,6 +76,7 @@ class UpdateReceiver:
         self._encoding = encoding(transfer.encoding, buffers)
         self.update_bytes = self._encoding.num_bytes(spec)
         self._uploads: dict[str, Upload] = {}
+        self._looks = transfer.encoding == "raw" and not (adds_back or has_control)
 
     def expect(self, result: Result, now: float) -> Upload:
         """Note the result that a learner's chunks belong to.
@@ -102,7 +120,7 @@ class UpdateReceiver:
                 f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}",
             )
         upload = self._upload(chunk, now)
-        upload.assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
+        upload.add(chunk, payload)
         upload.last_at = now
         upload.num_messages += 1
         return upload
@@ -133,16 +151,20 @@ class UpdateReceiver:
         if upload is None or (upload.task, upload.session) != (part.task, part.session):
             assembly = Assembly(self.update_bytes, self._transfer.chunk_bytes)
             upload = self._uploads[part.learner] = Upload(part.task, part.session, assembly, now, now)
+            upload.look = Look(self._spec) if self._looks else None
         return upload
 
 
-def add_back(change: Model, base: Model, buffers: Set[str]) -> None:
-    """Make the change the model that its learner trained from ``base``, in place: one more pass over both.
+def added_back(change: Model, base: Model, buffers: Set[str]) -> Model:
+    """The model that its learner trained from ``base``; in the place of the change, where that may be written
+    to: one more pass over both.
 
     Of ``buffers`` and integers it holds the values already.
     """
+    change = change.own()
     for run, is_trained in parts(change.spec, buffers).items():
         if is_trained:
             values = change.run(run)
             with np.errstate(over="ignore", invalid="ignore"):  # the rule looks whether all is finite
                 np.add(values, base.run(run), out=values)
+    return change

@@ -119,6 +119,10 @@ class JobRunner:
     def _num_dropped(self) -> int:
         return self.updates.num_dropped + self.shares.num_dropped
 
+    def settle(self) -> None:
+        """Nothing else is to be done: have updates added that wait for others."""
+        self._round.settle()
+
     def heartbeat(self, report: s.LearnerReported) -> None:
         """Take in what a learner says it holds."""
         name = report.learner

@@ -14,7 +14,7 @@ from broker_fl.model import Model, ModelSpec
 from broker_fl.observer import RefusalReason
 from broker_fl.roles.controller.job.cache import VersionCache
 from broker_fl.roles.controller.job.open_round import OpenRound
-from broker_fl.roles.controller.job.receiving import UpdateReceiver, Upload, add_back
+from broker_fl.roles.controller.job.receiving import UpdateReceiver, Upload, added_back
 from broker_fl.roles.controller.services import Services
 from broker_fl.wire.control import joined_spec, parted
 from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
@@ -48,6 +48,7 @@ class UpdateIntake:
             settings.form,
             has_control=self._has_control,
             buffers=self._buffers,
+            adds_back=self._adds_back,
         )
         self.num_dropped = 0
         """Results and chunks that nobody waits for (late, doubled, of another round)."""
@@ -141,7 +142,7 @@ class UpdateIntake:
             model, change = parted(model)
             control = change if result.update.control == "change" else None
         if self._adds_back:
-            add_back(model, self._base(upload.task), self._buffers)
+            model = added_back(model, self._base(upload.task), self._buffers)
         return Contribution(
             learner=result.learner,
             model=model,
@@ -151,6 +152,7 @@ class UpdateIntake:
             metrics=result.metrics,
             evaluation=result.evaluation,
             control=control,
+            magnitudes=upload.look.magnitudes() if upload.look is not None else None,
         )
 
     def _base(self, task: TaskRef) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,7 +86,8 @@ class Versions:
             VersionsLost: the version before this one is not in the store any more.
         """
         record = replace(record, chunk_bytes=self._store.chunk_bytes)
-        stored_pieces = pieces(combined.model, record.chunk_bytes)
+        # Nobody writes to a version any more; what a rule does with its memory is its own affair.
+        stored_pieces = [piece.toreadonly() for piece in pieces(combined.model, record.chunk_bytes)]
         if combined.memory is not None:
             stored_pieces += pieces(combined.memory, record.chunk_bytes)
         for index, piece in enumerate(stored_pieces):
@@ -130,6 +131,29 @@ class Versions:
         if model.digest != record.digest:
             raise StoreUnavailable(f"{self._name(stored)} is corrupt in the store: its digest differs")
         return record, model
+
+    def stream(self, version: int | None = None) -> tuple[VersionRecord, Iterator[bytes]]:
+        """A version that is kept, and its bytes piece by piece, of which the last one comes if all are right.
+
+        Raises:
+            RequestRefused, StoreUnavailable: as ``read``; while iterating, too.
+        """
+        stored = self._stored(version)
+        record = VersionRecord.unpack(stored.manifest)
+        return record, self._pieces(stored, record)
+
+    def _pieces(self, stored: StoredVersion, record: VersionRecord) -> Iterator[bytes]:
+        count = num_chunks(record.spec.num_bytes, record.chunk_bytes)
+        digest = record.spec.running_digest()
+        for index in range(count):
+            try:
+                piece = self._store.read_chunk(self._job, stored.version, index)
+            except KeyError as error:
+                raise StoreUnavailable(f"{self._name(stored)} is not whole in the store: {error}") from error
+            digest.update(piece)
+            if index == count - 1 and digest.hexdigest() != record.digest:
+                raise StoreUnavailable(f"{self._name(stored)} is corrupt in the store: its digest differs")
+            yield piece
 
     def read_memory(self, version: int) -> Model | None:
         """What the aggregation rule kept when it made this version.

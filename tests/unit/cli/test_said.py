@@ -1,0 +1,113 @@
+"""What commands say where something is not as they need it, and where they keep what they do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from broker_fl.cli.main import commands
+from broker_fl.cli.tables import print_table
+from broker_fl.security.audit import Deed, FileLog
+
+
+def call(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(commands, arguments, env=environment)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """An operator's audit log that is not where it is by default."""
+    path = tmp_path / "elsewhere.jsonl"
+    FileLog(path, "f").append(Deed(actor="admin", action="enroll", subject="account f.learner.a"))
+    return path
+
+
+def test_the_own_audit_log_is_read_where_it_was_written(elsewhere: Path) -> None:
+    show = ("audit", "show", "--federation", "f")
+    for done in (
+        call(*show, "--file", "own", BROKER_FL_AUDIT=str(elsewhere)),
+        call(*show, "--audit", str(elsewhere)),
+        call(*show, "--file", str(elsewhere), BROKER_FL_AUDIT="other.jsonl"),
+    ):
+        assert done.exit_code == 0, done.output
+        assert "account f.learner.a" in done.output
+
+
+def test_a_file_that_is_no_audit_log_is_told_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text('name = "digits"\n')
+    done = call("audit", "verify", "--file", str(tmp_path / "job.toml"))
+    assert done.exit_code == 1
+    assert """the line that begins with 'name = "digits"' is no entry""" in done.stderr
+
+
+def test_what_is_no_certificate_request_is_named(tmp_path: Path) -> None:
+    folder, app = str(tmp_path / "ca"), tmp_path / "app.py"
+    app.write_text("import numpy\n")
+    assert call("ca", "init", "--folder", folder).exit_code == 0
+    done = call("ca", "client", "f.learner.a", "--folder", folder, "--request", str(app))
+    assert done.exit_code == 2
+    assert f"{app} is no certificate request in PEM" in done.stderr
+    app.write_text("-----BEGIN CERTIFICATE REQUEST-----\nnonsense\n-----END CERTIFICATE REQUEST-----\n")
+    done = call("ca", "client", "f.learner.a", "--folder", folder, "--request", str(app))
+    assert "no usable certificate request" in done.stderr
+
+
+@contextmanager
+def amqp_port() -> Iterator[int]:
+    """What RabbitMQ's port for AMQP says to everything else: the versions that it speaks."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(65_536)  # all of it: a close with some unread would be a reset
+                client.sendall(b"AMQP\x00\x00\x09\x01")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
+
+
+@pytest.mark.parametrize(("scheme", "right"), [("http", "15672"), ("https", "15671")])
+def test_management_at_the_port_for_amqp_is_told_where_it_should_be(scheme: str, right: str) -> None:
+    with amqp_port() as port:
+        url = f"{scheme}://admin@127.0.0.1:{port}"
+        done = call("members", "--management", url, BROKER_FL_MANAGEMENT_PASSWORD="secret-secret")
+    assert done.exit_code == 2
+    assert f"does not speak {scheme.upper()}" in done.stderr
+    assert f"not at the port for AMQP, but at one of its own, mostly {right}" in done.stderr
+
+
+def test_a_folder_is_no_app() -> None:
+    for target in (".", "..", ".app"):
+        done = call("run", target)
+        assert done.exit_code == 2, done.output
+        assert "is a folder, or no module: name it FILE.py:FACTORY" in done.stderr
+
+
+def test_down_says_what_it_did(tmp_path: Path) -> None:
+    assert "there is no folder" in call("down", "--folder", str(tmp_path / "nope")).output
+    done = call("down", "--folder", str(tmp_path))
+    assert f"no processes ended; data and logs stay in {tmp_path}" in done.output
+
+
+def test_a_store_of_plain_text_with_tls_files_names_its_option() -> None:
+    done = call("controller", "--store-tls-ca", "ca.pem", "--connect-timeout", "0.1")
+    assert done.exit_code == 2
+    assert "its URL (--store) must begin with rediss://" in done.stderr
+
+
+def test_a_table_on_a_pipe_breaks_long_words_and_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a" * 64
+    print_table(("job", "why"), [(name, "a learner was lost; " * 20)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(name in line for line in lines) == 1
+    assert max(map(len, lines)) <= 2 * (64 + 3)
+    assert "".join(lines).count("lost;") == 20
