@@ -112,17 +112,6 @@ class ReplicatedRedis:
         until(lambda: self.primary is not old, "another primary")
         return self.primary
 
-    def fail_over(self, old: RedisNode) -> RedisNode:
-        """The same, asked for by hand: Sentinels that found no fit replica wait before they look again."""
-
-        def is_done() -> bool:
-            with contextlib.suppress(RedisError):
-                self.ask(self._sentinels[0][0], "SENTINEL FAILOVER", NAME)
-            return self.primary is not old
-
-        until(is_done, "another primary")
-        return self.primary
-
     # ------------------------------------------------------------ the rest
 
     def _start_sentinel(self, port: int, folder: Path) -> None:
