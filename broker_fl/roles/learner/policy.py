@@ -4,7 +4,7 @@
 
     [jobs]                                  # patterns as in a shell; what is not given may be anything
     names = ["mri-*"]
-    drivers = ["anna-*"]                    # a driver adds a random word to its account's name
+    drivers = ["anna-????????????"]         # an account's name and 12 random characters
     rules = ["fedavg", "fedprox"]
     protocols = ["synchronous"]
 
@@ -283,7 +283,7 @@ def _read_usage(path: Path) -> tuple[str, int]:
         return str(known["day"]), int(known["bytes"])
     except FileNotFoundError:
         return "", 0
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise SettingError(
             f"{path}, which keeps the bytes of the day, is not usable ({error}); delete it to begin anew"
         ) from error

@@ -100,7 +100,7 @@ def test_a_head_that_is_none_is_refused(text: str) -> None:
 
 @pytest.fixture
 def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with Stage(tmp_path, heartbeat_s=0.3) as made:
+    with Stage(tmp_path, heartbeat_s=0.3, lease_ttl_s=1.0) as made:
         yield made
 
 
@@ -185,6 +185,24 @@ def test_a_file_is_a_chain_too_and_its_owners_only(tmp_path: Path) -> None:
     told = CliRunner().invoke(commands, ["audit", "verify", "--file", str(path), "--federation", F])
     assert told.exit_code == 1
     assert "entry 2 was changed" in told.stderr
+
+
+@pytest.mark.parametrize("kept", [-1, -40])
+def test_a_last_line_that_was_torn_keeps_nobody_from_being_revoked(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = FileLog(path, F)
+    for number in range(2):
+        log.append(Deed(actor="root", action="enroll", subject=f"learner {number}"))
+    path.write_bytes(path.read_bytes()[:kept])
+    log.append(Deed(actor="root", action="revoke", subject="learner 0"))
+    lines = list(log.lines())
+    assert [read(lines[number])["action"] for number in (0, -1)] == ["enroll", "revoke"]
+    assert read(lines[-1])["sequence"] == 3
+    if kept == -1:  # only the line's end is missing
+        assert verify(lines, F).sequence == 3
+    else:
+        with pytest.raises(AuditBroken, match="no entry"):
+            verify(lines, F)
 
 
 def test_the_command_reads_redis_and_remembers_a_head(
