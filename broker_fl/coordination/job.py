@@ -83,6 +83,8 @@ class Job(ABC):
 
     def next_timer(self) -> float | None:
         """When ``TimePassed`` is due at the latest, if no other signal comes."""
+        if self.state.phase is Phase.ENDED:  # it may have to wait until the store takes its last events
+            return None
         return min(
             (due for due in (*self._life.timers(), self._next_deadline()) if due is not None), default=None
         )

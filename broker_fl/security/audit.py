@@ -25,7 +25,7 @@ from broker_fl.errors import AuditBroken, SettingError
 LOG_NAME = "audit.log"
 """Where a store keeps it among events; no job is called so, since ids have no dots."""
 _FIELDS = ("action", "actor", "details", "hash", "previous", "sequence", "subject", "time_s")
-_HEAD = re.compile(r"(\d+):([0-9a-f]{64})")
+_HEAD = re.compile(r"([0-9]{1,19}):([0-9a-f]{64})")
 _HASH = re.compile("[0-9a-f]{64}")
 _MAX_SEQUENCE = 1 << 62
 _TAIL_BYTES = 1 << 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import urllib.request
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ NO_PROXY = "none"
 MAX_ANSWER_BYTES = 16_384
 _FORM = "http://[user:password@]host:port, special characters in user and password percent-encoded"
 _REFUSED = {401, 407}
+_STATUS = re.compile("[0-9]{3}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class Proxy:
         line = answer.split(b"\r\n", 1)[0].decode("latin-1")
         version, _, rest = line.partition(" ")
         status, _, words = rest.partition(" ")
-        if not version.startswith("HTTP/1.") or not status.isdecimal():
+        if not version.startswith("HTTP/1.") or not _STATUS.fullmatch(status):
             raise SettingError(f"{self}: this is not an HTTP proxy: it answers {line[:60]!r}")
         if not 200 <= int(status) < 300:
             raise self._refusal(int(status), words.strip()[:200], server)
@@ -74,6 +76,7 @@ def parse_proxy(url: str) -> Proxy:
         SettingError: it is not usable. Nothing of it is repeated.
     """
     try:
+        url.encode()  # bytes of the environment that are no text cannot be sent
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme == "http" and parts.hostname and parts.port != 0:
             return Proxy(

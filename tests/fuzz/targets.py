@@ -19,7 +19,14 @@ import numpy as np
 from pika import frame
 
 from broker_fl.coordination.shares import Share
-from broker_fl.errors import AuditBroken, BrokerFLError, FrameRefused, SettingError
+from broker_fl.errors import (
+    AccessDenied,
+    AuditBroken,
+    BrokerFLError,
+    BrokerUnavailable,
+    FrameRefused,
+    SettingError,
+)
 from broker_fl.fleet.inventory import load
 from broker_fl.jobfile import parse_job, read_job
 from broker_fl.model import Array, Model, ModelError, ModelSpec
@@ -31,7 +38,7 @@ from broker_fl.wire.encodings import encoding
 from broker_fl.wire.events import Event, decode_event, event_from_json
 from broker_fl.wire.examples import examples
 from broker_fl.wire.vectors import body_of, models
-from tests.fuzz import private, stream
+from tests.fuzz import places, private, stream
 from tests.servers import raw_amqp
 
 MAX_MODEL_BYTES = 1 << 20
@@ -357,6 +364,8 @@ _WORDS = (
     *(b"app = ", b'file = "', b"99999999999999999999", b"1979-05-27T07:32:00Z", b"\\uD800", b"\xff", b"\0"),
 )
 
+_OF_PROXIES = (AccessDenied, BrokerUnavailable, SettingError)
+
 TARGETS: dict[str, Target] = {
     "frame": Target(_frame, _frames),
     "event": Target(_event, _events),
@@ -376,5 +385,12 @@ TARGETS: dict[str, Target] = {
     ),
     "audit_log": Target(private.audit_log, private.audit_logs, (AuditBroken,), private.JSON_WORDS),
     "amqp_stream": Target(stream.stream, stream.streams, words=stream.WORDS),
+    "broker_url": Target(places.broker_url, places.broker_urls, (SettingError,), places.URL_WORDS),
+    "store_url": Target(places.store_url, places.store_urls, (SettingError,), places.URL_WORDS),
+    "proxy_url": Target(places.proxy_url, places.proxy_urls, (SettingError,), places.URL_WORDS),
+    "proxy_answer": Target(places.proxy_answer, places.proxy_answers, _OF_PROXIES, places.NUMBER_WORDS),
+    "dead_letter": Target(places.dead_letter, places.dead_letters),
+    "usage_file": Target(places.usage_file, places.usage_files, (SettingError,), places.NUMBER_WORDS),
+    "audit_head": Target(places.audit_head, places.audit_heads, (SettingError,), places.NUMBER_WORDS),
 }
-IS_MSGPACK = frozenset({"frame", "event", "spec", "chunks"})
+IS_MSGPACK = frozenset({"frame", "event", "spec", "chunks", "dead_letter"})

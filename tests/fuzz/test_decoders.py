@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_fl.errors import FrameRefused
+from tests.fuzz.__main__ import RECORD
 from tests.fuzz.mutation import mutated
 from tests.fuzz.targets import IS_MSGPACK, TARGETS, Target, kept
 
@@ -67,3 +68,7 @@ def test_the_fuzzing_would_notice() -> None:
     inputs = [mutated(b"abc", [b"abc"], draw, is_msgpack=False) for _ in range(2_000)]
     with pytest.raises(IndexError):
         list(map(target.run, inputs))
+
+
+def test_the_docs_have_what_is_on_record() -> None:
+    assert RECORD.is_written(), "python -m tests.fuzz --record writes both"

@@ -21,6 +21,8 @@ Call = Callable[[], object]
 EPOCH_S = 1_700_000_000.0
 MAX_WAITING = 4_000
 """Items in one queue between threads: what prefetch lets in is far below."""
+MAX_SPINS = 1_000
+TICK_S = 1e-6
 JITTER_S = 0.0005
 _MASK = (1 << 64) - 1
 
@@ -40,6 +42,8 @@ class Kernel:
         self.now = 0.0
         self.draw = random.Random(seed)
         self.num_steps = 0
+        self.num_spins = 0
+        """How often in a row a thread did not wait."""
         self.trace = seed
         """A digest of all that has happened, and when."""
         self.history: list[str] | None = [] if keep_history else None
@@ -90,6 +94,13 @@ class Kernel:
         except Exception as error:
             self.violation = self.violation or _as_violation(error)
             raise
+
+    def spin(self, who: str) -> None:
+        """A thread has asked for what is not there, and does not wait for it."""
+        self.num_spins += 1
+        if self.num_spins > MAX_SPINS:
+            self.violation = Violation(f"a thread of {who} goes round and round while no time passes")
+            raise self.violation
 
     def check_not_hub(self) -> None:
         """Waiting is for threads of processes, not for sinks and callbacks of a transport."""
@@ -212,6 +223,7 @@ class Process:
         """Wait until ``wake``; False after ``timeout_s``."""
         if timeout_s is not None:
             self.after(max(0.0, timeout_s), partial(self._fire, waiter, False))
+        self.kernel.num_spins = 0
         woken = bool(self.kernel.hub.switch())
         self.check()
         return woken
@@ -362,10 +374,12 @@ class SimQueue:
         process.check()
         if self._items and process.kernel.unlucky(0.1):  # another thread gets its turn in between
             process.sleep(process.kernel.draw.random() * JITTER_S)
-        until = None if timeout is None else process.kernel.now + timeout
+        # A wait so short that the sum is rounded away would be none.
+        until = None if timeout is None else process.kernel.now + (max(timeout, TICK_S) if timeout else 0.0)
         while not self._items:
             left = None if until is None else until - process.kernel.now
             if left is not None and left <= 0:
+                process.kernel.spin(process.name)
                 raise queue.Empty
             waiter = process.waiter()
             self._waiters.append(waiter)

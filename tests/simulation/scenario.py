@@ -11,6 +11,7 @@ from broker_fl.wire.pacing import Aimd
 from broker_fl.wire.protocols import Asynchronous, SemiSynchronous, Synchronous
 from broker_fl.wire.rules import FedAsync, FedAvgM, FedBuff
 from broker_fl.wire.selectors import SelectRandom
+from tests.simulation.jobs import varied
 from tests.simulation.network import NetworkFaults
 from tests.simulation.storage import StoreFaults
 
@@ -47,6 +48,15 @@ class Scenario:
     pauses: list[bool] = field(default_factory=list)
     """Of each job: whether its driver pauses it for a while."""
     stops: list[bool] = field(default_factory=list)
+    continues: list[bool] = field(default_factory=list)
+    """Whether its driver submits another one, which begins from its last version or from an older one."""
+    groups: list[bool] = field(default_factory=list)
+    """Of each process with learners: whether they are a group."""
+
+    @property
+    def num_jobs(self) -> int:
+        """Also those that begin from others."""
+        return len(self.jobs) + sum(self.continues)
 
     @property
     def num_learners(self) -> int:
@@ -73,13 +83,20 @@ BEFALLS = (
 def scenario(seed: int) -> Scenario:
     """Drawn from the seed alone."""
     draw = random.Random(f"scenario {seed}")
+    more = random.Random(f"more of {seed}")  # beside the first, so that what it gives stays as it was
     hosts = _hosts(draw)
+    has_groups = more.random() < 0.2
+    if has_groups:
+        hosts = _groups(more)
     num_learners = sum(map(len, hosts))
     num_jobs = draw.choice([1, 1, 2])
     rare = [0.0, 0.0, 0.01, 0.05]
     hostile = draw.random() < 0.4
     return Scenario(
-        jobs=[_job(draw, num_learners) for _ in range(num_jobs)],
+        jobs=[
+            varied(_job(draw, num_learners), more, num_learners, has_groups=has_groups)
+            for _ in range(num_jobs)
+        ],
         hosts=hosts,
         num_controllers=draw.choice([1, 1, 2]),
         train_s=draw.choice([0.2, 2.0, 10.0]),
@@ -108,6 +125,8 @@ def scenario(seed: int) -> Scenario:
         is_observed=draw.random() < 0.1,
         pauses=[draw.random() < 0.15 for _ in range(num_jobs)],
         stops=[draw.random() < 0.03 for _ in range(num_jobs)],
+        continues=[more.random() < 0.1 for _ in range(num_jobs)],
+        groups=[has_groups and (len(host) > 1 or more.random() < 0.5) for host in hosts],
     )
 
 
@@ -118,6 +137,15 @@ def _hosts(draw: random.Random) -> list[list[int]]:
         size = draw.choice([1, 1, 1, 2])
         hosts.append(left[:size])
         left = left[size:]
+    return hosts
+
+
+def _groups(draw: random.Random) -> list[list[int]]:
+    """Processes with more learners in each."""
+    hosts: list[list[int]] = []
+    for _ in range(draw.randint(1, 3)):
+        first = sum(map(len, hosts))
+        hosts.append(list(range(first, first + draw.choice([1, 2, 3] if hosts else [2, 3]))))
     return hosts
 
 

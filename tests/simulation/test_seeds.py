@@ -5,17 +5,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from itertools import count, islice
 from typing import Any
 
 import pytest
 
+from broker_fl.aggregation import krum
+from broker_fl.aggregation.fedavg import FedAvgRound
+from broker_fl.aggregation.fedrec import NewestUpdates
+from broker_fl.aggregation.scaffold import ScaffoldRound
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.coordination.job import Job
+from broker_fl.coordination.life import Life
+from broker_fl.interfaces import Contribution
+from broker_fl.model import Model
 from broker_fl.roles.controller.job.runner import JobRunner
+from broker_fl.roles.controller.requests.submissions import Submissions
+from broker_fl.wire import rules
+from broker_fl.wire.messages import VersionRef
+from tests.simulation.__main__ import RECORD
 from tests.simulation.kernel import Violation
 from tests.simulation.many import play_many
+from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.storage import MemoryStore
 from tests.simulation.world import play, replay
 
@@ -33,6 +46,7 @@ FOUND = {
     195: "whoever followed a job whose versions the store had lost was told to ask again, for ever",
     150: "a learner whose mailbox was deleted as it started gave up",
     753: "a controller that thawed, and could not ask the store, said that a newer one's job did not exist",
+    90: "a job that the clock had ended kept the controller busy until the store took its last events",
     22515: "a controller that had given the store up saved an older state over a newer one",
 }
 """Seeds that found something, and what. What a seed stands for has changed since; tests of what was found are
@@ -58,7 +72,7 @@ def test_what_was_found_once_stays_mended(seed: int) -> None:
 def test_a_seed_replays_exactly_in_any_process() -> None:
     history, violation = replay(707)
     assert violation is None
-    assert len(history) > 1_000
+    assert len(history) > 500
     assert replay(707)[0] == history
     told = []
     for hash_seed in ("1", "2"):  # sets of texts have another order in each
@@ -95,22 +109,88 @@ def _forgets_to_save(save: Callable[..., None]) -> Callable[..., None]:
     return lambda runner: None
 
 
-MUTANTS: dict[str, tuple[type, str, Callable[..., Any], range]] = {
-    "no fencing": (MemoryStore, "_fence", lambda _: _no_fence, range(1, 120)),
-    "an update is folded twice": (WeightedSum, "add", _fold_twice, range(10)),
-    "nobody is reminded": (Job, "_remind", _never_again, range(60)),
-    "the end is not saved": (JobRunner, "_save", _forgets_to_save, range(60)),
+def _sum_twice(fold_sum: Callable[..., None]) -> Callable[..., None]:
+    def twice(round: FedAvgRound, total: Any, weight: float) -> None:
+        for _ in range(2):
+            fold_sum(round, total, weight)
+
+    return twice
+
+
+def _variate_twice(fold: Callable[..., float]) -> Callable[..., float]:
+    def twice(round: ScaffoldRound, contribution: Contribution) -> float:
+        weight = fold(round, contribution)
+        for name, array in (contribution.control or {}).items():
+            round._total[name] += array
+        return weight
+
+    return twice
+
+
+def _the_last_one_stays(replace: Callable[..., Model]) -> Callable[..., Model]:
+    def add(newest: NewestUpdates, update: Contribution, weight: int, stored: Any) -> Model:
+        newest._weights.pop(update.learner, None)
+        return replace(newest, update, weight, stored)
+
+    return add
+
+
+def _the_newest(begin: Callable[..., None]) -> Callable[..., None]:
+    return lambda requests, submit, parent, user: begin(requests, submit, VersionRef(job=parent.job), user)
+
+
+def _at_once(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda life, now: "0 s have passed" if life._wall_clock_due() is not None else None
+
+
+def _the_farthest(scores: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda squared, max_attackers: -scores(squared, max_attackers)
+
+
+def _any(_: Scenario) -> bool:
+    return True
+
+
+def _has(*kinds: type) -> Callable[[Scenario], bool]:
+    return lambda drawn: any(isinstance(job.rule, kinds) for job in drawn.jobs)
+
+
+def _has_groups(drawn: Scenario) -> bool:
+    return any(drawn.groups)
+
+
+def _goes_on(drawn: Scenario) -> bool:
+    return any(drawn.continues)
+
+
+def _is_timed(drawn: Scenario) -> bool:
+    return any(job.termination.wall_clock_s is not None for job in drawn.jobs)
+
+
+MUTANTS: dict[str, tuple[Any, str, Callable[..., Any], Callable[[Scenario], bool]]] = {
+    "no fencing": (MemoryStore, "_fence", lambda _: _no_fence, _any),
+    "an update is folded twice": (WeightedSum, "add", _fold_twice, _any),
+    "nobody is reminded": (Job, "_remind", _never_again, _any),
+    "the end is not saved": (JobRunner, "_save", _forgets_to_save, _any),
+    "a group's sum is folded twice": (FedAvgRound, "fold_sum", _sum_twice, _has_groups),
+    "a variate is added twice": (ScaffoldRound, "fold", _variate_twice, _has(rules.Scaffold)),
+    "a learner's last update stays": (NewestUpdates, "replace", _the_last_one_stays, _has(rules.FedRec)),
+    "another version is begun from": (Submissions, "_begin_from", _the_newest, _goes_on),
+    "a job ends before its time": (Life, "time_is_up", _at_once, _is_timed),
+    "Krum takes the farthest": (krum, "scores", _the_farthest, _has(rules.Krum)),
 }
+MOST_SEEDS = 120
+"""Within which a mutant is noticed, of those that it can do harm in."""
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_simulation_notices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner, method, mutate, seeds = MUTANTS[name]
+    owner, method, mutate, concerns = MUTANTS[name]
+    seeds = (seed for seed in count(1) if concerns(scenario(seed)))
     monkeypatch.setattr(owner, method, mutate(getattr(owner, method)))
     with pytest.raises(Violation):
-        _play_all(seeds)
+        deque(map(play, islice(seeds, MOST_SEEDS)), maxlen=0)
 
 
-def _play_all(seeds: range) -> None:
-    for seed in seeds:
-        play(seed)
+def test_the_docs_have_what_is_on_record() -> None:
+    assert RECORD.is_written(), "python -m tests.simulation --record writes both"

@@ -22,18 +22,22 @@ from broker_fl.errors import (
     StoreUnavailable,
     VersionsLost,
 )
-from broker_fl.interfaces import Store, TaskContext, Update
-from broker_fl.model import Arrays, Model
+from broker_fl.interfaces import Store
+from broker_fl.model import Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.roles.learner.group import Group
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import Topology
 from broker_fl.wire import events as e
+from broker_fl.wire.messages import VersionRef
 from tests.simulation.audit import Audit
 from tests.simulation.kernel import EPOCH_S, Kernel, Process, Violation
-from tests.simulation.lineage import NUM_VALUES, check
+from tests.simulation.learning import CountingLearner
 from tests.simulation.network import Network, NetworkFaults, SimTransport
+from tests.simulation.readings import check
+from tests.simulation.references import NUM_VALUES
 from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.storage import MemoryStore, StoreFaults, StoreLine, StoreServer
 
@@ -47,36 +51,7 @@ _MEMORY = re.compile(r"(, )?(peak_)?memory_bytes=\d+")
 LOOK_EVERY_S = 5.0
 MAX_STEPS = 400_000
 MAX_QUEUE_BYTES = 4 << 20
-
-
-class CountingLearner:
-    """Adds what tells its trainings apart."""
-
-    def __init__(self, world: World, process: Process, number: int) -> None:
-        self._world = world
-        self._process = process
-        self._number = number
-
-    def train(self, model: Arrays, task: TaskContext) -> Update:
-        world, draw = self._world, self._world.kernel.draw
-        values = np.array(model["w"])
-        with world.kernel.watched():
-            world.audit.lineage(task.job).base_of(values)
-        for part in (0.3, 0.7):
-            self._process.sleep(draw.expovariate(2.0 / world.scenario.train_s))
-            task.progress(part)
-        if world.are_faults_on and world.kernel.unlucky(world.scenario.fail):
-            raise RuntimeError("out of luck")
-        is_usable = not (world.are_faults_on and world.kernel.unlucky(world.scenario.refuse))
-        weight = draw.randint(1, 5)
-        training = world.audit.trained(task.job, self._number, values.copy(), weight, is_usable=is_usable)
-        values += training.step if is_usable else np.nan
-        steps = int(str(task.parameters.get("steps", 4)))
-        return Update(model={"w": values}, num_examples=weight, num_steps=steps, num_epochs=steps / 4)
-
-    def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
-        self._process.sleep(self._world.kernel.draw.random() * 0.1)
-        return {"last": float(model["w"][-1]), "num_examples": 1}
+MAX_SHARES = 40
 
 
 class World:
@@ -95,7 +70,7 @@ class World:
             else MemoryStore(self._wall_s, forgets_versions=self.scenario.forgets_versions)
         )
         self.server = StoreServer(self.kernel, self._store, self.scenario.store)
-        self.audit = Audit(self.kernel, self._store, self.scenario.num_learners)
+        self.audit = Audit(self.kernel, self._store, self.scenario)
         self.server.on_loss = self.audit.forget
         self._controllers: dict[int, tuple[Process, SimTransport, Controller]] = {}
         self._hosts: dict[int, tuple[Process, SimTransport, LearnerHost]] = {}
@@ -206,7 +181,8 @@ class World:
         def main() -> None:
             transport = self._connected(process)
             learners = {f"l{number}": CountingLearner(self, process, number) for number in numbers}
-            settings = LearnerSettings(federation=FEDERATION, num_workers=len(numbers))
+            group = f"g{slot}" if self.scenario.groups[slot] else None
+            settings = LearnerSettings(federation=FEDERATION, num_workers=len(numbers), group=group)
             host = LearnerHost(transport, learners, settings, runtime=process)
             try:
                 host.start()
@@ -215,14 +191,22 @@ class World:
                 process.kill()
             self._hosts[slot] = process, transport, host
             while not host.wait(5.0):
-                held = max(len(seat.statuses()) for seat in host._learners.parties)
-                check(held <= len(self.scenario.jobs), f"a learner holds {held} tasks")
+                self._is_bounded(host)
                 if host.error is not None:
                     raise Violation(f"a learner ended with {host.error!r}") from host.error
             transport.close()
             process.kill()
 
         process.thread(main, "main").start()
+
+    def _is_bounded(self, host: LearnerHost) -> None:
+        """Jobs that have ended may be held until the next heartbeat."""
+        for party in host._learners.parties:
+            jobs = {status.task.job for status in party.statuses()}
+            check(len(jobs) <= self.scenario.num_jobs, f"a learner holds tasks of {jobs}")
+            if isinstance(party, Group):
+                shares = [len(whole.shares) for tasks in party._tasks.values() for whole in tasks.values()]
+                check(sum(shares) <= MAX_SHARES, f"a group keeps {shares} shares")
 
     # ------------------------------------------------------------ drivers
 
@@ -249,8 +233,28 @@ class World:
         process.sleep(self.kernel.draw.random() * 10.0)
         self.audit.expect(spec)
         job = driver.submit(spec, {"w": np.zeros(NUM_VALUES)})
+        self._watch(process, driver, job, number)
+        if self.scenario.continues[number] and not self.audit.has_lost:
+            self._go_on_from(process, driver, job, number)
+        self._num_done += 1
+
+    def _go_on_from(self, process: Process, driver: Driver, before: Job, number: int) -> None:
+        """Submit the job's settings again, from a version that is stored: its newest, or the oldest."""
+        driver.timeout_s = PATIENCE_S
+        spec = self.scenario.jobs[number].model_copy(update={"name": f"on-{before.id}"})
+        newest = len(self.audit.lineage(before.id).models) - 1
+        try:
+            version = self.kernel.draw.choice([None, before.versions()[0].version])
+            self.audit.expect(spec, (before.id, newest if version is None else version))
+            job = driver.submit(spec, VersionRef(job=before.id, version=version))
+        except RequestRefused as refused:
+            check(self.audit.has_lost, f"a request was refused: {refused}")
+        else:
+            self._watch(process, driver, job, number)
+
+    def _watch(self, process: Process, driver: Driver, job: Job, number: int) -> None:
         self.kernel.note(process.name, "submitted", job.id)
-        check(self.audit.lineage(job.id).spec == spec, f"{job.id} was stored with other settings")
+        self.audit.lineage(job.id)
         if self.scenario.pauses[number]:
             process.thread(partial(self._pause, process, job), "pausing").start()
         if self.scenario.is_observed:
@@ -263,11 +267,10 @@ class World:
             lineage = self.audit.lineage(job.id)
             check(lineage.has_lost and not lineage.models, f"a request was refused: {refused}")
             self.outcomes.append("lost: the store forgot the job itself")
-        self._num_done += 1
 
     def _seen_to_its_end(self, process: Process, driver: Driver, job: Job) -> str:
         heard = list(job.events())
-        driver.timeout_s = DOWNLOAD_S
+        driver._connection.timeout_s = DOWNLOAD_S
         final = self._fetched(process, job)
         newest = self.audit.lineage(job.id).models[-1]
         check(np.array_equal(final["w"], newest), f"{job.id}: another model was fetched")

@@ -160,14 +160,23 @@ class GroupTask:
         with self.lock:
             self._num_working -= 1
             self.worked_s += seconds
-            return None if self._waiting or self._num_working else self._finish()
+            left_s = self._left_s()
+            is_due = left_s is not None and left_s <= 0 and not self.shares
+            return self._finish() if is_due or not (self._waiting or self._num_working) else None
 
     def due_s(self) -> float | None:
         """In how many seconds what is done is to be sent, whoever is missing; None if there is no such
-        time.
+        time, or it has passed and nothing is done: who is done first is sent by ``worked``.
         """
+        left_s = self._left_s()
+        if left_s is None or self.shares or self.cancelled or self.is_idle:
+            return None
+        return left_s if left_s > 0 or len(self._open) else None
+
+    def _left_s(self) -> float | None:
+        """Until the deadline is near; None if there is none."""
         deadline_s = self.newest.deadline_s
-        if deadline_s is None or self.shares or self.cancelled or self.is_idle:
+        if deadline_s is None:
             return None
         return SHARE_BEFORE_DEADLINE * deadline_s - (self._runtime.steady_s() - self._began)
 

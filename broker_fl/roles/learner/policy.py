@@ -283,7 +283,7 @@ def _read_usage(path: Path) -> tuple[str, int]:
         return str(known["day"]), int(known["bytes"])
     except FileNotFoundError:
         return "", 0
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise SettingError(
             f"{path}, which keeps the bytes of the day, is not usable ({error}); delete it to begin anew"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -11,6 +12,7 @@ from broker_fl.transports.rabbitmq.address import Address, parse_address
 
 HEARTBEAT = "heartbeat"
 _MAX_HEARTBEAT_S = 65535
+_NUMBER = re.compile("[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ def _heartbeat_s(query: str) -> int | None:
         return None
     options = dict(parse_qsl(query, keep_blank_values=True))
     text = options.pop(HEARTBEAT, "")
-    if options or not text.isdecimal() or not 1 <= int(text) <= _MAX_HEARTBEAT_S:
+    if options or not _NUMBER.fullmatch(text) or not 1 <= int(text) <= _MAX_HEARTBEAT_S:
         # Nothing of the URL is repeated: a password with a bare ? ends up here.
         raise SettingError(
             f"broker URL: what may follow a ? is {HEARTBEAT}=SECONDS (1 to {_MAX_HEARTBEAT_S}); "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pika
@@ -130,7 +131,7 @@ def _read_all(connection: Any, channel: Any, queue: str) -> list[Letter]:
     letters: list[Letter] = []
 
     def take(_: Any, method: Any, properties: Any, body: bytes) -> None:
-        letters.append(_letter(method, properties, bytes(body)))
+        letters.append(read_letter(method, properties, bytes(body)))
 
     channel.basic_consume(queue, take, exclusive=True)
     while len(letters) < num_left:
@@ -141,7 +142,8 @@ def _read_all(connection: Any, channel: Any, queue: str) -> list[Letter]:
     return letters
 
 
-def _letter(method: Any, properties: Any, raw: bytes) -> Letter:
+def read_letter(method: Any, properties: Any, raw: bytes) -> Letter:
+    """Of what the broker hands over, whoever wrote it."""
     reason, time_s, queue, routing_key, body = _refusal(raw, properties, method.routing_key)
     fields = _fields(body)
     task = fields.get("task")
@@ -171,11 +173,19 @@ def _refusal(raw: bytes, properties: Any, key: str) -> tuple[str, float, str, st
         message, payload = None, None
     if isinstance(message, DeadLetter) and payload is not None:
         return message.reason, message.time_s, message.source, message.routing_key, bytes(payload)
-    deaths = (properties.headers or {}).get("x-death") or [{}]
-    death = deaths[0]
-    keys, time = death.get("routing-keys") or [key], death.get("time")
+    death = _newest_death(properties.headers)
+    keys, time = death.get("routing-keys"), death.get("time")
     reason = f"by the broker: {death.get('reason', 'unknown')}"
-    return reason, time.timestamp() if time else 0.0, str(death.get("queue", "")), str(keys[0]), raw
+    time_s = time.timestamp() if isinstance(time, datetime) else 0.0
+    first = keys[0] if isinstance(keys, list) and keys else key
+    return reason, time_s, str(death.get("queue", "")), str(first), raw
+
+
+def _newest_death(headers: object) -> dict[str, Any]:
+    """What ``x-death`` says first; nothing if that is no such entry: headers are a sender's, too."""
+    deaths = headers.get("x-death") if isinstance(headers, dict) else None
+    death = deaths[0] if isinstance(deaths, list) and deaths else None
+    return death if isinstance(death, dict) else {}
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -319,6 +319,7 @@ def test_the_wall_clock_ends_a_job_in_a_round_with_the_version_that_it_has() -> 
     bench.wait(100.0)
     (finished,) = bench.all(e.JobFinished)
     assert (finished.state, finished.version) == ("done", 1)
+    assert bench.job.next_timer() is None, "it may be kept until the store takes its last events"
 
 
 def test_the_wall_clock_does_not_cut_a_commit_short() -> None:

@@ -100,7 +100,7 @@ def test_a_head_that_is_none_is_refused(text: str) -> None:
 
 @pytest.fixture
 def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with Stage(tmp_path, heartbeat_s=0.3) as made:
+    with Stage(tmp_path, heartbeat_s=0.3, lease_ttl_s=1.0) as made:
         yield made
 
 

@@ -43,9 +43,9 @@ def test_a_driver_that_is_used_for_long_keeps_nothing(stage: Stage) -> None:
     for _ in range(50):
         assert isinstance(list(job.events())[-1], JobFinished)
         job.model()
-    assert not stage.driver._watches
-    assert not stage.driver._downloads
-    assert not stage.driver._waiting
+    assert not stage.driver._connection._watches
+    assert not stage.driver._connection._downloads
+    assert not stage.driver._connection._waiting
 
 
 def test_where_not_all_are_trusted_a_job_without_a_deadline_is_warned_of(

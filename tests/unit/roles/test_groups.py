@@ -14,11 +14,13 @@ import pytest
 from broker_fl.coordination.membership import Membership
 from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingError
 from broker_fl.interfaces import LearnerContext, TaskContext, Update
-from broker_fl.model import Arrays
+from broker_fl.model import Arrays, Model
 from broker_fl.record.history import History
 from broker_fl.roles.controller.groups import MAX_PAGES_BYTES, Groups
 from broker_fl.roles.driver import Job
 from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
+from broker_fl.roles.learner.group_task import GroupTask
+from broker_fl.roles.learner.incoming import IncomingModel
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.job import JobSpec, Termination, Transfer
@@ -29,7 +31,7 @@ from tests.unit.roles.stage import FEDERATION, WAIT_S, Adds, Stage, done, eventu
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path, heartbeat_s=0.2) as made:
+    with Stage(tmp_path, heartbeat_s=0.2, lease_ttl_s=1.0) as made:
         yield made
 
 
@@ -510,3 +512,31 @@ def test_a_group_that_never_ends_joining_is_forgotten_before_it_fills_the_memory
         send(page)
     with pytest.raises(FrameRefused, match="take more than"):
         deque(map(send, range(num_fit, num_fit + 4)), maxlen=0)
+
+
+def test_a_group_of_which_nobody_is_done_when_the_deadline_is_near_waits_for_the_first() -> None:
+    model = Model.of({"w": np.zeros(2)})
+    manifest = m.ModelManifest.of(
+        model.spec, version=0, digest=model.digest, encoding="raw", chunk_bytes=4096
+    )
+    task = m.Task(
+        task=m.TaskRef(job="j", round=0, attempt=0),
+        model=manifest,
+        inbox="i",
+        learners=("a", "b"),
+        deadline_s=1e-9,
+    )
+    whole = GroupTask("g", task, IncomingModel(manifest, 1 << 20))
+    whole.add(task)
+    assert whole.take(set()) is not None
+    assert whole.take(set()) is not None
+    assert whole.due_s() is None, "whoever goes by it would go round and round"
+    assert whole.share_if_due() is None
+    whole.fail("a", "out of luck")
+    share = whole.worked(0.1)
+    assert share is not None
+    assert share.learners == ("a",)
+    whole.fail("b", "out of luck")
+    last = whole.worked(0.1)
+    assert last is not None
+    assert last.learners == ("b",)

@@ -92,9 +92,9 @@ def test_a_model_that_is_asked_for_again_while_it_is_sent_is_sent_once(tmp_path:
         driver = stage.driver
         controller._bulk_sender.post(lambda: gate.wait(WAIT_S))
         request = m.ReadModel(driver=driver.id, request="again", job=job.id, version=None)
-        answers = driver.expect("again")
+        answers = driver._connection.expect("again")
         for _ in range(3):
-            driver.send(request)
+            driver._connection.send(request)
         assert driver.jobs(), "what was asked before has been handled"
         gate.set()
         same(job.model(), {"w": np.ones(3, np.float32)})
@@ -102,7 +102,7 @@ def test_a_model_that_is_asked_for_again_while_it_is_sent_is_sent_once(tmp_path:
         while not answers.empty():
             found.append(answers.get())
         assert [type(answer) for answer in found] == [m.ModelFollows]
-        driver.forget("again")
+        driver._connection.forget("again")
 
 
 def test_what_a_learner_held_of_a_task_goes_when_the_next_one_comes(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_lost_chunk_of_an_initial_model_is_sent_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker_fl.roles.driver.driver.FIRST_PATIENCE_S", 0.0)
-    monkeypatch.setattr("broker_fl.roles.driver.conversation._REPEAT_AFTER_S", 0.05)
+    monkeypatch.setattr("broker_fl.roles.driver.answers._REPEAT_AFTER_S", 0.05)
     lost: list[int] = []
     publish = stage.driver.transport.publish
 

@@ -216,7 +216,7 @@ def test_a_store_that_fails_now_and_then_delays_a_job_and_no_more(stage: Stage) 
 def test_a_driver_whose_controller_dies_while_it_submits_sends_the_model_to_the_next_one(
     stage: Stage,
 ) -> None:
-    import broker_fl.roles.driver.conversation as module
+    import broker_fl.roles.driver.answers as module
 
     first = stage.controller()
     cord, _ = stage.cords[first]
