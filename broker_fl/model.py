@@ -11,9 +11,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import msgpack
@@ -99,6 +99,15 @@ class Run:
     stop: int
 
 
+class Place(NamedTuple):
+    """Where a tensor is in the buffer: ``[start, stop)`` in bytes, and what is there."""
+
+    start: int
+    stop: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model looks like, without its values: the tensors in order."""
@@ -121,7 +130,7 @@ class ModelSpec:
     @classmethod
     def from_wire(cls, rows: Sequence[Sequence[Any]]) -> ModelSpec:
         """Read the wire form, ``[[name, dtype, [size, …]], …]``."""
-        return cls(tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows))
+        return _read_spec(tuple((name, dtype, tuple(shape)) for name, dtype, shape in rows))
 
     def to_wire(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
         """The wire form, ``((name, dtype, (size, …)), …)``."""
@@ -138,10 +147,12 @@ class ModelSpec:
         return tuple(offsets)
 
     @cached_property
-    def places(self) -> dict[str, tuple[TensorSpec, int]]:
-        """Each tensor and where it starts, by its name."""
-        found = zip(self.tensors, self.offsets, strict=True)
-        return {tensor.name: (tensor, start) for tensor, start in found}
+    def places(self) -> Mapping[str, Place]:
+        """Of each tensor by its name: where it is in the buffer."""
+        return {
+            one.name: Place(start, start + one.num_bytes, DTYPES[one.dtype], one.shape)
+            for one, start in zip(self.tensors, self.offsets, strict=True)
+        }
 
     @cached_property
     def num_bytes(self) -> int:
@@ -174,6 +185,13 @@ class ModelSpec:
         """What a model's bytes are fed to, in order, for its ``digest``."""
         return xxhash.xxh3_128(self.digest.encode())
 
+    def describes(self, arrays: Arrays) -> bool:
+        """Whether these are arrays of just these names, types and shapes, in any order."""
+        return len(arrays) == len(self.places) and all(
+            (array := arrays.get(name)) is not None and array.shape == shape and array.dtype == dtype
+            for name, (_, _, dtype, shape) in self.places.items()
+        )
+
     def differences(self, other: ModelSpec) -> list[str]:
         """What is different in ``other``, in words that name tensors; empty when only the order differs."""
         mine = {tensor.name: tensor for tensor in self.tensors}
@@ -192,7 +210,7 @@ class ModelSpec:
 class Model(Mapping[str, Array]):
     """Named arrays over one buffer; reading a name gives a view, so writing to it changes the model."""
 
-    __slots__ = ("__weakref__", "buffer", "spec")
+    __slots__ = ("__weakref__", "_digest", "buffer", "spec")
 
     def __init__(self, spec: ModelSpec, buffer: Array) -> None:
         """Wrap ``buffer``: uint8, 1-d, C-contiguous, ``spec.num_bytes`` long. Nothing is copied."""
@@ -202,6 +220,8 @@ class Model(Mapping[str, Array]):
             raise ModelError(f"the buffer has {buffer.nbytes} bytes, the spec asks for {spec.num_bytes}")
         self.spec = spec
         self.buffer = buffer
+        self._digest: str | None = None
+        """Empty: to be kept once it is known."""
 
     @classmethod
     def empty(cls, spec: ModelSpec) -> Model:
@@ -234,10 +254,9 @@ class Model(Mapping[str, Array]):
         given = {str(name): np.asarray(value) for name, value in arrays.items()}
         if len(given) != len(arrays):
             raise ModelError("two of the arrays have the same name")
-        found = ModelSpec.of(given)
         if spec is None:
-            spec = found
-        elif problems := spec.differences(found):
+            spec = ModelSpec.of(given)
+        elif not spec.describes(given) and (problems := spec.differences(ModelSpec.of(given))):
             raise ModelError(
                 "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             )
@@ -282,6 +301,14 @@ class Model(Mapping[str, Array]):
         """This model, if it may be written to; else a copy, which may."""
         return self if self.buffer.flags.writeable else self.copy()
 
+    def frozen(self) -> Model:
+        """The same buffer, for who only reads: nobody writes to it any more. Its digest is computed once."""
+        buffer = self.buffer.view()
+        buffer.flags.writeable = False
+        model = Model(self.spec, buffer)
+        model._digest = ""
+        return model
+
     def run(self, run: Run) -> Array:
         """The 1-d view of one of ``spec.runs``."""
         return self.buffer[run.start : run.stop].view(DTYPES[run.dtype])
@@ -289,14 +316,18 @@ class Model(Mapping[str, Array]):
     @property
     def digest(self) -> str:
         """32 hex digits that identify spec and values (XXH3-128 of the spec's digest and the buffer)."""
+        if self._digest:
+            return self._digest
         state = self.spec.running_digest()
         state.update(self.buffer.data)
-        return state.hexdigest()
+        found: str = state.hexdigest()
+        if self._digest is not None:
+            self._digest = found
+        return found
 
     def __getitem__(self, name: str) -> Array:
-        tensor, start = self.spec.places[name]
-        flat = self.buffer[start : start + tensor.num_bytes].view(DTYPES[tensor.dtype])
-        return flat.reshape(tensor.shape)
+        start, stop, dtype, shape = self.spec.places[name]
+        return self.buffer[start:stop].view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.spec.places)
@@ -325,6 +356,12 @@ def parts(spec: ModelSpec, buffers: Set[str]) -> dict[Run, bool]:
     return found
 
 
+@lru_cache(maxsize=4)
+def _read_spec(rows: tuple[tuple[str, str, tuple[int, ...]], ...]) -> ModelSpec:
+    """Once for all that are given the same: each task brings it, to each learner of a process."""
+    return ModelSpec(tuple(TensorSpec(*row) for row in rows))
+
+
 def _align(offset: int, size: int) -> int:
     return -(-offset // size) * size
 
@@ -345,16 +382,17 @@ def _saved_order(value: str | None) -> list[str]:
 
 def _shared_buffer(spec: ModelSpec, arrays: Arrays) -> Array | None:
     """The buffer that all arrays are views of, in the layout of ``spec``; None if there is no such buffer."""
-    root = None
-    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
-        array = arrays[tensor.name]
+    root, address = None, 0
+    for name, (start, stop, dtype, _) in spec.places.items():
+        array = arrays[name]
         base = array
         while isinstance(base.base, np.ndarray):
             base = base.base
-        root = base if root is None else root
-        if base is not root or not array.flags.c_contiguous or array.dtype != DTYPES[tensor.dtype]:
+        if root is None:
+            root, address = base, base.ctypes.data
+        if base is not root or not array.flags.c_contiguous or array.dtype != dtype:
             return None
-        if tensor.num_elements and array.ctypes.data != root.ctypes.data + offset:
+        if stop > start and array.ctypes.data != address + start:
             return None
     if root is None or root.dtype != np.uint8 or root.ndim != 1 or root.nbytes != spec.num_bytes:
         return None

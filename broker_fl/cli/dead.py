@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -14,12 +13,14 @@ from broker_fl.cli.access import broker_security
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.tables import print_table, when
 from broker_fl.errors import SettingError
-from broker_fl.identity.accounts import Account
 from broker_fl.record.text import one_line, plural, size
 from broker_fl.transports.rabbitmq.dead import DeadLetters, Letter, dead_letters
 
 F = TypeVar("F", bound=Callable[..., Any])
-_SHOWN = ("id", "reason", "time_s", "queue", "routing_key", "sender", "kind", "job", "num_bytes", "is_cut")
+_SHOWN = (
+    *("id", "reason", "time_s", "queue", "routing_key", "user", "sender"),
+    *("kind", "job", "num_bytes", "is_cut"),
+)
 
 
 @click.group()
@@ -54,9 +55,7 @@ def list_letters(as_json: bool, job: str | None, kind: str | None, sender: str |
         (
             letter.id,
             _age(now - letter.time_s) if letter.time_s else "",
-            letter.sender,
-            letter.kind,
-            letter.job,
+            *(one_line(words, 64) for words in (letter.sender, letter.kind, letter.job)),
             size(letter.num_bytes),
             one_line(letter.reason, 100),
         )
@@ -71,7 +70,7 @@ def list_letters(as_json: bool, job: str | None, kind: str | None, sender: str |
 def show(letter: str, **access: Any) -> None:
     """Show one of them as JSON: why it was refused, and what is in it. LETTER is an id, or its beginning."""
     with _opened(access) as opened:
-        (found,) = _named(opened.letters, [letter])
+        found = _named(opened.letters, [letter])[0]  # others that it may be have the same bytes
     print_json({**_as_json(found), "when": when(found.time_s), "header": _readable(found.fields)})
 
 
@@ -83,11 +82,10 @@ def show(letter: str, **access: Any) -> None:
 def replay(letters: tuple[str, ...], **given: Any) -> None:
     """Send LETTERS (ids, or beginnings of them) again, to where they were refused.
 
-    Only where parties share accounts (--identities shared): a controller that requires identities hears
-    nothing that somebody else sends on, and refuses it once more. A message may safely arrive twice.
+    Where accounts are identities it takes the join file of a controller (--join): what its account sends on
+    counts as sent by who wrote it, and is held against that. A message may safely arrive twice.
     """
-    _check_may_speak_for_others(given["broker"])
-    _each(letters, given, lambda opened, letter: opened.replay(letter), "sent again")
+    _each(letters, given, DeadLetters.replay, "sent again", check=DeadLetters.check_replay)
 
 
 @dead.command(cls=Command)
@@ -97,16 +95,7 @@ def replay(letters: tuple[str, ...], **given: Any) -> None:
 @click.option("--all", "everything", is_flag=True, help="All, or all that the filters leave.")
 def drop(letters: tuple[str, ...], **given: Any) -> None:
     """Delete LETTERS (ids, or beginnings of them) for good."""
-    _each(letters, given, lambda opened, letter: opened.drop(letter), "dropped")
-
-
-def _check_may_speak_for_others(broker: str) -> None:
-    account = Account.of(unquote(urlsplit(broker).username or ""))
-    if account is not None:
-        raise SettingError(
-            f"{account} is an account of its own, and controllers hear of it only what it says itself: "
-            "the letters would be refused once more. Whoever wrote them has to send them again"
-        )
+    _each(letters, given, DeadLetters.drop, "dropped")
 
 
 def _each(
@@ -114,6 +103,7 @@ def _each(
     given: dict[str, Any],
     act: Callable[[DeadLetters, Letter], None],
     done: str,
+    check: Callable[[DeadLetters, Sequence[Letter]], None] = lambda *_: None,
 ) -> None:
     if bool(letters) == given["everything"]:
         raise click.UsageError("give the letters by their ids, or --all")
@@ -121,6 +111,7 @@ def _each(
     with _opened(given) as opened:
         chosen = _named(opened.letters, letters) if letters else opened.letters
         chosen = _matching(chosen, given["job"], given["kind"], given["sender"])
+        check(opened, chosen)
         for letter in chosen:
             try:
                 act(opened, letter)

@@ -2,98 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import click
-from click.core import ParameterSource
 
 from broker_fl.cli import options
 from broker_fl.cli.access import broker_security
 from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.deeds import written_down
+from broker_fl.cli.operators import Duration, management, members_of, tidied, tidy
 from broker_fl.cli.tables import print_table
 from broker_fl.errors import SettingError
 from broker_fl.identity.accounts import ROLES, Account
 from broker_fl.identity.joinfile import JoinFile, without_account
-from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.members import Member, Members
 from broker_fl.identity.passwords import hashed, new_password
 from broker_fl.identity.private_file import check_writable
 from broker_fl.security.certificates import check_login
-from broker_fl.security.tls import is_loopback
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
-_UNITS_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _CA_CERTIFICATE_BEGINS = "-----BEGIN CERTIFICATE-----"
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg] # generic only in newer versions
-    """``30m``, ``24h``, ``90d``, ``4w``, in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read one."""
-        if isinstance(value, float):
-            return value
-        number, unit = str(value)[:-1], str(value)[-1:]
-        if not number.isdecimal() or not int(number) or unit not in _UNITS_S:
-            self.fail(f"{value!r} is no duration such as 30m, 24h, 90d or 4w", param, ctx)
-        return int(number) * _UNITS_S[unit]
-
-
-def _not_typed(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Passwords come from the environment, a settings file or a prompt: everybody sees a command line."""
-    is_secret = value is not None and (param.name != "management" or ":" in _account(value))
-    if is_secret and ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE:
-        raise click.BadParameter(
-            "a password on the command line is seen by everybody on this machine; give it as "
-            "BROKER_FL_MANAGEMENT_PASSWORD, in the settings file, or at the prompt",
-            ctx,
-            param,
-        )
-    return value
-
-
-def _account(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0].rpartition("@")[0]
-
-
-def management(command: F) -> F:
-    """What every command of an operator needs."""
-    for option in (
-        click.option(
-            "--audit",
-            metavar="FILE",
-            help="Where it is written down what is done (broker-fl audit show --file FILE).  "
-            "[default: ~/.local/state/broker_fl/audit-<federation>.jsonl]",
-        ),
-        click.option(
-            "--management-password",
-            metavar="PASSWORD",
-            callback=_not_typed,
-            help="Never on the command line: BROKER_FL_MANAGEMENT_PASSWORD, or in the settings file.  "
-            "[default: asked for]",
-        ),
-        click.option(
-            "--management",
-            metavar="URL",
-            default="http://guest@127.0.0.1:15672",
-            show_default=True,
-            callback=_not_typed,
-            help="RabbitMQ's management interface: http[s]://administrator@host[:port].",
-        ),
-    ):
-        command = option(command)
-    return options.broker_place(command)
-
-
 role = click.option(
     "--role",
     type=click.Choice(ROLES),
@@ -148,6 +80,7 @@ def certificate(command: F) -> F:
 @certificate
 @click.option("--repair", is_flag=True, help="Make mailbox, permissions and limits anew; nothing is written.")
 @management
+@tidied
 def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
     """Make an account for NAME, and write its join file: all that the site needs.
 
@@ -203,7 +136,7 @@ def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
 @click.command(cls=Command)
 @click.argument("name", type=options.Identifier(), required=False)
 @role_of_one
-@click.option("--expired", is_flag=True, help="Instead of NAME: all accounts whose time is over.")
+@click.option("--expired", is_flag=True, help="Instead of NAME: all accounts and tokens whose time is over.")
 @management
 def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
     """Take NAME out: its account and its mailbox are deleted, its connections closed."""
@@ -217,11 +150,14 @@ def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
         with written_down("revoke", account, given):
             members.revoke(account)
         click.echo(f"{account}: revoked")
+    if expired:
+        tidy(given)
 
 
 @click.command(cls=Command)
 @options.as_json
 @management
+@tidied
 def members(as_json: bool, **given: Any) -> None:
     """List the accounts of the federation: since when, last seen, connections, expiry, state."""
     rows = [_row(member) for member in members_of(given).members()]
@@ -252,47 +188,6 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _date(at: float | None) -> str:
     return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
-
-
-# ---------------------------------------------------------------- shared
-
-
-def members_of(given: Mapping[str, Any]) -> Members:
-    """The accounts of a federation, as the management interface has them.
-
-    Raises:
-        SettingError, AccessDenied: trying again changes nothing.
-        BrokerUnavailable: the interface does not answer.
-    """
-    return Members(api_of(given), vhost=vhost_of(given), federation=given["federation"])
-
-
-def vhost_of(given: Mapping[str, Any]) -> str:
-    """The virtual host of the broker's URL."""
-    path = without_account(given["broker"]).partition("://")[2].partition("/")[2]
-    return unquote(path.partition("?")[0]) or "/"
-
-
-def api_of(given: Mapping[str, Any]) -> ManagementApi:
-    """The management interface, as the administrator of the given URL."""
-    parts = urlsplit(given["management"])
-    place = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    user = unquote(parts.username or "guest")
-    password = given["management_password"] or (parts.password and unquote(parts.password))
-    if not password:
-        is_default = user == "guest" and is_loopback(parts.hostname or "")
-        password = "guest" if is_default else _asked_for(user, place)
-    return ManagementApi(place, user=user, password=password, security=broker_security(given))
-
-
-def _asked_for(user: str, place: str) -> str:
-    if not sys.stdin.isatty():
-        raise SettingError(
-            f"the password of {user} at {place} is needed: set BROKER_FL_MANAGEMENT_PASSWORD, or "
-            "management_password in the settings file"
-        )
-    answer: str = click.prompt(f"Password of {user} at {place}", hide_input=True, err=True)
-    return answer
 
 
 def _join_file(

@@ -13,21 +13,11 @@ import click
 from broker_fl.cli import options
 from broker_fl.cli.command import Command
 from broker_fl.cli.deeds import written_down
-from broker_fl.cli.identity import (
-    Duration,
-    api_of,
-    ca_text,
-    force,
-    management,
-    members_of,
-    out,
-    place_of,
-    role,
-    vhost_of,
-)
+from broker_fl.cli.identity import ca_text, force, out, place_of, role
+from broker_fl.cli.operators import Duration, granting_of, management, tidied
 from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError
 from broker_fl.identity.accounts import Account
-from broker_fl.identity.granting import Asked, Granting
+from broker_fl.identity.granting import MAX_REQUESTS_OF_ONE, Asked, Granting
 from broker_fl.identity.passwords import new_password
 from broker_fl.identity.private_file import check_writable
 from broker_fl.identity.tokens import EnrolmentRequest, Token, read_token
@@ -56,9 +46,10 @@ _TRY_AGAIN_S = 1.0
 @click.option("--account-expires", "account_s", type=Duration(), metavar="TIME", help="As enroll --expires.")
 @click.option("--cancel", is_flag=True, help="Make the token that NAME has invalid; nothing is written.")
 @management
+@tidied
 def token(name: str, role: Any, out: str | None, force: bool, **given: Any) -> None:
     """Make a token with which NAME may ask once to be enrolled (broker-fl join)."""
-    granting, account = _granting(given), Account.new(given["federation"], role, name)
+    granting, account = granting_of(given), Account.new(given["federation"], role, name)
     if given["cancel"]:
         if not granting.has_invited(account):
             raise SettingError(f"{account} has no token (any more); nothing was changed")
@@ -148,6 +139,7 @@ def _wait_accepted(url: str, security: Security, wait_s: float) -> None:
 @click.option("--fingerprint", metavar="XXXX-…", help="Accept NAME if it has this one; nobody is asked.")
 @click.option("--yes", is_flag=True, help="Accept all, unless two came with one token; nobody is asked.")
 @management
+@tidied
 def accept(name: str | None, fingerprint: str | None, yes: bool, **given: Any) -> None:
     """Show who asks to be enrolled (NAME, or everybody), and accept or refuse.
 
@@ -156,7 +148,8 @@ def accept(name: str | None, fingerprint: str | None, yes: bool, **given: Any) -
     """
     if fingerprint is not None and name is None:
         raise click.UsageError("--fingerprint needs NAME")
-    granting = _granting(given)
+    granting = granting_of(given)
+    _drop_floods(granting, given)
     asked = [one for one in granting.asked() if name in (None, one.account.name)]
     if not asked:
         click.echo("nobody asks")
@@ -165,8 +158,23 @@ def accept(name: str | None, fingerprint: str | None, yes: bool, **given: Any) -
             continue
         _decide(granting, one, given, sure=yes, matched=fingerprint is not None)
     granting.clear()
+    if granting.is_more:
+        click.echo("more messages wait behind these: run broker-fl accept again")
     if fingerprint is not None and all(one.request.fingerprint != fingerprint for one in asked):
         raise SettingError(f"{name} has not asked with the fingerprint {fingerprint}")
+
+
+def _drop_floods(granting: Granting, given: Mapping[str, Any]) -> None:
+    """Take tokens back with which somebody fills the queue, in which all others wait, too."""
+    for account in granting.flooding():
+        with written_down("cancel_token", account, given, reason=f"more than {MAX_REQUESTS_OF_ONE} messages"):
+            granting.refuse(account)
+        click.secho(
+            f"{account}: more than {MAX_REQUESTS_OF_ONE} messages came with its token, which is no longer "
+            "valid; give it another one (broker-fl token)",
+            fg="red",
+        )
+    granting.clear()
 
 
 def _decide(granting: Granting, asked: Asked, given: Mapping[str, Any], *, sure: bool, matched: bool) -> None:
@@ -188,7 +196,3 @@ def _decide(granting: Granting, asked: Asked, given: Mapping[str, Any], *, sure:
         with written_down("refuse_request", asked.account, given, **known):
             granting.refuse(asked.account)
         click.echo("  refused; the token is no longer valid")
-
-
-def _granting(given: Mapping[str, Any]) -> Granting:
-    return Granting(api_of(given), members_of(given), vhost=vhost_of(given), federation=given["federation"])

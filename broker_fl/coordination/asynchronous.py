@@ -19,11 +19,10 @@ from typing import Any
 
 from broker_fl.coordination import outcomes
 from broker_fl.coordination import signals as s
-from broker_fl.coordination.bench import Bench
 from broker_fl.coordination.cohort import OPEN, Assignment, Cohort, Status
 from broker_fl.coordination.job import Job
-from broker_fl.coordination.laps import Laps
 from broker_fl.coordination.membership import Membership
+from broker_fl.coordination.pool import Pool
 from broker_fl.coordination.running_evaluation import RunningEvaluation
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.signals import Actions
@@ -44,18 +43,13 @@ class AsynchronousJob(Job):
         super().__init__(state, members, protocol.max_failures)
         self._protocol = protocol
         self._selector = make_selector(state.spec.selector)
-        self._matching: set[str] = set()
-        """Live learners that ``selector.where`` lets take part."""
+        self._pool = Pool(state, protocol.max_lead)
         rule = state.spec.rule
         self._updates_per_version = rule.updates_per_version() if isinstance(rule, PerUpdate) else 1
-        self._idle: dict[str, None] = {}
-        """In the order in which they became free."""
-        self._bench = Bench()
         self._buffer: list[str] = []
         self._last: dict[str, tuple[int, int]] = {}
         """Round and attempt of each learner's newest task."""
         self._due: deque[tuple[float, str, TaskRef]] = deque()
-        self._laps = Laps()
         target = state.spec.termination.target
         self._evaluations = RunningEvaluation(target.metric if target is not None else None)
 
@@ -66,41 +60,33 @@ class AsynchronousJob(Job):
         if state.is_paused:
             return []
         matching = [member.learner for member in self._selector.matching(self._present())]
-        self._matching = set(matching)
+        self._pool.let_in(matching)
         if len(matching) < num_needed:
             return self._wait_for(num_needed, len(matching), now)
         state.phase, state.waiting_since = Phase.TRAINING, None
         state.round_started_at = now
         for learner in matching:
-            self._laps.enter(learner)
-            self._is_free(learner)
+            self._pool.enter(learner)
+            self._pool.free(learner)
         return [s.StartSum(state.round), s.Save(), *self._fill(now)]
 
     def _fill(self, now: float) -> Actions:
         """Give tasks to those who have been idle longest, as many as there is room for."""
         state, limit = self.state, self._protocol.max_concurrent
-        if state.phase is not Phase.TRAINING or state.is_paused or not self._idle:
+        if state.phase is not Phase.TRAINING or state.is_paused or not self._pool.num_free:
             return []
-        room = len(self._idle) if limit is None else limit - state.cohort.num_open
+        room = self._pool.num_free if limit is None else limit - state.cohort.num_open
         if state.pause_after is not None:  # stepped: no more tasks than the versions need that are wanted
             wanted = (state.pause_after - state.version) * self._updates_per_version
             room = min(room, wanted - len(self._buffer) - state.cohort.num_open)
-        chosen: list[str] = []
-        for learner in self._idle:
-            if len(chosen) >= room:
-                break
-            if not self._is_ahead(learner):
-                chosen.append(learner)
-        if not chosen and not state.cohort.num_open:  # the slowest wait for their updates to be in a version
-            chosen = list(self._idle)[: max(0, room)]
-        return self._give(chosen, now)
+        return self._give(self._pool.first(room), now)
 
     def _give(self, learners: list[str], now: float) -> Actions:
         if not learners:
             return []
         state = self.state
         for learner in learners:
-            self._idle.pop(learner, None)
+            self._pool.busy(learner)
         self._dispatch.assign(learners, now, attempt=self._next_attempt)
         for learner in learners:
             part = state.cohort.get(learner)
@@ -116,15 +102,6 @@ class AsynchronousJob(Job):
         """No two tasks of a learner have the same name."""
         round, attempt = self._last.get(learner, _NEVER)
         return attempt + 1 if round == self.state.round else 0
-
-    def _is_ahead(self, learner: str) -> bool:
-        """Whether it has delivered so much more than the slowest that it has to wait."""
-        lead = self._protocol.max_lead
-        return lead is not None and self._laps.lead(learner) >= lead
-
-    def _is_free(self, learner: str) -> None:
-        if learner in self._matching and learner not in self.state.cohort and learner not in self._bench:
-            self._idle.setdefault(learner, None)
 
     # ------------------------------------------------------------ what comes in
 
@@ -156,7 +133,7 @@ class AsynchronousJob(Job):
         refused = e.UpdateRefused(job=self.state.job, round=task.round, learner=learner, reason=reason)
         self._notes.missed(learner)
         self.state.cohort.remove(learner)
-        self._is_free(learner)
+        self._pool.free(learner)
         return [s.Emit(refused), *self._dispatch.release(learner), *self._settle(now)]
 
     def _late(self, result: Result) -> Actions:
@@ -167,7 +144,7 @@ class AsynchronousJob(Job):
     def _update_folded(self, signal: s.UpdateWasFolded, now: float) -> Actions:
         if self.expects(signal.learner, signal.task):
             self._buffer.append(signal.learner)
-            self._laps.next(signal.learner)
+            self._pool.delivered(signal.learner)
         return super()._update_folded(signal, now)
 
     def _settle(self, now: float) -> Actions:
@@ -189,15 +166,16 @@ class AsynchronousJob(Job):
         return actions + self._nobody_works(now)
 
     def _nobody_works(self, now: float) -> Actions:
-        if self._bench and len(self._bench) + len(self._buffer) >= len(self._matching):
-            learner, reason = self._bench.last()
+        bench, num_matching = self._pool.bench, len(self._pool.matching)
+        if bench and len(bench) + len(self._buffer) >= num_matching:
+            learner, reason = bench.last()
             reason = (
                 f"nobody is left to ask: {len(self._buffer)} of {self._updates_per_version} updates of a "
-                f"version are there; {len(self._bench)} learners failed {self._protocol.max_failures} "
+                f"version are there; {len(bench)} learners failed {self._protocol.max_failures} "
                 f"times in a row, at last {learner}: {reason}"
             )
             return self._finish("failed", reason, now)
-        return self._wait_for(len(self._matching) + 1, len(self._matching), now)
+        return self._wait_for(num_matching + 1, num_matching, now)
 
     def _take_back_overdue(self, now: float) -> Actions:
         actions: Actions = []
@@ -225,9 +203,9 @@ class AsynchronousJob(Job):
         """Its task came to nothing: it may have another, unless that happens too often."""
         self.state.cohort.remove(learner)
         if self._notes.record(learner).num_failures >= self._protocol.max_failures:
-            self._bench.add(learner, reason, until=self.state.round + self._protocol.exclude_versions)
-            self._laps.leave(learner)
-        self._is_free(learner)
+            until = self.state.round + self._protocol.exclude_versions
+            self._pool.leave_out(learner, reason, until=until)
+        self._pool.free(learner)
 
     def _send_again(self, learner: str, part: Assignment, now: float) -> Actions:
         """It gets the newest version, under a new name."""
@@ -264,38 +242,23 @@ class AsynchronousJob(Job):
         state.round_started_at = now
         state.phase = Phase.TRAINING
         for learner in contributors:
-            self._is_free(learner)
+            self._pool.free(learner)
         self._end_benches()
         actions = [s.Emit(committed), *self._evaluations.note_version(state), *self._life.pause_if_due(now)]
-        if (over := self._life.enough() or self._target_of_all()) is not None:
+        all_asked = self._pool.waited_for
+        over = self._life.enough() or self._evaluations.target_reached(self._life, all_asked)
+        if over is not None:
             return actions + self._end_training(over, now)
-        if (unknown := self._target_unknown()) is not None:
+        if (unknown := self._evaluations.target_unknown(self._life, all_asked)) is not None:
             return actions + self._finish("failed", unknown, now)
         return actions + self._settle(now)
 
     def _end_benches(self) -> None:
         """Ask again who was left out for long enough; one more failure, and it is left out again."""
-        for learner in self._bench.due(self.state.round):
+        for learner in self._pool.bench.due(self.state.round):
             self._notes.record(learner).num_failures = self._protocol.max_failures - 1
-            self._laps.enter(learner)
-            self._is_free(learner)
-
-    def _target_of_all(self) -> str | None:
-        """A target counts once everybody who delivers has evaluated: the first few may be the lucky ones.
-
-        Who is benched is not waited for, nor who delivered without a metric.
-        """
-        reached = self._life.target_reached()
-        return reached if reached is not None and self._evaluations.is_of_all(self._waited_for()) else None
-
-    def _target_unknown(self) -> str | None:
-        """Why the target can never be reached; None if it can."""
-        if not self._evaluations.lacks_target or not self._evaluations.is_of_all(self._waited_for()):
-            return None
-        return self._life.target_unknown(self._evaluations.metrics)
-
-    def _waited_for(self) -> set[str]:
-        return self._matching.difference(self._bench)
+            self._pool.enter(learner)
+            self._pool.free(learner)
 
     # ------------------------------------------------------------ the end
 
@@ -303,12 +266,12 @@ class AsynchronousJob(Job):
         """Have the last version evaluated by all that are there."""
         state = self.state
         actions = self._dismiss("the job has enough updates", now, cancelled=True)
-        if not state.spec.evaluate or not self._matching:
+        if not state.spec.evaluate or not self._pool.matching:
             return actions + self._finish("done", reason, now)
         state.phase, state.ending, state.cohort = Phase.EVALUATING, reason, Cohort()
         self._buffer, self._due = [], deque()
         self._dispatch.uploads.open(0)
-        self._dispatch.assign(sorted(self._matching), now, attempt=self._next_attempt)
+        self._dispatch.assign(sorted(self._pool.matching), now, attempt=self._next_attempt)
         deadline_s = self._protocol.deadline_s
         state.deadline_at = None if deadline_s is None else now + deadline_s
         started = e.RoundStarted(
@@ -344,25 +307,24 @@ class AsynchronousJob(Job):
             return self._settle(now)
         if part is not None:
             return self._came_back(learner, part, signal.tasks, now) if part.status in OPEN else []
-        if learner not in self._matching:
-            self._idle.pop(learner, None)
-            self._laps.leave(learner)
+        if learner not in self._pool.matching:
+            self._pool.leave(learner)
             return self._settle(now)
-        self._bench.remove(learner)
+        self._pool.bench.remove(learner)
         self._notes.record(learner).num_failures = 0
-        self._laps.enter(learner)
+        self._pool.enter(learner)
         if (held := self._still_counts(learner, signal.tasks)) is not None:
             return self._adopt(learner, held, now)
-        self._is_free(learner)
+        self._pool.free(learner)
         return self._settle(now)
 
     def _note_whether_it_matches(self, learner: str) -> None:
         """It may have joined again with other attributes."""
         member = self._members.get(learner)
         if member is not None and self._selector.matches(member):
-            self._matching.add(learner)
+            self._pool.matching.add(learner)
         else:
-            self._matching.discard(learner)
+            self._pool.matching.discard(learner)
 
     def _still_counts(self, learner: str, tasks: tuple[TaskStatus, ...]) -> TaskStatus | None:
         """The learner's task of this job that is not in a version yet; names of others are not used again."""
@@ -380,7 +342,7 @@ class AsynchronousJob(Job):
 
     def _adopt(self, learner: str, held: TaskStatus, now: float) -> Actions:
         """Take over a task that another controller gave, or that this one had given up."""
-        self._idle.pop(learner, None)
+        self._pool.busy(learner)
         part = self.state.cohort.assign(learner, now, round=held.task.round, attempt=held.task.attempt)
         self.state.cohort.move(learner, Status.ACCEPTED, now)
         self._dispatch.uploads.make_room_for(self.state.cohort.num_open)
@@ -388,10 +350,8 @@ class AsynchronousJob(Job):
 
     def _learner_down(self, signal: s.LearnerDown, now: float) -> Actions:
         learner, state = signal.learner, self.state
-        self._matching.discard(learner)
-        self._idle.pop(learner, None)
+        self._pool.gone(learner)
         self._evaluations.remove(learner)
-        self._laps.leave(learner)
         part = state.cohort.get(learner)
         if part is None or part.status not in OPEN:
             return self._settle(now)
@@ -408,7 +368,7 @@ class AsynchronousJob(Job):
         actions: Actions = [s.Emit(resumed), s.StartSum(state.round)]
         state.round_started_at = now
         matching = self._selector.matching(self._present())
-        self._matching = {member.learner for member in matching}
+        self._pool.let_in(member.learner for member in matching)
         if state.phase is Phase.EVALUATING:
             deadline_s = self._protocol.deadline_s
             state.deadline_at = None if deadline_s is None else now + deadline_s

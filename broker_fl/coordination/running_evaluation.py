@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.averaging import LatestMean
+from broker_fl.coordination.life import Life
 from broker_fl.coordination.state import JobState
 from broker_fl.wire import events as e
 from broker_fl.wire.messages import Result
@@ -38,19 +39,23 @@ class RunningEvaluation:
         """It is gone: what it found out counts no more."""
         self._latest.remove(learner)
 
-    def is_of_all(self, learners: Iterable[str]) -> bool:
+    def target_reached(self, life: Life, learners: Callable[[], Iterable[str]]) -> str | None:
+        """How the job's target was reached; None if it was not, or not all ``learners`` have evaluated: the
+        first few may be the lucky ones. Who delivers without a metric is not waited for.
+        """
+        reached = life.target_reached()
+        return reached if reached is not None and self._is_of_all(learners()) else None
+
+    def target_unknown(self, life: Life, learners: Callable[[], Iterable[str]]) -> str | None:
+        """Why the target can never be reached; None if it can, or not all ``learners`` have evaluated."""
+        has_none = self._target is not None and not self._has_target and len(self._latest) > 0
+        if not has_none or not self._is_of_all(learners()):
+            return None
+        return life.target_unknown(set(self._latest.mean()))
+
+    def _is_of_all(self, learners: Iterable[str]) -> bool:
         """Whether each of them has evaluated, but for those that report no metric."""
         return all(learner in self._latest or learner in self._mute for learner in learners)
-
-    @property
-    def lacks_target(self) -> bool:
-        """Whether there are evaluations, and none ever had the target."""
-        return self._target is not None and not self._has_target and len(self._latest) > 0
-
-    @property
-    def metrics(self) -> set[str]:
-        """Names of those of which there is a mean."""
-        return set(self._latest.mean())
 
     def note_version(self, state: JobState) -> s.Actions:
         """The mean is the evaluation of the newest version, for want of a better one."""

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +17,7 @@ from broker_fl.identity.members import PREFIX, Members
 from broker_fl.identity.passwords import hashed
 from broker_fl.identity.tokens import (
     CANDIDATE,
+    MAX_REQUEST_BYTES,
     EnrolmentRequest,
     Token,
     candidate_permissions,
@@ -23,7 +25,10 @@ from broker_fl.identity.tokens import (
 )
 from broker_fl.topology import Topology
 
-_MAX_REQUESTS = 10_000
+MAX_REQUESTS_OF_ONE = 100
+"""Messages with one token; a site asks once or twice."""
+_MAX_MESSAGES = 1_000
+"""That are looked at together: the tables of headers that come with them have up to 128 kB each."""
 
 
 class _Invitation(BaseModel):
@@ -65,6 +70,8 @@ class Granting:
         self._vhost = vhost
         self._topology = Topology(federation)
         self._now = now
+        self.is_more = False
+        """Whether more messages may have been there at the last look than were looked at."""
 
     def invite(self, token: Token, account_expires: float | None = None) -> None:
         """Make the user whose password the token has; one that was there before is no longer valid.
@@ -97,10 +104,10 @@ class Granting:
         return self._api.has_user(candidate_user(account))
 
     def asked(self) -> list[Asked]:
-        """Requests that wait and whose token is valid; they go on waiting. Other tokens are deleted."""
+        """Requests that wait and whose token is valid; they go on waiting."""
         invitations = self._invitations()
         found: list[tuple[str, EnrolmentRequest]] = []
-        for body, user in self._api.look_at_messages(self._vhost, self._topology.enrolment, _MAX_REQUESTS):
+        for body, user in self._waiting():
             if user is None or user not in invitations:
                 continue
             try:
@@ -112,6 +119,24 @@ class Granting:
         found = list(dict.fromkeys(found))
         times = Counter(user for user, _ in found)
         return [Asked(invitations[user][0], request, times[user] == 1) for user, request in found]
+
+    def flooding(self) -> list[Account]:
+        """Whose valid token has brought more than ``MAX_REQUESTS_OF_ONE`` messages."""
+        times, invitations = Counter(user for _, user in self._waiting()), self._invitations()
+        return [account for user, (account, _) in invitations.items() if times[user] > MAX_REQUESTS_OF_ONE]
+
+    def expired(self) -> list[Account]:
+        """For whom a token was made that is too old by now; it can still log in, to no use."""
+        now = self._now()
+        return [account for account, invitation in self._all_invitations() if invitation.expires <= now]
+
+    def _waiting(self) -> list[tuple[bytes, str | None]]:
+        """Messages from the oldest on, cut where they are too long for a request; and who sent them."""
+        found = self._api.look_at_messages(
+            self._vhost, self._topology.enrolment, _MAX_MESSAGES, truncate=MAX_REQUEST_BYTES + 1
+        )
+        self.is_more = len(found) == _MAX_MESSAGES
+        return found
 
     def grant(self, asked: Asked) -> None:
         """Enrol who asked, under its own password; the token is spent.
@@ -130,34 +155,34 @@ class Granting:
         self._forget(account)
 
     def clear(self) -> None:
-        """Drop requests that came with tokens that are spent or no longer valid, from the oldest on."""
+        """Drop messages that came with tokens that are spent or no longer valid, from the oldest on."""
         if self._api.queue(self._vhost, self._topology.enrolment) is None:
             return
-        invitations, queue = self._invitations(), self._topology.enrolment
-        count = 0
-        for _, user in self._api.look_at_messages(self._vhost, queue, _MAX_REQUESTS):
-            if user in invitations:
-                break
-            count += 1
-        if count:
-            self._api.take_messages(self._vhost, queue, count)
+        users = self._invitations().keys()
+        while count := sum(1 for _ in takewhile(lambda one: one[1] not in users, self._waiting())):
+            if not self._api.take_messages(self._vhost, self._topology.enrolment, count, truncate=1):
+                return
 
     def _invitations(self) -> dict[str, tuple[Account, _Invitation]]:
-        """Valid ones, by their users; others are deleted."""
+        """Valid ones, by their users."""
+        now = self._now()
+        return {
+            candidate_user(account): (account, invitation)
+            for account, invitation in self._all_invitations()
+            if invitation.expires > now
+        }
+
+    def _all_invitations(self) -> list[tuple[Account, _Invitation]]:
         federation = self._topology.federation
-        found: dict[str, tuple[Account, _Invitation]] = {}
+        found: list[tuple[Account, _Invitation]] = []
         for name, value in self._api.records(f"{PREFIX}{federation}.{CANDIDATE}.").items():
             try:
                 invitation = _Invitation.model_validate(value)
                 account = Account.new(federation, invitation.role, name)
             except (ValidationError, SettingError):
                 continue
-            if invitation.vhost != self._vhost:
-                continue
-            if invitation.expires <= self._now():
-                self._forget(account)
-            else:
-                found[candidate_user(account)] = account, invitation
+            if invitation.vhost == self._vhost:
+                found.append((account, invitation))
         return found
 
     def _forget(self, account: Account) -> None:

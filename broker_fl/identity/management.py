@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -23,6 +24,10 @@ from broker_fl.security.tls import Security, check_plaintext, client_context, cl
 from broker_fl.topology import Entity, Exchange, Queue
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 
+MAX_ANSWER_BYTES = 256 << 20
+"""Twenty thousand connections are described in 40 MB."""
+_MAX_DEPTH = 20
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _TIMEOUT_S = 30.0
 _NOT_FOUND = 404
 _FORM = "http[s]://host[:port], the account apart from it"
@@ -154,19 +159,29 @@ class ManagementApi:
         found = self.find(_path("queues", vhost, name))
         return dict(found) if isinstance(found, Mapping) else None
 
-    def take_messages(self, vhost: str, queue: str, count: int) -> list[tuple[bytes, str | None]]:
-        """Up to ``count`` messages, taken from the queue, with the accounts that sent them."""
-        return self._messages(vhost, queue, count, "ack_requeue_false")
+    def take_messages(
+        self, vhost: str, queue: str, count: int, *, truncate: int | None = None
+    ) -> list[tuple[bytes, str | None]]:
+        """Up to ``count`` messages, taken from the queue, with the accounts that sent them; of longer ones
+        the first ``truncate`` bytes.
+        """
+        return self._messages(vhost, queue, count, "ack_requeue_false", truncate)
 
-    def look_at_messages(self, vhost: str, queue: str, count: int) -> list[tuple[bytes, str | None]]:
+    def look_at_messages(
+        self, vhost: str, queue: str, count: int, *, truncate: int | None = None
+    ) -> list[tuple[bytes, str | None]]:
         """As ``take_messages``, but they stay where they are; none where there is no such queue."""
         try:
-            return self._messages(vhost, queue, count, "ack_requeue_true")
+            return self._messages(vhost, queue, count, "ack_requeue_true", truncate)
         except _NotFound:
             return []
 
-    def _messages(self, vhost: str, queue: str, count: int, mode: str) -> list[tuple[bytes, str | None]]:
-        body = {"count": count, "ackmode": mode, "encoding": "base64"}
+    def _messages(
+        self, vhost: str, queue: str, count: int, mode: str, truncate: int | None
+    ) -> list[tuple[bytes, str | None]]:
+        body: dict[str, object] = {"count": count, "ackmode": mode, "encoding": "base64"}
+        if truncate is not None:
+            body["truncate"] = truncate
         rows = self.request("POST", _path("queues", vhost, queue, "get"), body)
         return [
             (base64.b64decode(row["payload"]), (row.get("properties") or {}).get("user_id"))
@@ -207,7 +222,7 @@ class ManagementApi:
         doing = f"{method} {self.place}{path}"
         try:
             with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
-                text = answer.read()
+                text = answer.read(MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:
                 raise _refusal(doing, error.code, error.read().decode(errors="replace")[:500]) from error
@@ -215,8 +230,10 @@ class ManagementApi:
             raise _no_answer(self.place, doing, error) from error
         except http.client.HTTPException as error:
             raise SettingError(f"{doing}: {_not_it(self.place)}") from error
+        if len(text) > MAX_ANSWER_BYTES:
+            raise SettingError(f"{doing}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
         try:
-            return json.loads(text) if text else None
+            return _json(text) if text else None
         except ValueError as error:
             raise SettingError(f"{doing}: this is not RabbitMQ's management interface") from error
 
@@ -247,6 +264,30 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+def _json(text: bytes) -> object:
+    """What JSON says; what is nested deeper than ``_MAX_DEPTH`` is None where it would end Python's stack, as
+    do tables in the headers of a message that anybody may have sent.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        pass
+    pieces, start, depth = [], 0, 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        if found[0] in (b"{", b"["):
+            depth += 1
+            if depth == _MAX_DEPTH + 1:
+                pieces += [text[start : found.start()], b"null"]
+        elif found[0] in (b"}", b"]"):
+            depth -= 1
+            if depth == _MAX_DEPTH:
+                start = found.end()
+    return json.loads(b"".join([*pieces, text[start:]]))
 
 
 _LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)

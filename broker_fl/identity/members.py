@@ -171,7 +171,15 @@ class Members:
 
     def expired(self) -> list[Account]:
         """Those whose time is over, and who can still log in."""
-        return [member.account for member in self.members() if member.state == "expired"]
+        users = self._api.users()
+        return sorted(
+            (
+                account
+                for account, record in self._records().items()
+                if self._state(record, is_there=account.user in users) == "expired"
+            ),
+            key=lambda account: account.user,
+        )
 
     def _member(self, account: Account, state: State, record: _Record, connections: dict[str, int]) -> Member:
         num = connections.get(account.user, 0)

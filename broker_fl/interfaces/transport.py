@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from broker_fl.topology import Entity
 from broker_fl.wire.handed import Handed
@@ -134,7 +134,6 @@ class Transport(Protocol):
         ...
 
 
-@runtime_checkable
 class HandsOver(Protocol):
     """What a ``Transport`` can do besides whose messages never leave the process.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from broker_fl.errors import SettingError
+from broker_fl.record.closing import Closing
 from broker_fl.record.scalars import Curves, settings_of
 from broker_fl.wire import events as ev
 
@@ -27,7 +27,7 @@ _STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _NOT_IN_NAMES = re.compile(r"[^\w\-. ]")
 
 
-class MlflowSink:
+class MlflowSink(Closing):
     """Makes a run of a job, in an experiment that is called like the job file's ``name``, or ``experiment``.
 
     The job's settings are its parameters, its curves the metrics; a job that is done is ``FINISHED``, one
@@ -82,17 +82,6 @@ class MlflowSink:
 
     def close(self) -> None:
         """Nothing is open; the run of a job that has not ended stays ``RUNNING``."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _begin(self, client: MlflowClient, event: ev.Event) -> None:
         from mlflow.entities import Param

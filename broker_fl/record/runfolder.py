@@ -20,11 +20,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from broker_fl.errors import FrameRefused, SettingError, StoreUnavailable
 from broker_fl.model import Model
+from broker_fl.record.closing import Closing
 from broker_fl.record.history import History
 from broker_fl.wire.events import Event, event_from_json
 from broker_fl.wire.job import JobSpec
@@ -49,7 +49,7 @@ _SHOWN_VERSIONS = (
 )
 
 
-class RunFolder:
+class RunFolder(Closing):
     """One run on disk. Make it with ``create`` or ``open``; ``append`` may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
@@ -154,17 +154,6 @@ class RunFolder:
             if self._events is not None:
                 os.close(self._events)
                 self._events = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # ------------------------------------------------------------ reading
 

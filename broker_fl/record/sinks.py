@@ -16,9 +16,9 @@ import logging
 import queue
 import threading
 import time
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
+from broker_fl.record.closing import Closing
 from broker_fl.wire.events import Event
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class EventSink(Protocol):
         """Nothing follows: finish what is open."""
 
 
-class Background:
+class Background(Closing):
     """A sink that is served by a thread of its own: writing never waits and never fails.
 
     When the sink fails, or cannot keep up, that is logged once as an error and it gets nothing more.
@@ -74,17 +74,6 @@ class Background:
             self._fail(
                 f"it did not take them within {self._close_timeout_s:g} s: it does not answer, or is too slow"
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _serve(self) -> None:
         while (event := self._waiting.get()) is not None:

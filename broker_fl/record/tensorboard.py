@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from broker_fl.errors import SettingError
+from broker_fl.record.closing import Closing
 from broker_fl.record.scalars import Curves, settings_of
 from broker_fl.wire import events as ev
 
@@ -17,7 +17,7 @@ FLUSH_S = 5
 """A job that is watched is at most so far behind in TensorBoard."""
 
 
-class TensorBoardSink:
+class TensorBoardSink(Closing):
     """Writes a job to ``directory/<job>``: curves, how long learners had their tasks, and the settings.
 
     A job that is there already is written beside it, to ``<job>-2``, ``<job>-3``, …
@@ -66,17 +66,6 @@ class TensorBoardSink:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open(self, job: str) -> SummaryWriter:
         path, number = self._directory / job, 1

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from typing import cast
 
 from broker_fl.errors import BrokerFLError, FrameRefused, TransportClosed
 from broker_fl.interfaces import Delivery, HandsOver, Transport
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 
 def handing(transport: Transport) -> HandsOver | None:
     """The transport, if it hands messages over as they are."""
-    return transport if isinstance(transport, HandsOver) and transport.hands_over else None
+    # ``isinstance`` of a protocol takes as long as handing over.
+    return cast("HandsOver", transport) if getattr(transport, "hands_over", False) else None
 
 
 def read(delivery: Delivery) -> tuple[Message, memoryview | None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO
 
 from broker_fl.errors import AuditBroken, SettingError
 
+log = logging.getLogger(__name__)
 LOG_NAME = "audit.log"
 """Where a store keeps it among events; no job is called so, since ids have no dots."""
 _FIELDS = ("action", "actor", "details", "hash", "previous", "sequence", "subject", "time_s")
@@ -182,17 +184,20 @@ class FileLog:
     def append(self, deed: Deed, clock: Callable[[], float] = time.time) -> Head:
         """Write one down, on disk when this returns; the file is its owner's only.
 
+        A last line that is no entry, as of a machine that lost its power, does not keep an account from being
+        revoked: what is written down follows it, and ``verify`` will say so.
+
         Raises:
             SettingError: the file cannot be written.
-            AuditBroken: its last line is no entry.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                line, head = chained(deed, self._head(file), clock())
-                file.write(line + b"\n")
+                before, ends = self._head(file)
+                line, head = chained(deed, before, clock())
+                file.write((b"" if ends else b"\n") + line + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -212,11 +217,18 @@ class FileLog:
         except OSError as error:
             raise SettingError(f"the audit log {self.path} cannot be read: {error.strerror}") from error
 
-    def _head(self, file: BinaryIO) -> Head:
+    def _head(self, file: BinaryIO) -> tuple[Head, bool]:
+        """Of the log as it is, and whether its last line is complete."""
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().splitlines()
-        if not lines:
-            return Head.of_empty(self._federation)
-        last = read(lines[-1])
-        return Head(last["sequence"], last["hash"])
+        tail = file.read()
+        if not tail:
+            return Head.of_empty(self._federation), True
+        line = tail.splitlines()[-1]
+        try:
+            last = read(line)
+        except AuditBroken as error:
+            log.error("%s: %s; the log goes on after it", self.path, error)
+            file.seek(0)
+            return Head(sum(1 for _ in file), hashlib.sha256(line).hexdigest()), tail.endswith(b"\n")
+        return Head(last["sequence"], last["hash"]), tail.endswith(b"\n")

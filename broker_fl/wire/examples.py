@@ -253,6 +253,8 @@ def _reply_examples() -> dict[str, m.Message]:
             routing_key="site-1.controller-7",
             reason="the body is no msgpack map",
             time_s=1_700_000_062.0,
+            user="hospitals.learner.site-1",
+            needs_account=True,
         ),
         "model_follows": m.ModelFollows(request="4b1d", job="digits-1f", model=_MANIFEST),
     }

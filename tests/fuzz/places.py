@@ -85,16 +85,19 @@ def proxy_answers() -> list[bytes]:
 
 
 def dead_letter(data: bytes) -> None:
-    """A letter is read, whoever wrote it: ``[headers, body]``."""
+    """A letter is read, whoever wrote it: ``[headers, body]``; its account is the broker's word."""
     try:
         headers, body = msgpack.unpackb(data, use_list=True, strict_map_key=False)
         headers, body = dict(headers), b"" + body
     except Exception as error:
         raise FrameRefused("no letter") from error
     method: Any = SimpleNamespace(routing_key="b.report", delivery_tag=1)
-    letter = read_letter(method, SimpleNamespace(headers=headers), body)
-    assert letter.num_bytes == len(letter.body)
-    assert isinstance(letter.time_s, float)
+    for user in (None, "F.controller.main", "F.learner.b"):
+        properties = SimpleNamespace(headers=headers, user_id=user)
+        letter = read_letter(method, properties, body, "F")
+        assert letter.user == user or user in (None, "F.controller.main")
+        assert letter.num_bytes == len(letter.body)
+        assert isinstance(letter.time_s, float)
 
 
 def dead_letters() -> list[bytes]:

@@ -130,10 +130,12 @@ def _amqp(data: bytes) -> None:
     """Properties as a broker passes them on: any bytes that it has read in its own way."""
     if len(data) < 2:
         raise FrameRefused("no flags")
-    (found,) = FrameReader().feed(frame.Header(1, 5, raw_amqp.RawProperties(data)).marshal())
-    assert (found.channel_number, found.body_size) == (1, 5)
-    user = found.properties.user_id
-    assert user is None or user.encode() in data
+    sent = frame.Header(1, 5, raw_amqp.RawProperties(data)).marshal()
+    for reads_headers in (False, True):
+        (found,) = FrameReader(reads_headers=reads_headers).feed(sent)
+        assert (found.channel_number, found.body_size) == (1, 5)
+        user = found.properties.user_id
+        assert user is None or user.encode() in data
 
 
 def _content_headers() -> list[bytes]:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import logging
 import operator
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import pika
 import pytest
 from pika import exceptions as pika_errors
 
 from broker_fl.identity.joinfile import read_join_file
+from broker_fl.identity.permissions import permissions_of
 from broker_fl.model import Array, Model
+from broker_fl.observer import Nobody, RefusalReason, UpdateOutcome
 from broker_fl.roles.controller.limits import DEAD_LETTERS
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost
-from broker_fl.roles.usage import resident_bytes
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import cut
@@ -36,20 +38,23 @@ from tests.servers.provision import Broker
 
 ROUNDS = 2
 GOOD = ("hospital-a", "hospital-b")
+EXAMPLES = 1_000_000
+"""That mallory says to have trained from; the others have 1."""
 REFUSED, OTHER_USER = 403, 406
 
 
 class Mallory:
     """Raw AMQP with the account of one learner."""
 
-    def __init__(self, by: Operator, port: int) -> None:
-        file = read_join_file(by.enroll("mallory"))
+    def __init__(self, by: Operator, port: int, name: str = "mallory") -> None:
+        self.path = by.enroll(name)
+        file = read_join_file(self.path)
+        self.name = name
         self.topology = by.topology
         self.user = file.account.user
         credentials = pika.PlainCredentials(self.user, str(file.password))
-        self.connection = pika.BlockingConnection(
-            pika.ConnectionParameters("127.0.0.1", port, by.vhost, credentials)
-        )
+        self.access = pika.ConnectionParameters("127.0.0.1", port, by.vhost, credentials)
+        self.connection = pika.BlockingConnection(self.access)
         self._channel = self.connection.channel()
         self._channel.confirm_delivery()
 
@@ -70,7 +75,26 @@ class Mallory:
         self._channel.basic_publish(exchange, key, body, properties)
 
     def report(self, body: bytes) -> None:
-        self.send(self.topology.reports, "mallory.report", body)
+        self.send(self.topology.reports, f"{self.name}.report", body)
+
+    def deliver(self, inbox: str, bodies: Iterable[bytes]) -> None:
+        """To a controller's inbox."""
+        for body in bodies:
+            self.send(self.topology.updates, f"{self.name}.{inbox}", body)
+
+
+class Counts(Nobody):
+    """What the metrics are counted from: updates by what became of them, refused messages by where."""
+
+    def __init__(self) -> None:
+        self.updates: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+
+    def update(self, outcome: UpdateOutcome, reason: RefusalReason = "", count: int = 1) -> None:
+        self.updates[outcome] += count
+
+    def refused(self, source: str) -> None:
+        self.refusals[source] += 1
 
 
 class Stage:
@@ -79,7 +103,9 @@ class Stage:
     def __init__(self, by: Operator, port: int) -> None:
         self.operator = by
         self.topology = by.topology
-        self.controller = by.controller()
+        self.port = port
+        self.counts = Counts()
+        self.controller = by.controller(self.counts)
         self.inbox = f"controller-{self.controller.epoch}"
         self.good = {name: Adds() for name in GOOD}
         self.hosts: list[LearnerHost] = []
@@ -110,10 +136,10 @@ class Stage:
         assert finished.state == "done", finished.reason
         return dict(job.model())
 
-    def check_as_in_peace(self, job: Job) -> list[e.Event]:
+    def check_as_in_peace(self, job: Job, expected: Array | None = None) -> list[e.Event]:
         """Finish the job; its model and contributors are as if nothing had been."""
         model = self.finish(job)
-        np.testing.assert_array_equal(model["w"], self.in_peace["w"])
+        np.testing.assert_array_equal(model["w"], self.in_peace["w"] if expected is None else expected)
         events = list(job.events(follow=False))
         commits = [event for event in events if isinstance(event, e.VersionCommitted)]
         assert [sorted(commit.contributors) for commit in commits] == [sorted(GOOD)] * ROUNDS
@@ -123,10 +149,16 @@ class Stage:
 
     def dead_letters(self) -> list[str]:
         """Reasons of what was refused since the last look."""
+        return [letter.reason for letter, _ in self.letters()]
+
+    def letters(self) -> list[tuple[m.DeadLetter, bytes]]:
+        """What was refused since the last look, and why."""
         api, vhost = self.operator.api, self.operator.vhost
-        letters = api.take_messages(vhost, self.topology.dead, 10_000)
+        taken = [m.decode(body) for body, _ in api.take_messages(vhost, self.topology.dead, 10_000)]
         return [
-            message.reason for body, _ in letters if isinstance(message := m.decode(body)[0], m.DeadLetter)
+            (letter, bytes(body))
+            for letter, body in taken
+            if isinstance(letter, m.DeadLetter) and body is not None
         ]
 
     def refused(self, num: int) -> list[str]:
@@ -165,10 +197,36 @@ def update_of(learner: str, task: m.TaskRef, value: float) -> list[bytes]:
     """A whole and valid update: its result and its chunk."""
     model = Model.of({"w": np.full(8, value, np.float32)})
     manifest = m.UpdateManifest.of(model.spec, encoding="raw", chunk_bytes=1 << 20)
-    result = m.Result(learner=learner, task=task, num_examples=1_000_000, update=manifest)
+    result = m.Result(learner=learner, task=task, num_examples=EXAMPLES, update=manifest)
     (chunk,) = cut(model.buffer, 1 << 20)
     header = m.UpdateChunk(learner=learner, task=task, index=0, count=1, checksum=chunk.checksum)
     return [result.pack(), pack_chunk(header.KIND, header.model_dump(), chunk.payload)]
+
+
+def test_a_model_that_was_not_given_is_not_had_by_asking(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a learner may speak, nobody answers a driver's requests; what a controller says is not heard."""
+    job, mallory = stage.begin(), stage.mallory
+    stage.dead_letters()
+    before, me = stage.counts.refusals.copy(), f"mallory-{secrets.token_hex(6)}"
+    questions = [
+        m.ReadModel(driver=me, request="r", job=job.id),
+        m.ReadModel(driver=stage.driver.id, request="r", job=job.id, version=0),
+        m.ReadEvents(driver=me, request="r", job=job.id, after=0),
+        m.UploadRequest(task=m.TaskRef(job=job.id, round=0), inbox="controller-99"),
+    ]
+    with caplog.at_level(logging.WARNING):
+        for question in questions:
+            mallory.report(question.pack())
+            mallory.deliver(stage.inbox, [question.pack()])
+        reasons = stage.refused(2 * len(questions))
+    assert sum("is not a report" in reason for reason in reasons) == len(questions)
+    assert sum("does not belong into an inbox" in reason for reason in reasons) == len(questions)
+    assert caplog.text.count(f"with key {mallory.name}.") == 2 * len(questions)
+    found = stage.counts.refusals - before
+    assert found == Counter(reports=len(questions), inbox=len(questions))
+    stage.check_as_in_peace(job)
 
 
 def attempts(stage: Stage) -> dict[str, tuple[str, Any]]:
@@ -253,80 +311,109 @@ def test_a_message_that_does_not_say_who_sent_it_is_refused(stage: Stage) -> Non
     stage.check_as_in_peace(job)
 
 
-def test_an_update_for_a_task_that_was_not_given_or_is_over_changes_nothing(stage: Stage) -> None:
-    old, new = stage.begin(), None
+def test_an_update_for_a_task_that_was_not_given_or_is_over_changes_nothing(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = stage.begin()
     stage.finish(old)
     new = stage.begin()
-    for job, number in ((old, 0), (old, ROUNDS), (new, 0), (new, 1), (new, 7)):
-        for body in update_of("mallory", m.TaskRef(job=job.id, round=number), 1e6):
-            stage.mallory.send(stage.topology.updates, f"mallory.{stage.inbox}", body)
-    stage.check_as_in_peace(new)
+    before = stage.counts.updates.copy()
+    with caplog.at_level(logging.INFO):
+        for job, number in ((old, 0), (old, ROUNDS), (new, 0), (new, 1), (new, 7)):
+            update = update_of("mallory", m.TaskRef(job=job.id, round=number), 1e6)
+            stage.mallory.deliver(stage.inbox, update)
+        stage.check_as_in_peace(new)
+    for kind in ("result", "update_chunk"):
+        assert caplog.text.count(f"a {kind} of learner mallory for job {old.id} came too late") == 2
+    assert stage.counts.updates - before == Counter(late=3)
 
 
-def bombs(job: str) -> dict[str, bytes]:
-    """Small messages that claim to be large, and large ones."""
-    task = m.TaskRef(job=job, round=0)
-    result, chunk = update_of("mallory", task, 1.0)
-    fields: dict[str, Any] = msgpack.unpackb(result)
-    head = {"v": 1, "kind": "join", "learner": "mallory", "session": "s"}
-
-    def announcing(**update: Any) -> bytes:
-        packed: bytes = msgpack.packb(fields | {"update": fields["update"] | update})
-        return packed
-
-    def piece(**header: Any) -> bytes:
-        whole = m.UpdateChunk(learner="mallory", task=task, index=0, count=1, checksum="xxh3:" + "0" * 16)
-        return pack_chunk(whole.KIND, whole.model_dump() | header, memoryview(b"x"))
-
-    billion = {"spec": [["w", "float32", [10**9, 10**9]]]}
-    return {
-        "an array of 2^32": b"\xdd\xff\xff\xff\xff",
-        "a map of 2^32": b"\xdf\xff\xff\xff\xff",
-        "a binary of 4 GB": b"\x81\xa1x\xc6\xff\xff\xff\xff",
-        "arrays in arrays": b"\x91" * 100_000 + b"\x00",
-        "arrays of 2^32 in one another": b"\xdd\xff\xff\xff\xff" * 10_000,
-        "maps in maps": b"\x81\xa1x" * 100_000 + b"\x00",
-        "a body of 5 MB": result + bytes(5_000_000),
-        "too many attributes": msgpack.packb(head | {"attributes": {f"a{i}": i for i in range(4_000)}}),
-        "a map with 100,000 keys": msgpack.packb(head | {f"k{i}": i for i in range(100_000)}),
-        "a group of a million": msgpack.packb(
-            {"v": 1, "kind": "group_join", "group": "mallory", "session": "s", "members": ["m"] * 1_000_000}
-        ),
-        "an exabyte": announcing(num_bytes=1 << 60),
-        "negative bytes": announcing(num_bytes=-1),
-        "chunks of 2 GB": announcing(chunk_bytes=1 << 31),
-        "a billion elements": announcing(num_bytes=4 * 10**9, **billion),
-        "coarse where raw was asked for": announcing(encoding="int8", num_bytes=24),
-        "the billion largest of eight": announcing(encoding="topk/1000000000", num_bytes=8),
-        "an encoding of no such width": announcing(encoding="float1", num_bytes=1),
-        "a sum of a group": announcing(form="sum"),
-        "chunk 2^60 of 2^61": piece(index=1 << 60, count=1 << 61),
-        "a chunk in another encoding": piece(encoding="int8"),
-        "a chunk of one byte": piece(),
-        "a chunk that is corrupt": chunk[:-1] + b"\xff",
-        "a number beyond 64 bits": b"\x82\xa1v\x01\xa4kind\xcf" + b"\xff" * 8,
-    }
+@pytest.fixture
+def member(stage: Stage) -> Iterator[Mallory]:
+    """Another account of mallory's; made before a test begins, since commands take the log to themselves."""
+    member = Mallory(stage.operator, stage.port, "member")
+    yield member
+    member.connection.close()
 
 
-def test_bombs_cost_nothing_and_only_their_sender(stage: Stage) -> None:
-    """Mallory takes part, and answers its task with them: its update is refused, the others' count."""
-    mallory, names = stage.mallory, stage.topology
-    mallory.report(m.Join(learner="mallory", session="s").pack())
-    eventually(lambda: len(stage.driver.learners()) == 3, "mallory being there")
+def test_an_update_counts_once_however_often_it_is_replayed(
+    stage: Stage, member: Mallory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mallory takes part, and sends what it has sent again: in the same round, in the next one, and when the
+    job is done.
+    """
+    mallory, adds = member, Adds()
+    adds.gate.clear()
+    host = stage.operator.learner(mallory.path, adds)  # takes its tasks, and never delivers
+    assert host.wait_welcomed(DEADLINE_S)
+    job = stage.begin(protocol={"min_learners": 3, "quorum": 3, "deadline_s": 60.0})
+    assert adds.at_work.wait(DEADLINE_S)
+    first, second = (update_of(mallory.name, m.TaskRef(job=job.id, round=n), 1.0 + n) for n in range(ROUNDS))
+    before = stage.counts.updates.copy()
+
+    def refused(**expected: int) -> None:
+        eventually(lambda: stage.counts.updates - before == Counter(expected), f"{expected} being refused")
+
+    mallory.deliver(stage.inbox, first * 2)
+    refused(duplicate=1)
+    adds.at_work.clear()
+    for good in stage.good.values():
+        good.gate.set()
+    assert adds.at_work.wait(DEADLINE_S), "the second round is open"
+    mallory.deliver(stage.inbox, first)
+    refused(duplicate=1, late=1)
+    mallory.deliver(stage.inbox, second)
+    model = stage.finish(job)
+    late = stage.counts.updates["late"]
     stage.dead_letters()
-    before = resident_bytes()
+    with caplog.at_level(logging.INFO):
+        mallory.deliver(stage.inbox, [*first, *second, b"no message"])
+        stage.refused(1)  # what was sent before it is handled
+    was_too_late = caplog.text.count(f"for job {job.id} came too late")
+    assert was_too_late + 2 * (stage.counts.updates["late"] - late) >= 3, "in two messages each"
+    host.stop(drain_s=0.0)
+    np.testing.assert_array_equal(model["w"], stage.in_peace["w"])  # all three add the same
+    np.testing.assert_array_equal(job.model()["w"], model["w"])
+    commits = [event for event in job.events(follow=False) if isinstance(event, e.VersionCommitted)]
+    assert [sorted(commit.contributors) for commit in commits] == [sorted([*GOOD, mallory.name])] * ROUNDS
+    assert [commit.total_weight for commit in commits] == [2.0 + EXAMPLES] * ROUNDS
+
+
+def refusal_of(open_one: Callable[[], Any]) -> str:
+    """What the broker says to one more, once it does not let it in; each that it lets in is closed again.
+
+    It counts a little after it lets in, and is meant to: https://github.com/rabbitmq/rabbitmq-server/issues/1547
+    """
+    said: list[str] = []
+
+    def is_refused() -> bool:
+        try:
+            open_one().close()
+        except pika_errors.AMQPError as error:
+            said.append(repr(error))
+        return bool(said)
+
+    eventually(is_refused, "one more being refused")
+    return said[0]
+
+
+def test_an_account_has_so_many_connections_and_channels_and_no_more(stage: Stage) -> None:
     job = stage.begin()
-    sent = bombs(job.id)
-    for body in sent.values():
-        mallory.report(body)
-        mallory.send(names.updates, f"mallory.{stage.inbox}", body)
-    reasons = stage.refused(len(sent))
-    assert all(reasons)
-    assert resident_bytes() - before < 300 << 20
-    mallory.report(m.Leave(learner="mallory", session="s").pack())
-    events = stage.check_as_in_peace(job)
-    refusals = [event for event in events if isinstance(event, e.UpdateRefused)]
-    assert {event.learner for event in refusals} == {"mallory"}
+    crowd = Mallory(stage.operator, stage.port, "crowd")  # a connection with a channel
+    limits, opened = permissions_of(read_join_file(crowd.path).account), [crowd.connection]
+    connect = partial(pika.BlockingConnection, crowd.access)
+    try:
+        opened += [connect() for _ in range(limits.max_connections - len(opened))]
+        assert "user connection limit (10) is reached" in refusal_of(connect)
+        for _ in range(limits.max_channels - 1):
+            opened[-1].channel()
+        assert all(connection.is_open for connection in opened)
+        assert "maximum allowed user limit of (50)" in refusal_of(opened[-1].channel)
+    finally:
+        for connection in opened:
+            if connection.is_open:
+                connection.close()
+    stage.check_as_in_peace(job)
 
 
 def test_a_second_one_of_the_same_name_is_not_counted_twice(stage: Stage) -> None:

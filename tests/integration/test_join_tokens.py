@@ -15,6 +15,7 @@ from pika import exceptions as pika_errors
 from broker_fl.errors import AccessDenied
 from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.tokens import read_token
+from tests.servers import raw_amqp
 from tests.servers.enrolling import DEADLINE_S, Operator
 from tests.servers.provision import Broker
 
@@ -97,10 +98,64 @@ def test_a_token_whose_time_is_over_asks_for_nothing(by: Operator) -> None:
     token.write_text(text, encoding="utf-8")
     asked(by, token)
     user = f"{by.federation}.candidate.hospital-a"
-    record = by.api.records("broker_fl.")[user]
-    by.api.put_record(f"broker_fl.{user}", {**record, "expires": 1.0})  # its clock may say what it likes
+    _over(by, user)  # the site's clock may say what it likes
     assert "nobody asks" in by.run("accept", "--yes").output
     assert user not in by.api.users()
+
+
+def _over(by: Operator, user: str) -> None:
+    record = by.api.records("broker_fl.")[user]
+    by.api.put_record(f"broker_fl.{user}", {**record, "expires": 1.0})
+
+
+def test_whatever_an_operator_does_deletes_tokens_that_are_too_old(by: Operator) -> None:
+    late = f"{by.federation}.learner.late"
+    by.enroll("late")
+    commands = (
+        ["members"],
+        ["accept", "--yes"],
+        ["enroll", "another", "--out", str(by.folder / "another.join")],
+        ["token", "other", "--out", str(by.folder / "other.token")],
+        ["revoke", "--expired"],
+    )
+    for command in commands:
+        invited(by)
+        user = f"{by.federation}.candidate.hospital-a"
+        assert user in by.api.users()
+        _over(by, user)
+        _over(by, late)
+        said = by.run(*command).output
+        assert user not in by.api.users(), command
+        assert ("1 account can still log in although the time is over (late)" in said) is (
+            command[0] != "revoke"
+        )
+    assert late not in by.api.users()
+    assert f"{by.federation}.candidate.other" in by.api.users()
+    entries = json.loads(by.run("audit", "show", "--file", "own", "--json").output)
+    assert [one["action"] for one in entries].count("expire_token") == 2 * len(commands)
+
+
+def test_who_fills_the_queue_loses_its_token_and_the_others_are_heard(by: Operator) -> None:
+    """With bodies of any size, none at all, and headers that nobody can read."""
+    thief = read_token(invited(by, "thief"))
+    user = f"{by.federation}.candidate.thief"
+    connection = pika.BlockingConnection(pika.URLParameters(thief.url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    tables = [raw_amqp.RawProperties(one) for one in raw_amqp.tables(user).values()]
+    for properties in (*tables, *[pika.BasicProperties(user_id=user)] * 1_100):
+        channel.basic_publish(by.topology.enrolment, "", b"", properties)
+    channel.basic_publish(by.topology.enrolment, "", bytes(4_000_000))
+    with pytest.raises(pika_errors.NackError):
+        channel.basic_publish(by.topology.enrolment, "", bytes(300_000))
+    connection.close()
+    token = invited(by)
+    by.run("accept", "--yes")  # the operator is told that no request arrives
+    assert user not in by.api.users()
+    join, fingerprint = asked(by, token)
+    assert fingerprint in by.run("accept", "--yes").output
+    by.connect(join)
+    assert not by.api.look_at_messages(by.vhost, by.topology.enrolment, 10)
 
 
 def test_two_requests_with_one_token_are_decided_by_the_fingerprint_alone(by: Operator) -> None:

@@ -16,6 +16,7 @@ from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.management import ManagementApi
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
+from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
@@ -103,12 +104,13 @@ class Operator:
         self._stack.callback(transport.close)
         return transport
 
-    def controller(self) -> Controller:
+    def controller(self, observer: Observer = NOBODY, *, join: Path | None = None) -> Controller:
         store = SQLiteStore(self.folder / "state.sqlite", federation=self.federation)
         self._stack.callback(store.close)
-        transport = self.connect(self.enroll("main", "controller"))
+        transport = self.connect(join or self.enroll("main", "controller"))
         settings = ControllerSettings(federation=self.federation, heartbeat_s=0.2)
         controller = Controller(transport, store, settings)
+        controller.observe(observer)
         self._stack.callback(lambda: controller.wait(10.0))
         self._stack.callback(controller.stop)
         controller.start()

@@ -270,7 +270,7 @@ class World:
 
     def _seen_to_its_end(self, process: Process, driver: Driver, job: Job) -> str:
         heard = list(job.events())
-        driver._connection.timeout_s = DOWNLOAD_S
+        driver.timeout_s = DOWNLOAD_S
         final = self._fetched(process, job)
         newest = self.audit.lineage(job.id).models[-1]
         check(np.array_equal(final["w"], newest), f"{job.id}: another model was fetched")

@@ -18,6 +18,7 @@ from broker_fl.model import (
     DTYPES,
     MAX_DIMENSIONS,
     MAX_NAME_CHARS,
+    Array,
     Model,
     ModelError,
     ModelSpec,
@@ -408,3 +409,44 @@ def test_a_model_that_cannot_be_written_leaves_nothing_behind(every_type: Model,
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
     with pytest.raises(ModelError, match="cannot be written"):
         every_type.save(tmp_path / "no" / "such" / "folder")
+
+
+def test_a_frozen_model_cannot_be_written_to_and_says_its_digest_once() -> None:
+    model = Model.of({"a": np.arange(3, dtype=np.float32)})
+    before, frozen = model.digest, model.frozen()
+    assert np.shares_memory(frozen.buffer, model.buffer)
+    assert frozen.digest == before
+    with pytest.raises(ValueError, match="read-only"):
+        frozen["a"][0] = 7
+    model["a"][0] = 7
+    assert frozen.digest == before, "who freezes a model leaves it alone"
+    assert model.digest != before
+    mine = frozen.own()
+    mine["a"][0] = 8
+    assert float(frozen["a"][0]) == 7
+    assert mine.digest not in (before, model.digest)
+    assert model.own() is model
+
+
+def test_a_spec_that_is_read_twice_is_one() -> None:
+    rows = (("a", "float32", (2, 3)), ("b", "int8", ()))
+    assert ModelSpec.from_wire(rows) is ModelSpec.from_wire([["a", "float32", [2, 3]], ["b", "int8", []]])
+    assert ModelSpec.from_wire(rows[:1]) != ModelSpec.from_wire(rows)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"a": np.zeros(3, np.float32)},
+        {"a": np.zeros(3, np.float32), "b": np.zeros(2), "c": np.zeros(1)},
+        {"a": np.zeros(3, np.float32), "c": np.zeros(2)},
+        {"a": np.zeros((3, 1), np.float32), "b": np.zeros(2)},
+        {"a": np.zeros(3, np.float64), "b": np.zeros(2)},
+    ],
+)
+def test_arrays_that_differ_in_one_thing_are_not_described(arrays: dict[str, Array]) -> None:
+    spec = ModelSpec.of({"a": np.zeros(3, np.float32), "b": np.zeros(2)})
+    assert spec.describes({"b": np.zeros(2), "a": np.zeros(3, np.float32)})
+    assert not spec.describes(arrays)
+    with pytest.raises(ModelError):
+        Model.of(arrays, spec)

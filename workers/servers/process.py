@@ -13,6 +13,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from broker_fl.errors import ServerUnavailable, SettingError
 
@@ -55,6 +57,30 @@ def free_port() -> int:
 def find_program(name: str) -> str | None:
     """The path of an installed program, also from folders that only root has on its path."""
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(_SERVER_FOLDERS))
+
+
+class Node:
+    """A server as the block of a ``with`` statement: started before it, ended after it."""
+
+    def start(self) -> Self:
+        """Start it, and wait until it answers."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End it; nothing happens where it does not run."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except (KeyboardInterrupt, SystemExit):  # ``__exit__`` would not be called, and nobody end it
+            self.stop()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
 def write_private(path: Path, text: str) -> None:

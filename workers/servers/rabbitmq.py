@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
 from broker_fl.errors import BrokerUnavailable, ServerUnavailable, SettingError
 from broker_fl.identity.management import ManagementApi
-from broker_fl.workers.servers.process import ServerProcess, find_program, free_port, write_private
+from broker_fl.workers.servers.process import Node, ServerProcess, find_program, free_port, write_private
 
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME = b"\x01"
@@ -71,7 +70,7 @@ class _Identity:
         )
 
 
-class RabbitMQNode:
+class RabbitMQNode(Node):
     """A RabbitMQ server in a folder of its own; the same folder is the same server, also in another process.
 
     Starting takes 6 to 8 s on two cores, nearly all of it Erlang loading code (as long on existing data).
@@ -247,18 +246,6 @@ class RabbitMQNode:
         if done.returncode:
             raise BrokerUnavailable(f"rabbitmqctl {' '.join(arguments[:1])}: {done.stderr or done.stdout}")
         return done.stdout
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except (KeyboardInterrupt, SystemExit):  # ``__exit__`` would not be called, and nobody end it
-            self.stop()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @cached_property
     def _identity(self) -> _Identity:

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from broker_fl.errors import ServerUnavailable, SettingError, StoreUnavailable
-from broker_fl.workers.servers.process import ServerProcess, find_program, free_port, write_private
+from broker_fl.workers.servers.process import Node, ServerProcess, find_program, free_port, write_private
 
 
 def redis_available() -> bool:
@@ -32,7 +31,7 @@ class _Identity:
     password: str | None
 
 
-class RedisNode:
+class RedisNode(Node):
     """A Redis server in a folder of its own; the same folder is the same server, also in another process.
 
     It never evicts a key (``noeviction``) and appends every write to a file that is synced each second.
@@ -111,18 +110,6 @@ class RedisNode:
     def thaw(self) -> None:
         """Let a frozen server go on (SIGCONT)."""
         self._process.send(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except (KeyboardInterrupt, SystemExit):  # ``__exit__`` would not be called, and nobody end it
-            self.stop()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @cached_property
     def _identity(self) -> _Identity:

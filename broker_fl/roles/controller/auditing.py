@@ -50,6 +50,11 @@ class AuditLog:
         line, self.head = chained(deed, self.head, self._clock.now())
         self._pending.append(line)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether ``flush`` has something to do."""
+        return bool(self._pending)
+
     def flush(self) -> StoreUnavailable | None:
         """Store what was added; an error of the store is returned, and it has to be tried again."""
         try:

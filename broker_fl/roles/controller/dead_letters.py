@@ -20,8 +20,10 @@ NOBODY_SAYS = "whoever does not say which account it is"
 class DeadLetters:
     """Of one controller."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, *, needs_account: bool) -> None:
+        """``needs_account``: whether nobody but enrolled accounts is heard."""
         self._services = services
+        self._needs_account = needs_account
         self._refusals = RateLimit(DEAD_LETTERS, "messages that are refused")
 
     def are_too_many(self, delivery: Delivery, speaker: Speaker | None) -> bool:
@@ -43,6 +45,8 @@ class DeadLetters:
             routing_key=text(delivery.routing_key),
             reason=text(reason),
             time_s=services.clock.now(),
+            user=text(delivery.user or ""),
+            needs_account=self._needs_account,
         )
         payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         body = pack_chunk(header.KIND, header.model_dump(), payload)

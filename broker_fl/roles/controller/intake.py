@@ -12,8 +12,9 @@ from broker_fl.errors import Fenced, MessageRefused, StoreUnavailable, Transport
 from broker_fl.identity.accounts import Role
 from broker_fl.interfaces import Delivery
 from broker_fl.roles.about import about
-from broker_fl.roles.controller.dead_letters import DeadLetters
-from broker_fl.roles.controller.limits import MESSAGES, RateLimit, Waste
+from broker_fl.roles.controller.dead_letters import NOBODY_SAYS, DeadLetters
+from broker_fl.roles.controller.limits import MESSAGES, Backlog, RateLimit, Waste
+from broker_fl.roles.controller.replays import replayed
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import LEARNERS, Speaker, Speakers
 from broker_fl.roles.sender import read
@@ -49,7 +50,9 @@ class Intake:
         self._waste = waste
         self._refused = refused
         self._messages = RateLimit(MESSAGES, "messages")
-        self._dead_letters = DeadLetters(services)
+        self._dead_letters = DeadLetters(services, needs_account=speakers.required)
+        self._backlog = Backlog()
+        self._sources: dict[str, Source] = {}
 
     def consume(self, source: Source) -> None:
         """Read a queue from now on; from any thread.
@@ -61,12 +64,38 @@ class Intake:
         def sink(delivery: Delivery) -> None:
             self._services.post(lambda: self._take(source, delivery))
 
-        self._services.transport.consume(source.queue, sink, prefetch=source.prefetch)
+        def bounded_sink(delivery: Delivery) -> None:
+            user = delivery.user or NOBODY_SAYS
+            if self._backlog.enter(user, len(delivery.body)):
+                self._services.post(lambda: self._take_waiting(source, delivery, user))
+            else:
+                delivery.ack()
+                self._services.post(lambda: self._services.observer.refused("over_limit"))
+
+        self._sources[source.queue] = source
+        is_bounded = self._speakers.required and source.is_counted  # an inbox fetches few at a time
+        self._services.transport.consume(
+            source.queue, bounded_sink if is_bounded else sink, prefetch=source.prefetch
+        )
+
+    def _take_waiting(self, source: Source, delivery: Delivery, user: str) -> None:
+        try:
+            self._take(source, delivery)
+        finally:
+            self._backlog.leave(user, len(delivery.body))
+
+    def _heard_in(self, queue: str, otherwise: Source) -> Source:
+        """How messages of a queue are heard; those of an earlier inbox as those of this one."""
+        inboxes = (source for source in self._sources.values() if not source.is_counted)
+        return self._sources.get(queue) or next(inboxes, otherwise)
 
     def _take(self, source: Source, delivery: Delivery) -> None:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
         the reason.
         """
+        if (again := replayed(delivery, self._services.topology.federation)) is not None:
+            log.info("%s has a dead letter of %s heard again", delivery.user, again.user or "nobody")
+            source, delivery = self._heard_in(again.queue, source), again
         with about() as subject:
             self._handle(subject, source, delivery)
         delivery.ack()

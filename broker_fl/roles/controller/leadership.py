@@ -132,12 +132,17 @@ class Leadership:
 
     # ------------------------------------------------------------ time
 
+    @property
+    def _has_news(self) -> bool:
+        """Whether something waits to be stored; of the audit log also while no job runs."""
+        return self.jobs.has_news or self._services.audit.has_news
+
     def timeout_s(self) -> float:
         """How long the thread may sleep."""
         timers = [self._ticked_at + self._settings.heartbeat_s]
         if (timer := self.jobs.next_timer()) is not None:
             timers.append(timer)
-        if self.jobs.has_news:
+        if self._has_news:
             timers.append(self._flush_at)
         return min(timers) - self._services.clock.now()
 
@@ -152,7 +157,7 @@ class Leadership:
             self.jobs.signal_all(s.TimePassed())
             self.jobs.tidy(self._settings.retention, self._services.transport.user)
         is_urgent = self.jobs.has_urgent_news and not self._patience.has_unwritten
-        if self.jobs.has_news and (is_urgent or now >= self._flush_at):
+        if self._has_news and (is_urgent or now >= self._flush_at):
             self._patience.written(self.jobs.flush() or self._services.audit.flush())
             pause_s = FLUSH_AGAIN_AFTER_S if self._patience.has_unwritten else FLUSH_EVERY_S
             self._flush_at = now + pause_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 
 from broker_fl.roles.controller.speakers import Speaker
@@ -31,6 +32,11 @@ again after the next heartbeat.
 """
 WRITTEN_DOWN = Rate(2.0, 200.0)
 """Requests that go into the audit log, which is never cut."""
+
+MAX_WAITING_BYTES = 64 << 20
+"""Of one account's reports and requests that were fetched and not handled yet, as while the store is away: a
+thousand of them are fetched at a time, and each may have as many bytes as the broker takes.
+"""
 
 
 @dataclass(slots=True)
@@ -85,6 +91,30 @@ class RateLimit:
                 self._what,
                 self._rate.per_s,
             )
+
+
+class Backlog:
+    """Bytes of each account that wait to be handled. For any thread."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, name: str, num_bytes: int) -> bool:
+        """Count a message that came; False, and nothing is counted, if too much of this account waits."""
+        with self._lock:
+            waiting = self._bytes.get(name, 0)
+            if waiting and waiting + num_bytes > MAX_WAITING_BYTES:
+                return False
+            self._bytes[name] = waiting + num_bytes
+            return True
+
+    def leave(self, name: str, num_bytes: int) -> None:
+        """One that was counted is handled."""
+        with self._lock:
+            left = self._bytes.pop(name, 0) - num_bytes
+            if left > 0:
+                self._bytes[name] = left
 
 
 class Waste:

@@ -74,7 +74,7 @@ class Speakers:
 
     def __init__(self, federation: str, identities: Identities) -> None:
         self._federation = federation
-        self._required = identities == "required"
+        self.required = identities == "required"
 
     def of(self, delivery: Delivery, roles: Set[Role]) -> Speaker:
         """Who sent it.
@@ -84,7 +84,7 @@ class Speakers:
         """
         account = Account.of(delivery.user)
         if account is None:
-            if self._required:
+            if self.required:
                 raise FrameRefused(_unknown(delivery.user))
             return Speaker(delivery.routing_key.partition(".")[0], None, delivery.user or "")
         if account.federation != self._federation or account.role not in roles:

@@ -73,6 +73,15 @@ class Driver:
         """The connection to the broker."""
         return self._connection.transport
 
+    @property
+    def timeout_s(self) -> float:
+        """How long a request waits for the controller's answer; may be set."""
+        return self._connection.timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, timeout_s: float) -> None:
+        self._connection.timeout_s = timeout_s
+
     # ------------------------------------------------------------ jobs
 
     def submit(self, spec: JobSpec, model: Model | Mapping[str, Array] | m.VersionRef) -> Job:

@@ -4,7 +4,7 @@
 
     [jobs]                                  # patterns as in a shell; what is not given may be anything
     names = ["mri-*"]
-    drivers = ["anna-*"]                    # a driver adds a random word to its account's name
+    drivers = ["anna-????????????"]         # an account's name and 12 random characters
     rules = ["fedavg", "fedprox"]
     protocols = ["synchronous"]
 

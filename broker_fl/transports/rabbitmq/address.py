@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from broker_fl.errors import SettingError
 from broker_fl.security.certificates import common_name
 from broker_fl.security.proxy import Proxy, proxy_for
-from broker_fl.security.tls import Security, check_plaintext, client_context
+from broker_fl.security.tls import Security, check_plaintext, client_context, is_loopback
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _FORM = (
@@ -71,7 +71,9 @@ def parse_address(url: str, security: Security | None = None) -> Address:
         proxy=proxy_for(host, port, security.proxy, is_tls=is_tls),
     )
     if not is_tls:
-        check_plaintext(str(address), host, security, secure_scheme="amqps")
+        # Behind a proxy on another machine, "localhost" is that machine.
+        first = host if address.proxy is None or is_loopback(address.proxy.host) else address.proxy.host
+        check_plaintext(str(address), first, security, secure_scheme="amqps")
     return address
 
 

@@ -136,6 +136,12 @@ def refused_user(text: str) -> str:
     return found[1] if found else ""
 
 
+def enrolled(user: str) -> tuple[str, str] | None:
+    """Role and name of an enrolled account; None for any other user."""
+    found = _ENROLLED.fullmatch(user)
+    return None if found is None else (found["role"], found["name"])
+
+
 def repair_advice(user: str | None) -> str:
     """What gives an enrolled account its permissions back, and no others; empty for any other user.
 

@@ -12,9 +12,13 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from pika import data as amqp
 from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.select_connection import SelectConnection
 from pika.exceptions import InvalidFrameError
+
+from broker_fl.transports.limits import MAX_BODY_BYTES
 
 RECEIVE_BYTES = 256 << 10
 """Per ``recv``, where pika has 4 KiB; a frame of RabbitMQ has 128 KiB at most."""
@@ -26,21 +30,29 @@ _CONTENT = struct.Struct(">HHQH")
 _MORE_FLAGS = 0b11
 """Flags that stand for no property: the last says that more of them follow, which RabbitMQ ignores."""
 _SHORT, _TABLE = 0, -1
-_BEFORE_USER = (_SHORT, _SHORT, _TABLE, 1, 1, _SHORT, _SHORT, _SHORT, _SHORT, 8, _SHORT)
+_PROPERTIES = (_SHORT, _SHORT, _TABLE, 1, 1, _SHORT, _SHORT, _SHORT, _SHORT, 8, _SHORT)
 """Properties that come before ``user_id``, from the first flag on: short string, table, or so many bytes."""
+_HEADERS, _USER = 2, len(_PROPERTIES)
+"""Places in this order."""
 _FIRST_FLAG = spec.BasicProperties.FLAG_CONTENT_TYPE
 
 
 class FrameReader:
     """Cuts a stream of bytes into frames. What is left of one waits for the bytes that follow, but a body's
-    are handed on as they come, in as many ``Body`` frames as it takes: what is put together is the same.
+    are handed on as they come, in as many ``Body`` frames as it takes: what is put together is the same. Of a
+    body that is longer than any that is sent here, only ``MAX_BODY_BYTES`` come out: a broker may take 128
+    MiB and more from anybody, and a thousand of them may be on their way to a consumer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, reads_headers: bool = False) -> None:
+        """``reads_headers``: messages have their table of headers, where it can be read."""
+        self._reads_headers = reads_headers
         self._rest = b""
         self._body_channel = 0
         self._body_left: int | None = None
         """Of the body frame that is being read; None between frames."""
+        self._cut: dict[int, int] = {}
+        """Channel → how much of the body that it brings is still wanted, where that is cut."""
 
     def feed(self, received: bytes) -> Iterator[frame.Frame | frame.ProtocolHeader]:
         """The frames that these bytes complete.
@@ -58,21 +70,38 @@ class FrameReader:
                 part = view[at : at + self._body_left]
                 at += len(part)
                 self._body_left -= len(part)
-                yield frame.Body(self._body_channel, part)
+                if wanted := self._wanted(part):
+                    yield frame.Body(self._body_channel, wanted)
             elif (size := self._size(data, at)) is None or at + size > len(data):
                 self._rest = data[at:]
                 return
             elif data[at] == spec.FRAME_BODY:
                 _, self._body_channel, self._body_left = _HEAD.unpack_from(data, at)
                 at += size
-            elif data[at] == spec.FRAME_HEADER:
-                yield _content_header(data[at : at + size])
-                at += size
             else:
-                _, found = frame.decode_frame(data[at : at + size])
+                found = self._whole(data[at : at + size])
                 at += size
                 if found is not None:
                     yield found
+
+    def _whole(self, data: bytes) -> frame.Frame | frame.ProtocolHeader | None:
+        if data[0] == spec.FRAME_HEADER:
+            return self._cut_to_size(_content_header(data, reads_headers=self._reads_headers))
+        return frame.decode_frame(data)[1]
+
+    def _cut_to_size(self, header: frame.Header) -> frame.Header:
+        self._cut.pop(header.channel_number, None)
+        if header.body_size > MAX_BODY_BYTES:
+            header.body_size = self._cut[header.channel_number] = MAX_BODY_BYTES
+        return header
+
+    def _wanted(self, part: memoryview) -> memoryview:
+        left = self._cut.get(self._body_channel)
+        if left is None:
+            return part
+        part = part[:left]
+        self._cut[self._body_channel] = left - len(part)
+        return part
 
     def _end(self, data: bytes, at: int) -> int:
         """Past the byte that ends a body frame."""
@@ -94,10 +123,11 @@ class FrameReader:
         return _HEAD.size if kind == spec.FRAME_BODY else _HEAD.size + int(length) + len(_END)
 
 
-def _content_header(data: bytes) -> frame.Header:
-    """With nothing in it but the body's length and ``user_id``. What else there is, senders make up: tables
-    within tables end Python's stack, and a time beyond the calendar is an error of its own; either would end
-    the connection, on which the message comes again.
+def _content_header(data: bytes, *, reads_headers: bool) -> frame.Header:
+    """With nothing in it but the body's length, ``user_id``, and what can be read of the table of headers if
+    that is wanted. What else there is, senders make up: tables within tables end Python's stack, and a time
+    beyond the calendar is an error of its own; either would end the connection, on which the message comes
+    again.
 
     Raises:
         InvalidFrameError: that is none.
@@ -107,48 +137,86 @@ def _content_header(data: bytes) -> frame.Header:
     _, channel, _ = _HEAD.unpack_from(data)
     header = data[_HEAD.size : -len(_END)]
     _, _, body_size, flags = _CONTENT.unpack_from(header)
-    return frame.Header(channel, body_size, spec.BasicProperties(user_id=_user_id(header, flags)))
+    properties = spec.BasicProperties(
+        user_id=_user_id(header, flags), headers=_table(header, flags) if reads_headers else None
+    )
+    return frame.Header(channel, body_size, properties)
+
+
+def _start_of(place: int, header: bytes, flags: int) -> int | None:
+    """Where the property of that place begins; None if it is not there, or could be read in another way.
+
+    Raises:
+        IndexError: the header ends before it.
+    """
+    if not flags & _FIRST_FLAG >> place or flags & _MORE_FLAGS:
+        return None
+    at = _CONTENT.size
+    for before, width in enumerate(_PROPERTIES[:place]):
+        if not flags & _FIRST_FLAG >> before:
+            continue
+        if width == _TABLE:
+            at += 4 + int.from_bytes(header[at : at + 4])
+        else:
+            at += width if width != _SHORT else 1 + header[at]
+    return at
 
 
 def _user_id(header: bytes, flags: int) -> str | None:
-    """The account that sent it, as the broker has read it; None if it is not said, or could be read in
-    another way.
-    """
-    if not flags & spec.BasicProperties.FLAG_USER_ID or flags & _MORE_FLAGS:
-        return None
-    at = _CONTENT.size
+    """The account that sent it, as the broker has read it; None if it is not said, or cannot be told."""
     try:
-        for place, width in enumerate(_BEFORE_USER):
-            if not flags & _FIRST_FLAG >> place:
-                continue
-            if width == _TABLE:
-                at += 4 + int.from_bytes(header[at : at + 4])
-            else:
-                at += width if width != _SHORT else 1 + header[at]
+        at = _start_of(_USER, header, flags)
+        if at is None:
+            return None
         user = header[at + 1 : at + 1 + header[at]]
         return user.decode() if len(user) == header[at] else None
     except (IndexError, UnicodeDecodeError):
         return None
 
 
-class TunedConnection(AsyncioConnection):  # type: ignore[misc]
-    """See above."""
+def _table(header: bytes, flags: int) -> dict[Any, Any] | None:
+    """The table of headers; an empty one where it cannot be read; None if there is none."""
+    if not flags & spec.BasicProperties.FLAG_HEADERS:
+        return None
+    try:
+        at = _start_of(_HEADERS, header, flags)
+        return {} if at is None else dict(amqp.decode_table(header, at)[0])
+    except Exception:  # noqa: BLE001 - whatever pika makes of what anybody may have written
+        return {}
+
+
+class _Tuned:
+    """What is otherwise than in pika's connections."""
+
+    _READS_HEADERS = False
 
     def _proto_connection_made(self, transport: Any) -> None:
         # On this one object, so that other users of pika in the process keep theirs.
         transport._MAX_RECV_BYTES = RECEIVE_BYTES  # noqa: SLF001
-        self._reader = FrameReader()
-        super()._proto_connection_made(transport)
+        self._reader = FrameReader(reads_headers=self._READS_HEADERS)
+        super()._proto_connection_made(transport)  # type: ignore[misc]
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        self.bytes_received += len(data_in)  # type: ignore[attr-defined]
+        for one in self._reader.feed(data_in):
+            self._process_frame(one)  # type: ignore[attr-defined]
+
+
+class TolerantConnection(_Tuned, SelectConnection):  # type: ignore[misc]
+    """Under ``pika.BlockingConnection``: messages have their table of headers where it can be read, and none
+    of them ends the connection.
+    """
+
+    _READS_HEADERS = True
+
+
+class TunedConnection(_Tuned, AsyncioConnection):  # type: ignore[misc]
+    """See above."""
 
     def abort(self) -> None:
         """Cut the connection without a word to the broker, which does not answer."""
         if self._transport is not None:
             self._transport.abort()
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        self.bytes_received += len(data_in)
-        for one in self._reader.feed(data_in):
-            self._process_frame(one)
 
     def _send_message(self, channel_number: int, method_frame: Any, content: tuple[Any, bytes]) -> None:
         properties, body = content

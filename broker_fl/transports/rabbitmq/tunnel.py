@@ -14,13 +14,14 @@ from typing import Any
 
 import pika
 from pika.adapters.asyncio_connection import _AsyncioIOServicesAdapter
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
 from broker_fl.errors import BrokerFLError, BrokerUnavailable
 from broker_fl.security.proxy import MAX_ANSWER_BYTES, Proxy
 from broker_fl.transports.rabbitmq.address import Address
+from broker_fl.transports.rabbitmq.tuned import TolerantConnection
 
 _END = b"\r\n\r\n"
 Done = Callable[[BaseException | None], None]
@@ -130,12 +131,12 @@ def io_services(loop: asyncio.AbstractEventLoop, address: Address) -> Any:
 
 
 def blocking_connection(parameters: pika.ConnectionParameters, address: Address) -> pika.BlockingConnection:
-    """A blocking connection, through the proxy if the address has one."""
+    """A blocking connection, through the proxy if the address has one; no message ends it."""
     if address.proxy is None:
-        return pika.BlockingConnection(parameters)
+        return pika.BlockingConnection(parameters, _impl_class=TolerantConnection)
     proxy = address.proxy
 
-    class Tunnelled(SelectConnection):  # type: ignore[misc]
+    class Tunnelled(TolerantConnection):
         @classmethod
         def create_connection(
             cls,

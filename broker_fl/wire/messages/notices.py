@@ -27,3 +27,7 @@ class DeadLetter(Message):
     routing_key: Text
     reason: Text
     time_s: Seconds
+    user: Text = ""
+    """The account that sent it, by the broker's word; empty: the broker did not say."""
+    needs_account: bool = False
+    """Whether the controller that refused it hears nobody but enrolled accounts."""

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from broker_fl import JobSpec, Model, Update
-from broker_fl.cli import commands
 from broker_fl.cli import control as control_module
 from broker_fl.cli import jobs as jobs_module
 from broker_fl.cli import models as models_module
@@ -22,6 +20,7 @@ from broker_fl.model import Arrays
 from broker_fl.roles.driver import Driver
 from broker_fl.simulation import Federation
 from broker_fl.wire.events import JobPaused
+from tests.unit.cli.calling import call
 
 
 class Adder:
@@ -56,10 +55,6 @@ def federation(learner: Adder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fede
         for module in (control_module, jobs_module, models_module):
             monkeypatch.setattr(module, "driver_of", driver_of)
         yield federation
-
-
-def call(*args: str) -> Result:
-    return CliRunner().invoke(commands, args)
 
 
 def told(*args: str) -> str:

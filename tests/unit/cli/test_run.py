@@ -10,45 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from broker_fl.cli import commands
 from broker_fl.model import Model
 from broker_fl.record.runfolder import RunFolder
-
-APP = """
-import numpy as np
-from broker_fl import Update
-
-class Adder:
-    def __init__(self, context):
-        self.step = context.index + 1
-
-    def train(self, model, task):
-        return Update(model={"w": model["w"] + self.step}, num_examples=1)
-
-    def evaluate(self, model, task):
-        return {"level": float(model["w"][0])}
-
-def make_learner(context):
-    return Adder(context)
-
-def initial_model():
-    return {"w": np.zeros(3, "f4")}
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
-    return tmp_path
-
-
-def call(*args: str) -> Result:
-    result = CliRunner().invoke(commands, args)
-    assert "Traceback" not in result.output
-    return result
+from tests.unit.cli.calling import APP, call
 
 
 def run_folder(folder: Path) -> Path:

@@ -40,10 +40,9 @@ ASYNCHRONOUS = '[protocol]\nname = "asynchronous"\n[termination]\nversions = 2\n
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
-    return tmp_path
+def folder(folder: Path) -> Path:
+    (folder / "app.py").write_text(APP, encoding="utf-8")
+    return folder
 
 
 def run(folder: Path, job: str, *args: str) -> Result:

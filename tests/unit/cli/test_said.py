@@ -9,15 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from broker_fl.cli.main import commands
 from broker_fl.cli.tables import print_table
 from broker_fl.security.audit import Deed, FileLog
-
-
-def call(*arguments: str, **environment: str) -> Result:
-    return CliRunner().invoke(commands, arguments, env=environment)
+from tests.unit.cli.calling import call
 
 
 @pytest.fixture

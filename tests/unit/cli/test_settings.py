@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from broker_fl.cli import commands
 from broker_fl.identity.joinfile import JoinFile
+from tests.unit.cli.calling import call
 
 APP = """
 from broker_fl import Update
@@ -32,16 +32,9 @@ def initial_model():
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
-    return tmp_path
-
-
-def call(*args: str, **environment: str) -> Result:
-    result = CliRunner().invoke(commands, args, env=environment)
-    assert "Traceback" not in result.output
-    return result
+def folder(folder: Path) -> Path:
+    (folder / "app.py").write_text(APP, encoding="utf-8")
+    return folder
 
 
 def settings_of_run(folder: Path) -> dict[str, object]:

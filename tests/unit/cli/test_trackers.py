@@ -8,9 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from broker_fl.cli import commands
 from broker_fl.cli.jobs import watch_job
 from broker_fl.interfaces import Metrics, TaskContext, Update
 from broker_fl.model import Arrays
@@ -18,21 +16,7 @@ from broker_fl.record.runfolder import RunFolder
 from broker_fl.simulation import Federation
 from broker_fl.wire.events import Event
 from broker_fl.wire.job import JobSpec, Termination
-from tests.unit.cli.test_run import APP
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
-    return tmp_path
-
-
-def call(*args: str) -> Result:
-    result = CliRunner().invoke(commands, args)
-    assert "Traceback" not in result.output
-    return result
-
+from tests.unit.cli.calling import call
 
 RUN = ("run", "app.py:make_learner", "--learners", "2", "--rounds", "3", "--no-live")
 

@@ -70,6 +70,18 @@ def check(disk: Disk, rounds: int) -> None:
     assert not disk.updates, "of a job that has ended nothing is left"
 
 
+FAULTS: dict[str, st.SearchStrategy[float]] = {
+    "lose": st.sampled_from([0.0, 0.02, 0.3]),
+    "double": st.sampled_from([0.0, 0.5]),
+    "delay_s": st.sampled_from([0.01, 3.0, 30.0]),
+    "fail": st.sampled_from([0.0, 0.3]),
+    "refuse": st.sampled_from([0.0, 0.3]),
+    "learner_crash": st.sampled_from([0.0, 0.05]),
+    "controller_crash": st.sampled_from([0.0, 0.05]),
+    "down_s": st.sampled_from([1.0, 60.0]),
+}
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_gets_through_a_world_of_faults(name: str) -> None:
     for seed in range(12):
@@ -82,15 +94,8 @@ def test_a_job_gets_through_a_world_of_faults(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    lose=st.sampled_from([0.0, 0.02, 0.3]),
-    double=st.sampled_from([0.0, 0.5]),
-    delay_s=st.sampled_from([0.01, 3.0, 30.0]),
-    fail=st.sampled_from([0.0, 0.3]),
-    refuse=st.sampled_from([0.0, 0.3]),
-    learner_crash=st.sampled_from([0.0, 0.05]),
-    controller_crash=st.sampled_from([0.0, 0.05]),
-    down_s=st.sampled_from([1.0, 60.0]),
     name=st.sampled_from(sorted(JOBS)),
+    **FAULTS,
 )
 def test_whatever_goes_wrong_a_job_is_done_once_it_stops(seed: int, name: str, **faults: float) -> None:
     world = World(spec(rounds=5, max_retries=100, **JOBS[name]), seed=seed, faults=Faults(**faults))
@@ -114,15 +119,8 @@ def test_groups_and_single_learners_get_through_a_world_of_faults(name: str) -> 
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    lose=st.sampled_from([0.0, 0.02, 0.3]),
-    double=st.sampled_from([0.0, 0.5]),
-    delay_s=st.sampled_from([0.01, 3.0, 30.0]),
-    fail=st.sampled_from([0.0, 0.3]),
-    refuse=st.sampled_from([0.0, 0.3]),
-    learner_crash=st.sampled_from([0.0, 0.05]),
-    controller_crash=st.sampled_from([0.0, 0.05]),
-    down_s=st.sampled_from([1.0, 60.0]),
     name=st.sampled_from(sorted(JOBS)),
+    **FAULTS,
     num_learners=st.sampled_from([0, 3]),
 )
 def test_whatever_goes_wrong_a_job_of_groups_is_done_once_it_stops(

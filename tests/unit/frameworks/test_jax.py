@@ -17,6 +17,7 @@ from broker_fl.frameworks import LocalTask
 from broker_fl.frameworks.jax import JaxLearner, Variables, from_arrays, sgd, to_arrays
 from broker_fl.interfaces import Learner, Parameters
 from broker_fl.model import Array, Model, ModelError
+from tests.unit.frameworks.recording import Recording
 
 NUM = 130
 
@@ -227,18 +228,6 @@ def test_the_proximal_term_is_that_of_fedprox_against_the_model_that_was_receive
             model = jax.tree.map(lambda w, g: w - 0.1 * g, model, gradient(model))
         for name, array in to_arrays(model).items():
             np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-class Recording(LocalTask):
-    def __init__(self, cancel_after: int | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.told: list[float] = []
-        self.cancel_after = cancel_after
-
-    def progress(self, fraction: float) -> None:
-        self.told.append(fraction)
-        if len(self.told) == self.cancel_after:
-            raise TaskCancelled
 
 
 def test_progress_is_told_after_each_step_and_cancelling_leaves_a_learner_that_works_on() -> None:

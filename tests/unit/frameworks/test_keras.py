@@ -13,6 +13,7 @@ from broker_fl.frameworks import LocalTask
 from broker_fl.frameworks.keras import KerasLearner, load_arrays, to_arrays
 from broker_fl.interfaces import Learner
 from broker_fl.model import Model, ModelError
+from tests.unit.frameworks.recording import Recording
 
 NUM = 130
 
@@ -169,20 +170,6 @@ def test_optimizer_state_and_learning_rate_are_not_kept_from_task_to_task(
     first = digest()
     assert digest(learning_rate=0.5) != first
     assert digest() == first
-
-
-class Recording(LocalTask):
-    """Keeps all that progress was told, and is cancelled after ``cancel_after`` reports."""
-
-    def __init__(self, cancel_after: int | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.told: list[float] = []
-        self.cancel_after = cancel_after
-
-    def progress(self, fraction: float) -> None:
-        self.told.append(fraction)
-        if len(self.told) == self.cancel_after:
-            raise TaskCancelled
 
 
 def test_progress_is_told_after_each_step(site: KerasLearner, start: Model) -> None:

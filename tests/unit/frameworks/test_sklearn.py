@@ -14,6 +14,7 @@ from broker_fl.frameworks import LocalTask
 from broker_fl.frameworks.sklearn import SklearnLearner, build, load_arrays, to_arrays
 from broker_fl.interfaces import Learner, Parameters
 from broker_fl.model import Model, ModelError
+from tests.unit.frameworks.recording import Recording
 
 NUM = 130
 CLASSES = ["left", "right", "up"]
@@ -170,18 +171,6 @@ def test_the_result_is_in_the_arrays_that_came() -> None:
     update = site.train(dict(model), LocalTask())
     assert Model.of(update.model).buffer is model.buffer
     assert abs(model["coef_"]).sum() > 0
-
-
-class Recording(LocalTask):
-    def __init__(self, cancel_after: int | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.told: list[float] = []
-        self.cancel_after = cancel_after
-
-    def progress(self, fraction: float) -> None:
-        self.told.append(fraction)
-        if len(self.told) == self.cancel_after:
-            raise TaskCancelled
 
 
 def test_progress_is_told_after_each_batch_and_cancelling_leaves_a_learner_that_works_on() -> None:

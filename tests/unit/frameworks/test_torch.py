@@ -13,6 +13,7 @@ from broker_fl.frameworks import LocalTask
 from broker_fl.frameworks.torch import TorchLearner, load_arrays, to_arrays
 from broker_fl.interfaces import Learner
 from broker_fl.model import Model, ModelError
+from tests.unit.frameworks.recording import Recording
 
 torch.set_num_threads(1)  # threads that wait for one another by spinning take seconds on a busy machine
 NUM = 129  # a batch of 32 leaves a rest of one, which batch normalisation cannot train on
@@ -200,20 +201,6 @@ def test_frozen_parameters_stay() -> None:
     after = site.train({name: array.copy() for name, array in start.items()}, LocalTask()).model
     assert np.array_equal(after["0.weight"], start["0.weight"])
     assert not np.array_equal(after["4.weight"], start["4.weight"])
-
-
-class Recording(LocalTask):
-    """Keeps all that progress was told, and is cancelled after ``cancel_after`` reports."""
-
-    def __init__(self, cancel_after: int | None = None, **options: object) -> None:
-        super().__init__(**options)  # type: ignore[arg-type]
-        self.told: list[float] = []
-        self.cancel_after = cancel_after
-
-    def progress(self, fraction: float) -> None:
-        self.told.append(fraction)
-        if len(self.told) == self.cancel_after:
-            raise TaskCancelled
 
 
 def test_progress_is_told_after_each_step() -> None:

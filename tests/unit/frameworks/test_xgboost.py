@@ -13,6 +13,7 @@ from broker_fl.frameworks import LocalTask
 from broker_fl.frameworks.xgboost import XGBoostLearner, empty_model, to_booster
 from broker_fl.interfaces import Learner, Parameters
 from broker_fl.model import Model, ModelError
+from tests.unit.frameworks.recording import Recording
 
 NUM = 130
 BINARY = {"objective": "binary:logistic", "max_depth": 3, "nthread": 1}
@@ -122,18 +123,6 @@ def test_evaluation_has_the_metrics_of_xgboost() -> None:
     assert set(learner(SQUARES).evaluate(learner(SQUARES).initial_model(), LocalTask())) == {
         *("loss", "rmse", "num_examples")
     }
-
-
-class Recording(LocalTask):
-    def __init__(self, cancel_after: int | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.told: list[float] = []
-        self.cancel_after = cancel_after
-
-    def progress(self, fraction: float) -> None:
-        self.told.append(fraction)
-        if len(self.told) == self.cancel_after:
-            raise TaskCancelled
 
 
 def test_progress_is_told_after_each_tree_and_cancelling_leaves_a_learner_that_works_on() -> None:

@@ -187,6 +187,24 @@ def test_a_file_is_a_chain_too_and_its_owners_only(tmp_path: Path) -> None:
     assert "entry 2 was changed" in told.stderr
 
 
+@pytest.mark.parametrize("kept", [-1, -40])
+def test_a_last_line_that_was_torn_keeps_nobody_from_being_revoked(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = FileLog(path, F)
+    for number in range(2):
+        log.append(Deed(actor="root", action="enroll", subject=f"learner {number}"))
+    path.write_bytes(path.read_bytes()[:kept])
+    log.append(Deed(actor="root", action="revoke", subject="learner 0"))
+    lines = list(log.lines())
+    assert [read(lines[number])["action"] for number in (0, -1)] == ["enroll", "revoke"]
+    assert read(lines[-1])["sequence"] == 3
+    if kept == -1:  # only the line's end is missing
+        assert verify(lines, F).sequence == 3
+    else:
+        with pytest.raises(AuditBroken, match="no entry"):
+            verify(lines, F)
+
+
 def test_the_command_reads_redis_and_remembers_a_head(
     redis_url: str, federation: str, tmp_path: Path
 ) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker_fl.interfaces import Delivery
+from broker_fl.observer import Nobody
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.controller.auditing import stored_lines
-from broker_fl.roles.controller.limits import DEAD_LETTERS, JOINS, WRITTEN_DOWN, Rate
+from broker_fl.roles.controller.limits import DEAD_LETTERS, JOINS, MAX_WAITING_BYTES, WRITTEN_DOWN, Rate
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.security.audit import read
@@ -26,6 +30,16 @@ from tests.unit.roles.stage import WAIT_S, Adds, eventually, model_of, spec
 F = "F"
 
 
+class Counts(Nobody):
+    """Messages that the controller says to have refused, by where from."""
+
+    def __init__(self) -> None:
+        self.refused_from: Counter[str] = Counter()
+
+    def refused(self, source: str) -> None:
+        self.refused_from[source] += 1
+
+
 class Federation:
     """A controller that requires identities, and accounts on a broker in memory."""
 
@@ -34,7 +48,9 @@ class Federation:
         self._broker = MemoryBroker()
         self.store = SQLiteStore(folder / "state.sqlite", federation=F)
         settings = ControllerSettings(federation=F, heartbeat_s=0.5)
+        self.counts = Counts()
         self.controller = Controller(self.connect("F.controller.main"), self.store, settings)
+        self.controller.observe(self.counts)
         self.controller.start()
         assert self.controller.wait_active(WAIT_S)
         self.hosts: list[LearnerHost] = []
@@ -133,6 +149,33 @@ def test_who_joins_again_and_again_fills_no_store_and_gets_its_task_once_more(fe
     assert federation.entries("F.learner.mallory") <= federation.allowed(JOINS)
     tasks = [one for one in mail if isinstance(one, m.Task) and one.task.round == 0]
     assert 1 <= len(tasks) <= 5
+
+
+def test_large_messages_do_not_fill_the_memory_of_a_controller_that_waits(federation: Federation) -> None:
+    names, mallory = federation.topology, federation.connect("F.learner.mallory")
+    waits, goes_on = threading.Event(), threading.Event()
+    append = federation.store.append_events
+
+    def wait_and_append(*words: Any, **more: Any) -> None:
+        waits.set()
+        goes_on.wait()
+        append(*words, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federation.store, "append_events", wait_and_append)  # as one that does not answer
+        join = m.Join(learner="mallory", session="s").pack()
+        mallory.publish(names.reports, ["mallory.join"], join)
+        assert waits.wait(WAIT_S)
+        for _ in range(20):
+            mallory.publish(names.reports, ["mallory.x"], bytes(8 << 20))
+        federation.connect("F.learner.good").publish(
+            names.reports, ["good.join"], m.Join(learner="good", session="s").pack()
+        )
+        eventually(lambda: federation.controller.status().num_calls == 21, "all being fetched")
+        goes_on.set()
+        federation.learner("another", Adds(1.0))
+    assert federation.counts.refused_from["over_limit"] == 20 - MAX_WAITING_BYTES // (8 << 20)
+    assert {one.learner for one in federation.driver.learners()} == {"mallory", "good", "another"}
 
 
 def test_attributes_are_bounded(federation: Federation) -> None:

@@ -109,6 +109,14 @@ def test_nobody_goes_to_another_machine_in_plain_text_unless_told_to(host: str) 
     assert parse_address(url, Security(insecure_plaintext=True)).tls is None
 
 
+def test_behind_a_proxy_elsewhere_localhost_is_another_machine() -> None:
+    proxy = "http://proxy.example:3128"
+    with pytest.raises(SettingError, match="--insecure-plaintext"):
+        parse_address("amqp://u:p@localhost/v", Security(proxy=proxy))
+    assert parse_address("amqp://localhost/v", Security(proxy=proxy, insecure_plaintext=True)).tls is None
+    assert parse_address("amqp://localhost/v", Security(proxy="http://127.0.0.1:3128")).tls is None
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "[::1]"])
 def test_within_the_machine_plain_text_is_allowed(host: str) -> None:
     assert parse_address(f"amqp://{host}").tls is None

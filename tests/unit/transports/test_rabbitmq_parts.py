@@ -18,6 +18,7 @@ from pika.channel import ContentFrameAssembler
 from pika.exceptions import InvalidFrameError
 
 from broker_fl.topology import Queue
+from broker_fl.transports.rabbitmq import tuned
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 from broker_fl.transports.rabbitmq.io import IoThread, backoff
 from broker_fl.transports.rabbitmq.tuned import FrameReader, TunedConnection
@@ -95,6 +96,17 @@ def test_a_body_that_does_not_end_where_its_frame_says_is_refused() -> None:
         list(FrameReader().feed(body[:-1] + b"x"))
 
 
+def test_of_a_body_that_is_too_long_the_beginning_comes_out_and_the_next_message_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuned, "MAX_BODY_BYTES", 1_010)
+    bodies = [bytes(range(250)) * 10, bytes(1_010), b"next", bytes(1_011)]
+    stream, reader = messages(bodies), FrameReader()
+    frames = [one for at in range(0, len(stream), 77) for one in reader.feed(stream[at : at + 77])]
+    found = {number: body for _, number, body in assembled(frames)[1:]}
+    assert found == {number: body[:1_010] for number, body in enumerate(bodies)}
+
+
 def user_of(properties: Any) -> object:
     """Who the reader says has sent a message with these."""
     (found,) = FrameReader().feed(frame.Header(3, 7, properties).marshal())
@@ -122,6 +134,17 @@ def test_a_table_that_nobody_can_read_is_not_read() -> None:
         with pytest.raises((OverflowError, RecursionError)):
             frame.decode_frame(frame.Header(1, 0, raw_amqp.RawProperties(raw)).marshal())
         assert user_of(raw_amqp.RawProperties(raw)) == "mallory", what
+
+
+@given(table=st.dictionaries(st.text(max_size=5), st.integers(-5, 5) | st.text(max_size=5)))
+def test_headers_are_read_where_that_is_wanted_and_they_can_be(table: dict[str, object]) -> None:
+    properties = spec.BasicProperties(content_type="text", headers=table, user_id="ana")
+    (found,) = FrameReader(reads_headers=True).feed(frame.Header(3, 7, properties).marshal())
+    assert (found.properties.headers, found.properties.user_id) == (table, "ana")
+    for raw in raw_amqp.tables("mallory").values():
+        sent = frame.Header(3, 7, raw_amqp.RawProperties(raw)).marshal()
+        (found,) = FrameReader(reads_headers=True).feed(sent)
+        assert (found.properties.headers, found.properties.user_id) == ({}, "mallory")
 
 
 def test_a_sender_that_can_be_read_in_two_ways_is_nobody() -> None:

@@ -51,7 +51,8 @@ class Committer:
         try:
             total = self._round.close()
             combined = total.result()
-            combined = replace(combined, model=combined.model.own())  # it may be an update, of a learner
+            # It may be an update, whose arrays are a learner's; from here on it only is read.
+            combined = replace(combined, model=combined.model.own().frozen())
         except (AggregationError, AppError) as error:
             return s.CommitFailed(f"round {self._job.state.round + 1}: {error}")
         record = VersionRecord(
