@@ -186,8 +186,7 @@ class Topology:
                 name=inbox,
                 expires_s=INBOX_EXPIRES_S,
                 max_length_bytes=INBOX_MAX_BYTES,
-                overflow="reject-publish",
-                dead_letter_exchange=self.dead,
+                overflow="reject-publish",  # and no dead letters of the broker's: see docs/security.md
             ),
             Binding(self.updates, inbox, f"*.{name}"),
         )
