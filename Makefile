@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench env demo-env servers clean
+.PHONY: help demo test cover lint format bench env demo-env servers clean
 
 VENV := .venv
 DEMO_VENV := .venv-demo
@@ -44,8 +44,11 @@ demo: demo-env  ## Train on handwritten digits with 10 learners, in one process 
 	@$(DEMO) $(ARGS)
 
 test: env servers  ## Every test, on a real RabbitMQ and Redis, then lint; ARGS=... goes to pytest
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 	@$(MAKE) --no-print-directory lint
+
+cover: env servers  ## Every test, and which lines they reach; takes much longer
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --cov --cov-report=term $(ARGS)
 
 lint: env  ## Check style, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -20,11 +20,11 @@ CELLS: tuple[Cell, ...] = tuple(
 QUICK: Cell = (2, 10_000)
 
 TEXT = """From the moment when the last learner's update is whole in the controller to the moment when the
-next round's task goes out, over RabbitMQ and Redis, by the controller's own events. *Fold* is the update's
-check and its way into the sum, *mean* the division and the look whether all is finite, *store* the version
-and the job's state in Redis, durable as far as its settings go; *rest* is everything else: the state
-machine, choosing the next cohort, encoding. Milliseconds, medians over the rounds after one that is not
-counted; of the whole also the least and the most.
+next round's task goes out, over RabbitMQ and Redis, by the controller's own events. *Fold* is the
+update's check, *mean* that it is added, with what else still waits for that, the division, and the look
+whether all is finite, *store* the version and the job's state in Redis, durable as far as its settings go;
+*rest* is everything else: the state machine, choosing the next cohort, encoding. Milliseconds, medians over
+the rounds after one that is not counted; of the whole also the least and the most.
 
 {table}"""
 

@@ -28,9 +28,11 @@ SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
 
 
 STAGED_BYTES = 128 << 20
-"""Of updates that wait to be added together; with more they are. So large models wait for no other."""
-STAGED_UPDATES = 32
-"""Of small models; by then reading and writing the sum costs next to nothing."""
+"""Of updates that wait to be added together, at most. So large ones wait for no other."""
+STAGED_UPDATES = 8
+"""That wait, at most: the sum is then read and written for a quarter of what its updates are, and a round's
+last update does not wait for long until the others are added.
+"""
 
 
 class WeightedSum:
@@ -78,9 +80,12 @@ class WeightedSum:
         self._stage([model.run(run) for run in self.spec.runs], weight, lasting=lasting)
 
     def _stage(self, values: Sequence[Array], weight: float, *, lasting: bool) -> None:
+        num_bytes = sum(array.nbytes for array in values)
+        if len(self._staged) >= STAGED_UPDATES or self._staged_bytes + num_bytes > STAGED_BYTES:
+            self.settle()
         self._staged.append((values, weight))
-        self._staged_bytes += sum(array.nbytes for array in values)
-        if not lasting or self._staged_bytes > STAGED_BYTES or len(self._staged) >= STAGED_UPDATES:
+        self._staged_bytes += num_bytes
+        if not lasting or num_bytes > STAGED_BYTES:
             self.settle()
 
     def settle(self) -> None:

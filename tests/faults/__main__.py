@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tests.faults import cells, standby, table
 from tests.faults.bench import private_bench
@@ -23,18 +24,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--write", type=Path, help="the table; its JSON is written beside it")
     parser.add_argument("--only", default="", help="cells whose name (target/fault/phase) holds these words")
+    parser.add_argument(
+        "--add", action="store_true", help="to the cells that --write has, in place of theirs"
+    )
     parser.add_argument("--from-json", action="store_true", help="make the table anew from its JSON")
     given = parser.parse_args()
     if given.from_json:
-        given.write.write_text(table.markdown(json.loads(given.write.with_suffix(".json").read_text())))
+        given.write.write_text(table.markdown(_written(given.write)))
         return 0
     wanted = [cell for cell in every_cell() if all(word in "/".join(cell) for word in given.only.split())]
     began, outcomes = time.time(), list(play_all(wanted))
     result = table.result(outcomes, began)
+    if given.add:
+        result = table.added(_written(given.write), result, every_cell())
     if given.write:
         given.write.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         given.write.write_text(table.markdown(result))
     return 0 if all(outcome.is_good for outcome in outcomes) else 1
+
+
+def _written(page: Path) -> dict[str, Any]:
+    """The JSON beside a table."""
+    result: dict[str, Any] = json.loads(page.with_suffix(".json").read_text())
+    return result
 
 
 def every_cell() -> list[Cell]:

@@ -21,7 +21,7 @@ in [faults.md](faults.md#real-faults).
 
 {num} cells, of which {good} are as they should be: the job is done, updates lost 0, counted twice 0, and the
 final model is equal, bit for bit, to the undisturbed run's. {date}, {seconds} s on {machine}; {software}.
-
+{later}
 In each cell: seconds from the end of the fault to the version of the disturbed round (of standbys: from its
 beginning); in brackets, how many trainings were done again.
 """
@@ -38,11 +38,35 @@ def result(outcomes: Sequence[Outcome], began: float) -> dict[str, Any]:
     }
 
 
+def added(
+    before: dict[str, Any], result: dict[str, Any], order: Sequence[tuple[str, str, str]]
+) -> dict[str, Any]:
+    """A table with the cells of a later run besides, or in the place of its own."""
+    found = {_name(cell): cell for cell in (*before["cells"], *result["cells"])}
+    later = {"rows": sorted({f"{cell['target']} ({cell['fault']})" for cell in result["cells"]}), **result}
+    del later["cells"]
+    cells_in_order = [found[name] for name in order if name in found]
+    return {**before, "later": [*before.get("later", []), later], "cells": cells_in_order}
+
+
+def _name(cell: dict[str, Any]) -> tuple[str, str, str]:
+    return cell["target"], cell["fault"], cell["phase"]
+
+
+def _later(result: dict[str, Any]) -> str:
+    """What is said of runs that were added."""
+    words = "Run later: {rows}; {date}, {seconds} s, {software}.\n"
+    runs = result.get("later", [])
+    return "".join(words.format(**{**run, "rows": ", ".join(run["rows"])}) for run in runs)
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The page."""
     found = [Outcome(**cell) for cell in result["cells"]]
     good = sum(one.is_good for one in found)
-    head = _HEAD.format(num=len(found), good=good, **{name: result[name] for name in _FACTS})
+    head = _HEAD.format(
+        num=len(found), good=good, later=_later(result), **{name: result[name] for name in _FACTS}
+    )
     columns = "| | fault | " + " | ".join(cells.PHASES) + " |"
     return "\n".join([head, columns, "|---|---|" + "---|" * len(cells.PHASES), *_rows(found), ""])
 

@@ -95,11 +95,10 @@ def test_a_learner_takes_part_through_the_proxy_of_its_environment(
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({}, "the host name is not known"),
         ({"HTTPS_PROXY": "PROXY", "NO_PROXY": ".hospital.test"}, "the host name is not known"),
         ({"HTTPS_PROXY": "PROXY"}, "it wants credentials"),
     ],
-    ids=["no proxy", "NO_PROXY", "no credentials"],
+    ids=["NO_PROXY", "no credentials"],
 )
 def test_without_the_proxy_there_is_no_way(
     server_root: Path, site: Site, environment: dict[str, str], words: str

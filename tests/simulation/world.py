@@ -240,7 +240,7 @@ class World:
 
     def _go_on_from(self, process: Process, driver: Driver, before: Job, number: int) -> None:
         """Submit the job's settings again, from a version that is stored: its newest, or the oldest."""
-        driver.timeout_s = PATIENCE_S
+        driver._connection.timeout_s = PATIENCE_S
         spec = self.scenario.jobs[number].model_copy(update={"name": f"on-{before.id}"})
         newest = len(self.audit.lineage(before.id).models) - 1
         try:

@@ -17,6 +17,7 @@ from broker_fl.interfaces import Combined, StoredVersion, TaskContext, Update
 from broker_fl.model import Arrays, Model
 from broker_fl.roles.controller.job.receiving import UpdateReceiver
 from broker_fl.roles.controller.job.versions import VersionRecord, Versions
+from broker_fl.roles.driver import watch
 from broker_fl.transports.memory import MemoryTransport
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
@@ -29,7 +30,8 @@ TASK = m.TaskRef(job="j", round=2)
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setattr(watch, "LOOK_AFTER_S", 0.5)  # whoever hears nothing looks for what there is
     with Stage(tmp_path, lease_ttl_s=1.0) as stage:
         yield stage
 
