@@ -338,7 +338,8 @@ def test_no_secret_of_accounts_is_said_or_written_but_in_their_files(enrolled: E
     enrolled.refuse_something()
     listed = by.run("dead", "list", "--json", says="user_id")
     (letter,) = re.findall(r'"id": "(\w+)"', listed)
-    for words in (["list"], ["show", letter], ["replay", letter], ["drop", "--all"]):
+    by.run("dead", "replay", letter, code=2, says="Nothing was sent")
+    for words in (["list"], ["show", letter], ["drop", "--all"]):
         by.run("dead", *words)
     site.run("learner", "--join", str(old), "app.py", code=2, says="password is wrong")
     by.run("members", code=2, says="refuse|wrong|401", BROKER_FL_MANAGEMENT_PASSWORD=WRONG)
