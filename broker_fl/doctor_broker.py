@@ -53,7 +53,7 @@ def judge_broker(facts: BrokerFacts, *, federation: str, role: Role) -> list[Fin
         *judge_certificates(facts.certificates, time.time()),
         *_server(facts),
         *_permissions(facts, federation, role),
-        *_entities(facts),
+        *_entities(facts, Topology(federation)),
         *_queues(facts, Topology(federation)),
     ]
 
@@ -100,7 +100,11 @@ def _permissions(facts: BrokerFacts, federation: str, role: Role) -> Iterator[Fi
     yield Finding(level="error", what=what, advice=advice)
 
 
-def _entities(facts: BrokerFacts) -> Iterator[Finding]:
+def _entities(facts: BrokerFacts, topology: Topology) -> Iterator[Finding]:
+    if facts.hands_on:
+        what = f"exchange {topology.nowhere} is there, through which forged messages can end queues"
+        advice = "former software made it: upgrade it, then let a standby controller take over: it deletes it"
+        yield Finding(level="warning", what=what, advice=advice)
     for what in facts.different:
         advice = "another version of broker_fl, or an operator, made it: delete it while nothing runs"
         yield Finding(level="error", what=what, advice=advice)

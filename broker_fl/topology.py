@@ -45,7 +45,9 @@ class Queue:
     max_length_bytes: int | None = None
     overflow: Literal["drop-head", "reject-publish"] = "drop-head"
     dead_letter_exchange: str | None = None
-    """Where rejected messages go; those that the queue drops or that expire go there too."""
+    """Where rejected messages go; those that the queue drops or that expire go there too. If there is no such
+    exchange, they are gone (https://www.rabbitmq.com/docs/dlx).
+    """
     spare: bool = False
     """A federation works without it, so nobody waits for the node of a cluster that has it."""
 
@@ -70,7 +72,7 @@ class Topology:
 
     @property
     def tasks(self) -> str:
-        """Exchange: controller → learners."""
+        """Exchange: controller → learners; with key ``dead``, what it refused → operator."""
         return f"bfl.{self.federation}.tasks"
 
     @property
@@ -102,7 +104,15 @@ class Topology:
 
     @property
     def dead(self) -> str:
-        """Exchange and queue: what was refused."""
+        """Queue: what was refused."""
+        return f"bfl.{self.federation}.dead"
+
+    @property
+    def nowhere(self) -> str:
+        """Exchange that must not be there. ``reports`` and ``control`` name it for what the broker would hand
+        on as dead letters, and RabbitMQ 3.10.8 does not survive some of that (docs/security.md). What a queue
+        names cannot be changed; whoever finds the exchange, which former software made, deletes it.
+        """
         return f"bfl.{self.federation}.dead"
 
     @property
@@ -140,6 +150,8 @@ class Topology:
 
     ALL_LEARNERS = "learners"
     """Routing key on ``tasks`` that reaches every mailbox."""
+    DEAD = "dead"
+    """Routing key on ``tasks`` that reaches the queue of what was refused, and no learner."""
     CONTROL = "control"
     """Routing key on ``control``."""
 
@@ -152,9 +164,8 @@ class Topology:
             Exchange(self.reports, "topic"),
             Exchange(self.control, "direct"),
             Exchange(self.events, "topic"),
-            Exchange(self.dead, "fanout"),
             Queue(name=self.dead, max_length_bytes=DEAD_MAX_BYTES, spare=True),
-            Binding(self.dead, self.dead),
+            Binding(self.tasks, self.dead, self.DEAD),
         )
 
     def for_controller(self) -> tuple[Entity, ...]:
@@ -163,13 +174,13 @@ class Topology:
         """
         return (
             *self.exchanges(),
-            Queue(name=self.reports, quorum=True, dead_letter_exchange=self.dead),
+            Queue(name=self.reports, quorum=True, dead_letter_exchange=self.nowhere),
             Binding(self.reports, self.reports, "#"),
             Queue(
                 name=self.control,
                 quorum=True,
                 single_active_consumer=True,
-                dead_letter_exchange=self.dead,
+                dead_letter_exchange=self.nowhere,
             ),
             Binding(self.control, self.control, self.CONTROL),
         )

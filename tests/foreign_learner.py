@@ -246,12 +246,12 @@ class Learner:
             "control": "direct",
             "events": "topic",
         }
-        for name, kind in {**types, "dead": "fanout"}.items():
+        for name, kind in types.items():
             self.channel.exchange_declare(prefix + name, kind, durable=True)
         dead = prefix + "dead"
         quorum: Fields = {"x-queue-type": "quorum", "x-dead-letter-exchange": dead}
         declare(dead, durable=True, arguments={"x-queue-type": "classic", "x-max-length-bytes": 268435456})
-        bind(dead, dead, "")
+        bind(dead, prefix + "tasks", "dead")
         declare(prefix + "reports", durable=True, arguments=quorum)
         bind(prefix + "reports", prefix + "reports", "#")
         declare(prefix + "control", durable=True, arguments=quorum | {"x-single-active-consumer": True})

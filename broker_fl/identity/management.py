@@ -154,6 +154,10 @@ class ManagementApi:
         """Delete a queue with all it holds, if there is one."""
         self._delete(_path("queues", vhost, name))
 
+    def delete_exchange(self, vhost: str, name: str) -> None:
+        """Delete an exchange with its bindings, if there is one."""
+        self._delete(_path("exchanges", vhost, name))
+
     def queue(self, vhost: str, name: str) -> dict[str, Any] | None:
         """What the broker tells of a queue; None if there is none."""
         found = self.find(_path("queues", vhost, name))

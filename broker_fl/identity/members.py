@@ -18,7 +18,7 @@ from broker_fl.errors import SettingError
 from broker_fl.identity.accounts import ROLES, Account, Role
 from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.permissions import permissions_of
-from broker_fl.topology import MAX_GENERATIONS, Entity, Topology
+from broker_fl.topology import MAX_GENERATIONS, Topology
 
 State = Literal["active", "expired", "revoked", "missing"]
 """``missing``: somebody has deleted the user without ``broker-fl revoke``."""
@@ -73,7 +73,7 @@ class Members:
             SettingError: there is such an account already, or another one that would be mistaken for it.
         """
         self.check_new(account)
-        self._api.declare(self._vhost, self._entities(account))
+        self._declare(account)
         try:
             self._api.put_user(account.user, password_hash)
             self._api.grant(self._vhost, account.user, permissions_of(account))
@@ -103,7 +103,7 @@ class Members:
             SettingError: there is no such account.
         """
         self._check_there(account)
-        self._api.declare(self._vhost, self._entities(account))
+        self._declare(account)
         self._api.grant(self._vhost, account.user, permissions_of(account))
 
     def rotate(self, account: Account, password_hash: str) -> None:
@@ -246,9 +246,10 @@ class Members:
     def _save(self, account: Account, record: _Record) -> None:
         self._api.put_record(f"{PREFIX}{account.user}", record.model_dump(exclude_none=True))
 
-    def _entities(self, account: Account) -> tuple[Entity, ...]:
+    def _declare(self, account: Account) -> None:
         own = self.topology.for_learner(account.name) if account.has_mailbox else ()
-        return (*self.topology.for_controller(), *own)
+        self._api.declare(self._vhost, (*self.topology.for_controller(), *own))
+        self._api.delete_exchange(self._vhost, self.topology.nowhere)
 
 
 def _unix_time(text: str) -> float | None:

@@ -74,6 +74,10 @@ class Transport(Protocol):
         """Delete a queue with all it holds; nothing happens if there is none."""
         ...
 
+    def delete_exchange(self, name: str) -> None:
+        """Delete an exchange with its bindings; nothing happens if there is none."""
+        ...
+
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         """Hand the queue's messages to ``sink``, in order, at most ``prefetch`` of them not yet acked.
 

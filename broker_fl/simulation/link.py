@@ -138,6 +138,9 @@ class LinkedTransport:
     def delete_queue(self, name: str) -> None:
         self._inner.delete_queue(name)
 
+    def delete_exchange(self, name: str) -> None:
+        self._inner.delete_exchange(name)
+
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         def arrive(delivery: Delivery) -> None:
             try:

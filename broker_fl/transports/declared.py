@@ -21,6 +21,19 @@ class Declared:
         for entity in self._of_queue.pop(name, ()):
             del self._entities[entity]
 
+    def forget_exchange(self, name: str) -> None:
+        """And its bindings."""
+        of_it = [
+            entity
+            for entity in self._entities
+            if not isinstance(entity, Queue)
+            and (entity.exchange if isinstance(entity, Binding) else entity.name) == name
+        ]
+        for entity in of_it:
+            del self._entities[entity]
+            if isinstance(entity, Binding):
+                del self._of_queue[entity.queue][entity]
+
     def everything(self) -> list[Entity]:
         return list(self._entities)
 

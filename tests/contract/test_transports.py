@@ -590,6 +590,28 @@ def test_deleting_a_queue_takes_its_messages_and_works_without_a_queue(
         transport.consume(name, inbox, prefetch=1)
 
 
+def test_an_exchange_that_was_deleted_is_gone_for_all_and_with_it_the_dead_letters(
+    connect: Connect, name: str
+) -> None:
+    """A queue that names it stays as it is, also for whoever declares it after that."""
+    transport, other, dead = connect(), connect(), f"{name}.dead"
+    transport.delete_exchange(dead)
+    entities = with_dead_letters(name, message_ttl_s=0.05)
+    transport.declare(entities)
+    other.delete_exchange(dead)
+    transport.declare([entity for entity in entities if isinstance(entity, Queue)])
+    transport.delete_exchange(dead)
+    with pytest.raises(SettingError, match=dead):
+        transport.declare([Binding(dead, dead)])
+    letters, inbox = Inbox(), Inbox(ack=False)
+    transport.consume(dead, letters, prefetch=10)
+    transport.consume(name, inbox, prefetch=1)
+    send(other, name, b"x")
+    inbox.wait(1)[0].reject()
+    letters.stays_at(0)
+    _delete(transport, name, dead)
+
+
 def test_a_queue_deleted_by_somebody_else_is_made_and_consumed_from_again(
     connect: Connect, name: str
 ) -> None:

@@ -44,10 +44,10 @@ REFUSED, OTHER_USER = 403, 406
 
 
 class Mallory:
-    """Raw AMQP with the account of one learner."""
+    """Raw AMQP with the account of one party, by default a learner."""
 
-    def __init__(self, by: Operator, port: int, name: str = "mallory") -> None:
-        self.path = by.enroll(name)
+    def __init__(self, by: Operator, port: int, name: str = "mallory", role: str = "learner") -> None:
+        self.path = by.enroll(name, role)
         file = read_join_file(self.path)
         self.name = name
         self.topology = by.topology
@@ -254,7 +254,7 @@ def attempts(stage: Stage) -> dict[str, tuple[str, Any]]:
             f"purge {queue}": ("queue_purge", (queue,)),
             f"delete {queue}": ("queue_delete", (queue,)),
         }
-    for exchange in (names.tasks, names.answers, names.control, names.events, names.dead, "", "amq.topic"):
+    for exchange in (names.tasks, names.answers, names.control, names.events, "", "amq.topic"):
         found[f"publish to {exchange!r}"] = "basic_publish", (exchange, others_key, b"")
         found[f"bind to {exchange!r}"] = "queue_bind", (own, exchange or "amq.direct", "#")
     for exchange, key in ((names.updates, f"{GOOD[0]}.{stage.inbox}"), (names.reports, f"{GOOD[0]}.join")):

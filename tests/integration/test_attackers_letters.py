@@ -1,12 +1,13 @@
 """Dead letters where parties have accounts of their own: read whatever they hold, heard as of who wrote them.
 
-RabbitMQ moves a message there by itself when its ``expiration``, which the sender chooses, is over: such a
-letter is what somebody wrote, to the last byte.
+In federations of former software RabbitMQ moved a message there by itself when its ``expiration``, which the
+sender chooses, was over: such a letter, which may still be there, is what somebody wrote, to the last byte.
 """
 
 from __future__ import annotations
 
 import json
+import queue
 import secrets
 import struct
 from collections.abc import Iterator
@@ -18,11 +19,12 @@ import pytest
 from click.testing import CliRunner
 
 from broker_fl.cli.main import commands
+from broker_fl.topology import Binding, Exchange
 from broker_fl.wire import messages as m
 from broker_fl.wire.frames import pack_chunk
 from tests.integration.test_attackers import GOOD, Mallory, Stage, staged
 from tests.servers import raw_amqp
-from tests.servers.enrolling import Operator, eventually
+from tests.servers.enrolling import DEADLINE_S, Operator, eventually
 from tests.servers.provision import Broker
 
 
@@ -31,15 +33,30 @@ class Letters:
 
     def __init__(self, by: Operator, port: int) -> None:
         self.by = by
+        self.port = port
         self.reports = by.topology.reports
         self.main = by.enroll("main", "controller")
         self.mallory, self.site = Mallory(by, port), Mallory(by, port, "site")
+
+    def as_before(self) -> None:
+        """As former software left it: the broker hands on what expires."""
+        nowhere, dead = self.by.topology.nowhere, self.by.topology.dead
+        self.by.api.declare(self.by.vhost, [Exchange(nowhere, "fanout"), Binding(nowhere, dead)])
 
     def expire(self, sender: Mallory, properties: pika.BasicProperties, body: bytes) -> None:
         """A report that the broker moves to the dead letters, since nobody takes it in time."""
         key = f"{sender.name}.report"
         code = sender.attempt(lambda c: c.basic_publish(self.reports, key, body, properties))
         assert not code
+
+    @staticmethod
+    def bomb(sender: Mallory, exchange: str, key: str) -> None:
+        """Twelve messages that expire unread, with headers as RabbitMQ 3.10.8 does not hand them on."""
+        properties = pika.BasicProperties(
+            headers={"x-death": ["no table"]}, expiration="1", user_id=sender.user
+        )
+        for _ in range(12):
+            assert not sender.attempt(lambda c: c.basic_publish(exchange, key, b"bomb", properties))
 
     def listed(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.by.run("dead", "list", "--json").output)
@@ -85,6 +102,7 @@ def with_expiration(properties: bytes) -> raw_amqp.RawProperties:
 
 
 def test_no_table_of_headers_keeps_an_operator_from_reading_and_dropping_them(letters: Letters) -> None:
+    letters.as_before()
     tables = raw_amqp.tables(letters.mallory.user)
     for properties in tables.values():
         letters.expire(letters.mallory, with_expiration(properties), b"\x1b[2J no message")
@@ -105,6 +123,7 @@ def test_no_table_of_headers_keeps_an_operator_from_reading_and_dropping_them(le
 def test_a_letter_is_heard_again_as_from_who_wrote_it(letters: Letters) -> None:
     """Whatever it says of itself: the second one looks like what a controller wrote of the first sender."""
     site, mallory, by = letters.site, letters.mallory, letters.by
+    letters.as_before()
     letters.expire(site, named(site), m.Join(learner="site", session="s").pack())
     letters.wait_listed(1)
     leave = m.Leave(learner="site", session="s", reason="good-bye").pack()
@@ -173,10 +192,34 @@ def test_no_expired_message_ends_an_inbox(letters: Letters) -> None:
     """RabbitMQ 3.10.8 does not survive headers that look like its own where it hands on what expired."""
     inbox, mallory, topology = "controller-1", letters.mallory, letters.by.topology
     letters.by.api.declare(letters.by.vhost, topology.for_inbox(inbox))
-    key, forged = f"mallory.{inbox}", {"x-death": ["no table"]}
-    properties = pika.BasicProperties(headers=forged, expiration="1", user_id=mallory.user)
-    for _ in range(12):
-        assert not mallory.attempt(lambda c: c.basic_publish(topology.updates, key, b"bomb", properties))
+    letters.bomb(mallory, topology.updates, f"mallory.{inbox}")
     mallory.deliver(inbox, [b"after"])
     body, _ = letters.by.api.take_messages(letters.by.vhost, topology.inbox(inbox), 1)[0]
     assert body == b"after"
+
+
+@pytest.mark.parametrize("cleared_by", ["controller", "operator"])
+def test_no_expired_message_ends_reports_or_control(letters: Letters, cleared_by: str) -> None:
+    """Not even where former software was; a learner and a driver try it while no controller is there."""
+    by, topology = letters.by, letters.by.topology
+    ana = Mallory(by, letters.port, "ana", "driver")
+    letters.as_before()
+    if cleared_by == "operator":
+        by.run("enroll", "main", "--role", "controller", "--repair")
+    else:
+        controller = by.controller(join=letters.main)
+        controller.stop()
+        assert controller.wait(DEADLINE_S)
+    for sender, exchange, key in (
+        (letters.mallory, topology.reports, "mallory.report"),
+        (ana, topology.control, topology.CONTROL),
+    ):
+        letters.bomb(sender, exchange, key)
+        sender.send(exchange, key, b"after")
+    ana.connection.close()
+    reader, arrived = by.connect(letters.main), queue.SimpleQueue[bytes]()
+    for name in (topology.reports, topology.control):
+        reader.consume(name, lambda one: arrived.put(one.body), prefetch=9)
+        assert arrived.get(timeout=DEADLINE_S) == b"after"
+    reader.close()
+    assert not letters.listed()

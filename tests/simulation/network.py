@@ -216,6 +216,11 @@ class SimTransport:
             if consumer.owner is not self._port:
                 consumer.owner.lost(consumer)
 
+    def delete_exchange(self, name: str) -> None:
+        self._round_trip()
+        self._declared.forget_exchange(name)
+        self.network.broker.delete_exchange(name)
+
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         check_prefetch(prefetch)
         self._round_trip()

@@ -66,6 +66,7 @@ def test_a_good_broker_is_good_and_is_described() -> None:
             "start",
         ),
         (replace(GOOD, depths=depths(reports=1001)), "warning", "1001 reports wait", "cannot keep up"),
+        (replace(GOOD, hands_on=True), "warning", f"exchange {re.escape(DEAD)} is there", "take over"),
         (replace(GOOD, depths=depths(dead=2)), "warning", f"2 refused messages.*{re.escape(DEAD)}", "why"),
     ],
 )

@@ -102,5 +102,4 @@ def test_exchanges_are_of_the_types_that_their_keys_need() -> None:
         "reports": "topic",
         "control": "direct",
         "events": "topic",
-        "dead": "fanout",
     }

@@ -50,4 +50,6 @@ class DeadLetters:
         )
         payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         body = pack_chunk(header.KIND, header.model_dump(), payload)
-        services.sender.post(lambda: services.transport.publish(topology.dead, [""], body, persistent=True))
+        services.sender.post(
+            lambda: services.transport.publish(topology.tasks, [topology.DEAD], body, persistent=True)
+        )

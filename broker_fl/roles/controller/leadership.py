@@ -68,6 +68,7 @@ class Leadership:
         """
         services, topology, transport = self._services, self._services.topology, self._services.transport
         transport.declare(topology.for_controller())
+        transport.delete_exchange(topology.nowhere)
         services.place.declare()
         transport.on_queue_lost(self._move_inbox)
         transport.on_reconnect(lambda: services.post(self._attendance.ask_who_is_there))

@@ -109,6 +109,11 @@ class MemoryBroker:
             self._expire()
             return self._delete(self._queues[name]) if name in self._queues else []
 
+    def delete_exchange(self, name: str) -> None:
+        """See ``Transport.delete_exchange``."""
+        with self._lock:
+            self._routers.pop(name, None)
+
     def _delete(self, queue: MemoryQueue) -> list[Consumer]:
         del self._queues[queue.name]
         for router in self._routers.values():

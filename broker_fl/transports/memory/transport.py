@@ -82,6 +82,12 @@ class MemoryTransport:
             if consumer.owner is not self:
                 consumer.owner.lost(consumer)
 
+    def delete_exchange(self, name: str) -> None:
+        self._check_open()
+        with self._lock:
+            self._declared.forget_exchange(name)
+        self._broker.delete_exchange(name)
+
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         check_prefetch(prefetch)
         self._check_open()

@@ -84,6 +84,9 @@ class Channel:
     async def delete_queue(self, name: str) -> None:
         await self._call(f"delete queue {name!r}", partial(self.raw.queue_delete, name))
 
+    async def delete_exchange(self, name: str) -> None:
+        await self._call(f"delete exchange {name!r}", partial(self.raw.exchange_delete, name))
+
     async def confirm(self, on_confirm: Callable[[Any], None]) -> None:
         await self._call("ask for confirms", partial(self.raw.confirm_delivery, on_confirm))
 

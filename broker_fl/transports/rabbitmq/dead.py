@@ -209,9 +209,9 @@ def _sender(message: DeadLetter, fields: dict[str, Any]) -> str:
 def _note(raw: bytes, properties: Any, federation: str) -> tuple[DeadLetter, bytes] | None:
     """What a controller wrote about a message, and the message; None if no controller wrote this.
 
-    RabbitMQ itself moves messages here, for one those whose ``expiration`` is over. They are as somebody
-    sent them, may look like a note, and name whom they like; but the broker adds headers to them, and leaves
-    the sender's account in them.
+    Under former software RabbitMQ itself moved messages here, for one those whose ``expiration`` was over.
+    They are as somebody sent them, may look like a note, and name whom they like; but the broker adds
+    headers to them, and leaves the sender's account in them.
     """
     user = properties.user_id or ""
     is_known = _is_controller(user, federation)

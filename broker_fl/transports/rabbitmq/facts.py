@@ -71,6 +71,8 @@ class BrokerFacts:
     """Ours, the authorities that are trusted, and the server's as it showed it."""
     depths: dict[str, Depth] = field(default_factory=dict)
     """By queue: reports, control, dead."""
+    hands_on: bool = False
+    """Whether there is the exchange ``nowhere``."""
 
 
 def look_at_broker(
@@ -112,6 +114,7 @@ def look_at_broker(
                 different=tuple(look.different),
                 in_use=tuple(look.in_use),
                 depths=look.depths,
+                hands_on=look.hands_on,
             )
         finally:
             look.tidy_up()
@@ -182,11 +185,13 @@ class _Look:
         self.different: list[str] = []
         self.in_use: list[str] = []
         self.depths: dict[str, Depth] = {}
+        self.hands_on = False
 
     def try_everything(self) -> None:
         may_declare = not self._enrolled or self._role == "controller"
         for entity in self._topology.for_controller():
             self._declare(entity, make=False) if may_declare else self._look_for(entity)
+        self.hands_on = self._is_there(Exchange(self._topology.nowhere, "fanout"))
         own, exchanges, queues = self._needs()
         for entity in own:
             if self._enrolled and self._role == "learner":
@@ -210,7 +215,7 @@ class _Look:
             own = topology.for_inbox(trial)
             if not self._enrolled:
                 own = (Exchange(f"{topology.tasks}.{trial}", "direct"), *own)
-            writes: Sequence[str] = (topology.tasks, topology.answers, topology.events, topology.dead)
+            writes: Sequence[str] = (topology.tasks, topology.answers, topology.events)
             return own, writes, (topology.reports, topology.control, topology.inbox(trial))
         if self._role == "learner":
             own = topology.for_learner(self._learner)

@@ -136,6 +136,9 @@ class RabbitMQTransport:
     def delete_queue(self, name: str) -> None:
         self._run(self._delete_queue(name), ANSWER_TIMEOUT_S)
 
+    def delete_exchange(self, name: str) -> None:
+        self._run(self._delete_exchange(name), ANSWER_TIMEOUT_S)
+
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         check_prefetch(prefetch)
         self._run(
@@ -246,6 +249,14 @@ class RabbitMQTransport:
         channel = await Channel.open(self._in.connection)
         try:
             await channel.delete_queue(name)
+        finally:
+            channel.close()
+
+    async def _delete_exchange(self, name: str) -> None:
+        self._declared.forget_exchange(name)
+        channel = await Channel.open(self._in.connection)
+        try:
+            await channel.delete_exchange(name)
         finally:
             channel.close()
 

@@ -123,6 +123,9 @@ class Faulty:
     def delete_queue(self, name: str) -> None:
         self._inner.delete_queue(name)
 
+    def delete_exchange(self, name: str) -> None:
+        self._inner.delete_exchange(name)
+
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         self._inner.consume(queue, sink, prefetch=prefetch, exclusive=exclusive)
 
