@@ -24,9 +24,9 @@ MEASURE = {"embedded": ours.embedded, "rabbitmq": ours.rabbitmq}
 TEXT = """Learners add a constant of their own and do nothing else. Over RabbitMQ and Redis, each has a
 mailbox and connections of its own, in {processes} processes; embedded, all is in one process. Phases count
 from the round's start: all published, first update folded, last update folded; commit is from the last
-update to the version being stored. Medians over the rounds, after one that is not counted, in seconds; a round is from
-one version to the next. Peak memory is that of each process, over the cell: the highest resident size that
-the kernel saw (VmHWM).
+update to the version being stored. Medians over the rounds, after one that is not counted, in seconds; a
+round is from one version to the next. Peak memory is that of each process, over the cell: the highest
+resident size that the kernel saw (VmHWM).
 
 {table}"""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import comparison, machine, page
+from benchmarks import machine, page
 from benchmarks.__main__ import with_row
 from benchmarks.cells import cell_by_cell
 from benchmarks.comparison import Comparison, better_alone, gaps, is_measured
@@ -95,7 +95,7 @@ def test_where_it_was_faster_by_itself_after_all_the_page_says_by_how_much() -> 
 
 
 def test_a_cell_that_fails_is_a_row_and_the_next_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison.machine, "memory_bytes", lambda _: 10**12)
+    monkeypatch.setattr(machine, "memory_bytes", lambda _: 10**12)
 
     def measured(cell: Cell) -> dict[str, Any]:
         if cell[0] == 2:
