@@ -201,7 +201,7 @@ class RoundsJob(GroupJob):
         if not (outsiders or failed or cohort.num_open):
             return self._wait_for(len(matching) + 1, len(matching), now)
         required = self._num_required()
-        reason = f"{cohort.count(Status.DELIVERED)} of {required} delivered; {cohort.summary()}"
+        reason = f"{cohort.count(Status.DELIVERED)} delivered, {required} were needed; {cohort.summary()}"
         if state.retries >= self._protocol.max_retries:
             return self._give_up(reason, now)
         state.retries += 1
