@@ -17,8 +17,10 @@ class Shell:
     folder: Path
     environment: dict[str, str]
     daemons: list[Daemon] = field(default_factory=list)
+    timeout_s: float = DEADLINE_S
+    """Of a command."""
 
-    def run(self, *args: str, code: int = 0, timeout_s: float = DEADLINE_S, **environment: str) -> str:
+    def run(self, *args: str, code: int = 0, **environment: str) -> str:
         """The command's standard output; its standard error is in ``self.stderr``."""
         done = subprocess.run(
             command(*args),
@@ -26,7 +28,7 @@ class Shell:
             env=inherited() | self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=self.timeout_s,
             check=False,
         )
         self.stderr = done.stderr

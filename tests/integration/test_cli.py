@@ -461,6 +461,7 @@ cores, a minute and more of busy ones. What it does not find in time it says its
 def cluster(shell: Shell) -> Iterator[Path]:
     if not (rabbitmq_available() and redis_available()):
         pytest.skip("rabbitmq-server and redis-server are not installed")
+    shell.timeout_s = UP_TIMEOUT_S
     yield shell.folder / ".cluster"
     shell.run("down")
 
@@ -468,7 +469,7 @@ def cluster(shell: Shell) -> Iterator[Path]:
 @pytest.mark.timeout(300)
 def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path) -> None:
     """By the words that README.md and `up` itself give, on the example that is the default."""
-    shown = shell.run("up", "--learners", "3", timeout_s=UP_TIMEOUT_S)
+    shown = shell.run("up", "--learners", "3")
     settings = cluster / "broker-fl.toml"
     assert (settings.stat().st_mode & 0o777, cluster.stat().st_mode & 0o777) == (0o600, 0o700)
     password = settings.read_text("utf-8").partition("broker-fl:")[2].partition("@")[0]
@@ -492,7 +493,7 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
 @pytest.mark.timeout(300)
 def test_up_gives_the_controller_the_rules_of_its_app(shell: Shell, cluster: Path) -> None:
     write_own_rule(shell)
-    shell.run("up", "--learners", "2", "--app", "app.py", timeout_s=UP_TIMEOUT_S)
+    shell.run("up", "--learners", "2", "--app", "app.py")
     clean = {f"BROKER_FL_{name}": "" for name in ("BROKER", "STORE", "FEDERATION")}
     settings = ["--config", str(cluster / "broker-fl.toml")]
     done = shell.run(*settings, "submit", "job.toml", "--watch", **clean)  # type: ignore[arg-type]
