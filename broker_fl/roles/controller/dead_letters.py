@@ -6,6 +6,7 @@ import logging
 
 from broker_fl.interfaces import Delivery
 from broker_fl.roles.controller.limits import DEAD_LETTERS, RateLimit
+from broker_fl.roles.controller.replays import Replayed
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.wire.fields import text
@@ -28,9 +29,10 @@ class DeadLetters:
 
     def are_too_many(self, delivery: Delivery, speaker: Speaker | None) -> bool:
         """Count one more; whether so many messages of this account were refused that no more are kept and
-        logged. Where accounts are shared it says nothing of the sender, and all are kept.
+        logged. Where accounts are shared it says nothing of the sender, and all are kept; so is what an
+        operator has heard again, which is nowhere else any more.
         """
-        if speaker is not None and speaker.account is None:
+        if isinstance(delivery, Replayed) or (speaker is not None and speaker.account is None):
             return False
         return not self._refusals.take(delivery.user or NOBODY_SAYS, self._services.clock.now())
 
