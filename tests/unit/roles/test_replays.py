@@ -1,4 +1,4 @@
-"""Dead letters that a controller's account has heard again: none is lost, and who did that is written down."""
+"""Dead letters that a controller has heard again: none is lost, and who had that done is written down."""
 
 from __future__ import annotations
 
@@ -103,5 +103,5 @@ def test_a_submission_is_taken_over_by_no_other_account(federation: Federation) 
     begun = ana.submit(spec(), model)
     with pytest.raises(RequestRefused, match="another driver submitted it"):
         eve.ask(submit(eve, begun.id), m.Done)
-    assert ana.ask(submit(ana, begun.id), m.Done)
+    ana.ask(submit(ana, begun.id), m.Done)
     eve.close()
