@@ -114,7 +114,7 @@ KEPT: dict[str, Callable[[Arrays], object]] = {
     "all arrays": lambda model: model,
     "one array": lambda model: model["w"],
     "the last element": lambda model: model["n"][1:],
-    "a buffer": lambda model: memoryview(model["w"]),
+    "a buffer": lambda model: model["w"].data,
     "what the views are of": lambda model: model["w"].base,
     "an array of another type": lambda model: model["w"].view(np.int32)[::2],
 }
