@@ -14,11 +14,13 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import ending, machine, page
+from benchmarks.comparison import chosen
 from benchmarks.peers import Peer, flare, flower
 from benchmarks.questions import Cell, Options, Question, Row, all_questions
 
@@ -31,7 +33,8 @@ PEERS: tuple[Peer, ...] = (flower.PEER, flare.PEER)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, keep, and write the page."""
     questions = all_questions()
-    asked = _parser(list(questions)).parse_args(arguments)
+    parser = _parser(list(questions))
+    asked = parser.parse_args(arguments)
     if asked.quick and asked.results == RESULTS:
         asked.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
         asked.page = asked.page if asked.page != PAGE else asked.results / "benchmarks.md"
@@ -47,17 +50,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_at = time.monotonic() + asked.budget_s
     names = [name for name in questions if name in asked.questions or not asked.questions]
     command = "python -m benchmarks " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+    if wrong := wrong_setting([questions[name] for name in names], asked.setting):
+        parser.error(f"--setting: {wrong}")
+    broken = []
     with ending.of_run():
-        facts = machine.facts(quick=asked.quick) if names else {}
+        about: Row = {}
         if names:
+            about = {
+                "command": command.strip(),
+                "commit": machine.commit(),
+                "facts": machine.facts(quick=asked.quick),
+            }
             _warn_if_busy()
         for place, name in enumerate(names):
             left = [questions[one].share for one in names[place:]]
             own = replace(options, end_at=time_of_next(end_at, left, time.monotonic()))
-            _ask(questions[name], own, asked.results, (command.strip(), facts))
+            try:
+                _ask(questions[name], own, asked.results, about)
+            except Exception:  # noqa: BLE001 - a night's run goes on to the next question
+                traceback.print_exc()
+                broken.append(name)
     pictures = asked.page.parent / "pictures"
     page.write(asked.page, pictures, asked.results, questions)
     print(f"The page: {asked.page}")
+    if broken:
+        sys.exit(f"Not answered to the end: {', '.join(broken)}; the errors are above.")
+
+
+def wrong_setting(questions: Sequence[Question], values: Mapping[str, str]) -> str:
+    """What is wrong with a ``--setting``, for the peers of these questions; empty if nothing."""
+    groups = [group for question in questions for group in question.settings]
+    known = {name for group in groups for name in group[0]}
+    if unknown := sorted(values.keys() - known):
+        return f"{', '.join(unknown)}: no peer asked has it; known: {', '.join(sorted(known)) or 'none'}"
+    try:
+        for group in groups:
+            chosen([dict(one) for one in group], values)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def time_of_next(end_at: float, shares: Sequence[float], now: float) -> float:
@@ -82,7 +113,11 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
     parser.add_argument("questions", nargs="*", type=question, help=f"of: {known}; all if none is given")
     parser.add_argument("--quick", action="store_true", help="a tiny cell each; peers only if installed")
-    parser.add_argument("--cells", type=read_cells, help="LEARNERSxPARAMETERS, as 10x100000,50x1000000")
+    parser.add_argument(
+        "--cells",
+        type=read_cells,
+        help="LEARNERSxPARAMETERS, as 10x100000,50x1000000; of aggregation UPDATESxPARAMETERS",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="counted in a block, at least (default: 5)")
     parser.add_argument("--repetitions", type=int, default=3, help="blocks of each system (default: 3)")
     parser.add_argument(
@@ -122,28 +157,38 @@ def read_setting(text: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _ask(question: Question, options: Options, results: Path, about: tuple[str, dict[str, str]]) -> None:
-    """Run a question; each row is kept as soon as it is there, and replaces the former one of its key."""
+def _ask(question: Question, options: Options, results: Path, about: Row) -> None:
+    """Run a question; each row is kept as soon as it is there, with how it was measured, and replaces the
+    former one of its key.
+    """
     print(f"{time.strftime('%H:%M:%S')} {question.name}: {question.title}", flush=True)
     former = page.read(results, question.name)
     rows: list[Row] = former["rows"] if former else []
-    command, facts = about
     for row in question.run(options):
         print(f"{time.strftime('%H:%M:%S')}   {_brief(row)}", flush=True)
-        rows = _with(rows, row)
-        record = {"facts": facts, "command": command, "peers": _peers(rows), "rows": rows}
+        rows = with_row(rows, {**row, **about})
+        record = {"peers": _peers(rows), "rows": rows}
         results.mkdir(parents=True, exist_ok=True)
         (results / f"{question.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _with(rows: list[Row], row: Row) -> list[Row]:
-    """A row in the place of its former self; one that was left out replaces no figures."""
+def with_row(rows: list[Row], row: Row) -> list[Row]:
+    """A row in the place of its former self; one that was left out or failed replaces no figures, which say
+    then that they could not be measured again.
+    """
     keys = [one["key"] for one in rows]
     if row["key"] not in keys:
         return [*rows, row]
-    if "left_out" in row and "left_out" not in rows[keys.index(row["key"])]:
-        return rows
+    former = rows[keys.index(row["key"])]
+    if _has_none(row) and not _has_none(former):
+        if "failed" not in row:
+            return rows
+        row = {**former, "failed_since": {"when": row.get("when", ""), "why": row["failed"]}}
     return [row if one["key"] == row["key"] else one for one in rows]
+
+
+def _has_none(row: Row) -> bool:
+    return "left_out" in row or "failed" in row
 
 
 def _brief(row: Row) -> str:
@@ -155,6 +200,7 @@ def _brief(row: Row) -> str:
 def _peers(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """The versions in the environments of the peers that were measured."""
     titles = {row.get("peer") for row in rows if "blocks" in row}
+    titles |= {title for row in rows for title in row.get("peers", ())}
     return {peer.title: peer.versions() for peer in PEERS if peer.title in titles and peer.is_there}
 
 

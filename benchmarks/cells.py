@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks import machine, ours
 from benchmarks.comparison import why_left_out
 from benchmarks.questions import Cell, Options, Row
+from benchmarks.tables import cell_name
 
 Measure = Callable[[str, Cell], dict[str, Any]]
 """Of a transport and a cell: what was measured."""
+LONGEST_ERROR = 1500
+"""Characters of its end that are kept."""
 
 
 def cell_by_cell(
@@ -27,7 +30,7 @@ def cell_by_cell(
             return
         row = named(cell)
         reason = why_left_out(needed_bytes(*cell), "ours")
-        yield {**row, **({"left_out": reason} if reason else measure(cell))}
+        yield {**row, **({"left_out": reason} if reason else or_failed(measure, cell))}
 
 
 def by_transport(options: Options, cells: tuple[Cell, ...], quick: Cell, measure: Measure) -> Iterator[Row]:
@@ -39,7 +42,28 @@ def by_transport(options: Options, cells: tuple[Cell, ...], quick: Cell, measure
             row = named(cell)
             row |= {"key": f"{transport}-{row['key']}", "transport": transport}
             reason = why_left_out(ours.needed_bytes(*cell), "ours")
-            yield {**row, **({"left_out": reason} if reason else measure(transport, cell))}
+            yield {**row, **({"left_out": reason} if reason else or_failed(measure, transport, cell))}
+
+
+def or_failed(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What it measures, or how it failed: the cells after it are measured all the same."""
+    try:
+        return measure(*arguments)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it stands on the page
+        return {"failed": f"{type(error).__name__}: {error}"[-LONGEST_ERROR:]}
+
+
+def keys(cells: Sequence[Cell], transports: Sequence[str] = ()) -> dict[str, str]:
+    """Of the rows of these cells, with their names on the page."""
+    if not transports:
+        return {
+            f"{learners}x{parameters}": cell_name((learners, parameters)) for learners, parameters in cells
+        }
+    return {
+        f"{transport}-{key}": f"{transport} {name}"
+        for key, name in keys(cells).items()
+        for transport in transports
+    }
 
 
 def named(cell: Cell) -> Row:

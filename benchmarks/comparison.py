@@ -13,7 +13,7 @@ from benchmarks.ours import OursFailed
 from benchmarks.peers import Peer, PeerFailed
 from benchmarks.questions import Cell, Options, Row
 from benchmarks.sweep import Setting, Tried, best, search
-from benchmarks.tables import cell_name, spread, spread_of_times
+from benchmarks.tables import cell_name, seconds, spread, spread_of_times, times
 
 MEMORY_SHARE = 0.85
 """Of what is available, that a cell may be expected to need."""
@@ -66,24 +66,40 @@ class Comparison:
             found = self._measure(cell, options, our_rounds)
         except (PeerFailed, OursFailed) as error:
             found = {"failed": str(error)}
-        shares = (block["busy_share"] for block in found.get("blocks", ()))
-        return {**row, **found, "busy_share": max(busy_share, *shares)}
+        shares = [block["busy_share"] for block in found.get("blocks", ())]
+        return {**row, **found, "busy_share": max([busy_share, *shares])}
 
     def _measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
         began = time.monotonic()
-        end_at = began + options.cell_s
-        settings = _chosen(self._settings, options.setting)
-        sweep: list[Tried] = []
-        if len(settings) > 1 and not options.quick:
-            sweep = self._sweep(cell, settings, began + SWEEP_SHARE * options.cell_s)
-        setting = self._best[cell[1]] = best(sweep) or settings[0]
-        blocks = [self._block(cell, setting, options, our_rounds)]
-        row: Row = {"sweep": sweep, "num_settings": len(settings), "setting": setting}
-        if self._defaults is not None and not options.quick and time.monotonic() < end_at:
-            row["defaults"] = self._try(cell, {**setting, **self._defaults}, None)
-        while len(blocks) < options.repetitions and not options.quick and time.monotonic() < end_at:
-            blocks.append(self._block(cell, setting, options, our_rounds))
+        settings = chosen(self._settings, options.setting)
+        row: Row = {"num_settings": len(self._settings), "sweep": [], "setting": settings[0]}
+        if not options.quick:
+            row["sweep"] = self._sweep(cell, settings, began + SWEEP_SHARE * options.cell_s)
+            row |= self._best_of(cell, row["sweep"], settings[0])
+        block = partial(self._block, cell, row["setting"], options, our_rounds)
+        blocks = [block()]
+        repetitions = 1 if options.quick else options.repetitions
+        while len(blocks) < repetitions and time.monotonic() < began + options.cell_s:
+            try:
+                blocks.append(block())
+            except (PeerFailed, OursFailed) as error:  # what was measured stays
+                row["stopped"] = str(error)
+                break
         return {**row, "blocks": blocks, "ratios": [ratio(one) for one in blocks]}
+
+    def _best_of(self, cell: Cell, sweep: Sequence[Tried], first: Setting) -> Row:
+        """The best setting; what the peer does by itself is tried as well and may be it."""
+        tried, found = list(sweep), {}
+        if self._defaults is not None:
+            by_itself = {**(best(sweep) or first), **self._defaults}
+            same = [one for one in sweep if one["setting"] == by_itself]
+            alone = (same or search([by_itself], by_itself, partial(self._try, cell), 0.0))[0]
+            tried.append(alone)
+            found = {"defaults": alone}
+        setting = best(tried)
+        if setting is None:
+            raise PeerFailed(tried[0]["failed"])
+        return {**found, "setting": setting}
 
     def _block(self, cell: Cell, setting: Setting, options: Options, our_rounds: int) -> dict[str, Any]:
         """Ours, and right after it theirs."""
@@ -94,8 +110,10 @@ class Comparison:
 
     def _sweep(self, cell: Cell, settings: Sequence[Setting], end_at: float) -> list[Tried]:
         first = self._best.get(cell[1], self._first)
-        measure = partial(self._try, cell)
-        return search(settings, first if first in settings else settings[0], measure, end_at)
+        first = first if first in settings else settings[0]
+        tried = search(settings, first, partial(self._try, cell), end_at)
+        self._best[cell[1]] = best(tried) or first
+        return tried
 
     def _try(self, cell: Cell, setting: Setting, limit_s: float | None) -> Tried:
         """A few rounds, within so many seconds."""
@@ -119,18 +137,36 @@ class Comparison:
         return self._peer.run([*self._engine, *arguments, *limit, *options], timeout_s or longest_s)
 
 
-def _chosen(settings: Sequence[Setting], values: Mapping[str, str]) -> Sequence[Setting]:
-    """Those with the values asked for, where they have such a name; all if there is none."""
+def chosen(settings: Sequence[Setting], values: Mapping[str, str]) -> Sequence[Setting]:
+    """Those with the values asked for, compared as numbers where they are; names they have not are another
+    peer's.
+
+    Raises:
+        ValueError: none has them.
+    """
     found = [
-        one for one in settings if all(str(one.get(name, value)) == value for name, value in values.items())
+        one
+        for one in settings
+        if all(name not in one or _is_alike(one[name], value) for name, value in values.items())
     ]
-    return found or settings
+    if not found:
+        asked = ",".join(f"{name}={value}" for name, value in values.items() if name in settings[0])
+        known = "; ".join(",".join(f"{name}={value}" for name, value in one.items()) for one in settings)
+        raise ValueError(f"no setting has {asked}; there are: {known}")
+    return found
+
+
+def _is_alike(one: str | float, asked: str) -> bool:
+    try:
+        return float(one) == float(asked)
+    except ValueError:
+        return str(one) == asked
 
 
 def was_swept(row: Row) -> str:
     """How many of the peer's settings were tried, where not all were."""
     num_tried = len(row.get("sweep", ()))
-    if not num_tried:
+    if num_tried < 2:
         return " (not swept)"
     return f" ({num_tried} of {row['num_settings']} tried)" if num_tried < row.get("num_settings", 0) else ""
 
@@ -195,7 +231,30 @@ def _named(row: Row) -> str:
 
 
 def gaps(rows: Sequence[Row]) -> str:
-    """What was left out, and what failed, as a list; empty if nothing."""
+    """What was left out, and where a later block failed, as a list; empty if nothing."""
     lines = [f"- {_named(row)} was left out: {row['left_out']}." for row in rows if "left_out" in row]
-    lines += [f"- {_named(row)} failed: `{row['failed']}`" for row in rows if "failed" in row]
+    lines += [
+        f"- {_named(row)}: {len(row['blocks'])} blocks only, the next failed: `{row['stopped'][-300:]}`"
+        for row in rows
+        if "stopped" in row
+    ]
     return "\n".join(lines)
+
+
+def by_itself(row: Row) -> str:
+    """Seconds a round with the peer's own settings, or why there are none."""
+    if "defaults" not in row:
+        return "–"
+    return seconds(row["defaults"]["median_s"]) if "median_s" in row["defaults"] else "failed"
+
+
+def better_alone(rows: Sequence[Row]) -> str:
+    """A sentence on the cells where the peer by itself was faster after all; empty if there is none."""
+    found = []
+    for row in filter(is_measured, rows):
+        alone_s = row.get("defaults", {}).get("median_s")
+        if alone_s is not None and alone_s < theirs_s(row):
+            found.append(f"{_named(row)}, {times(alone_s / ours_s(row))}")
+    if not found:
+        return ""
+    return f"By itself it was faster than in the blocks shown, and takes then: {'; '.join(found)}."

@@ -38,6 +38,20 @@ def facts(*, quick: bool = False) -> dict[str, str]:
     return found
 
 
+def commit() -> str:
+    """Of the code that measures and is measured; empty outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    try:
+        name = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        )
+        places = ["broker_fl", "benchmarks", ":!benchmarks/results"]
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *places], check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name.stdout.strip() + (" with changes" if changed else "")
+
+
 def busy_share(seconds: float = BUSY_SAMPLE_S) -> float:
     """Of the CPU time of all cores, that which others use while we sleep; 0 where there is no /proc."""
     try:

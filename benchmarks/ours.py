@@ -30,6 +30,9 @@ COPIES = 3.3
 OTHERS_BYTES = 2_000_000_000
 """Controller, broker and store, at most."""
 
+LONGEST_S = 1200.0
+"""For a measurement in a process of its own; one that hangs must not hold up all others."""
+
 Node = RabbitMQNode | RedisNode
 
 
@@ -62,11 +65,13 @@ def embedded(num_learners: int, num_parameters: int, rounds: int) -> dict[str, A
     )
 
 
-def alone(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def alone(
+    measure: Callable[..., dict[str, Any]], *arguments: Any, timeout_s: float = LONGEST_S
+) -> dict[str, Any]:
     """In a process of its own, so that peak memory is this cell's.
 
     Raises:
-        OursFailed: with the last line of its error.
+        OursFailed: with the last line of its error; or it was not done in time.
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
@@ -74,6 +79,8 @@ def alone(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
     process.start()
     theirs.close()
     try:
+        if not ours.poll(timeout_s):
+            raise OursFailed(f"{measure.__name__} was not done after {timeout_s:g} s")
         found, error = ours.recv()
     except EOFError:
         process.join(END_TIMEOUT_S)

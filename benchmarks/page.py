@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from benchmarks import machine
 from benchmarks.questions import Question, Row
 
 Record = dict[str, Any]
-"""Of one question: ``facts``, ``command``, ``rows``."""
+"""Of one question: ``rows``, each with the ``command``, ``commit`` and ``facts`` it was measured with, and
+the versions of ``peers``."""
 
 HEAD = """# Benchmarks
 
@@ -21,7 +22,9 @@ HEAD = """# Benchmarks
 done, and how to add a question, is in [benchmarks/README.md](../benchmarks/README.md). Compare figures
 within a table, not across machines.
 """
-MEASURED = "Measured {when} with `{command}`; up to {busy:.0%} of the CPU was used by others."
+MEASURED = "Measured {when} with {command}{commit}; up to {busy:.0%} of the CPU was used by others."
+BANDWIDTH = "memory bandwidth"
+"""Measured by every run, and never quite the same."""
 MISSING = "## Not measured yet with these scripts\n\n{titles}\n"
 BUSY = "**The machine was busy: these figures only show that it works.**"
 
@@ -49,22 +52,68 @@ def write(path: Path, pictures: Path, results: Path, questions: Mapping[str, Que
 
 
 def _section(question: Question, record: Record, picture: str) -> str:
-    rows: list[Row] = record["rows"]
-    busy = max((row.get("busy_share", 0.0) for row in rows), default=0.0)
-    when = sorted({row["when"][:10] for row in rows if "when" in row}) or [record["facts"]["when"]]
-    dates = when[0] if len(when) == 1 else f"{when[0]} to {when[-1]}"
-    lines = [f"## {question.title}", "", question.text(rows).strip(), ""]
+    rows = _good(record["rows"])
+    lines = [f"## {question.title}", "", question.text(rows).strip() if rows else "(nothing measured)", ""]
+    if gaps := _gaps(question, record["rows"]):
+        lines += [gaps, ""]
     if picture:
         lines += [f"![{question.title}]({picture})", ""]
-    lines.append(MEASURED.format(when=dates, command=record["command"], busy=busy))
-    if busy > machine.BUSY_SHARE:
+    lines += [*_measured(question, rows)]
+    if max((row.get("busy_share", 0.0) for row in rows), default=0.0) > machine.BUSY_SHARE:
         lines.append(BUSY)
     return "\n".join([*lines, ""])
 
 
+def _good(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if "failed" not in row]
+
+
+def _gaps(question: Question, rows: Sequence[Row]) -> str:
+    """What failed, and what was not measured at all."""
+    lines = [
+        f"- {question.keys.get(row['key'], row['key'])} failed: `{_one_line(row['failed'])}`"
+        for row in rows
+        if "failed" in row
+    ]
+    lines += [
+        f"- {question.keys.get(row['key'], row['key'])}: when measured again, {row['failed_since']['when']}, "
+        f"it failed: `{_one_line(row['failed_since']['why'])}`"
+        for row in rows
+        if "failed_since" in row
+    ]
+    there = {row["key"] for row in rows}
+    if absent := [name for key, name in question.keys.items() if key not in there]:
+        lines.append(f"- Not measured: {'; '.join(absent)}.")
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[-300:].replace("`", "'")
+
+
+def _measured(question: Question, rows: Sequence[Row]) -> list[str]:
+    """When and how: once for all rows that were measured in the same way."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if "left_out" not in row:
+            groups.setdefault((row.get("command", ""), row.get("commit", "")), []).append(row)
+    found = []
+    for (command, commit), those in groups.items():
+        days = sorted({row["when"][:10] for row in those if "when" in row})
+        line = MEASURED.format(
+            when=" to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
+            command=f"`{command}`" if command else "a command that was not kept",
+            commit=f" at commit {commit}" if commit else "",
+            busy=max(row.get("busy_share", 0.0) for row in those),
+        )
+        names = ", ".join(question.keys.get(row["key"], row["key"]) for row in those)
+        found.append(f"- {names}: {line}" if len(groups) > 1 else line)
+    return found
+
+
 def _draw(question: Question, rows: list[Row], pictures: Path, page_folder: Path) -> str:
     """Where the picture is, as seen from the page; empty if there is none."""
-    if question.plot is None:
+    if question.plot is None or not (rows := _good(rows)):
         return ""
     path = pictures / f"benchmark-{question.name}.svg"
     return Path(os.path.relpath(path, page_folder)).as_posix() if question.plot(rows, path) else ""
@@ -72,16 +121,23 @@ def _draw(question: Question, rows: list[Row], pictures: Path, page_folder: Path
 
 def _facts(records: Mapping[str, Record]) -> str:
     """The machine and the versions; once, where all questions were asked under the same."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, set[str]]] = {}
     for name, record in records.items():
-        facts = dict(record["facts"])
-        for peer, versions in sorted(record.get("peers", {}).items()):
-            facts[f"packages of {peer}"] = _packages(versions)
-        facts.pop("when", None)
-        groups.setdefault("\n".join(f"- {key}: {value}" for key, value in facts.items()), []).append(name)
+        peers = {
+            f"packages of {peer}": _packages(versions)
+            for peer, versions in sorted(record.get("peers", {}).items())
+        }
+        for row in record["rows"]:
+            facts = {**(row.get("facts") or record.get("facts", {})), **peers}
+            differing = {key: facts.pop(key, "") for key in ("when", BANDWIDTH)}
+            listing = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+            groups.setdefault(listing, {}).setdefault(name, set()).add(differing[BANDWIDTH])
     parts = ["## Machine and versions", ""]
     for listing, names in groups.items():
-        parts += [f"For {', '.join(names)}:", "", listing, ""]
+        speeds = sorted(set().union(*names.values()) - {""})
+        parts += [f"For {', '.join(names)}:", "", listing]
+        parts += [f"- {BANDWIDTH}: {'; or '.join(speeds)}"] if speeds else []
+        parts.append("")
     return "\n".join(parts)
 
 

@@ -64,9 +64,14 @@ class Question:
     """Measure; rows come one by one and are saved at once. A row with a ``key`` can be measured again
     alone."""
     text: Callable[[Sequence[Row]], str]
-    """The section: Markdown without the title. Every figure in it is from the rows."""
+    """The section: Markdown without the title. Every figure in it is from the rows; those that failed are
+    not among them, the page lists them."""
     share: float = 1.0
     """Of a time that is limited, beside those of the other questions."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Of the rows that a whole run makes, with what the page calls those that are not there."""
+    settings: Sequence[Sequence[Mapping[str, str | float]]] = ()
+    """Of each peer that ``Options.setting`` chooses among."""
     plot: Callable[[Sequence[Row], Path], bool] | None = None
     """Draw the rows into this SVG; False where there is nothing to draw."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ours, processes
-from benchmarks.cells import by_transport
+from benchmarks.cells import by_transport, keys
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import plot_lines, size, table
@@ -118,5 +118,11 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
 
 
 QUESTION = Question(
-    name="asynchronous", title="Asynchronous throughput", place=70, run=run, text=text, plot=plot
+    name="asynchronous",
+    title="Asynchronous throughput",
+    place=70,
+    run=run,
+    keys=keys(CELLS, ("embedded", "rabbitmq")),
+    text=text,
+    plot=plot,
 )

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import ours
+from benchmarks.cells import keys
 from benchmarks.comparison import (
     NOT_INSTALLED,
     OUT_OF_TIME,
     SWEEP_LIMIT_S,
     SWEEP_ROUNDS,
     Comparison,
+    better_alone,
+    by_itself,
     columns_of,
     gaps,
     is_measured,
@@ -27,7 +30,7 @@ from benchmarks.peers.flower import DEFAULT_POLL_S, LAYOUTS, PEER
 from benchmarks.peers.rounds import TENSORS
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.sweep import SLOWER, Setting
-from benchmarks.tables import plot_lines, seconds, size, table
+from benchmarks.tables import plot_lines, size, table
 
 CELLS: tuple[Cell, ...] = tuple(
     (learners, parameters)
@@ -36,6 +39,9 @@ CELLS: tuple[Cell, ...] = tuple(
 )
 QUICK: Cell = (2, 10_000)
 POLLS_S = (0.05, 0.3, 1.0)
+SETTINGS: tuple[Setting, ...] = tuple(
+    {"layout": layout, "poll-s": poll_s} for layout in LAYOUTS for poll_s in POLLS_S
+)
 FIRST: Setting = {"layout": "several", "poll-s": 0.3}
 COPIES = 4
 """Of the model for each client that Flower has in memory at once, measured at 10 million parameters: client,
@@ -44,7 +50,7 @@ SuperLink and ServerApp together.
 
 TEXT = """Learners add a constant of their own to every weight and do nothing else, so that a round is what
 the system costs. Ours: RabbitMQ and Redis, each learner with a mailbox and connections of its own;
-controller, learners (in two processes), RabbitMQ and Redis share the machine with the driver. Flower:
+controller, learners (in {processes} processes), RabbitMQ and Redis share the machine with the driver. Flower:
 SuperLink (state in memory), ServerApp (`FedAvg`) and clients over HTTP, without the start of a process and
 without the way from SuperNode to ClientApp; telemetry, update check and installation at run time are off.
 It polls, every {default:g} s by itself; here the best was searched for, cell by cell, among polls of
@@ -52,9 +58,10 @@ It polls, every {default:g} s by itself; here the best was searched for, cell by
 first both layouts, with the poll that was best with fewer learners and a model of that size (at first
 {first:g} s), then the other polls in the better layout. Each was tried for {sweep_rounds} rounds after one
 that is not counted, for one where that took more than {sweep_limit:g} s, and was given up when it took
-{slower:g} times as long as the best so far. The table says how many of the six were tried before the time
-given to a cell was over; *not swept* is a setting that was given on the command line. Flower may be faster
-with one that was not tried, and the ratio then flatters us. *By itself* is with its own polls in that layout.
+{slower:g} times as long as the best so far. Then the best layout was tried with Flower's own polls (*by
+itself*), and the best of all was taken for the blocks. The table says how many of the {settings} settings
+were tried; *not swept* means one, given on the command line. Flower may be faster with one that was not
+tried, and the ratio then flatters us.
 A model has {tensors} tensors of float32; ours travels in the encoding `{encoding}`, the default. Seconds
 from one version of the model to the next: medians over the rounds of a block, then over
 blocks of ours and theirs in alternation, with the least and the most in brackets; the ratio likewise, of
@@ -79,14 +86,11 @@ def run(options: Options) -> Iterator[Row]:
     except PeerFailed as error:
         yield from (_named(cell, {"failed": str(error)}) for cell in cells)
         return
-    settings: list[Setting] = [
-        {"layout": layout, "poll-s": poll_s} for layout in LAYOUTS for poll_s in POLLS_S
-    ]
     comparison = Comparison(
         PEER,
         engine=["deployment"],
         ours=ours.rabbitmq,
-        settings=settings,
+        settings=SETTINGS,
         defaults={"poll-s": DEFAULT_POLL_S},
         first=FIRST,
     )
@@ -127,10 +131,12 @@ def text(rows: Sequence[Row]) -> str:
     for row in filter(is_measured, rows):
         setting = row["setting"]
         chosen = f"{setting['poll-s']:g} s, {setting['layout']}{was_swept(row)}"
-        defaults = seconds(row["defaults"]["median_s"]) if "defaults" in row else "–"
-        lines.append((row["num_learners"], size(row["num_parameters"]), *columns_of(row), chosen, defaults))
+        named = (row["num_learners"], size(row["num_parameters"]))
+        lines.append((*named, *columns_of(row), chosen, by_itself(row)))
     return TEXT.format(
         default=DEFAULT_POLL_S,
+        settings=len(SETTINGS),
+        processes=ours.LEARNER_PROCESSES,
         first=FIRST["poll-s"],
         sweep_rounds=SWEEP_ROUNDS,
         sweep_limit=SWEEP_LIMIT_S,
@@ -140,7 +146,7 @@ def text(rows: Sequence[Row]) -> str:
         tensors=TENSORS,
         encoding=", ".join(sorted({row["encoding"] for row in rows})),
         table=table(columns, lines) if lines else "(nothing measured)",
-        wins=wins_of_peer(rows),
+        wins=" ".join(filter(None, (wins_of_peer(rows), better_alone(rows)))),
         gaps=gaps(rows),
     )
 
@@ -154,7 +160,11 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
         here = [row for row in measured if row["num_parameters"] == parameters]
         mine = [(row["num_learners"], ours_s(row)) for row in here]
         best = [(row["num_learners"], theirs_s(row)) for row in here]
-        itself = [(row["num_learners"], row["defaults"]["median_s"]) for row in here if "defaults" in row]
+        itself = [
+            (row["num_learners"], row["defaults"]["median_s"])
+            for row in here
+            if "median_s" in row.get("defaults", {})
+        ]
         theirs = {"Flower, best setting": best} | ({"Flower by itself": itself} if itself else {})
         panels[f"{size(parameters)} parameters"] = ({"broker_fl": mine}, theirs)
     if panels:
@@ -167,6 +177,8 @@ QUESTION = Question(
     title="Round overhead against Flower's deployment engine",
     place=10,
     share=5.0,
+    keys=keys(CELLS),
+    settings=(SETTINGS,),
     run=run,
     text=text,
     plot=plot,

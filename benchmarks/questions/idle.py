@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 from benchmarks import ours, processes
-from benchmarks.cells import now
+from benchmarks.cells import now, or_failed
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import table
 from broker_fl import connect
+from broker_fl.roles.learner import DEFAULT_HEARTBEAT_S
 from broker_fl.workers.servers import RabbitMQNode
 
 LEARNERS = 10
@@ -39,7 +40,7 @@ def run(options: Options) -> Iterator[Row]:
             "num_learners": num_learners,
             **now(),
             "seconds": seconds,
-            **_measure(num_learners, seconds, 1.0 if options.quick else SETTLING_S),
+            **or_failed(_measure, num_learners, seconds, 1.0 if options.quick else SETTLING_S),
         }
 
 
@@ -96,7 +97,7 @@ def text(rows: Sequence[Row]) -> str:
                 learners=row["num_learners"],
                 processes=len(learners),
                 seconds=row["seconds"],
-                heartbeat_s=5,
+                heartbeat_s=DEFAULT_HEARTBEAT_S,
                 messages=row["messages_per_minute"],
                 table=table(("process", "CPU seconds a minute"), lines),
             )

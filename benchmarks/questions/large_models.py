@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks import bare, ours, processes
-from benchmarks.cells import cell_by_cell
+from benchmarks.cells import cell_by_cell, keys
 from benchmarks.jobs import spec
 from benchmarks.peers.rounds import check_weights, initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
@@ -59,7 +59,7 @@ def run(options: Options) -> Iterator[Row]:
     rounds = 1 if options.quick else ROUNDS
 
     def measure(cell: Cell) -> dict[str, Any]:
-        return ours.alone(_measure, *cell, rounds)
+        return ours.alone(_measure, *cell, rounds, timeout_s=2 * TIMEOUT_S)
 
     return cell_by_cell(options, CELLS, QUICK, measure, needed_bytes)
 
@@ -166,4 +166,4 @@ def _name(row: Row) -> str:
     return cell_name((row["num_learners"], row["num_parameters"]))
 
 
-QUESTION = Question(name="large_models", title="Large models", place=50, run=run, text=text)
+QUESTION = Question(name="large_models", title="Large models", place=50, run=run, keys=keys(CELLS), text=text)

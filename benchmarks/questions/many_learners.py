@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ours, processes
-from benchmarks.cells import now
+from benchmarks.cells import now, or_failed
 from benchmarks.questions import Options, Question, Row
 from benchmarks.tables import plot_lines, seconds, spread, table
 from broker_fl import connect
@@ -43,6 +43,12 @@ class Cell:
         """Of its row."""
         how = "grouped" if self.grouped else "alone"
         return f"{how}-{self.num_learners}-{self.sample or 'all'}"
+
+    @property
+    def name(self) -> str:
+        """On the page."""
+        drawn = f", {self.sample:,} drawn" if self.sample else ""
+        return f"{self.num_learners:,} {'in groups' if self.grouped else 'alone'}{drawn}"
 
     @property
     def num_hosts(self) -> int:
@@ -74,7 +80,7 @@ and all; events are those stored, and their bytes, for each round.
 
 def run(options: Options) -> Iterator[Row]:
     """Cell by cell, the small ones first."""
-    for cell in QUICK if options.quick else CELLS:
+    for cell in _cells(options):
         if options.is_over:
             return
         row: Row = {
@@ -84,7 +90,26 @@ def run(options: Options) -> Iterator[Row]:
             "sample": cell.sample,
             **now(),
         }
-        yield {**row, **ours.alone(measure, cell, min(options.rounds, 5))}
+        yield {**row, **or_failed(_alone, cell, min(options.rounds, 5))}
+
+
+def _cells(options: Options) -> Sequence[Cell]:
+    """Those with the learners asked for; new ones, in groups and alone, where there are none of them."""
+    if options.cells is None:
+        return QUICK if options.quick else CELLS
+    numbers = [learners for learners, parameters in options.cells if parameters == processes.CROWD_PARAMETERS]
+    if not numbers:
+        print(f"many_learners has no cells but LEARNERSx{processes.CROWD_PARAMETERS}")
+    return [
+        cell
+        for number in numbers
+        for cell in [one for one in CELLS if one.num_learners == number]
+        or [Cell(number, grouped) for grouped in (True, False)]
+    ]
+
+
+def _alone(cell: Cell, rounds: int) -> dict[str, Any]:
+    return ours.alone(measure, cell, rounds, timeout_s=JOIN_TIMEOUT_S + ours.LONGEST_S)
 
 
 def measure(cell: Cell, rounds: int) -> dict[str, Any]:
@@ -245,5 +270,12 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
 
 
 QUESTION = Question(
-    name="many_learners", title="Many learners", place=60, share=2.0, run=run, text=text, plot=plot
+    name="many_learners",
+    title="Many learners",
+    place=60,
+    share=2.0,
+    run=run,
+    keys={cell.key: cell.name for cell in CELLS},
+    text=text,
+    plot=plot,
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import machine, ours, processes
+from benchmarks.cells import or_failed
 from benchmarks.jobs import spec
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
@@ -56,18 +57,24 @@ def run(options: Options) -> Iterator[Row]:
             "when": time.strftime("%Y-%m-%d %H:%M"),
             "busy_share": machine.busy_share(),
         }
-        system = embedded(cell[0]) if transport == "embedded" else rabbitmq(cell[0])
-        with system as warm:
-            warm.submit_once(cell)  # not counted
-            submits = [warm.submit_once(cell) for _ in range(repetitions)]
-            joins = [warm.join_once(cell, index) for index in range(repetitions)]
-        row["submit_to_round_s"] = [one[0] for one in submits]
-        row["submit_to_train_s"] = [one[1] for one in submits]
-        row["join_to_train_s"] = joins
-        if transport == "embedded":
-            measured = [ours.embedded(*cell, 1) for _ in range(1 if options.quick else options.repetitions)]
-            row["startup_s"] = [one["startup_s"] for one in measured]
-        yield row
+        startups = 0 if transport == "rabbitmq" else 1 if options.quick else options.repetitions
+        yield {**row, **or_failed(_measure, transport, cell, repetitions, startups)}
+
+
+def _measure(transport: str, cell: Cell, repetitions: int, startups: int) -> Row:
+    system = embedded(cell[0]) if transport == "embedded" else rabbitmq(cell[0])
+    with system as warm:
+        warm.submit_once(cell)  # not counted
+        submits = [warm.submit_once(cell) for _ in range(repetitions)]
+        joins = [warm.join_once(cell, index) for index in range(repetitions)]
+    measured: Row = {
+        "submit_to_round_s": [one[0] for one in submits],
+        "submit_to_train_s": [one[1] for one in submits],
+        "join_to_train_s": joins,
+    }
+    if startups:
+        measured["startup_s"] = [ours.embedded(*cell, 1)["startup_s"] for _ in range(startups)]
+    return measured
 
 
 class Noting(processes.AddConstant):
@@ -204,6 +211,7 @@ QUESTION = Question(
     title="Start-up and reaction",
     place=40,
     run=run,
+    keys={"embedded": "embedded", "rabbitmq": "RabbitMQ and Redis"},
     text=text,
     plot=plot,
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks import ours
-from benchmarks.cells import by_transport
+from benchmarks.cells import by_transport, keys
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import seconds, size, spread, table
 
@@ -22,11 +22,11 @@ PHASES = {
 MEASURE = {"embedded": ours.embedded, "rabbitmq": ours.rabbitmq}
 
 TEXT = """Learners add a constant of their own and do nothing else. Over RabbitMQ and Redis, each has a
-mailbox and connections of its own, in two processes; embedded, all is in one process. Phases count from the
-round's start: all published, first update folded, last update folded; commit is from the last update to the
-version being stored. Medians over the rounds, after one that is not counted, in seconds; a round is from
-one version to the next. Peak memory is that of each process, over the cell: the highest resident size that
-the kernel saw (VmHWM).
+mailbox and connections of its own, in {processes} processes; embedded, all is in one process. Phases count
+from the round's start: all published, first update folded, last update folded; commit is from the last
+update to the version being stored. Medians over the rounds, after one that is not counted, in seconds; a
+round is from one version to the next. Peak memory is that of each process, over the cell: the highest
+resident size that the kernel saw (VmHWM).
 
 {table}"""
 
@@ -57,7 +57,14 @@ def text(rows: Sequence[Row]) -> str:
         )
         periods = [one["period_s"] for one in rounds]
         lines.append((*named, len(rounds), spread(periods), *phases, memory))
-    return TEXT.format(table=table(columns, lines))
+    return TEXT.format(processes=ours.LEARNER_PROCESSES, table=table(columns, lines))
 
 
-QUESTION = Question(name="rounds", title="Where a round's time goes", place=30, run=run, text=text)
+QUESTION = Question(
+    name="rounds",
+    title="Where a round's time goes",
+    place=30,
+    run=run,
+    keys=keys(CELLS, ("embedded", "rabbitmq")),
+    text=text,
+)

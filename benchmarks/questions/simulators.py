@@ -12,6 +12,8 @@ from benchmarks.comparison import (
     NOT_INSTALLED,
     OUT_OF_TIME,
     Comparison,
+    better_alone,
+    by_itself,
     columns_of,
     gaps,
     is_measured,
@@ -24,7 +26,7 @@ from benchmarks.comparison import (
 from benchmarks.peers import Peer, PeerFailed, flare, flower
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.sweep import Setting
-from benchmarks.tables import cell_name, plot_bars, seconds, size, spread, table
+from benchmarks.tables import cell_name, plot_bars, size, spread, table
 
 CELLS: tuple[Cell, ...] = ((10, 1_000_000), (10, 10_000_000), (50, 1_000_000), (200, 100_000))
 QUICK: Cell = (2, 10_000)
@@ -61,9 +63,9 @@ COPIES = 7
 
 TEXT = """Learners add a constant of their own and do nothing else, in systems that are made for one
 machine: our federation in one process, Flower's `run_simulation` (Ray keeps the clients' processes; the
-best of {flower} CPUs reserved for a client was taken, 2 being its own; its two waits of 0.1 s are constants
-and were left), and NVIDIA FLARE's simulator with a process for each client (the best of asking for work every
-{flare} s was taken; by itself it does every {default:g} s). Where *not swept* stands, one setting was
+best of {flower} CPUs reserved for a client was taken, {cpus:g} being its own; two waits in its code were
+left), and NVIDIA FLARE's simulator with a process for each client (the best of asking for work every
+{flare} s and, as by itself, every {default:g} s was taken). Where *not swept* stands, one setting was
 given, and the peer may be faster with another. Start-up is from the first import of the process
 to the end of the first round.
 
@@ -131,16 +133,16 @@ def text(rows: Sequence[Row]) -> str:
     lines = []
     for row in filter(is_measured, rows):
         setting = " ".join(f"{name} {value:g}" for name, value in row["setting"].items()) + was_swept(row)
-        defaults = seconds(row["defaults"]["median_s"]) if "defaults" in row else "–"
         startups = (spread(startups_s(row, whose)) for whose in ("ours", "theirs"))
         named = (row["peer"], row["num_learners"], size(row["num_parameters"]))
-        lines.append((*named, *columns_of(row), setting, defaults, *startups))
+        lines.append((*named, *columns_of(row), setting, by_itself(row), *startups))
     return TEXT.format(
         flower=", ".join(f"{one['cpus']:g}" for one in FLOWER.settings),
         flare=", ".join(f"{one['poll-s']:g}" for one in FLARE.settings),
         default=flare.DEFAULT_POLL_S,
+        cpus=(FLOWER.defaults or {})["cpus"],
         table=table(columns, lines) if lines else "(nothing measured)",
-        wins=wins_of_peer(rows),
+        wins=" ".join(filter(None, (wins_of_peer(rows), better_alone(rows)))),
         gaps=gaps(rows),
     )
 
@@ -167,6 +169,12 @@ QUESTION = Question(
     title="Embedded rounds and start-up against simulators",
     place=20,
     share=3.0,
+    keys={
+        f"{one.peer.name}-{learners}x{parameters}": f"{one.peer.title} at {cell_name((learners, parameters))}"
+        for one in (FLOWER, FLARE)
+        for learners, parameters in CELLS
+    },
+    settings=(FLOWER.settings, FLARE.settings),
     run=run,
     text=text,
     plot=plot,

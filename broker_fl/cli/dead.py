@@ -15,12 +15,16 @@ from broker_fl.cli.tables import print_table, when
 from broker_fl.errors import SettingError
 from broker_fl.record.text import one_line, plural, size
 from broker_fl.transports.rabbitmq.dead import DeadLetters, Letter, dead_letters
+from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = (
     *("id", "reason", "time_s", "queue", "routing_key", "user", "sender"),
     *("kind", "job", "num_bytes", "is_cut"),
 )
+
+MAX_DEPTH = 20
+"""Of a refused message's header that is shown. No kind has more; what somebody made up may."""
 
 
 @click.group()
@@ -71,7 +75,9 @@ def show(letter: str, **access: Any) -> None:
     """Show one of them as JSON: why it was refused, and what is in it. LETTER is an id, or its beginning."""
     with _opened(access) as opened:
         found = _named(opened.letters, [letter])[0]  # others that it may be have the same bytes
-    print_json({**_as_json(found), "when": when(found.time_s), "header": _readable(found.fields)})
+    header = found.header
+    shown = f"more than {MAX_CHUNK_HEADER_BYTES} bytes" if header is None else readable(header)
+    print_json({**_as_json(found), "when": when(found.time_s), "header": shown})
 
 
 @dead.command(cls=Command)
@@ -154,15 +160,17 @@ def _as_json(letter: Letter) -> dict[str, Any]:
     return {name: getattr(letter, name) for name in _SHOWN}
 
 
-def _readable(value: Any) -> Any:
-    """What JSON has no form for, in words."""
+def readable(value: Any, depth: int = 0) -> Any:
+    """What JSON has no form for, in words; and no deeper than anybody reads."""
+    if depth > MAX_DEPTH:
+        return "…"
     if isinstance(value, dict):
-        return {str(name): _readable(inner) for name, inner in value.items()}
+        return {str(name): readable(inner, depth + 1) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_readable(inner) for inner in value[:100]]
+        return [readable(inner, depth + 1) for inner in value[:100]]
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    return value
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _age(seconds: float) -> str:

@@ -65,14 +65,31 @@ def unpack(body: bytes) -> tuple[dict[str, Any], memoryview | None]:
     end = _header_end(view[:_USUAL_HEADER_BYTES]) or _header_end(view)
     if end is None:
         raise FrameRefused(f"the body ends inside its msgpack header, after {len(body)} bytes")
-    try:
-        header = msgpack.unpackb(view[:end], use_list=False, max_map_len=MAX_MAP_ENTRIES)
-    except _NOT_MSGPACK as error:
-        raise _no_map(error) from error
+    header = _unpacked(view[:end])
     rest = view[end:]
     if rest and end > MAX_CHUNK_HEADER_BYTES:
         raise FrameRefused(f"the header of a chunk frame has {end} bytes of {MAX_CHUNK_HEADER_BYTES}")
     return _checked_header(header), _payload(rest) if rest else None
+
+
+def unpack_short_header(body: bytes) -> dict[str, Any] | None:
+    """The header of a frame, whatever follows it; None if it takes more than ``MAX_CHUNK_HEADER_BYTES``. For
+    who looks into many refused messages: a header may take seventy times its bytes as objects.
+
+    Raises:
+        FrameRefused: as ``unpack``, but for what follows the header.
+    """
+    view = memoryview(body)[:MAX_CHUNK_HEADER_BYTES]
+    if (end := _header_end(view)) is None:
+        return None
+    return _checked_header(_unpacked(view[:end]))
+
+
+def _unpacked(view: memoryview) -> Any:
+    try:
+        return msgpack.unpackb(view, use_list=False, max_map_len=MAX_MAP_ENTRIES)
+    except _NOT_MSGPACK as error:
+        raise _no_map(error) from error
 
 
 def _header_end(view: memoryview) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgpack
 
+from broker_fl.cli.dead import readable
 from broker_fl.errors import FrameRefused
 from broker_fl.roles.learner.policy import Guard, Policy
 from broker_fl.security.audit import Head
@@ -91,13 +93,14 @@ def dead_letter(data: bytes) -> None:
         headers, body = dict(headers), b"" + body
     except Exception as error:
         raise FrameRefused("no letter") from error
-    method: Any = SimpleNamespace(routing_key="b.report", delivery_tag=1)
-    for user in (None, "F.controller.main", "F.learner.b"):
+    for user, key in ((None, "control"), ("F.controller.main", "b.report"), ("F.learner.b", "b.report")):
+        method: Any = SimpleNamespace(routing_key=key, delivery_tag=1)
         properties = SimpleNamespace(headers=headers, user_id=user)
         letter = read_letter(method, properties, body, "F")
         assert letter.user == user or user in (None, "F.controller.main")
         assert letter.num_bytes == len(letter.body)
         assert isinstance(letter.time_s, float)
+        json.dumps(readable(letter.header))
 
 
 def dead_letters() -> list[bytes]:
@@ -106,6 +109,10 @@ def dead_letters() -> list[bytes]:
     bodies = [body_of(one) for one in list(examples().values())[:6]]
     note = DeadLetter(source="q", routing_key="b.report", reason="r", time_s=1.0).pack()
     return [msgpack.packb([{"x-death": [death]}, body]) for body in (*bodies, note)]
+
+
+LETTER_WORDS = (b"\x80" * 4_000, b"\x91" * 1_000, b"\xa6driver" + b"\x91" * 1_000)
+"""Maps of nothing, which take seventy times their bytes as objects; what is nested as deeply as can be."""
 
 
 @cache

@@ -391,7 +391,7 @@ TARGETS: dict[str, Target] = {
     "store_url": Target(places.store_url, places.store_urls, (SettingError,), places.URL_WORDS),
     "proxy_url": Target(places.proxy_url, places.proxy_urls, (SettingError,), places.URL_WORDS),
     "proxy_answer": Target(places.proxy_answer, places.proxy_answers, _OF_PROXIES, places.NUMBER_WORDS),
-    "dead_letter": Target(places.dead_letter, places.dead_letters),
+    "dead_letter": Target(places.dead_letter, places.dead_letters, words=places.LETTER_WORDS),
     "usage_file": Target(places.usage_file, places.usage_files, (SettingError,), places.NUMBER_WORDS),
     "audit_head": Target(places.audit_head, places.audit_heads, (SettingError,), places.NUMBER_WORDS),
 }

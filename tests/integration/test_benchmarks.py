@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import PAGE, RESULTS, read_setting, time_of_next
-from benchmarks.comparison import _chosen
+from benchmarks.__main__ import PAGE, RESULTS, read_setting, time_of_next, wrong_setting
+from benchmarks.comparison import chosen
 from benchmarks.page import write
 from benchmarks.peers import flare, flower
 from benchmarks.questions import Row, all_questions
@@ -173,13 +173,19 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_setting_asked_for_leaves_those_with_its_values_and_is_ignored_by_others() -> None:
+def test_a_setting_asked_for_leaves_those_with_its_values_and_names_of_other_peers_are_ignored() -> None:
     settings: list[dict[str, str | float]] = [
         {"poll-s": poll_s, "layout": layout} for layout in ("one", "several") for poll_s in (0.05, 0.3)
     ]
-    assert _chosen(settings, {"layout": "several", "poll-s": "0.3"}) == [settings[3]]
-    assert _chosen(settings, {"layout": "one"}) == settings[:2]
-    assert _chosen(settings, {}) == _chosen(settings, {"cpus": "1.0"}) == settings
+    assert chosen(settings, {"layout": "several", "poll-s": "0.30"}) == [settings[3]]
+    assert chosen(settings, {"layout": "one"}) == settings[:2]
+    assert chosen(settings, {}) == chosen(settings, {"cpus": "1.0"}) == settings
+    with pytest.raises(ValueError, match=r"no setting has poll-s=7; there are: poll-s=0\.05,layout=one"):
+        chosen(settings, {"poll-s": "7"})
+    both = [all_questions()[name] for name in ("flower", "simulators")]
+    assert wrong_setting(both, {"cpus": "0.50", "poll-s": "0.05"}) == ""
+    assert "poll: no peer asked has it; known: check-s, cpus, " in wrong_setting(both, {"poll": "1"})
+    assert "no setting has poll-s=0.3" in wrong_setting(both, {"poll-s": "0.3"})
     assert read_setting("poll-s=0.3,layout=one") == {"poll-s": "0.3", "layout": "one"}
     with pytest.raises(ArgumentTypeError, match="not of the form"):
         read_setting("one")

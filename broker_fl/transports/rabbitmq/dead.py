@@ -19,7 +19,7 @@ from broker_fl.transports.rabbitmq.facts import connected
 from broker_fl.transports.rabbitmq.failures import NOT_FOUND, channel_failure, enrolled
 from broker_fl.wire.chunks import checksum
 from broker_fl.wire.fields import text
-from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk, unpack
+from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk, unpack_short_header
 from broker_fl.wire.messages import DeadLetter, decode
 
 _REFUSED_AGAIN = (
@@ -28,6 +28,8 @@ _REFUSED_AGAIN = (
 )
 SILENCE_S = 10.0
 """A broker that hands over nothing for so long, although letters are left, has lost them meanwhile."""
+MAX_NAME_CHARS = 200
+"""Of what a refused message calls its kind, its job and its driver: more than any that is accepted."""
 _CUT_BYTES = MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5
 
 
@@ -55,9 +57,12 @@ class Letter:
     body: bytes
     """What was refused, as it was, unless ``is_cut``."""
     is_cut: bool
-    fields: dict[str, Any]
-    """The header of its frame."""
     tag: int
+
+    @property
+    def header(self) -> dict[str, Any] | None:
+        """Of its frame, unpacked each time; empty if there is none, None if it is too long for that."""
+        return _header(self.body)
 
 
 class DeadLetters:
@@ -177,7 +182,7 @@ def _read_all(connection: Any, channel: Any, topology: Topology) -> list[Letter]
 def read_letter(method: Any, properties: Any, raw: bytes, federation: str) -> Letter:
     """Of what the broker hands over, whoever wrote it."""
     message, body = _note(raw, properties, federation) or (_by_broker(method, properties), raw)
-    fields = _fields(body)
+    fields = _header(body) or {}
     task = fields.get("task")
     job = task.get("job") if isinstance(task, dict) else fields.get("job")
     return Letter(
@@ -189,12 +194,11 @@ def read_letter(method: Any, properties: Any, raw: bytes, federation: str) -> Le
         user=message.user,
         needs_account=message.needs_account,
         sender=_sender(message, fields),
-        kind=str(fields.get("kind", "")),
-        job=job if isinstance(job, str) else "",
+        kind=_name(fields.get("kind")),
+        job=_name(job),
         num_bytes=len(body),
         body=body,
         is_cut=len(body) >= _CUT_BYTES,
-        fields=fields,
         tag=method.delivery_tag,
     )
 
@@ -203,7 +207,12 @@ def _sender(message: DeadLetter, fields: dict[str, Any]) -> str:
     if (known := enrolled(message.user)) is not None:
         return known[1]
     name, dot, _ = message.routing_key.partition(".")
-    return name if dot else str(fields.get("driver", ""))
+    return name if dot else _name(fields.get("driver"))
+
+
+def _name(value: Any) -> str:
+    """As a sender wrote it; cut, and empty if it is no string: it may be of any size, and nested."""
+    return value[:MAX_NAME_CHARS] if isinstance(value, str) else ""
 
 
 def _note(raw: bytes, properties: Any, federation: str) -> tuple[DeadLetter, bytes] | None:
@@ -217,6 +226,8 @@ def _note(raw: bytes, properties: Any, federation: str) -> tuple[DeadLetter, byt
     is_known = _is_controller(user, federation)
     if not is_known and (enrolled(user) is not None or properties.headers is not None):
         return None
+    if (_header(raw) or {}).get("kind") != DeadLetter.KIND:
+        return None  # nothing that is longer is unpacked at all
     try:
         message, payload = decode(raw)
     except MessageRefused:
@@ -258,8 +269,9 @@ def _is_controller(user: str, federation: str) -> bool:
     return user.startswith(f"{federation}.controller.") and enrolled(user) is not None
 
 
-def _fields(body: bytes) -> dict[str, Any]:
+def _header(body: bytes) -> dict[str, Any] | None:
+    """The header of a frame; empty if there is none, None if it is too long."""
     try:
-        return unpack(body)[0]
+        return unpack_short_header(body)
     except FrameRefused:
         return {}

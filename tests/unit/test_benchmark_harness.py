@@ -1,0 +1,152 @@
+"""What a benchmark does when a system fails, and which of a peer's settings it takes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import machine, page
+from benchmarks.__main__ import with_row
+from benchmarks.cells import cell_by_cell
+from benchmarks.comparison import Comparison, better_alone, gaps, is_measured
+from benchmarks.ours import OursFailed, alone
+from benchmarks.peers import Peer, PeerFailed
+from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.sweep import Setting
+
+CELL = (2, 1_000)
+SETTINGS: list[Setting] = [{"poll-s": 0.1}, {"poll-s": 1.0}]
+
+
+class Scripted(Peer):
+    """A peer whose rounds take as long as is said for its setting; so many runs work."""
+
+    def __init__(self, round_s: Mapping[str, float], works: int = 1_000) -> None:
+        super().__init__(name="scripted", title="Scripted 1", packages=(), environment={})
+        object.__setattr__(self, "script", {"round_s": round_s, "works": works})
+
+    def run(self, arguments: Sequence[str], timeout_s: float, *, module: str = "") -> dict[str, Any]:
+        """As its script says."""
+        script: dict[str, Any] = self.script  # type: ignore[attr-defined]
+        script["works"] -= 1
+        round_s = script["round_s"].get(arguments[arguments.index("--poll-s") + 1])
+        if script["works"] < 0 or round_s is None:
+            raise PeerFailed("it ended with status 1")
+        return {"rounds_s": [round_s, round_s]}
+
+
+@pytest.fixture(autouse=True)
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "busy_share", lambda seconds=0.0: 0.25)
+
+
+def our_rounds(_learners: int, _parameters: int, rounds: int) -> dict[str, Any]:
+    return {"rounds": [{"period_s": 0.5}] * rounds}
+
+
+def measure(peer: Peer, *, repetitions: int = 3, defaults: Setting | None = None) -> Row:
+    held = Comparison(peer, engine=[], ours=our_rounds, settings=SETTINGS, defaults=defaults)
+    row = held.measure(CELL, Options(repetitions=repetitions), our_rounds=2)
+    return {**row, "num_learners": 2, "num_parameters": 1_000}
+
+
+def test_a_peer_that_never_works_is_a_row_that_failed() -> None:
+    row = measure(Scripted({}))
+    assert row["failed"] == "it ended with status 1"
+    assert row["busy_share"] == 0.25
+    assert not is_measured(row)
+
+
+def test_ours_may_fail_as_well() -> None:
+    def fail(*_: int) -> dict[str, Any]:
+        raise OursFailed("no broker")
+
+    held = Comparison(Scripted({"0.1": 1, "1.0": 1}), engine=[], ours=fail, settings=SETTINGS, defaults=None)
+    assert held.measure(CELL, Options(), 2)["failed"] == "no broker"
+
+
+def test_blocks_before_a_failure_are_kept() -> None:
+    row = measure(Scripted({"0.1": 1.0, "1.0": 2.0}, works=4))  # two of the sweep, two blocks
+    assert len(row["blocks"]) == len(row["ratios"]) == 2
+    assert row["ratios"] == [2.0, 2.0]
+    assert "Scripted 1 at 2 × 1k: 2 blocks only, the next failed: `it ended with status 1`" in gaps([row])
+
+
+@pytest.mark.parametrize(("default_s", "taken"), [(0.7, 3.0), (1.3, 0.1), (None, 0.1)])
+def test_what_the_peer_does_by_itself_is_taken_where_it_is_best(
+    default_s: float | None, taken: float
+) -> None:
+    round_s = {"0.1": 1.0, "1.0": 2.0} | ({"3.0": default_s} if default_s else {})
+    row = measure(Scripted(round_s), defaults={"poll-s": 3.0})
+    assert row["setting"] == {"poll-s": taken}
+    assert row["ratios"] == [round_s[str(taken)] / 0.5] * 3
+    assert better_alone([row]) == ""
+
+
+def test_where_it_was_faster_by_itself_after_all_the_page_says_by_how_much() -> None:
+    row = measure(Scripted({"0.1": 1.0, "1.0": 2.0}), defaults={"poll-s": 3.0})
+    row["defaults"] = {"median_s": 0.75}
+    assert "Scripted 1 at 2 × 1k, 1.50×" in better_alone([row])
+
+
+def test_a_cell_that_fails_is_a_row_and_the_next_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda _: 10**12)
+
+    def measured(cell: Cell) -> dict[str, Any]:
+        if cell[0] == 2:
+            raise AssertionError("1 of 2 learners joined")
+        return {"rounds": []}
+
+    first, second = cell_by_cell(Options(), ((2, 10), (3, 10)), (1, 1), measured)
+    assert first["failed"] == "AssertionError: 1 of 2 learners joined"
+    assert "failed" not in second
+
+
+def test_a_failure_erases_no_figures_and_is_told() -> None:
+    good, bad = {"key": "2x10", "rounds": [1]}, {"key": "2x10", "failed": "no broker", "when": "today"}
+    (kept,) = with_row([good], bad)
+    assert kept["rounds"] == [1]
+    assert kept["failed_since"] == {"when": "today", "why": "no broker"}
+    assert with_row([kept], good) == [good]
+    assert with_row([bad], good) == [good]
+    assert with_row([], bad) == [bad]
+
+
+def test_the_page_lists_what_failed_and_what_is_absent_and_how_each_row_was_measured(tmp_path: Path) -> None:
+    def run(_: Options) -> Iterator[Row]:
+        yield from ()
+
+    def text(rows: Sequence[Row]) -> str:
+        return f"{[row['key'] for row in rows]}"
+
+    keys = {name: f"cell {name}" for name in "abcd"}
+    question = Question(name="one", title="One", place=1, run=run, text=text, keys=keys)
+    how = {"when": "2026-01-01 10:00", "commit": "abc", "facts": {"CPU": "fast", "when": "now"}}
+    rows = [
+        {"key": "a", "command": "first", **how},
+        {"key": "b", "command": "second", **how},
+        {"key": "c", "command": "second", **how, "failed": "no\nbroker"},
+    ]
+    (tmp_path / "one.json").write_text(json.dumps({"rows": rows}))
+    page.write(tmp_path / "page.md", tmp_path, tmp_path, {"one": question})
+    shown = (tmp_path / "page.md").read_text()
+    assert "['a', 'b']" in shown
+    assert "- cell c failed: `no broker`\n- Not measured: cell d.\n" in shown
+    assert "- cell a: Measured 2026-01-01 with `first` at commit abc; up to 0%" in shown
+    assert "- cell b: Measured 2026-01-01 with `second`" in shown
+    assert shown.count("- CPU: fast") == 1
+
+
+def hang() -> dict[str, Any]:
+    threading.Event().wait()
+    return {}
+
+
+def test_a_measurement_that_hangs_is_ended() -> None:
+    with pytest.raises(OursFailed, match="hang was not done after 0"):
+        alone(hang, timeout_s=0.0)
