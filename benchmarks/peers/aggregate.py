@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("system", choices=("flower", "flare"))
     for name in ("parameters", "tensors", "updates", "repetitions"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--limit-s", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     size = given.parameters // given.tensors
@@ -28,15 +29,16 @@ def main() -> None:
         for number in range(given.updates)
     ]
     run = flower(updates) if given.system == "flower" else flare(updates)
-    times_s, first = [], 0.0
-    for _ in range(given.repetitions):
+    times_s: list[float] = []
+    first = 0.0
+    while len(times_s) <= given.repetitions and (len(times_s) < 2 or sum(times_s) < given.limit_s):
         began = time.perf_counter()
         first = run()
         times_s.append(time.perf_counter() - began)
     weights = np.arange(1, given.updates + 1)
     expected = float((weights * (weights - 0.5)).sum() / weights.sum())
     assert abs(first - expected) < 1e-3 * expected, (first, expected)
-    given.out.write_text(json.dumps({"times_s": times_s}))
+    given.out.write_text(json.dumps({"times_s": times_s[1:]}))
 
 
 def flower(updates: Updates) -> Callable[[], float]:

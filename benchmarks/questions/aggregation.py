@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, ours
+from benchmarks import machine, ours, plain_sums
+from benchmarks.cells import or_failed
 from benchmarks.peers import PeerFailed
 from benchmarks.peers.flare import PEER as FLARE
 from benchmarks.peers.flower import PEER as FLOWER
@@ -22,7 +23,7 @@ from benchmarks.questions import Options, Question, Row
 from benchmarks.tables import table, times
 from broker_fl.aggregation import kernels
 from broker_fl.aggregation.looks import Look
-from broker_fl.aggregation.sums import WeightedSum
+from broker_fl.aggregation.sums import STAGED_BYTES, WeightedSum
 from broker_fl.model import Array, Model, ModelSpec
 from broker_fl.wire.chunks import Assembly, Chunk, cut
 
@@ -35,6 +36,10 @@ SHAPES = {
     "20 tensors, 4 MB (in cache)": (1_000_000, 20),
 }
 QUICK_SHAPES = {"20 tensors": (100_000, 20)}
+WAY_S = 10.0
+"""After so long a way is not measured again, once it was counted."""
+PEER_LIMIT_S = 15.0
+PEER_TIMEOUT_S = 120.0
 PIECE_BYTES = 1 << 20
 """As updates are sent by themselves."""
 PAUSE_S = 0.02
@@ -44,18 +49,29 @@ TOGETHER = "ours, together, checked"
 ARRIVED = "ours, together, looked at on arrival"
 RECEIVED = "ours, putting pieces together"
 LOOKED = "ours, putting pieces together, and looking"
+WITH_LOOK = "ours, together, with the look on arrival"
 SUM_ONLY = "ours, the sum alone"
+NUMEXPR = "numexpr, update by update"
+NUMEXPR_BLOCKS = "numexpr, blocks that stay in the cache"
+NUMEXPR_ALL = "numexpr, all updates in one expression"
 STREAMED = "C++ and OpenMP, update by update"
 STREAMED_CHECKED = "C++ and OpenMP, update by update, checked"
 FUSED = "C++ and OpenMP, all updates in one pass"
 FUSED_CHECKED = "C++ and OpenMP, all updates in one pass, checked"
 NAMES = {
     OURS: "each update is checked (shapes, weight, every value finite, no overflow) and folded; then divided",
-    TOGETHER: "checked one by one, in a pass that only reads; folded and divided in one pass",
+    TOGETHER: "checked one by one, in a pass that only reads; folded as many in a pass as may wait for it "
+    f"({STAGED_BYTES >> 20} MiB of updates at most, so that larger ones are folded one by one)",
     ARRIVED: "as in the controller: each piece of 1 MiB was looked at when it came, which is not in this row "
-    "but in the last two",
-    SUM_ONLY: "`kernels.add_scaled` without checks",
-    "NumPy": "`total += weight * update`, tensor by tensor",
+    "but in the next",
+    WITH_LOOK: "the time of the row above, and that of the look: the difference of the last two rows, which "
+    "use one core",
+    SUM_ONLY: "`kernels.add_scaled` without checks, into memory that is there",
+    "NumPy": "`total += weight * update`, tensor by tensor, into memory that is there; one core",
+    NUMEXPR: "`total + weight * update` in place, all tensors as one array; not checked",
+    NUMEXPR_BLOCKS: f"the same in blocks of {plain_sums.BLOCK:,} elements, all updates in each, compiled "
+    "once and called without a look-up (`numexpr.NumExpr`); not checked",
+    NUMEXPR_ALL: f"a sum of {NUM_UPDATES} products; needs all updates in memory at once; not checked",
     "Flower": "its `aggregate`",
     "NVIDIA FLARE": "its in-time accumulator",
     "C++ and OpenMP, tensor by tensor": "MetisFL's design; not checked",
@@ -68,8 +84,10 @@ NAMES = {
 }
 
 TEXT = """{num} float32 updates that are in memory become one weighted mean. GB/s are bytes of updates per
-second: the median of the repetitions, which alternate between the systems; in brackets the share of what the
-machine reads in the same run (a sum on all cores in C++, or by NumPy without a compiler).
+second: the median of the repetitions, with the least and the most in brackets, then the share of what the
+machine reads in the same run (a sum on all cores in C++, or by NumPy without a compiler). The repetitions of
+ours, NumPy's, numexpr's and those in C++ alternate; Flower's and FLARE's come right after them, in processes
+of their own. The first of each is not counted.
 
 {table}
 
@@ -79,7 +97,7 @@ machine reads in the same run (a sum on all cores in C++, or by NumPy without a 
 
 def run(options: Options) -> Iterator[Row]:
     """Shape by shape."""
-    for name, (parameters, tensors) in (QUICK_SHAPES if options.quick else SHAPES).items():
+    for name, (parameters, tensors) in _shapes(options).items():
         if options.is_over:
             return
         busy = machine.busy_share()
@@ -91,14 +109,32 @@ def run(options: Options) -> Iterator[Row]:
             "busy_share": busy,
             "num_bytes": 4 * parameters * NUM_UPDATES,
         }
-        measured = ours.alone(_measure, parameters, tensors, repetitions)
-        missing: dict[str, str] = measured.pop("missing")
-        for title, peer in (("Flower", FLOWER), ("NVIDIA FLARE", FLARE)):
-            try:
-                measured[title] = _peer(peer, parameters, tensors, repetitions, quick=options.quick)
-            except PeerFailed as error:
-                missing[title] = str(error)
-        yield {**row, "times_s": measured, "missing": missing}
+        yield {**row, **or_failed(_all, parameters, tensors, repetitions, options.quick)}
+
+
+def _shapes(options: Options) -> dict[str, tuple[int, int]]:
+    """Those with the parameters asked for, as UPDATESxPARAMETERS."""
+    shapes = QUICK_SHAPES if options.quick else SHAPES
+    if options.cells is None:
+        return shapes
+    found = {name: shape for name, shape in shapes.items() if (NUM_UPDATES, shape[0]) in options.cells}
+    if not found:
+        known = ", ".join(sorted({f"{NUM_UPDATES}x{parameters}" for parameters, _ in shapes.values()}))
+        print(f"aggregation has no cells but {known}")
+    return found
+
+
+def _all(parameters: int, tensors: int, repetitions: int, quick: bool) -> dict[str, Any]:
+    measured = ours.alone(_measure, parameters, tensors, repetitions)
+    missing: dict[str, str] = measured.pop("missing")
+    peers = []
+    for title, peer in (("Flower", FLOWER), ("NVIDIA FLARE", FLARE)):
+        try:
+            measured[title] = _peer(peer, parameters, tensors, repetitions, quick=quick)
+            peers.append(peer.title)
+        except PeerFailed as error:
+            missing[title] = str(error)
+    return {"times_s": measured, "missing": missing, "peers": peers}
 
 
 def _peer(peer: Any, parameters: int, tensors: int, repetitions: int, *, quick: bool) -> list[float]:
@@ -110,9 +146,10 @@ def _peer(peer: Any, parameters: int, tensors: int, repetitions: int, *, quick: 
         "tensors": tensors,
         "updates": NUM_UPDATES,
         "repetitions": repetitions,
+        "limit-s": PEER_LIMIT_S,
     }
     options = [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
-    found = peer.run([peer.name, *options], 600.0, module="benchmarks.peers.aggregate")
+    found = peer.run([peer.name, *options], PEER_TIMEOUT_S, module="benchmarks.peers.aggregate")
     return [float(seconds) for seconds in found["times_s"]]
 
 
@@ -122,17 +159,22 @@ def _measure(parameters: int, tensors: int, repetitions: int) -> dict[str, Any]:
     given = Model.of({f"t{index}": np.zeros(size, np.float32) for index in range(tensors)})
     updates = [given.copy() for _ in range(NUM_UPDATES)]
     for number, update in enumerate(updates):
-        _flat(update)[:] = number + 0.5
+        plain_sums.flat(update)[:] = number + 0.5
     weights = np.arange(1, NUM_UPDATES + 1, dtype=np.float32)
     expected = float((weights * (weights - 0.5)).sum() / weights.sum())
-    magnitudes = [[kernels.magnitude(_flat(update))] for update in updates]
+    magnitudes = [[kernels.magnitude(plain_sums.flat(update))] for update in updates]
     pieces = [list(cut(update.buffer, PIECE_BYTES)) for update in updates]
+    total = given.copy()  # used again, as the C++ sums do and as ours recycles its own
+    plain_sums.use_all_cores()
     ways: dict[str, Callable[[], float]] = {
         OURS: lambda: _ours(updates, weights),
         TOGETHER: lambda: _together(updates, weights, [None] * len(updates)),
         ARRIVED: lambda: _together(updates, weights, magnitudes),
-        SUM_ONLY: lambda: _sum_only(updates, weights),
-        "NumPy": lambda: _numpy(updates, weights),
+        SUM_ONLY: lambda: plain_sums.by_sum_only(total, updates, weights),
+        "NumPy": lambda: plain_sums.by_numpy(total, updates, weights),
+        NUMEXPR: lambda: plain_sums.by_numexpr(total, updates, weights),
+        NUMEXPR_BLOCKS: lambda: plain_sums.by_numexpr_blocks(total, updates, weights),
+        NUMEXPR_ALL: lambda: plain_sums.by_numexpr_all(total, updates, weights),
         RECEIVED: lambda: _received(pieces, None),
         LOOKED: lambda: _received(pieces, given.spec),
     }
@@ -141,10 +183,12 @@ def _measure(parameters: int, tensors: int, repetitions: int) -> dict[str, Any]:
         ways |= _compiled(updates, weights, size)
     except (OSError, subprocess.CalledProcessError) as error:
         missing["C++"] = f"{error}"
-        ways["read"] = lambda: sum(float(np.sum(_flat(update))) for update in updates)
+        ways["read"] = lambda: sum(float(np.sum(plain_sums.flat(update))) for update in updates)
     times_s: dict[str, Any] = {name: [] for name in ways}
     for _ in range(repetitions + 1):
         for name, way in ways.items():
+            if len(times_s[name]) > 1 and sum(times_s[name]) > WAY_S:
+                continue
             time.sleep(PAUSE_S)
             began = time.perf_counter()
             found = way()
@@ -157,22 +201,18 @@ def _measure(parameters: int, tensors: int, repetitions: int) -> dict[str, Any]:
     return {**{name: found[1:] for name, found in times_s.items()}, "missing": missing}
 
 
-def _flat(model: Model) -> Array:
-    return model.run(model.spec.runs[0])
-
-
 def _ours(updates: Sequence[Model], weights: Array) -> float:
     total = WeightedSum(updates[0].spec)
     for update, weight in zip(updates, weights, strict=True):
         total.add(update, float(weight))
-    return float(_flat(total.mean())[-1])
+    return float(plain_sums.flat(total.mean())[-1])
 
 
 def _together(updates: Sequence[Model], weights: Array, magnitudes: Sequence[list[float] | None]) -> float:
     total = WeightedSum(updates[0].spec)
     for update, weight, found in zip(updates, weights, magnitudes, strict=True):
         total.add(update, float(weight), magnitudes=found, lasting=True)
-    return float(_flat(total.mean())[-1])
+    return float(plain_sums.flat(total.mean())[-1])
 
 
 def _received(updates: Sequence[Sequence[Chunk]], spec: ModelSpec | None) -> float:
@@ -188,21 +228,6 @@ def _received(updates: Sequence[Sequence[Chunk]], spec: ModelSpec | None) -> flo
     return 0.0
 
 
-def _sum_only(updates: Sequence[Model], weights: Array) -> float:
-    total = np.zeros_like(_flat(updates[0]))
-    for update, weight in zip(updates, weights, strict=True):
-        kernels.add_scaled(total, _flat(update), float(weight))
-    return float(total[-1] / weights.sum())
-
-
-def _numpy(updates: Sequence[Model], weights: Array) -> float:
-    totals = {name: np.zeros_like(array) for name, array in updates[0].items()}
-    for update, weight in zip(updates, weights, strict=True):
-        for name, array in update.items():
-            totals[name] += weight * array
-    return float(totals["t0"][-1] / weights.sum())
-
-
 def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, Callable[[], float]]:
     """The C++ sums, compiled once for this machine.
 
@@ -211,7 +236,7 @@ def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, 
     """
     library = ctypes.CDLL(str(_library()))
     library.read.restype = ctypes.c_float
-    flats = [_flat(update) for update in updates]
+    flats = [plain_sums.flat(update) for update in updates]
     pointer = ctypes.POINTER(ctypes.c_float)
     pointers = (pointer * len(flats))(*[flat.ctypes.data_as(pointer) for flat in flats])
     num = ctypes.c_size_t(flats[0].size)
@@ -267,12 +292,13 @@ def _library() -> Path:
 def text(rows: Sequence[Row]) -> str:
     """GB/s by system and shape, and what they mean."""
     lines = []
+    with_look = [{**row, "times_s": _with_look(row["times_s"])} for row in rows]
     for name in NAMES:
-        cells = [_rate(row, name) for row in rows]
+        cells = [_rate(row, name) for row in with_look]
         if any(cell != "–" for cell in cells):
             lines.append((name, *cells))
     legend = "\n".join(
-        f"- {name}: {what}." for name, what in NAMES.items() if any(name in r["times_s"] for r in rows)
+        f"- {name}: {what}." for name, what in NAMES.items() if any(name in r["times_s"] for r in with_look)
     )
     missing = {name: why for row in rows for name, why in row["missing"].items()}
     notes = "\n".join(f"- {name} is missing: `{why[-300:]}`" for name, why in missing.items())
@@ -284,9 +310,18 @@ def text(rows: Sequence[Row]) -> str:
 def _rate(row: Row, name: str) -> str:
     if name not in row["times_s"]:
         return "–"
-    rate = row["num_bytes"] / statistics.median(row["times_s"][name])
-    read = row["num_bytes"] / statistics.median(row["times_s"]["read"])
-    return f"{rate / 1e9:.1f} ({rate / read:.0%})"
+    rates = [row["num_bytes"] / 1e9 / seconds for seconds in row["times_s"][name]]
+    read = row["num_bytes"] / 1e9 / statistics.median(row["times_s"]["read"])
+    middle = statistics.median(rates)
+    return f"{middle:.1f} ({min(rates):.1f}–{max(rates):.1f}), {middle / read:.0%}"
+
+
+def _with_look(times_s: dict[str, list[float]]) -> dict[str, list[float]]:
+    """And a row for the sum together with the look, which is done elsewhere."""
+    if not {ARRIVED, RECEIVED, LOOKED} <= times_s.keys():
+        return times_s
+    look_s = max(0.0, statistics.median(times_s[LOOKED]) - statistics.median(times_s[RECEIVED]))
+    return {**times_s, WITH_LOOK: [one + look_s for one in times_s[ARRIVED]]}
 
 
 def _against_fused(rows: Sequence[Row]) -> str:
@@ -297,6 +332,9 @@ def _against_fused(rows: Sequence[Row]) -> str:
         (TOGETHER, STREAMED_CHECKED, "which promises the same"),
         (ARRIVED, FUSED, "which checks nothing and waits for all updates"),
         (ARRIVED, FUSED_CHECKED, "whose sum one bad value spoils"),
+        (SUM_ONLY, NUMEXPR, "each without checks"),
+        (SUM_ONLY, NUMEXPR_BLOCKS, "each without checks"),
+        (SUM_ONLY, NUMEXPR_ALL, "each without checks"),
     ):
         shapes = [
             f"{row['shape']} {times(_median_s(row, theirs) / _median_s(row, mine))}"
@@ -319,4 +357,11 @@ def _median_s(row: Row, name: str) -> float:
     return float(statistics.median(row["times_s"][name]))
 
 
-QUESTION = Question(name="aggregation", title="Aggregation alone", place=50, run=run, text=text)
+QUESTION = Question(
+    name="aggregation",
+    title="Aggregation alone",
+    place=50,
+    run=run,
+    keys={f"{parameters}x{tensors}": name for name, (parameters, tensors) in SHAPES.items()},
+    text=text,
+)

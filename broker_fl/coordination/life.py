@@ -93,7 +93,7 @@ class Life:
         ):
             limit = getattr(wanted, name)
             if limit is not None and done >= limit:
-                return f"{done} {name}"
+                return f"{done} {name.removesuffix('s') if done == 1 else name}"
         return None
 
     def target_reached(self) -> str | None:

@@ -159,6 +159,10 @@ class ManagementApi:
         found = self.find(_path("queues", vhost, name))
         return dict(found) if isinstance(found, Mapping) else None
 
+    def queues(self, vhost: str) -> set[str]:
+        """Names of all queues."""
+        return {row["name"] for row in self._rows(_path("queues", vhost) + "?columns=name")}
+
     def take_messages(
         self, vhost: str, queue: str, count: int, *, truncate: int | None = None
     ) -> list[tuple[bytes, str | None]]:

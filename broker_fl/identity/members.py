@@ -7,6 +7,7 @@ What the broker does not keep of a user (since when, until when) is in a global 
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,9 +128,16 @@ class Members:
         self._api.delete_user(account.user)  # closes its connections
         self._api.close_connections(account.user)
         if account.has_mailbox:
-            for generation in range(MAX_GENERATIONS):
-                self._api.delete_queue(self._vhost, self.topology.mailbox(account.name, generation))
+            for mailbox in self._mailboxes(account.name):
+                self._api.delete_queue(self._vhost, mailbox)
         self._save(account, record.model_copy(update={"revoked": self._now()}))
+
+    def _mailboxes(self, name: str) -> set[str]:
+        """All that an account of this name may read, by its permissions: of whatever generation."""
+        known = {self.topology.mailbox(name, generation) for generation in range(MAX_GENERATIONS)}
+        first = re.escape(self.topology.mailbox(name))
+        there = self._api.queues(self._vhost)
+        return known | {queue for queue in there if re.fullmatch(first + r"\.[0-9]+", queue)}
 
     def find(self, name: str, role: Role | None = None) -> Account:
         """The account of that name; of several, the one of that role.

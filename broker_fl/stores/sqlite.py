@@ -89,6 +89,7 @@ class SQLiteStore:
         try:
             if self._path != ":memory:":
                 Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+                Path(self._path).touch(mode=0o600)  # models are its owner's; SQLite's own files follow
             self._db = sqlite3.connect(
                 self._path,
                 timeout=busy_timeout_s,

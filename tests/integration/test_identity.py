@@ -25,6 +25,7 @@ from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.management import ManagementApi
 from broker_fl.roles.driver import Driver
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
+from broker_fl.topology import MAX_GENERATIONS
 from broker_fl.transports.rabbitmq import RabbitMQTransport, link
 from broker_fl.wire.job import JobSpec
 from broker_fl.workers.connecting import BrokerAccess
@@ -129,8 +130,13 @@ def test_rotation_closes_what_the_old_password_opened(operator: Operator) -> Non
 def test_revocation_takes_account_connections_and_mailbox(operator: Operator) -> None:
     path = operator.enroll("hospital-a")
     transport = operator.connect(path)
+    names = operator.topology
+    for who in (("hospital-a", MAX_GENERATIONS + 4), ("hospital-a-1", 0)):  # the first by earlier software
+        operator.api.declare(operator.vhost, names.for_learner(*who))
     operator.run("revoke", "hospital-a")
     account = read_join_file(path).account
+    left = {queue for queue in operator.api.queues(operator.vhost) if "hospital-a" in queue}
+    assert left == {names.mailbox("hospital-a-1")}
     eventually(lambda: not operator.api.connections().get(account.user), "connections being closed")
     assert operator.api.queue(operator.vhost, operator.topology.mailbox("hospital-a")) is None
     transport.close()
@@ -302,7 +308,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
     (operator.folder / "app.py").write_text(APP, encoding="utf-8")
     job = adding_job(min_learners=2, rounds=2)
     (operator.folder / "job.toml").write_text(job, encoding="utf-8")
-    environment = inherited()
+    environment = inherited() | {"BROKER_FL_STORE": redis_url}
 
     def command(*arguments: str) -> list[str]:
         assert not any(str(read_join_file(file).password) in " ".join(arguments) for file in files.values())
@@ -311,7 +317,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
     daemons = [
         subprocess.Popen(command(*arguments), cwd=operator.folder, env=environment, stderr=subprocess.DEVNULL)
         for arguments in (
-            ("controller", "--join", str(files["main"]), "--store", redis_url),
+            ("controller", "--join", str(files["main"])),
             ("learner", "--join", str(files["hospital-a"]), "app.py:make_learner"),
             ("learner", "--join", str(files["site"]), "--count", "2", "app.py:make_learner"),
         )

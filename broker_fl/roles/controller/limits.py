@@ -30,6 +30,8 @@ JOINS = Rate(0.2, 20.0)
 """Of a learner or a group: when it starts, and when it is asked who it is. One that is dropped is asked for
 again after the next heartbeat.
 """
+FORGOTTEN = Rate(10.0, 100.0)
+"""Tasks of jobs that have ended, which a learner is told to let go of; it names the rest again."""
 WRITTEN_DOWN = Rate(2.0, 200.0)
 """Requests that go into the audit log, which is never cut."""
 
@@ -98,6 +100,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self._bytes: dict[str, int] = {}
+        self._said: set[str] = set()
         self._lock = threading.Lock()
 
     def enter(self, name: str, num_bytes: int) -> bool:
@@ -105,6 +108,13 @@ class Backlog:
         with self._lock:
             waiting = self._bytes.get(name, 0)
             if waiting and waiting + num_bytes > MAX_WAITING_BYTES:
+                if name not in self._said:
+                    self._said.add(name)
+                    log.warning(
+                        "%s: %d bytes of its messages wait to be handled: what is more is dropped",
+                        name,
+                        waiting,
+                    )
                 return False
             self._bytes[name] = waiting + num_bytes
             return True
@@ -115,6 +125,8 @@ class Backlog:
             left = self._bytes.pop(name, 0) - num_bytes
             if left > 0:
                 self._bytes[name] = left
+            else:
+                self._said.discard(name)
 
 
 class Waste:

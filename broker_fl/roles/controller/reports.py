@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from broker_fl.coordination import signals as s
 from broker_fl.errors import FrameRefused
 from broker_fl.roles.controller.attendance import Attendance
 from broker_fl.roles.controller.jobs import Jobs
+from broker_fl.roles.controller.limits import FORGOTTEN, RateLimit
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.wire import messages as m
+
+MAX_FORGOTTEN = 4
+"""Tasks that one heartbeat is answered with: it may name a hundred, of jobs that never were."""
 
 
 class Reports:
@@ -19,6 +25,7 @@ class Reports:
         self._members = services.members
         self._jobs = jobs
         self._attendance = attendance
+        self._forgotten = RateLimit(FORGOTTEN, "tasks of jobs that have ended")
 
     def take(self, message: m.Message, _payload: memoryview | None, speaker: Speaker) -> None:
         """Handle one report.
@@ -35,7 +42,7 @@ class Reports:
             case m.Leave():
                 self._attendance.leave(message)
             case m.Heartbeat():
-                self._heartbeat(message)
+                self._heartbeat(message, speaker)
             case m.Accepted(learner=learner, task=task, receive_s=receive_s):
                 accepted = s.GroupHasAccepted if self._members.is_group(learner) else s.TaskWasAccepted
                 self._jobs.signal(task.job, accepted(learner, task, receive_s))
@@ -45,7 +52,7 @@ class Reports:
             case _:
                 raise FrameRefused(f"a {message.KIND!r} message is not a report")
 
-    def _heartbeat(self, beat: m.Heartbeat) -> None:
+    def _heartbeat(self, beat: m.Heartbeat, speaker: Speaker) -> None:
         if not self._attendance.heard(beat):
             return
         is_group = self._members.is_group(beat.learner)
@@ -54,14 +61,19 @@ class Reports:
                 runner.group_heartbeat(s.GroupReported(beat.learner, beat.tasks))
             else:
                 runner.heartbeat(s.LearnerReported(beat.learner, beat.tasks))
-        self._forget_ended(beat.learner, beat.tasks)
+        self._forget_ended(beat, speaker)
 
-    def _forget_ended(self, learner: str, tasks: tuple[m.TaskStatus, ...]) -> None:
-        """Have a learner let go of tasks whose jobs have ended without it: each holds a whole update."""
-        services = self._services
+    def _forget_ended(self, beat: m.Heartbeat, speaker: Speaker) -> None:
+        """Have a learner let go of tasks whose jobs have ended without it: each holds a whole update.
+
+        The jobs may be deleted by now, so those that nobody knows count as well; the rest comes again.
+        """
+        services, account = self._services, speaker.account
         if not services.is_sure():  # another controller may have begun them
             return
-        for status in tasks:
-            if self._jobs.runner(status.task.job) is None:
-                cancel = m.Cancel(task=status.task, reason="the job has ended")
-                services.sender.send(services.topology.tasks, [services.keys.of(learner)], cancel)
+        ended = (status.task for status in beat.tasks if self._jobs.runner(status.task.job) is None)
+        for task in islice(ended, MAX_FORGOTTEN):
+            if account is not None and not self._forgotten.take(account.user, services.clock.now()):
+                return
+            cancel = m.Cancel(task=task, reason="the job has ended")
+            services.sender.send(services.topology.tasks, [services.keys.of(beat.learner)], cancel)

@@ -65,7 +65,8 @@ class Timings(Part):
     queue_s: Seconds = 0.0
 
 
-Generation = Annotated[int, Field(ge=0, le=255)]
+Generation = Annotated[int, Field(ge=0, le=15)]
+"""Of a mailbox: below ``topology.MAX_GENERATIONS``, for the controller makes the one that is named here."""
 
 
 class TaskStatus(Part):

@@ -169,3 +169,21 @@ def test_an_update_that_is_refused_while_others_wait_for_their_addition_leaves_n
     assert said.count("update_refused") == 1, said
     np.testing.assert_array_equal(found[:-1], np.full(2_999, 3.5, np.float32))
     assert np.isfinite(found).all()
+
+
+def test_what_is_there_already_is_no_progress() -> None:
+    receiver = UpdateReceiver(GOOD.spec, Transfer(chunk_bytes=4096))
+    first, second, *_ = cut(encoding("raw").encode(GOOD), 4096)
+    for now, piece in ((1.0, first), (2.0, second), (9.0, first), (10.0, second)):
+        chunk = UpdateChunk(
+            learner="a",
+            task=TASK,
+            session="s",
+            index=piece.index,
+            count=piece.count,
+            encoding="raw",
+            checksum=piece.checksum,
+        )
+        receiver.add(chunk, memoryview(bytes(piece.payload)), now=now)
+    assert receiver.active("a", since=2.0)
+    assert not receiver.active("a", since=2.1)

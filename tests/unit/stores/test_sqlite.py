@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,12 @@ def test_it_makes_the_folders_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "7" / "store.db"
     open_store(f"sqlite:{path}", federation="f").close()
     assert path.exists()
+
+
+def test_nobody_else_on_the_machine_reads_the_models(tmp_path: Path) -> None:
+    with closing(SQLiteStore(tmp_path / "store.db", federation="f")) as store:
+        store.acquire_lease("a", 10)
+        assert {file.stat().st_mode & 0o077 for file in tmp_path.iterdir()} == {0}
 
 
 def test_a_store_in_memory_needs_no_file() -> None:
