@@ -193,9 +193,8 @@ class GroupJob(Job):
         share, state = signal.share, self.state
         if share.task.job != state.job or state.phase not in _AT_WORK or share.task.round != state.round:
             return self._late_share(share)
-        if share.id in state.cohort.shares:
-            return []
-        awaited = self._awaited(share)
+        # One that is sent again may say for the first time whom to count as failed: whoever was lost was not.
+        awaited = [] if share.id in state.cohort.shares else self._awaited(share)
         failed = {
             learner: reason
             for learner, reason in share.failed.items()
