@@ -6,6 +6,7 @@ servers, real processes; memory is what is resident, from /proc.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -53,9 +54,12 @@ class Run:
         self.url = node.add_vhost("sizing")
 
     def start(self, *args: str) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "broker_fl.cli", *args, "--broker", self.url, "--federation", "sizing"]
+        words = [sys.executable, "-m", "broker_fl.cli", *args, "--federation", "sizing"]
+        servers = {"BROKER_FL_BROKER": self.url, "BROKER_FL_STORE": self.redis.url}
         with (self.folder / f"{len(self.processes)}.log").open("wb") as log:
-            process = subprocess.Popen(words, cwd=self.folder, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                words, cwd=self.folder, env=os.environ | servers, stdout=log, stderr=log
+            )
         self.processes.append(process)
         return process
 
@@ -105,7 +109,7 @@ def wait_for(driver: Driver, num_learners: int) -> None:
 
 def by_learners(num_learners: int) -> str:
     with run() as made:
-        controller = made.start("controller", "--store", made.redis.url)
+        controller = made.start("controller")
         host = None
         if num_learners:
             host = made.start("learner", "app.py", "--id", "site", "--count", str(num_learners))
@@ -125,7 +129,7 @@ def by_learners(num_learners: int) -> str:
 def by_model(model_mb: int) -> str:
     spec = JobSpec.model_validate({"protocol": {"min_learners": 2}, "termination": {"rounds": NUM_ROUNDS}})
     with run() as made:
-        controller = made.start("controller", "--store", made.redis.url)
+        controller = made.start("controller")
         hosts = [made.start("learner", "app.py", "--id", f"site-{number}") for number in range(2)]
         with connect(made.url, "sizing", timeout_s=600.0) as driver:
             wait_for(driver, 2)

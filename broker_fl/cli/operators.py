@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from broker_fl.cli import options
 from broker_fl.cli.access import broker_security
 from broker_fl.cli.deeds import written_down
-from broker_fl.errors import SettingError
+from broker_fl.errors import BrokerUnavailable, SettingError
 from broker_fl.identity.granting import Granting
 from broker_fl.identity.joinfile import without_account
 from broker_fl.identity.management import ManagementApi
@@ -141,14 +141,15 @@ def _asked_for(user: str, place: str) -> str:
 def tidied(command: F) -> F:
     """Before the command: tokens whose time is over are deleted, and accounts whose time is over are named.
 
-    It is done by the way: where it cannot be written down it is not done, and the command is run.
+    It is done by the way: where it cannot be written down, or the interface does not answer, it is not done,
+    and the command is run, so that what became of that is in the audit log.
     """
 
     @functools.wraps(command)
     def tidied_first(*args: Any, **given: Any) -> Any:
         try:
             tidy(given)
-        except SettingError as error:
+        except (SettingError, BrokerUnavailable) as error:
             click.secho(f"Warning: tokens that are too old were not deleted: {error}", fg="yellow", err=True)
         return command(*args, **given)
 

@@ -134,7 +134,7 @@ class AsynchronousJob(Job):
         self._notes.missed(learner)
         self.state.cohort.remove(learner)
         self._pool.free(learner)
-        return [s.Emit(refused), *self._dispatch.release(learner), *self._settle(now)]
+        return [s.Emit(refused), *self._dispatch.release(learner, now), *self._settle(now)]
 
     def _late(self, result: Result) -> Actions:
         if self.state.counted.get(result.learner, -1) >= result.task.round:
@@ -184,12 +184,19 @@ class AsynchronousJob(Job):
             part = self._dispatch.part(learner, task)
             if self.state.phase is Phase.TRAINING and part is not None and part.status in OPEN:
                 reason = f"nothing came within {self._protocol.deadline_s:g} s"
-                late = e.TaskLate(job=self.state.job, round=task.round, learner=learner, reason=reason)
+                late = e.TaskLate(
+                    job=self.state.job,
+                    round=task.round,
+                    learner=learner,
+                    reason=reason,
+                    cancelled=self._dispatch.is_held_up(learner),
+                )
                 actions += [s.Emit(late), s.CancelTasks(task, (learner,), reason)]
-                self._notes.late(learner, now)
-                actions += self._notes.exclusion(learner, reason)
+                if not late.cancelled:
+                    self._notes.late(learner, now)
+                    actions += self._notes.exclusion(learner, reason)
                 self._let_go(learner, reason)
-                actions += self._dispatch.release(learner)
+                actions += self._dispatch.release(learner, now)
         return actions
 
     def _is_over(self, learner: str, now: float) -> Actions:
@@ -359,7 +366,7 @@ class AsynchronousJob(Job):
             state.cohort.move(learner, Status.LOST, now, signal.reason)
         else:
             state.cohort.remove(learner)
-        return [*self._dispatch.release(learner), *self._settle(now)]
+        return [*self._dispatch.release(learner, now), *self._settle(now)]
 
     def _controller_restarted(self, signal: s.ControllerRestarted, now: float) -> Actions:
         """Sums are lost; learners are about to join, and say what they hold."""

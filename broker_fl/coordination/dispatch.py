@@ -138,13 +138,38 @@ class Dispatch:
 
     # ------------------------------------------------------------ turns for uploading
 
-    def release(self, name: str) -> s.Actions:
-        """A learner or a group has uploaded, or never will: others may begin."""
-        return self._grant(self.uploads.release(name))
+    def release(self, name: str, now: float) -> s.Actions:
+        """A learner or a group will never upload: others may begin."""
+        return self._grant(self.uploads.release(name, now, self._until(now)))
 
-    def ready(self, name: str) -> s.Actions:
+    def delivered(self, name: str, now: float) -> s.Actions:
+        """A learner or a group has uploaded: others may begin."""
+        return self._grant(self.uploads.delivered(name, now, self._until(now)))
+
+    def ready(self, name: str, now: float) -> s.Actions:
         """A learner or a group has something to upload."""
-        return self._grant(self.uploads.add(name))
+        return self._grant(self.uploads.add(name, now, self._until(now)))
+
+    def pass_on(self, name: str, now: float) -> s.Actions:
+        """A learner or a group does not use its turn: it is asked again after all others."""
+        return self._grant(self.uploads.pass_on(name, now, self._until(now)))
+
+    def pass_on_overdue(self, now: float) -> s.Actions:
+        """Somebody waits: whose time for uploading is over goes on after it."""
+        return self._grant(self.uploads.pass_on_overdue(now, self._until(now)))
+
+    def is_held_up(self, learner: str) -> bool:
+        """Whether a member, or its group, has to wait for others with what it has to upload."""
+        part = self._state.cohort.get(learner)
+        return part is not None and self.uploads.is_held_up(part.group or learner)
+
+    def _until(self, now: float) -> float | None:
+        """When an update that comes is late; without rounds each task has a deadline of its own."""
+        state = self._state
+        deadline_s = state.spec.protocol.deadline_s
+        if isinstance(state.spec.protocol, Rounds) or deadline_s is None:
+            return state.deadline_at
+        return now + deadline_s
 
     def _grant(self, names: Iterable[str]) -> s.Actions:
         """Ask these learners and groups for the updates that they hold."""

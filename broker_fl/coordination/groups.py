@@ -90,7 +90,7 @@ class GroupJob(Job):
         cohort.move_all(gone, Status.LOST, now, signal.reason)
         for learner in gone:
             self._notes.lost(learner)
-        return [*self._dispatch.release(signal.group), *self._settle(now)]
+        return [*self._dispatch.release(signal.group, now), *self._settle(now)]
 
     def _deadline_anew(self, now: float) -> None:
         """Somebody for whom the round waited is there."""
@@ -100,17 +100,20 @@ class GroupJob(Job):
     def _group_reported(self, signal: s.GroupReported, now: float) -> Actions:
         """As ``_learner_reported``."""
         held = self.state.cohort.groups.get(signal.group)
-        if (
-            held is None
-            or self.state.phase not in _AT_WORK
-            or self._dispatch.uploads.is_waiting(signal.group)
-        ):
+        if held is None or self.state.phase not in _AT_WORK:
             return []
+        if self._dispatch.uploads.is_waiting(signal.group):
+            return self._dispatch.pass_on_overdue(now)
         if signal.receiving:
             held.changed_at = now
             return []
         is_early = now - held.changed_at < self._patience_s(held.reminders)
-        if is_early or self._is_at_work(signal.tasks):
+        if is_early:
+            return []
+        if self._dispatch.uploads.is_in_the_way(signal.group):
+            held.changed_at, held.reminders = now, held.reminders + 1
+            return self._dispatch.pass_on(signal.group, now)
+        if self._is_at_work(signal.tasks):
             return []
         awaited = self._open_tasks(self._parts_of(signal.group))
         return self._remind_group(signal.group, held, awaited, signal.tasks, now) if awaited else []
@@ -146,10 +149,10 @@ class GroupJob(Job):
                 # A group that says it is finished, and is asked for it in vain, may lack some of its members.
                 held.changed_at, held.reminders = now, held.reminders + 1
                 self.state.cohort.move_all(learners, Status.SENT, now)
-                actions += [*self._dispatch.release(group), *self._dispatch.send(learners)]
+                actions += [*self._dispatch.release(group, now), *self._dispatch.send(learners)]
             elif self._dispatch.uploads.on_request and self._dispatch.unfolded(group):
                 held.changed_at, held.reminders = now, held.reminders + 1
-                actions += self._dispatch.release(group) + self._dispatch.ready(group)
+                actions += self._dispatch.pass_on(group, now)
             else:
                 held.changed_at, held.reminders = now, held.reminders + 1
                 actions.append(s.RequestUpload(group, task))
@@ -183,16 +186,15 @@ class GroupJob(Job):
         }
         if not why or self.state.phase not in _AT_WORK:
             return []
-        return [*self._fail(signal.group, signal.task, why, now), *self._dispatch.release(signal.group),
+        return [*self._fail(signal.group, signal.task, why, now), *self._dispatch.release(signal.group, now),
                 *self._settle(now)]  # fmt: skip
 
     def _share_arrived(self, signal: s.ShareArrived, now: float) -> Actions:
         share, state = signal.share, self.state
         if share.task.job != state.job or state.phase not in _AT_WORK or share.task.round != state.round:
             return self._late_share(share)
-        if share.id in state.cohort.shares:
-            return []
-        awaited = self._awaited(share)
+        # One that is sent again may say for the first time whom to count as failed: whoever was lost was not.
+        awaited = [] if share.id in state.cohort.shares else self._awaited(share)
         failed = {
             learner: reason
             for learner, reason in share.failed.items()
@@ -219,7 +221,7 @@ class GroupJob(Job):
             cohort.move_all(share.learners, Status.DELIVERED, now)
             return [*actions, *self._settle(now)]
         cohort.move_all(share.learners, Status.FINISHED, now)
-        return [*actions, *self._dispatch.ready(share.group)]
+        return [*actions, *self._dispatch.ready(share.group, now)]
 
     def _problem_of(self, share: Share, awaited: list[str]) -> str | None:
         if len(awaited) != len(share.learners):
@@ -276,9 +278,9 @@ class GroupJob(Job):
             upload_s=signal.upload_s,
             fold_s=signal.fold_s,
         )
-        actions = [s.Emit(folded), *self._dispatch.release(share.group)]
+        actions = [s.Emit(folded), *self._dispatch.delivered(share.group, now)]
         if self._dispatch.unfolded(share.group):  # another share came while this one was on its way
-            actions += self._dispatch.ready(share.group)
+            actions += self._dispatch.ready(share.group, now)
         return [*actions, *self._settle(now)]
 
     def _share_refused(self, signal: s.ShareWasRefused, now: float) -> Actions:
@@ -292,7 +294,7 @@ class GroupJob(Job):
         self.state.cohort.move_all(awaited, Status.REFUSED, now, text(reason))
         refused = s.Emit(outcomes.group_missed(share.group, share.task, "refused", why))
         excluded = self._note_missed(why)
-        return [refused, *excluded, *self._dispatch.release(share.group), *self._settle(now)]
+        return [refused, *excluded, *self._dispatch.release(share.group, now), *self._settle(now)]
 
     def _fail(self, group: str, task: TaskRef, why: dict[str, str], now: float) -> Actions:
         for learner, reason in why.items():

@@ -204,8 +204,10 @@ class Job(ABC):
         missing.
         """
         part = self.state.cohort.get(signal.learner)
-        if part is None or part.status not in OPEN or self._dispatch.uploads.is_waiting(signal.learner):
+        if part is None or part.status not in OPEN:
             return []
+        if self._dispatch.uploads.is_waiting(signal.learner):
+            return self._dispatch.pass_on_overdue(now)
         if signal.receiving:
             part.changed_at = now
             return []
@@ -236,12 +238,12 @@ class Job(ABC):
                 part.changed_at, part.received = now, held.progress
                 return []
             part.changed_at, part.reminders = now, part.reminders + 1
-            return [*self._dispatch.release(learner), *self._send_again(learner, part, now)]
-        if held.phase != "finished":
+            return [*self._dispatch.release(learner, now), *self._send_again(learner, part, now)]
+        if held.phase != "finished" and not self._dispatch.uploads.is_in_the_way(learner):
             return []
         part.changed_at, part.reminders = now, part.reminders + 1
         if self._dispatch.uploads.on_request:
-            return self._dispatch.release(learner) + self._dispatch.ready(learner)
+            return self._dispatch.pass_on(learner, now)
         return [s.RequestUpload(learner, task)]
 
     def _task_accepted(self, signal: s.TaskWasAccepted, now: float) -> Actions:
@@ -285,7 +287,7 @@ class Job(ABC):
             state.cohort.move(result.learner, Status.DELIVERED, now)
             return [s.Emit(finished), *self._settle(now)]
         state.cohort.move(result.learner, Status.FINISHED, now)
-        return [s.Emit(finished), *self._dispatch.ready(result.learner)]
+        return [s.Emit(finished), *self._dispatch.ready(result.learner, now)]
 
     def _problem(self, part: Assignment, result: Result) -> str | None:
         """Why the result cannot be right; None if it can."""
@@ -322,7 +324,7 @@ class Job(ABC):
             part.weight = signal.weight
         self._notes.counted(signal.learner)
         folded = s.Emit(outcomes.update_folded(signal, self.staleness(signal.task)))
-        return [folded, *self._dispatch.release(signal.learner), *self._settle(now)]
+        return [folded, *self._dispatch.delivered(signal.learner, now), *self._settle(now)]
 
     def _update_refused(self, signal: s.UpdateWasRefused, now: float) -> Actions:
         if not self.expects(signal.learner, signal.task):
@@ -337,20 +339,29 @@ class Job(ABC):
     def _came_to_nothing(self, learner: str, now: float) -> Actions:
         part = self.state.cohort.get(learner)
         excluded = self._notes.failed(learner, part.reason if part is not None else "")
-        return [*self._dispatch.release(learner), *excluded, *self._is_over(learner, now)]
+        return [*self._dispatch.release(learner, now), *excluded, *self._is_over(learner, now)]
 
     # ------------------------------------------------------------ parts
 
     def _dismiss(self, reason: str, now: float, *, cancelled: bool = False) -> Actions:
         """Close the books on members from whom nothing came, and tell them to stop; ``cancelled``: it is not
-        their fault.
+        their fault. Nor is it of those whom others have held up.
         """
         late = self.state.cohort.with_status(*OPEN)
+        held_up = [] if cancelled else [one for one in late if self._dispatch.is_held_up(one)]
+        if held_up:
+            late = sorted(set(late).difference(held_up))
         actions: Actions = []
         for learner in () if cancelled else late:
             self._notes.late(learner, now)
             actions += self._notes.exclusion(learner, reason)
-        self.state.cohort.move_all(late, Status.LATE, now)
+        self.state.cohort.move_all([*late, *held_up], Status.LATE, now)
+        actions += self._say_late(late, reason, cancelled=cancelled)
+        actions += self._say_late(held_up, reason, cancelled=True)
+        return [*actions, *self._dispatch.cancel([*late, *held_up], reason)]
+
+    def _say_late(self, late: list[str], reason: str, *, cancelled: bool) -> Actions:
+        actions: Actions = []
         for task, _, (alone, groups) in self._dispatch.by_task(late):
             actions += [
                 s.Emit(
@@ -369,7 +380,7 @@ class Job(ABC):
                 s.Emit(outcomes.group_missed(group, task, outcome, dict.fromkeys(members, reason)))
                 for group, members in groups.items()
             ]
-        return [*actions, *self._dispatch.cancel(late, reason)]
+        return actions
 
     def _present(self) -> list[Member]:
         """Who is there and may take part, sorted: members of groups where the rule is a sum of sums alone."""

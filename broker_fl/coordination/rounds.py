@@ -257,10 +257,10 @@ class RoundsJob(GroupJob):
         missing = self._num_required() - cohort.count(Status.DELIVERED)
         chosen = sorted(draw.sample(outsiders, min(len(outsiders), max(len(vacant), missing))))
         for learner in vacant[: len(chosen)]:
-            if self._status(learner) in OPEN:
+            if self._status(learner) in OPEN and not self._dispatch.is_held_up(learner):
                 self._notes.late(learner, now)
             cohort.move(learner, Status.REPLACED, now)
-            self._dispatch.release(learner)
+            self._dispatch.release(learner, now)
         return self._dispatch.assign(chosen, now, attempt=lambda _: 0, beside=cohort)
 
     def _num_required(self) -> int:
@@ -311,7 +311,7 @@ class RoundsJob(GroupJob):
             return []
         self.state.cohort.move(signal.learner, Status.LOST, now, signal.reason)
         self._notes.lost(signal.learner)
-        return [*self._dispatch.release(signal.learner), *self._settle(now)]
+        return [*self._dispatch.release(signal.learner, now), *self._settle(now)]
 
     def _is_over(self, learner: str, now: float) -> Actions:
         return self._settle(now)

@@ -143,18 +143,18 @@ class Federation:
             self.to_store[name] = self._proxies.to(_port(store))
             broker = _with_port(broker, self.to_broker[name].port)
             store = _with_port(store, self.to_store[name].port)
-        patience = f"{store}?socket_timeout={STORE_TIMEOUT_S}"
         command = ["-v", "learner", str(self.folder / "app.py:make_learner")]
         if name.startswith("controller"):
-            command = ["-v", "controller", "--store", patience, "--heartbeat", "1", "--lease", "2"]
+            command = ["-v", "controller", "--heartbeat", "1", "--lease", "2"]
         amount, weight = LEARNERS.get(name, (0.0, 0))
         environment = {
             **os.environ,
+            **self._servers(broker, store),
             "FAULTS_FOLDER": str(self.folder),
             "FAULTS_LEARNER": f"{amount} {weight}",
             "OMP_NUM_THREADS": "1",
         }
-        arguments = [*command, *self._place(name, broker), "--connect-timeout", "0"]
+        arguments = [*command, *self._place(name), "--connect-timeout", "0"]
         return Process(
             name,
             [sys.executable, "-m", "broker_fl.cli", *arguments],
@@ -162,14 +162,20 @@ class Federation:
             environment | self.environments.get(name, {}),
         )
 
-    def _place(self, name: str, broker: str) -> list[str]:
-        """How a process is told where the broker is, and who it is."""
+    def _servers(self, broker: str, store: str) -> dict[str, str]:
+        """Where they are: not in command lines, which everybody may read. A join file names the broker."""
+        found = {"BROKER_FL_STORE": f"{store}?socket_timeout={STORE_TIMEOUT_S}"}
+        if self._joins is None:
+            found["BROKER_FL_BROKER"] = f"{broker}?heartbeat={BROKER_HEARTBEAT_S}"
+        return found
+
+    def _place(self, name: str) -> list[str]:
+        """How a process is told who it is."""
         if self._joins is not None:
             required = ["--identities", "required"] if name.startswith("controller") else []
             return ["--join", str(self._joins[name]), *required]
-        url = f"{broker}?heartbeat={BROKER_HEARTBEAT_S}"
         named = [] if name.startswith("controller") else ["--id", name]
-        return ["--broker", url, "--federation", self.name, *named]
+        return ["--federation", self.name, *named]
 
     def kill(self, name: str) -> None:
         """End a process as when its machine loses power: what it had not got out yet is gone, too."""

@@ -54,6 +54,12 @@ rounds = {rounds}
 """
 
 
+def command(*args: str) -> list[str]:
+    """``broker-fl`` as a command line, which everybody here may read: no URL in it has a password."""
+    assert not [word for word in args if re.search(r"://[^/@]*:[^/@]+@", word)], "use BROKER_FL_… for it"
+    return [sys.executable, "-m", "broker_fl.cli", *args]
+
+
 class Daemon:
     """``broker-fl`` with its standard error in a file."""
 
@@ -61,7 +67,7 @@ class Daemon:
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "broker_fl.cli", *args],
+                command(*args),
                 cwd=folder,
                 env=inherited() | environment,
                 stdout=log,
@@ -126,11 +132,13 @@ class Daemon:
 
 @contextmanager
 def started(folder: Path, environment: dict[str, str]) -> Iterator[Callable[..., Daemon]]:
-    """Start daemons by name and arguments; all have ended when the block has."""
+    """Start daemons by name and arguments, and what only its environment may say: everybody on the machine
+    sees a command line. All have ended when the block has.
+    """
     daemons: list[Daemon] = []
 
-    def start(name: str, *args: str) -> Daemon:
-        daemons.append(Daemon(folder, name, *args, environment=environment))
+    def start(name: str, *args: str, **own: str) -> Daemon:
+        daemons.append(Daemon(folder, name, *args, environment=environment | own))
         return daemons[-1]
 
     try:

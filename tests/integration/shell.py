@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.integration.daemons import DEADLINE_S, Daemon, inherited
+from tests.integration.daemons import DEADLINE_S, Daemon, command, inherited
 
 
 @dataclass
@@ -18,16 +17,18 @@ class Shell:
     folder: Path
     environment: dict[str, str]
     daemons: list[Daemon] = field(default_factory=list)
+    timeout_s: float = DEADLINE_S
+    """Of a command."""
 
     def run(self, *args: str, code: int = 0, **environment: str) -> str:
         """The command's standard output; its standard error is in ``self.stderr``."""
         done = subprocess.run(
-            [sys.executable, "-m", "broker_fl.cli", *args],
+            command(*args),
             cwd=self.folder,
             env=inherited() | self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=self.timeout_s,
             check=False,
         )
         self.stderr = done.stderr

@@ -75,7 +75,8 @@ def test_a_backup_of_redis_gives_a_running_job_back(
         started(tmp_path, environment) as start,
         connect(amqp_url, federation, timeout_s=DEADLINE_S) as driver,
     ):
-        lost = start("lost", "controller", "--heartbeat", "0.5", "--lease", "2", "--store", private_redis.url)
+        command = ("controller", "--heartbeat", "0.5", "--lease", "2")
+        lost = start("lost", *command, BROKER_FL_STORE=private_redis.url)
         for name in ("site-0", "site-1"):
             start(name, "learner", "app.py", "--id", name)
         job = driver.submit(spec, Model.of({"w": np.zeros(1000, "f4")}))
@@ -90,7 +91,7 @@ def test_a_backup_of_redis_gives_a_running_job_back(
 
         node = _restored(backup, tmp_path / "restored")
         try:
-            start("new", "controller", "--heartbeat", "0.5", "--lease", "2", "--store", node.url)
+            start("new", *command, BROKER_FL_STORE=node.url)
             found = driver.job(job.id)
             found.wait()
             resumed = [event for event in found.events(follow=False) if isinstance(event, JobResumed)]

@@ -319,7 +319,7 @@ def test_a_url_that_is_none_is_exit_code_2(shell: Shell) -> None:
 
 def test_an_unreachable_store_is_exit_code_3(shell: Shell) -> None:
     store = "redis://:s3cret@127.0.0.1:1/0"
-    told = shell.refusal("controller", "--store", store, "--connect-timeout", "0.1", code=3)
+    told = shell.refusal("controller", "--connect-timeout", "0.1", code=3, BROKER_FL_STORE=store)
     assert "redis://127.0.0.1:1/0" in told
     assert "s3cret" not in shell.stderr
 
@@ -327,7 +327,7 @@ def test_an_unreachable_store_is_exit_code_3(shell: Shell) -> None:
 def test_a_store_that_evicts_is_exit_code_2(shell: Shell, private_redis: RedisNode) -> None:
     with Redis.from_url(private_redis.url) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
-    told = shell.refusal("controller", "--store", private_redis.url, code=2)
+    told = shell.refusal("controller", code=2, BROKER_FL_STORE=private_redis.url)
     assert "maxmemory-policy 'allkeys-lru'" in told
     assert "CONFIG SET maxmemory-policy noeviction" in told
 
@@ -412,7 +412,9 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(shell: Shell, controller: D
 
 def test_doctor_says_what_is_wrong_and_no_password(shell: Shell, amqp_url: str) -> None:
     wrong = amqp_url.replace("://", "://x", 1).replace("@", "s3cret@", 1)
-    shown = shell.run("doctor", "--broker", wrong, "--store", "redis://:s3cret@127.0.0.1:1/0", code=1)
+    shown = shell.run(
+        "doctor", code=1, BROKER_FL_BROKER=wrong, BROKER_FL_STORE="redis://:s3cret@127.0.0.1:1/0"
+    )
     assert "user or password is wrong" in shown
     assert "redis://127.0.0.1:1/0 does not answer" in shown
     assert "s3cret" not in shown + shell.stderr
@@ -435,10 +437,10 @@ def test_doctor_names_missing_permissions_and_leaves_nothing(
     private_rabbitmq.control("set_permissions", "-p", vhost, federation, "", "", ".*")
     try:
         url = f"amqp://{federation}:weak@127.0.0.1:{private_rabbitmq.port}/{vhost}"
-        shown = shell.run("doctor", "--broker", url, "--role", "learner", code=1)
+        shown = shell.run("doctor", "--role", "learner", code=1, BROKER_FL_BROKER=url)
         assert f"configure queue bfl.{federation}.learner.doctor-" in shown
         assert "rabbitmqctl set_permissions" in shown
-        shell.run("doctor", "--broker", private_amqp_url)
+        shell.run("doctor", BROKER_FL_BROKER=private_amqp_url)
         listed = private_rabbitmq.control("list_queues", "-p", vhost, "--quiet", "name")
         listed += private_rabbitmq.control("list_exchanges", "-p", vhost, "--quiet", "name")
         assert "bfl." not in listed
@@ -449,14 +451,22 @@ def test_doctor_names_missing_permissions_and_leaves_nothing(
 # ---------------------------------------------------------------- a cluster in a folder
 
 
+UP_TIMEOUT_S = 200.0
+"""`up` starts two servers and, in processes of their own, an app that imports scikit-learn: 15 s of two idle
+cores, a minute and more of busy ones. What it does not find in time it says itself.
+"""
+
+
 @pytest.fixture
 def cluster(shell: Shell) -> Iterator[Path]:
     if not (rabbitmq_available() and redis_available()):
         pytest.skip("rabbitmq-server and redis-server are not installed")
+    shell.timeout_s = UP_TIMEOUT_S
     yield shell.folder / ".cluster"
     shell.run("down")
 
 
+@pytest.mark.timeout(300)
 def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path) -> None:
     """By the words that README.md and `up` itself give, on the example that is the default."""
     shown = shell.run("up", "--learners", "3")
@@ -480,6 +490,7 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
     assert not cluster.exists()
 
 
+@pytest.mark.timeout(300)
 def test_up_gives_the_controller_the_rules_of_its_app(shell: Shell, cluster: Path) -> None:
     write_own_rule(shell)
     shell.run("up", "--learners", "2", "--app", "app.py")

@@ -122,8 +122,12 @@ def test_a_controller_is_told_by_its_command_how_long_to_keep(
     job = there.submit("old")
     first.stop()
     assert first.wait(DEADLINE_S)
-    environment = {"BROKER_FL_BROKER": amqp_url, "BROKER_FL_FEDERATION": there.name}
+    environment = {
+        "BROKER_FL_BROKER": amqp_url,
+        "BROKER_FL_STORE": redis_url,
+        "BROKER_FL_FEDERATION": there.name,
+    }
     with started(tmp_path, environment) as start:
-        start("next", "controller", "--heartbeat", "0.5", "--store", redis_url, "--keep-days", "0.000001")
+        start("next", "controller", "--heartbeat", "0.5", "--keep-days", "0.000001")
         until(lambda: there.jobs() == [])
         assert there.keys_of(job.id) == []

@@ -308,7 +308,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
     (operator.folder / "app.py").write_text(APP, encoding="utf-8")
     job = adding_job(min_learners=2, rounds=2)
     (operator.folder / "job.toml").write_text(job, encoding="utf-8")
-    environment = inherited()
+    environment = inherited() | {"BROKER_FL_STORE": redis_url}
 
     def command(*arguments: str) -> list[str]:
         assert not any(str(read_join_file(file).password) in " ".join(arguments) for file in files.values())
@@ -317,7 +317,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
     daemons = [
         subprocess.Popen(command(*arguments), cwd=operator.folder, env=environment, stderr=subprocess.DEVNULL)
         for arguments in (
-            ("controller", "--join", str(files["main"]), "--store", redis_url),
+            ("controller", "--join", str(files["main"])),
             ("learner", "--join", str(files["hospital-a"]), "app.py:make_learner"),
             ("learner", "--join", str(files["site"]), "--count", "2", "app.py:make_learner"),
         )

@@ -227,6 +227,29 @@ def test_members_of_a_group_that_is_gone_are_lost_and_wanted_again_when_it_is_ba
     assert dict(sent.groups) == {"g": MEMBERS}
 
 
+def test_a_failure_that_was_not_counted_while_its_group_was_lost_is_when_the_share_comes_again() -> None:
+    """Without it the round would wait for that learner for ever: it is asked for the share it has sent."""
+    bench = bench_of(None, "a")
+    one = share(bench, "x", "g-0", "g-2", failed=("g-1",), reasons=("no memory",))
+    bench.members.leave_group("g", "1")
+    bench.step(s.GroupDown("g", MEMBERS, "silent"))
+    arrive(bench, one)
+    fold(bench, one)
+    joined(bench)
+    assert status(bench, "g-1") == Status.SENT
+    arrive(bench, one)
+    (missed,) = bench.all(e.GroupMissed)
+    assert (missed.outcome, missed.learners) == ("failed", ("g-1",))
+    bench.deliver("a")
+    (sent,) = bench.of(s.SendTasks)
+    assert (sent.task.attempt, dict(sent.groups)) == (1, {"g": ("g-1",)})
+    assert not arrive(bench, one), "an earlier attempt's"
+    again = share(bench, "y", "g-1")
+    arrive(bench, again)
+    fold(bench, again)
+    assert bench.of(s.Commit)
+
+
 def test_a_new_controller_asks_a_group_for_what_it_holds_and_sends_what_it_lacks() -> None:
     twin = bench_of().restarted()
     twin.step(s.TimePassed())

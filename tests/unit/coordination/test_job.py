@@ -520,6 +520,40 @@ def test_a_learner_started_anew_gives_its_turn_away_and_gets_another() -> None:
     assert [action.learner for action in bench.of(s.RequestUpload)] == ["a"]
 
 
+@pytest.mark.parametrize("says", ["finished", "training"])
+def test_a_turn_without_progress_passes_on_whatever_its_holder_says(says: str) -> None:
+    bench = Bench(spec(transfer=ONE_AT_A_TIME), "a", "b")
+    bench.result("a")
+    bench.result("b")
+    bench.now += 11.0
+    bench.step(s.LearnerReported("a", (holds(bench, "a", says),)))
+    assert [action.learner for action in bench.of(s.RequestUpload)] == ["b"]
+    bench.fold("b")
+    assert [action.learner for action in bench.of(s.RequestUpload)] == ["a"]
+
+
+def test_who_uploads_for_ever_holds_up_nobody_for_ever_and_only_itself_is_late() -> None:
+    bench = Bench(
+        spec(transfer=ONE_AT_A_TIME, quorum=0.3, deadline_s=60.0, selector=SelectAll(exclude_after=1)),
+        *("hog", "a", "b"),
+    )
+    for learner in ("hog", "a", "b"):
+        bench.result(learner)
+    asked, turns_end = list[str](), bench.now + 60.0
+    while bench.now < turns_end - 5.0 and not asked:
+        bench.now += 5.0
+        bench.step(s.LearnerReported("hog", (holds(bench, "hog", "finished"),), receiving=True))
+        bench.step(s.LearnerReported("a", (holds(bench, "a", "finished"),)))
+        asked = [action.learner for action in bench.of(s.RequestUpload)]
+    assert asked == ["a"]
+    bench.fold("a")
+    bench.now = turns_end
+    bench.step(s.TimePassed())
+    late = {event.learner: event.cancelled for event in bench.all(e.TaskLate)}
+    assert (bench.phase, late) == (Phase.COMMITTING, {"hog": False, "b": True})
+    assert [event.learner for event in bench.all(e.LearnerExcluded)] == ["hog"]
+
+
 def test_results_of_an_evaluation_need_no_turn() -> None:
     bench = Bench(spec(rounds=1, transfer=ONE_AT_A_TIME), "a", "b")
     bench.play("a", "b")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker_fl.wire import events as e
@@ -123,6 +123,10 @@ def test_groups_and_single_learners_get_through_a_world_of_faults(name: str) -> 
     **FAULTS,
     num_learners=st.sampled_from([0, 3]),
 )
+@example(  # a failure that came in a share while its group was lost
+    seed=442, name="as it comes", num_learners=0, lose=0.3, double=0.0, delay_s=30.0, fail=0.3, refuse=0.3,
+    learner_crash=0.0, controller_crash=0.0, down_s=1.0,
+)  # fmt: skip
 def test_whatever_goes_wrong_a_job_of_groups_is_done_once_it_stops(
     seed: int, name: str, num_learners: int, **faults: float
 ) -> None:

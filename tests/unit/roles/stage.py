@@ -212,7 +212,9 @@ class Stage:
         return driver
 
     def controller(self, *, wait: bool = True, own: OwnClasses | None = None) -> Controller:
-        """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease."""
+        """Start one, with the user's ``own`` rules and selectors; ``wait`` until it has the lease, and its
+        question who is there is on its way.
+        """
         store = SQLiteStore(self.path, federation=FEDERATION, clock=self._runtime.wall_s)
         cord, transport = Cord(store), self.broker.connect("controller")
         settings = replace(self._settings, retention=self.retention)
@@ -222,7 +224,16 @@ class Stage:
         controller.start()
         if wait:
             assert controller.wait_active(WAIT_S)
+            self._wait_sent(controller)
         return controller
+
+    def _wait_sent(self, controller: Controller) -> None:
+        """Until it has asked who is there: a learner that hears that and has joined already joins once more,
+        and is sent again what it has not received by then.
+        """
+        sent = self._runtime.event()
+        controller._sender.post(sent.set)
+        assert sent.wait(WAIT_S)
 
     @property
     def num_renewals(self) -> int:

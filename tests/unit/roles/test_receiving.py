@@ -63,3 +63,20 @@ def test_a_bad_value_in_any_piece_leaves_the_update_to_a_look_at_the_whole(
 def test_what_is_changed_after_it_arrived_is_not_looked_at_before() -> None:
     assert sent(GOOD, adds_back=True).look is None
     assert sent(GOOD, used="float16").look is None
+
+
+def test_what_is_there_already_is_no_progress() -> None:
+    receiver = UpdateReceiver(GOOD.spec, Transfer(chunk_bytes=4096))
+    first, second, *_ = cut(encoding("raw").encode(GOOD), 4096)
+    for now, piece in ((1.0, first), (2.0, second), (9.0, first), (10.0, second)):
+        chunk = UpdateChunk(
+            learner="a",
+            task=TASK,
+            index=piece.index,
+            count=piece.count,
+            encoding="raw",
+            checksum=piece.checksum,
+        )
+        receiver.add(chunk, memoryview(bytes(piece.payload)), now=now)
+    assert receiver.active("a", since=2.0)
+    assert not receiver.active("a", since=2.1)

@@ -37,15 +37,19 @@ class Upload:
         """Whether the result and all chunks are there, in whatever order they came."""
         return self.result is not None and self.assembly.complete
 
-    def add(self, chunk: UpdateChunk, payload: memoryview) -> None:
-        """Take a chunk in, and look at its values while they are in the cache.
+    def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> None:
+        """Take a chunk in, and look at its values while they are in the cache. One that was here already is
+        no progress.
 
         Raises:
             FrameRefused: it does not fit; the upload is as it was.
         """
         assembly, num_missing = self.assembly, self.assembly.num_missing
         assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
-        if self.look is not None and assembly.num_missing < num_missing:
+        if assembly.num_missing == num_missing:
+            return
+        self.last_at = now
+        if self.look is not None:
             is_whole = len(payload) == assembly.num_bytes  # if it was handed over, it has no place
             start = 0 if is_whole else chunk.index * assembly.chunk_bytes
             self.look.at(assembly.buffer, start, start + len(payload))
@@ -120,8 +124,7 @@ class UpdateReceiver:
                 f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}",
             )
         upload = self._upload(chunk, now)
-        upload.add(chunk, payload)
-        upload.last_at = now
+        upload.add(chunk, payload, now)
         upload.num_messages += 1
         return upload
 
@@ -142,7 +145,7 @@ class UpdateReceiver:
         self._uploads.clear()
 
     def active(self, learner: str, since: float) -> bool:
-        """Whether a chunk of the learner has arrived at ``since`` or later."""
+        """Whether a chunk of the learner that was missing has arrived at ``since`` or later."""
         upload = self._uploads.get(learner)
         return upload is not None and upload.last_at >= since
 

@@ -103,8 +103,10 @@ class ShareReceiver:
             return None
         if chunk.encoding != ENCODING:
             raise FrameRefused(f"the chunk is {chunk.encoding!r}, the task asked for {ENCODING!r}")
+        num_missing = upload.assembly.num_missing
         upload.assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
-        upload.last_at = now
+        if upload.assembly.num_missing < num_missing:
+            upload.last_at = now
         upload.num_messages += 1
         return upload
 
@@ -127,5 +129,5 @@ class ShareReceiver:
         self._uploads.clear()
 
     def active(self, group: str, since: float) -> bool:
-        """Whether a chunk of the group has arrived at ``since`` or later."""
+        """Whether a chunk of the group that was missing has arrived at ``since`` or later."""
         return any(one.share.group == group and one.last_at >= since for one in self._uploads.values())
