@@ -164,7 +164,7 @@ def test_learners_are_told_apart_from_who_submits_an_initial_model(federation: F
     job, adds = begun_alone(federation)
     letters = federation.heard(federation.topology.dead)
     inbox = federation.controller.status().queues["inbox"].rpartition(".")[2]
-    chunk = m.ModelChunk(job=job.id, version=0, index=0, count=1, checksum=checksum(b"x"))
+    chunk = m.ModelChunk(job=job.id, version=0, index=0, count=1, checksum=checksum(memoryview(b"x")))
     body = pack_chunk(chunk.KIND, chunk.model_dump(), memoryview(b"x"))
     federation.connect("F.learner.good").publish(federation.topology.updates, [f"good.{inbox}"], body)
     eventually(lambda: letters, "a dead letter")
