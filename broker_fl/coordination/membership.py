@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from broker_fl.errors import FrameRefused
@@ -83,6 +83,9 @@ class Membership:
     When nobody at all is heard of, it is more likely that the broker is away than that all died at once:
     they are lost after ``ALL_LOST_AFTER_HEARTBEATS`` only, and the first that is heard of again gives the
     others their time.
+
+    Nor is anybody lost while what was sent before has not been read: a flood of one holds up the heartbeats
+    of all.
 
     An id is one learner's, in a group or not. Joining, leaving and a heartbeat cost O(log N), or the size of
     the group.
@@ -255,8 +258,10 @@ class Membership:
         self.heartbeat_s = wanted_s
         return wanted_s
 
-    def expire(self, now: float) -> list[Lost]:
-        """Take out and return who has been silent for too long."""
+    def expire(self, now: float, is_behind: Callable[[], bool] = lambda: False) -> list[Lost]:
+        """Take out and return who has been silent for too long. ``is_behind``, which is asked only if there
+        is somebody: whether heartbeats wait to be read.
+        """
         away_s = now - self._expired_at - self.heartbeat_s
         self._expired_at = now
         if away_s > 0:
@@ -264,6 +269,9 @@ class Membership:
             self._heard_at = min(now, self._heard_at + away_s)
         is_silent = now - self._heard_at > SILENT_AFTER_HEARTBEATS * self.heartbeat_s
         limit = (ALL_LOST_AFTER_HEARTBEATS if is_silent else LOST_AFTER_HEARTBEATS) * self.heartbeat_s
+        if not is_silent and self._is_anybody_over(limit, now) and is_behind():
+            self._let_be_heard(now - limit + self.heartbeat_s)
+            return []
         lost = [
             Lost(learner, now - presence.last_seen)
             for learner, presence in self._presences.items()
@@ -273,6 +281,16 @@ class Membership:
             self._remove(gone.learner)
         silent = [(name, group) for name, group in self._groups.items() if now - group.last_seen > limit]
         return lost + [Lost(name, now - group.last_seen, self._remove_group(name)) for name, group in silent]
+
+    def _is_anybody_over(self, limit: float, now: float) -> bool:
+        parties = (self._presences, self._groups)
+        return any(now - one.last_seen > limit for some in parties for one in some.values())
+
+    def _let_be_heard(self, since: float) -> None:
+        """Take all for heard of then, or later."""
+        parties: list[Presence | Group] = [*self._presences.values(), *self._groups.values()]
+        for one in parties:
+            one.last_seen = max(one.last_seen, since)
 
     def _keep_sorted(self, member: Member, *, is_new: bool) -> None:
         place = bisect_left(self._sorted, member.learner)

@@ -5,10 +5,11 @@ the audit log are told of it.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.membership import Lost
-from broker_fl.interfaces import Member
+from broker_fl.interfaces import Member, Transport
 from broker_fl.roles.attributes import check_size
 from broker_fl.roles.controller.groups import Groups
 from broker_fl.roles.controller.jobs import Jobs
@@ -169,7 +170,8 @@ class Attendance:
 
     def expire(self, now: float) -> None:
         """Give up those that have been silent for too long; at least once a heartbeat."""
-        for lost in self._members.expire(now):
+        behind = partial(is_behind, self._services.transport, self._topology.reports)
+        for lost in self._members.expire(now, behind):
             self._lost(lost)
 
     def _lost(self, lost: Lost) -> None:
@@ -184,3 +186,9 @@ class Attendance:
         log.info("group %s of %d learners has not been heard of for %.0f s", group, len(members), silent_s)
         self._jobs.emit(lambda job: GroupLost(job=job, group=group, learners=members, silent_s=silent_s))
         self._jobs.signal_all(s.GroupDown(group, members, f"not heard of for {silent_s:.0f} s"))
+
+
+def is_behind(transport: Transport, queue: str) -> bool:
+    """Whether messages wait at the broker that nobody has fetched; of a transport that cannot say, no."""
+    depth = getattr(transport, "depth", None)
+    return depth is not None and bool(depth(queue))

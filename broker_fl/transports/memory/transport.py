@@ -139,6 +139,10 @@ class MemoryTransport:
     def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
         self._on_unroutable.append(callback)
 
+    def depth(self, queue: str) -> int:
+        """Messages that wait in a queue, without those that are delivered."""
+        return self._broker.depth(queue)
+
     def close(self) -> None:
         with self._lock:
             if self.closed:

@@ -89,6 +89,22 @@ def test_all_who_fall_silent_at_once_are_waited_for_as_long_as_a_broker_takes_to
     assert lost == ["c"]
 
 
+def test_nobody_is_lost_while_a_flood_holds_up_what_is_to_be_read_and_the_dead_are_soon_after_it() -> None:
+    there, now = members("honest", "dead", "mallory"), 0.0
+    while now < 200.0:
+        now += BEAT_S
+        there.heard("mallory", "1", (), now)
+        assert not there.expire(now, lambda: True)
+    lost, since = list[Lost](), now
+    while not lost:
+        now += BEAT_S
+        for learner in ("mallory", "honest"):
+            there.heard(learner, "1", (), now)
+        lost = there.expire(now, lambda: False)
+    assert [one.learner for one in lost] == ["dead"]
+    assert now - since <= 2 * BEAT_S
+
+
 def test_all_who_stay_silent_are_lost_in_the_end() -> None:
     there, now = members("a", "b"), 0.0
     lost = list[Lost]()

@@ -16,6 +16,7 @@ from broker_fl.errors import FrameRefused
 from broker_fl.interfaces import Delivery
 from broker_fl.observer import Nobody
 from broker_fl.roles.controller import Controller, ControllerSettings
+from broker_fl.roles.controller.attendance import is_behind
 from broker_fl.roles.controller.auditing import stored_lines
 from broker_fl.roles.controller.limits import (
     DEAD_LETTER_BYTES,
@@ -289,3 +290,11 @@ def test_refused_requests_do_not_fill_the_audit_log(federation: Federation) -> N
         eve.publish(names.control, [names.CONTROL], stop.pack())
     assert not federation.driver.jobs(), "it is answered after all these"
     assert 1 <= federation.entries("F.observer.eve") <= federation.allowed(WRITTEN_DOWN)
+
+
+def test_reports_that_wait_at_the_broker_are_seen() -> None:
+    names, transport = Topology(F), MemoryBroker().connect("c", user="F.controller.main")
+    transport.declare(names.for_controller())
+    assert not is_behind(transport, names.reports)
+    transport.publish(names.reports, ["mallory.heartbeat"], b"x")
+    assert is_behind(transport, names.reports)
