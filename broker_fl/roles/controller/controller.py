@@ -173,6 +173,7 @@ class Controller:
             epoch=epoch,
             post=self._loop.post,
             persist=persist,
+            has_given_up=lambda: self._patience.has_given_up,
             is_sure=lambda: self._lease.is_sure,
             members=self._members,
             own=self._own,

@@ -39,6 +39,11 @@ class Patience:
         return self._unheard is not None or self.has_unwritten
 
     @property
+    def has_given_up(self) -> bool:
+        """Whether what was asked of the store last is asked no more: memory is ahead of what is stored."""
+        return self._unheard is not None
+
+    @property
     def has_unwritten(self) -> bool:
         """Whether the store did not take the last events."""
         return self._unwritten_since is not None

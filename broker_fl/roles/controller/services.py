@@ -46,6 +46,8 @@ class Services:
     post: Callable[[Callable[[], None]], None]
     """Have a call made on the controller's thread."""
     persist: Persist
+    has_given_up: Callable[[], bool] = lambda: False
+    """Whether ``persist`` gave up, so that memory is ahead of what is stored."""
     is_sure: Callable[[], bool]
     """Whether nobody else can have the lease at this moment."""
     members: Membership

@@ -156,7 +156,13 @@ class JobRunner:
         return self._events.is_urgent or self.job.state.phase is Phase.ENDED
 
     def flush(self) -> StoreUnavailable | None:
-        """Store and publish the job's events; the store's error if it is away."""
+        """Store and publish the job's events; the store's error if it is away.
+
+        Not once a request to the store was given up: they would tell of what was never stored, and the next
+        controller, which goes on from what was, would tell it again.
+        """
+        if self._services.has_given_up():
+            return StoreUnavailable("what came before was not stored")
         with about(job=self.job.state.job):
             return self._events.flush()
 
