@@ -241,6 +241,12 @@ def gaps(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def against_target(row: Row, wanted: float) -> str:
+    """How many times as long theirs was to take at least, and whether it does."""
+    reached = statistics.median(row["ratios"]) >= wanted
+    return f"{wanted:g}×, {'reached' if reached else 'missed'}"
+
+
 def by_itself(row: Row) -> str:
     """Seconds a round with the peer's own settings, or why there are none."""
     if "defaults" not in row:

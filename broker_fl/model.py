@@ -240,13 +240,14 @@ class Model(Mapping[str, Array]):
         return cls(spec, buffer)
 
     @classmethod
-    def of(cls, arrays: Arrays, spec: ModelSpec | None = None) -> Model:
+    def of(cls, arrays: Arrays, spec: ModelSpec | None = None, lent: Array | None = None) -> Model:
         """Make a model of ``arrays``; without a copy if they are, in order, all the views of one model's
         buffer.
 
         Args:
             arrays: anything ``numpy.asarray`` takes, by name.
             spec: what the result must look like; arrays are matched by name, whatever their order.
+            lent: the only buffer that is taken without a copy; None: any.
 
         Raises:
             ModelError: an array has another shape or type than ``spec`` says, or no usable type at all.
@@ -260,7 +261,7 @@ class Model(Mapping[str, Array]):
             raise ModelError(
                 "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             )
-        if (buffer := _shared_buffer(spec, given)) is not None:
+        if (buffer := _shared_buffer(spec, given)) is not None and (lent is None or buffer is lent):
             return cls(spec, buffer)
         model = cls.empty(spec)
         for name, value in given.items():

@@ -296,7 +296,8 @@ class Learner:
             self._report("failed", task=identity, reason=task.failure[:4000])
             return
         key = f"{self.id}.{inbox}"
-        self._publish(key, pack("result", learner=self.id, task=identity, **task.result))
+        who = {"learner": self.id, "task": identity, "session": self.session}
+        self._publish(key, pack("result", **who, **task.result))
         if task.result["update"] is None or not with_update:
             return
         chunks = task.update_chunks()
@@ -304,7 +305,7 @@ class Learner:
             checksum = f"crc32:{zlib.crc32(payload):08x}"
             encoding = task.message["encoding"]
             place = {"index": index, "count": len(chunks), "encoding": encoding, "checksum": checksum}
-            self._publish(key, pack_chunk("update_chunk", payload, learner=self.id, task=identity, **place))
+            self._publish(key, pack_chunk("update_chunk", payload, **who, **place))
 
     def _publish(self, key: str, body: bytes) -> None:
         """Until the broker takes it: a full inbox rejects."""

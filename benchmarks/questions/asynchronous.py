@@ -14,7 +14,7 @@ from benchmarks import ours, processes
 from benchmarks.cells import by_transport, keys
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
-from benchmarks.tables import plot_lines, size, table
+from benchmarks.tables import plot_lines, size, table, times
 from broker_fl import JobSpec
 from broker_fl.model import Model
 from broker_fl.roles.driver import Driver
@@ -36,7 +36,9 @@ the job's state and its events, and its learner is sent the new version. All lea
 training, so the controller is never idle. Versions a second, over blocks of a tenth of all versions, the
 first block left out: median (least to most).
 
-{table}"""
+{table}
+
+{flatness}"""
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -93,7 +95,25 @@ def text(rows: Sequence[Row]) -> str:
             rows, key=lambda row: (row["transport"], row["num_parameters"], row["num_learners"])
         )
     ]
-    return TEXT.format(table=table(columns, lines))
+    return TEXT.format(table=table(columns, lines), flatness=_flatness(rows))
+
+
+def _flatness(rows: Sequence[Row]) -> str:
+    """What more learners change, by transport and size."""
+    groups: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    for row in rows:
+        if "per_s" in row:
+            point = row["num_learners"], statistics.median(row["per_s"])
+            groups.setdefault((row["transport"], row["num_parameters"]), []).append(point)
+    found = []
+    for (transport, parameters), points in sorted(groups.items()):
+        (few, before), (many, after) = min(points), max(points)
+        if few != many:
+            found.append(
+                f"- {transport}, {size(parameters)}: {many} learners make {times(after / before)} "
+                f"the versions a second of {few}."
+            )
+    return "\n".join(found)
 
 
 def _per_s(row: Row) -> str:

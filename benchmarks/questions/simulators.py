@@ -12,6 +12,7 @@ from benchmarks.comparison import (
     NOT_INSTALLED,
     OUT_OF_TIME,
     Comparison,
+    against_target,
     better_alone,
     by_itself,
     columns_of,
@@ -30,6 +31,8 @@ from benchmarks.tables import cell_name, plot_bars, size, spread, table
 
 CELLS: tuple[Cell, ...] = ((10, 1_000_000), (10, 10_000_000), (50, 1_000_000), (200, 100_000))
 QUICK: Cell = (2, 10_000)
+WANTED = 10.0
+"""Times our round that theirs was to take at least; what this project set out for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,7 @@ def startups_s(row: Row, whose: str) -> list[float]:
 def text(rows: Sequence[Row]) -> str:
     """Table, who wins, what is missing."""
     columns = (
-        *("peer", "learners", "parameters", "ours s", "theirs s", "they take", "their setting"),
+        *("peer", "learners", "parameters", "ours s", "theirs s", "they take", "wanted", "their setting"),
         *("by themselves s", "our start-up s", "their start-up s"),
     )
     lines = []
@@ -135,7 +138,9 @@ def text(rows: Sequence[Row]) -> str:
         setting = " ".join(f"{name} {value:g}" for name, value in row["setting"].items()) + was_swept(row)
         startups = (spread(startups_s(row, whose)) for whose in ("ours", "theirs"))
         named = (row["peer"], row["num_learners"], size(row["num_parameters"]))
-        lines.append((*named, *columns_of(row), setting, by_itself(row), *startups))
+        lines.append(
+            (*named, *columns_of(row), against_target(row, WANTED), setting, by_itself(row), *startups)
+        )
     return TEXT.format(
         flower=", ".join(f"{one['cpus']:g}" for one in FLOWER.settings),
         flare=", ".join(f"{one['poll-s']:g}" for one in FLARE.settings),

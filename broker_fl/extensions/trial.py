@@ -127,7 +127,7 @@ def _contribution(base: Model, index: int) -> Contribution:
                 values[...] = shifted
     return Contribution(
         learner=f"made-up-{index}",
-        model=model,
+        model=model.frozen(),
         num_examples=32 * (index + 1),
         num_steps=4 * (index + 1),
         metrics=AnyMetric(),

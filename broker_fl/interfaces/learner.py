@@ -17,7 +17,12 @@ class Update:
     """What ``train`` gives back."""
 
     model: Arrays
-    """The trained arrays, all of them (not the difference): the names, shapes and types that came in."""
+    """The trained arrays, all of them (not the difference): the names, shapes and types that came in.
+
+    They may be those that came, or any others. What counts is what is in them when ``train`` returns; the
+    learner may go on using them. They are copied then, unless they are all those that came and the learner
+    has kept no reference to any: so that is what costs least.
+    """
     num_examples: int
     """Examples trained on; the update's weight in FedAvg. At least 1."""
     num_steps: int = 0

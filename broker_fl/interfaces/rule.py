@@ -12,10 +12,13 @@ from broker_fl.model import Arrays, Model, ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """One learner's update on its way into the sum. Its model is the rule's: nobody else writes to it."""
+    """One learner's update on its way into the sum."""
 
     learner: str
     model: Model
+    """Nobody writes to it any more, so a rule may keep it. Its arrays are read-only, however the update came;
+    ``model.own()`` is a copy that may be written to.
+    """
     num_examples: int
     num_steps: int = 0
     staleness: int = 0

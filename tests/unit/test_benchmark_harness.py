@@ -16,7 +16,7 @@ from benchmarks.cells import cell_by_cell
 from benchmarks.comparison import Comparison, better_alone, gaps, is_measured
 from benchmarks.ours import OursFailed, alone
 from benchmarks.peers import Peer, PeerFailed
-from benchmarks.questions import Cell, Options, Question, Row
+from benchmarks.questions import Cell, Options, Question, Row, aggregation, asynchronous, many_learners
 from benchmarks.sweep import Setting
 
 CELL = (2, 1_000)
@@ -140,6 +140,28 @@ def test_the_page_lists_what_failed_and_what_is_absent_and_how_each_row_was_meas
     assert "- cell a: Measured 2026-01-01 with `first` at commit abc; up to 0%" in shown
     assert "- cell b: Measured 2026-01-01 with `second`" in shown
     assert shown.count("- CPU: fast") == 1
+
+
+def test_more_learners_are_held_against_few() -> None:
+    rows: list[Row] = [
+        {"transport": "embedded", "num_parameters": 1_000, "num_learners": learners, "per_s": [per_s]}
+        for learners, per_s in ((2, 50.0), (10, 70.0), (200, 40.0))
+    ]
+    told = asynchronous.text(rows)
+    assert "- embedded, 1k: 200 learners make 0.80× the versions a second of 2." in told
+
+
+def test_cells_asked_for_are_those_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = many_learners._cells(Options(cells=((100_000, 20), (7, 20), (10, 100_000))))
+    assert [cell.key for cell in asked] == [
+        "grouped-100000-all",
+        "grouped-100000-1000",
+        "grouped-7-all",
+        "alone-7-all",
+    ]
+    assert list(aggregation._shapes(Options(cells=((8, 1_000_000),)))) == ["20 tensors, 4 MB (in cache)"]
+    assert not aggregation._shapes(Options(cells=((10, 100_000),)))
+    assert "aggregation has no cells but 8x1" in capsys.readouterr().out
 
 
 def hang() -> dict[str, Any]:

@@ -115,7 +115,8 @@ class GroupTask:
         started, task = self._runtime.steady_s(), held.task
         if self.incoming.model is None:
             raise BrokerFLError("the model is not there")
-        given = dict(self.incoming.model.copy())  # the learner may write to it
+        lent = self.incoming.model.copy()  # the learner may write to it
+        given = dict(lent)
         context = Context(held)
         context.progress(0.0)
         evaluation = checked_metrics(learner.evaluate(given, context), "evaluate") if task.evaluate else {}
@@ -136,7 +137,8 @@ class GroupTask:
             evaluate_s=evaluated - started if task.evaluate else 0.0,
             train_s=self._runtime.steady_s() - evaluated if task.train else 0.0,
         )
-        model = Model.of(update.model, self.incoming.spec) if update is not None else None
+        # Arrays of its own are copied: other learners of the group may write to them at the same time.
+        model = Model.of(update.model, lent.spec, lent.buffer) if update is not None else None
         return done, model
 
     def _fold(self, done: Done, model: Model | None, task: Task) -> None:

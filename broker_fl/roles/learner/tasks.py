@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import Array, Model, ModelSpec, parts
 from broker_fl.record.text import size
+from broker_fl.roles.learner.lent import Lent
 from broker_fl.roles.learner.residuals import Residuals
 from broker_fl.roles.learner.variates import ControlledTask, Variates
 from broker_fl.roles.progress import Progress
@@ -139,6 +140,7 @@ class HeldTask:
         started = self.clock.steady_s()
         base, control = self._received()
         model = base.own()  # the learner may write to it
+        lent = Lent(model)
         context = Context(self, control)
         context.progress(0.0)
         evaluation: dict[str, float] = {}
@@ -146,14 +148,17 @@ class HeldTask:
             self.phase = "evaluating"
             evaluation = checked_metrics(learner.evaluate(dict(model), context), "evaluate")
         evaluated = self.clock.steady_s()
-        update: Update | None = None
+        trained: dict[str, Any] = {}
         if self.task.train:
             self.phase = "training"
             given: Model | None = None
             if self.task.form == "changes":
                 given = model.copy() if base is model else base
             update = learner.train(dict(model), context)
-            self.update = self._encode(update, model.spec, given, control)
+            self.update = self._encode(update, model, given, control)
+            trained = _said_of(update)
+            del update  # what it refers to, and nobody else, is not held by the learner
+            self._have_alone(lent)
         timings = Timings(
             receive_s=self.receive_s,
             queue_s=started - self._whole_at,
@@ -163,10 +168,7 @@ class HeldTask:
         self.result = Result(
             learner=self.learner,
             task=self.task.task,
-            num_examples=int(update.num_examples) if update else 0,
-            num_steps=int(update.num_steps) if update else 0,
-            num_epochs=float(update.num_epochs) if update else 0.0,
-            metrics=checked_metrics(update.metrics, "train") if update else {},
+            **trained,
             evaluation_examples=max(0, int(evaluation.pop(NUM_EXAMPLES, 0))),
             evaluation=evaluation,
             timings=timings,
@@ -186,12 +188,15 @@ class HeldTask:
         return model, self.variates.begin(self.task.task, self.task.control, server)
 
     def _encode(
-        self, update: Update, spec: ModelSpec, given: Model | None, control: ControlledTask | None
+        self, update: Update, lent: Model, given: Model | None, control: ControlledTask | None
     ) -> Array:
-        """The update as it is sent: the trained model, or what changed since the ``given`` one."""
+        """The update as it is sent: the trained model, or what changed since the ``given`` one. It is the
+        buffer of ``lent``, or new.
+        """
         check_update(update)
         buffers = frozenset(self.task.buffers)
-        model, used = Model.of(update.model, spec), encoding(self.task.encoding, buffers)
+        model = Model.of(update.model, lent.spec, lent.buffer)
+        used = encoding(self.task.encoding, buffers)
         if given is not None:
             model = _changes(model, given, buffers)
         if self.task.residual is not None:
@@ -201,6 +206,12 @@ class HeldTask:
         encoded = used.encode(joined(model, control.change(update.control)))
         control.keep(parted(used.decode(encoded, self.spec))[1])
         return encoded
+
+    def _have_alone(self, lent: Lent) -> None:
+        """Copy the update if the learner could write to it later: it waits to be sent, and to be summed."""
+        if self.update is lent.model.buffer:
+            self.update = None  # one reference less
+            self.update = lent.model.buffer if lent.is_back else lent.model.copy().buffer
 
     def _manifest(self, encoded: Array, control: ControlledTask | None) -> UpdateManifest:
         return UpdateManifest(
@@ -269,6 +280,16 @@ def check_update(update: object) -> None:
     for name in ("num_steps", "num_epochs"):
         if not 0 <= (value := getattr(update, name)) < math.inf:
             raise ValueError(f"{name} of an update is at least 0, not {value}")
+
+
+def _said_of(update: Update) -> dict[str, Any]:
+    """What a result says of the training."""
+    return {
+        "num_examples": int(update.num_examples),
+        "num_steps": int(update.num_steps),
+        "num_epochs": float(update.num_epochs),
+        "metrics": checked_metrics(update.metrics, "train"),
+    }
 
 
 def _changes(trained: Model, given: Model, buffers: Set[str]) -> Model:

@@ -152,7 +152,9 @@ class UpdateChunk(Message):
     """Or the group."""
     task: TaskRef
     session: Identifier | None = None
-    """As in the result: chunks of two trainings for one task are never put together."""
+    """As in the result: chunks of two trainings for one task are never put together. A learner's update of
+    more than one chunk is refused without it.
+    """
     share: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{0,64}$")] = ""
     """Of a group: which of its sums."""
     index: Count

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from broker_fl.aggregation.sums import WeightedSum
-from broker_fl.errors import AppError, SettingRefused
+from broker_fl.errors import AppError, BrokerFLError, SettingRefused
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Combined, Contribution, Given, Member, Record, TaskContext, Update
-from broker_fl.model import Arrays, Model
+from broker_fl.model import Arrays, Model, ModelSpec
 from broker_fl.simulation import Federation
 from broker_fl.wire import events as e
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, model_of, same, spec
@@ -184,3 +185,51 @@ def test_a_federation_of_one_process_is_given_classes_as_they_are() -> None:
         same(job.model(), model_of(3.0))
     with pytest.raises(AppError, match="neither a rule"):
         Federation(learners, own=[Adds])
+
+
+class Doubling:
+    """Adds twice what was sent; in place, unless it takes a copy as it should."""
+
+    seen: ClassVar[list[str]] = []
+
+    def __init__(self, in_place: bool = False) -> None:
+        self.in_place = in_place
+
+    def begin(self, given: Given) -> DoublingRound:
+        return DoublingRound(given.spec, in_place=self.in_place)
+
+
+class DoublingRound:
+    def __init__(self, spec: ModelSpec, *, in_place: bool) -> None:
+        self.sum = WeightedSum(spec)
+        self.in_place = in_place
+
+    def fold(self, update: Contribution) -> float:
+        assert not any(array.flags.writeable for array in update.model.values())
+        Doubling.seen.append(update.learner)
+        model = update.model if self.in_place else update.model.own()
+        for array in model.values():
+            np.multiply(array, 2, out=array)
+        self.sum.add(model, 1.0)
+        return 1.0
+
+    def result(self) -> Combined:
+        return Combined(model=self.sum.mean())
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_updates_are_read_only_however_they_came(embedded: bool, stage: Stage) -> None:
+    settings: dict[str, Any] = {"rounds": 1, "min_learners": 2}
+    name = {"name": "own", "rule": "Doubling"}
+    learners = {"a": Adds(2.0), "b": Adds(4.0)}
+    Doubling.seen.clear()
+    with Federation(learners, own=[Doubling]) if embedded else nullcontext(stage.driver) as driver:
+        if not embedded:
+            stage.controller(own=OwnClasses.of([Doubling]))
+            stage.host(learners)
+        with pytest.raises(BrokerFLError, match=r"test_own_code\.py:.*read-only"):
+            driver.submit(spec(rule={**name, "settings": {"in_place": True}}, **settings), model_of())
+        job = driver.submit(spec(rule=name, **settings), model_of())
+        done(job)
+        same(job.model(), model_of(6.0))
+    assert {"a", "b"} <= set(Doubling.seen)

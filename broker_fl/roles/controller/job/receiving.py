@@ -123,6 +123,10 @@ class UpdateReceiver:
             raise FrameRefused(
                 f"the chunk is {chunk.encoding!r}, the task asked for {self._transfer.encoding!r}",
             )
+        if chunk.session is None and chunk.count > 1:  # it could be of another training than the others
+            raise FrameRefused(
+                f"a chunk of an update of {chunk.count} chunks needs its learner's session; it has none"
+            )
         upload = self._upload(chunk, now)
         upload.add(chunk, payload, now)
         upload.num_messages += 1

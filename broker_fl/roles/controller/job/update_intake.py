@@ -136,16 +136,17 @@ class UpdateIntake:
         self._signal(folded)
 
     def _contribution(self, upload: Upload, result: Result) -> Contribution:
-        """A whole update as the rule wants it; its memory is the rule's."""
+        """A whole update as the rule wants it; read-only, whether it came in frames or was handed over."""
         model, control = self.receiver.model(upload), None
         if self._has_control and result.update is not None:
-            model, change = parted(model)
+            _, change = parted(model.frozen())
+            model, _ = parted(model)
             control = change if result.update.control == "change" else None
         if self._adds_back:
             model = added_back(model, self._base(upload.task), self._buffers)
         return Contribution(
             learner=result.learner,
-            model=model,
+            model=model.frozen(),
             num_examples=result.num_examples,
             num_steps=result.num_steps,
             staleness=self._job.staleness(upload.task),
