@@ -65,10 +65,10 @@ def unpack(body: bytes) -> tuple[dict[str, Any], memoryview | None]:
     end = _header_end(view[:_USUAL_HEADER_BYTES]) or _header_end(view)
     if end is None:
         raise FrameRefused(f"the body ends inside its msgpack header, after {len(body)} bytes")
-    header = _unpacked(view[:end])
     rest = view[end:]
     if rest and end > MAX_CHUNK_HEADER_BYTES:
         raise FrameRefused(f"the header of a chunk frame has {end} bytes of {MAX_CHUNK_HEADER_BYTES}")
+    header = _unpacked(view[:end])
     return _checked_header(header), _payload(rest) if rest else None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from broker_fl.interfaces import Delivery
-from broker_fl.roles.controller.limits import DEAD_LETTERS, RateLimit
+from broker_fl.roles.controller.limits import DEAD_LETTER_BYTES, DEAD_LETTERS, RateLimit
+from broker_fl.roles.controller.replays import Replayed
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.wire.fields import text
@@ -15,6 +16,8 @@ from broker_fl.wire.messages import DeadLetter
 log = logging.getLogger(__name__)
 NOBODY_SAYS = "whoever does not say which account it is"
 """Under which all messages count together that do not say who sent them."""
+BEGINNING_BYTES = 4_096
+"""Kept of a refused message, where its sender's take too much."""
 
 
 class DeadLetters:
@@ -25,12 +28,14 @@ class DeadLetters:
         self._services = services
         self._needs_account = needs_account
         self._refusals = RateLimit(DEAD_LETTERS, "messages that are refused")
+        self._bytes = RateLimit(DEAD_LETTER_BYTES, "bytes in messages that are refused")
 
     def are_too_many(self, delivery: Delivery, speaker: Speaker | None) -> bool:
         """Count one more; whether so many messages of this account were refused that no more are kept and
-        logged. Where accounts are shared it says nothing of the sender, and all are kept.
+        logged. Where accounts are shared it says nothing of the sender, and all are kept; so is what an
+        operator has heard again, which is nowhere else any more.
         """
-        if speaker is not None and speaker.account is None:
+        if isinstance(delivery, Replayed) or (speaker is not None and speaker.account is None):
             return False
         return not self._refusals.take(delivery.user or NOBODY_SAYS, self._services.clock.now())
 
@@ -40,6 +45,10 @@ class DeadLetters:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
         names = {topology.reports: "reports", topology.control: "control"}
         services.observer.refused(names.get(queue, "inbox"))
+        payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
+        if self._takes_too_much(delivery, len(payload)):
+            payload = payload[:BEGINNING_BYTES]
+            reason = f"{text(reason)[:1000]} (of {len(delivery.body)} bytes {len(payload)} are kept)"
         header = DeadLetter(
             source=queue,
             routing_key=text(delivery.routing_key),
@@ -48,6 +57,14 @@ class DeadLetters:
             user=text(delivery.user or ""),
             needs_account=self._needs_account,
         )
-        payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         body = pack_chunk(header.KIND, header.model_dump(), payload)
         services.sender.post(lambda: services.transport.publish(topology.dead, [""], body, persistent=True))
+
+    def _takes_too_much(self, delivery: Delivery, num_bytes: int) -> bool:
+        """Whether letters of this account push out those of others; what an operator has heard again was kept
+        before, and is nowhere else any more.
+        """
+        if not self._needs_account or isinstance(delivery, Replayed) or num_bytes <= BEGINNING_BYTES:
+            return False
+        user = delivery.user or NOBODY_SAYS
+        return not self._bytes.take(user, self._services.clock.now(), num_bytes)

@@ -26,6 +26,8 @@ WASTE = Rate(50.0, 1_000.0)
 """Messages of an inbox that are refused or that nobody waits for; parts of a wanted update are free."""
 DEAD_LETTERS = Rate(2.0, 50.0)
 """Refused messages that are kept with the reason."""
+DEAD_LETTER_BYTES = Rate(float(16 << 10), float(16 << 20))
+"""Of these messages; of what is more, only the beginnings are kept: all letters together may have 256 MiB."""
 JOINS = Rate(0.2, 20.0)
 """Of a learner or a group: when it starts, and when it is asked who it is. One that is dropped is asked for
 again after the next heartbeat.
@@ -56,13 +58,13 @@ class RateLimit:
         self._what = what
         self._buckets: dict[str, _Bucket] = {}
 
-    def take(self, name: str, now: float) -> bool:
-        """Count one more of this account, at ``now`` seconds; False if it is over its limit."""
+    def take(self, name: str, now: float, num: int = 1) -> bool:
+        """Count ``num`` more of this account, at ``now`` seconds; False if it is over its limit."""
         bucket = self._filled(name, now)
-        if bucket.tokens < 1.0:
-            self._over(name, bucket)
+        if bucket.tokens < num:
+            self._over(name, bucket, num)
             return False
-        bucket.tokens -= 1.0
+        bucket.tokens -= num
         return True
 
     def has_left(self, name: str, now: float) -> bool:
@@ -84,9 +86,10 @@ class RateLimit:
             bucket.num_over = 0
         return bucket
 
-    def _over(self, name: str, bucket: _Bucket) -> None:
-        bucket.num_over += 1
-        if bucket.num_over == 1:
+    def _over(self, name: str, bucket: _Bucket, num: int = 1) -> None:
+        is_first = not bucket.num_over
+        bucket.num_over += num
+        if is_first:
             log.warning(
                 "%s sends more %s than %g a second: what is more is dropped",
                 name,

@@ -35,6 +35,7 @@ class Results:
             MessageRefused: it is not for an inbox, in the name of somebody else, or not usable.
         """
         if isinstance(message, m.ModelChunk) and payload is not None:
+            _check_submits(speaker, message)
             self._submissions.initial_chunk(speaker, message, payload)
             return
         if not isinstance(message, m.Result | m.GroupResult | m.UpdateChunk):
@@ -60,6 +61,11 @@ class Results:
         is_group = self._services.members.is_group(learner)
         signal = s.GroupHasFailed if is_group else s.UpdateWasRefused
         self._jobs.signal(task.job, signal(learner, task, reason[:1000]))
+
+
+def _check_submits(speaker: Speaker, chunk: m.ModelChunk) -> None:
+    if speaker.account is not None and speaker.account.role != "driver":
+        raise FrameRefused(f"{speaker.account} sent a {chunk.KIND!r} message, which is for a driver")
 
 
 def _is_readable(body: bytes) -> bool:

@@ -19,6 +19,7 @@ from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.controller.attendance import is_behind
 from broker_fl.roles.controller.auditing import stored_lines
 from broker_fl.roles.controller.limits import (
+    DEAD_LETTER_BYTES,
     DEAD_LETTERS,
     FORGOTTEN,
     JOINS,
@@ -35,6 +36,8 @@ from broker_fl.topology import MAX_GENERATIONS, Topology
 from broker_fl.transports.memory import MemoryBroker, MemoryTransport
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
+from broker_fl.wire.chunks import checksum
+from broker_fl.wire.frames import pack_chunk
 from tests.unit.roles.stage import WAIT_S, Adds, eventually, model_of, spec
 
 F = "F"
@@ -136,6 +139,51 @@ def test_messages_that_do_not_say_who_sent_them_are_not_all_kept(
     refusals = [record for record in caplog.records if "refused a message" in record.message]
     assert len(refusals) <= federation.allowed(DEAD_LETTERS)
     assert "whoever does not say which account it is sends more" in caplog.text
+
+
+def test_large_refused_messages_do_not_push_out_the_letters_of_others(federation: Federation) -> None:
+    names, mallory, sizes, reasons = federation.topology, federation.connect("F.learner.mallory"), [], []
+
+    def take(delivery: Delivery) -> None:
+        letter, payload = m.decode(delivery.body)
+        assert isinstance(letter, m.DeadLetter)
+        assert payload is not None
+        reasons.append(letter.reason)
+        sizes.append(len(payload))
+        delivery.ack()
+
+    federation.connect("F.controller.main").consume(names.dead, take, prefetch=100)
+    for _ in range(20):
+        mallory.publish(names.reports, ["mallory.x"], bytes(3_000_000))
+    eventually(lambda: len(sizes) == 20, "all being kept, if not whole")
+    assert sizes[0] == 3_000_000
+    assert sum(sizes) <= federation.allowed(DEAD_LETTER_BYTES) + 20 * 4_096
+    assert "of 3000000 bytes 4096 are kept" in reasons[-1]
+
+
+def test_learners_are_told_apart_from_who_submits_an_initial_model(federation: Federation) -> None:
+    job, adds = begun_alone(federation)
+    letters = federation.heard(federation.topology.dead)
+    inbox = federation.controller.status().queues["inbox"].rpartition(".")[2]
+    chunk = m.ModelChunk(job=job.id, version=0, index=0, count=1, checksum=checksum(memoryview(b"x")))
+    body = pack_chunk(chunk.KIND, chunk.model_dump(), memoryview(b"x"))
+    federation.connect("F.learner.good").publish(federation.topology.updates, [f"good.{inbox}"], body)
+    eventually(lambda: letters, "a dead letter")
+    (letter,) = letters
+    assert isinstance(letter, m.DeadLetter)
+    assert "is for a driver" in letter.reason
+    adds.gate.set()
+    assert job.wait().state == "done"
+
+
+def begun_alone(federation: Federation) -> tuple[Job, Adds]:
+    """A job whose only learner is at work, and waits."""
+    adds = Adds(1.0)
+    adds.gate.clear()
+    federation.learner("good", adds)
+    job = federation.driver.submit(spec(rounds=1, min_learners=1), model_of())
+    assert adds.at_work.wait(WAIT_S)
+    return job, adds
 
 
 def test_who_joins_again_and_again_fills_no_store_and_gets_its_task_once_more(federation: Federation) -> None:

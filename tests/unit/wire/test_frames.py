@@ -198,3 +198,16 @@ def test_damaged_frames_are_read_or_refused_and_nothing_else(
 @pytest.mark.parametrize("value", ["x" * 10_000, b"x" * 10_000, 10**200, ["x"] * 1000, None, 1.5, True])
 def test_values_from_outside_are_cut_in_error_texts(value: object) -> None:
     assert len(brief(value)) <= 120
+
+
+def test_a_chunk_whose_header_is_too_long_is_refused_before_it_becomes_objects() -> None:
+    """Empty maps take 72 times their bytes."""
+    header = {"v": 1, "kind": "update_chunk", "more": [{}] * 500_000}
+    body = msgpack.packb(header) + msgpack.packb(b"payload")
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameRefused, match="the header of a chunk frame has"):
+            unpack(body)
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
