@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -535,7 +536,7 @@ def test_pages_of_a_result_that_never_ends_are_forgotten_before_they_fill_the_me
             send(number, page)
             send(number, page)
     with pytest.raises(FrameRefused, match="take more than"):
-        deque((send(3, page) for page in range(num_fit, num_fit + 2)), maxlen=0)
+        deque(map(partial(send, 3), range(num_fit, num_fit + 2)), maxlen=0)
 
 
 def test_a_group_of_which_nobody_is_done_when_the_deadline_is_near_waits_for_the_first() -> None:

@@ -17,7 +17,7 @@ ENCODING = "raw"
 """Of sums: they do not fit into narrower types."""
 MAX_PAGES = 200
 MAX_PAGES_BYTES = 64 << 20
-"""Of the pages of one share, of which not all are there; 50,000 learners with a hundred metrics take 46 MB."""
+"""Of the pages of one share, of which not all are there; 50,000 learners with 100 metrics take 46 MB."""
 MAX_HALF_SHARES = 2
 """Of one group that are put together at a time; the oldest is forgotten, and comes again when asked for."""
 
