@@ -11,9 +11,12 @@ import click
 from broker_fl.cli import options
 from broker_fl.cli.access import broker_security
 from broker_fl.cli.command import Command, print_json
+from broker_fl.cli.deeds import noted
+from broker_fl.cli.operators import AUDIT
 from broker_fl.cli.tables import print_table, when
 from broker_fl.errors import SettingError
 from broker_fl.record.text import one_line, plural, size
+from broker_fl.security.audit import Deed
 from broker_fl.transports.rabbitmq.dead import DeadLetters, Letter, dead_letters
 from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES
 
@@ -23,6 +26,8 @@ _SHOWN = (
     *("kind", "job", "num_bytes", "is_cut"),
 )
 
+MAX_NAMED = 100
+"""Letters whose ids are written down, of those that one command sends on or drops."""
 MAX_DEPTH = 20
 """Of a refused message's header that is shown. No kind has more; what somebody made up may."""
 
@@ -84,6 +89,7 @@ def show(letter: str, **access: Any) -> None:
 @click.argument("letters", nargs=-1)
 @options.broker_access
 @_filters
+@AUDIT
 @click.option("--all", "everything", is_flag=True, help="All, or all that the filters leave.")
 def replay(letters: tuple[str, ...], **given: Any) -> None:
     """Send LETTERS (ids, or beginnings of them) again, to where they were refused.
@@ -98,6 +104,7 @@ def replay(letters: tuple[str, ...], **given: Any) -> None:
 @click.argument("letters", nargs=-1)
 @options.broker_access
 @_filters
+@AUDIT
 @click.option("--all", "everything", is_flag=True, help="All, or all that the filters leave.")
 def drop(letters: tuple[str, ...], **given: Any) -> None:
     """Delete LETTERS (ids, or beginnings of them) for good."""
@@ -113,17 +120,36 @@ def _each(
 ) -> None:
     if bool(letters) == given["everything"]:
         raise click.UsageError("give the letters by their ids, or --all")
-    failures: list[str] = []
     with _opened(given) as opened:
         chosen = _named(opened.letters, letters) if letters else opened.letters
         chosen = _matching(chosen, given["job"], given["kind"], given["sender"])
         check(opened, chosen)
-        for letter in chosen:
-            try:
-                act(opened, letter)
-            except SettingError as error:
-                failures.append(str(error))
-    click.echo(f"{plural(len(chosen) - len(failures), 'dead letter')} {done}")
+        if chosen:
+            with noted(_deed(act.__name__, opened.user, chosen), given):
+                _do(lambda letter: act(opened, letter), chosen, done)
+        else:
+            click.echo(f"0 dead letters {done}")
+
+
+def _deed(action: str, user: str, letters: Sequence[Letter]) -> Deed:
+    """That is written down: letters are evidence, and who sends them on says who wrote them."""
+    first = letters[:MAX_NAMED]
+    details = {
+        "ids": " ".join(letter.id for letter in first),
+        "of": one_line(" ".join(sorted({letter.user or "nobody" for letter in first})), 500),
+    }
+    subject = plural(len(letters), "dead letter")
+    return Deed(actor=user, action=f"dead_{action}", subject=subject, details=details)
+
+
+def _do(act: Callable[[Letter], None], letters: Sequence[Letter], done: str) -> None:
+    failures: list[str] = []
+    for letter in letters:
+        try:
+            act(letter)
+        except SettingError as error:
+            failures.append(str(error))
+    click.echo(f"{plural(len(letters) - len(failures), 'dead letter')} {done}")
     if failures:
         raise SettingError(f"{plural(len(failures), 'dead letter')} left: {'; '.join(failures[:5])}")
 

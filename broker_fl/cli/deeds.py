@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,15 +26,22 @@ def written_down(
     Raises:
         SettingError: the log cannot be written; if the first entry cannot, the block is not run.
     """
+    actor = unquote(urlsplit(given["management"]).username or "guest")
+    deed = Deed(actor=actor, action=action, subject=f"account {account.user}", details=details)
+    with noted(deed, given):
+        yield
+
+
+@contextmanager
+def noted(deed: Deed, given: Mapping[str, Any]) -> Iterator[None]:
+    """As ``written_down``, of any deed."""
     federation = given["federation"]
     log = FileLog(given["audit"] or default_file(federation), federation)
-    actor = unquote(urlsplit(given["management"]).username or "guest")
 
-    def write(more: Mapping[str, str | float]) -> int:
-        subject = f"account {account.user}"
-        return log.append(Deed(actor=actor, action=action, subject=subject, details=more)).sequence
+    def write(more: Mapping[str, str | int | float | bool]) -> int:
+        return log.append(replace(deed, details=more)).sequence
 
-    begun = write(details)
+    begun = write(deed.details or {})
     try:
         yield
     except BaseException as error:
@@ -43,7 +51,7 @@ def written_down(
         write({"of_entry": begun, "outcome": "done"})
     except BrokerFLError as error:
         raise SettingError(
-            f"{account}: the {action} is done, and that could not be noted: {error}"
+            f"{deed.subject}: the {deed.action} is done, and that could not be noted: {error}"
         ) from error
 
 

@@ -58,15 +58,18 @@ def _account(url: str) -> str:
     return url.partition("://")[2].partition("/")[0].rpartition("@")[0]
 
 
+AUDIT = click.option(
+    "--audit",
+    metavar="FILE",
+    help="Where it is written down what is done (broker-fl audit show --file FILE).  "
+    "[default: ~/.local/state/broker_fl/audit-<federation>.jsonl]",
+)
+
+
 def management(command: F) -> F:
     """What every command of an operator needs."""
     for option in (
-        click.option(
-            "--audit",
-            metavar="FILE",
-            help="Where it is written down what is done (broker-fl audit show --file FILE).  "
-            "[default: ~/.local/state/broker_fl/audit-<federation>.jsonl]",
-        ),
+        AUDIT,
         click.option(
             "--management-password",
             metavar="PASSWORD",

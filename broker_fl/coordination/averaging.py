@@ -37,8 +37,9 @@ class Means:
                 self._weights[name] += float(weights[usable].sum())
 
     def means(self) -> dict[str, float]:
-        """Of all metrics."""
-        return {name: self._sums[name] / self._weights[name] for name in self._sums}
+        """Of all metrics, but for those whose sums are too large for a float."""
+        means = {name: self._sums[name] / self._weights[name] for name in self._sums}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 class LatestMean:

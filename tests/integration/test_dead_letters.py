@@ -6,12 +6,14 @@ import json
 import queue
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
 
 from broker_fl.cli.main import commands
 from broker_fl.errors import QueueInUse
+from broker_fl.security.audit import read, verify
 from broker_fl.topology import Topology
 from broker_fl.transports.rabbitmq import RabbitMQTransport
 from broker_fl.transports.rabbitmq.dead import dead_letters
@@ -84,6 +86,24 @@ def test_one_is_sent_again_as_it_was_and_one_is_dropped(
     )
     assert arrived.get(timeout=30) == REFUSED["heartbeat"]
     transport.close()
+
+
+def test_what_is_sent_on_or_dropped_is_written_down(access: list[str], tmp_path: Path) -> None:
+    heartbeat, failed, _ = (one["id"] for one in listed(access))
+    log = tmp_path / "audit.jsonl"
+    run("replay", heartbeat, "--audit", str(log), *access)
+    run("drop", "--kind", "failed", "--all", "--audit", str(log), *access)
+    lines = log.read_bytes().splitlines()
+    verify(lines, access[-1])
+    entries = [read(line) for line in lines]
+    assert [(one["action"], one["subject"], one["details"].get("outcome")) for one in entries] == [
+        ("dead_replay", "1 dead letter", None),
+        ("dead_replay", "1 dead letter", "done"),
+        ("dead_drop", "1 dead letter", None),
+        ("dead_drop", "1 dead letter", "done"),
+    ]
+    assert [one["details"]["ids"] for one in entries[::2]] == [heartbeat, failed]
+    assert {one["actor"] for one in entries} == {urlsplit(access[1]).username}
 
 
 def test_what_nobody_would_get_stays(access: list[str], amqp_url: str, federation: str) -> None:

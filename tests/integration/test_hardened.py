@@ -181,6 +181,18 @@ def _settings(found: Servers) -> dict[str, str]:
     return settings
 
 
+def test_the_file_has_each_setting_that_the_docs_give() -> None:
+    lines = [line.partition(" = ") for line in (HARDENED / "rabbitmq.conf").read_text().splitlines()]
+    settings = {name: value for name, _, value in lines}
+    text = (HARDENED.parent.parent / "docs" / "operations.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", text[text.index("\n## RabbitMQ\n") :], re.MULTILINE)
+    rows = rows[: [name for name, _ in rows].index("max_message_size") + 1]
+    assert len(rows) >= 7
+    for name, value in rows:
+        assert name in settings, name
+        assert settings[name] == value or not value.isdigit(), name
+
+
 def test_secrets_are_for_their_owners_only(servers: Servers) -> None:
     for path in servers.secrets.iterdir():
         is_public = path.suffix == ".pem" and "key" not in path.name

@@ -108,12 +108,13 @@ class Attendance:
     def _joins_too_often(self, speaker: Speaker) -> bool:
         """Each join may be written down for good, and answered with a task and its model."""
         account = speaker.account
-        return account is not None and not self._joins.take(account.user, self._services.clock.now())
+        if account is None or speaker.replayed_by:
+            return False
+        return not self._joins.take(account.user, self._services.clock.now())
 
     def _write_down(self, speaker: Speaker, subject: str, **details: str | int) -> None:
-        self._services.audit.add(
-            Deed(actor=speaker.user, action="joined", subject=subject, details=dict(details))
-        )
+        more = {**details, **speaker.how_known}
+        self._services.audit.add(Deed(actor=speaker.user, action="joined", subject=subject, details=more))
 
     def _welcome(self, key: str) -> None:
         welcome = m.Welcome(federation=self._topology.federation, heartbeat_s=self._members.heartbeat_s)

@@ -32,9 +32,10 @@ class DeadLetters:
 
     def are_too_many(self, delivery: Delivery, speaker: Speaker | None) -> bool:
         """Count one more; whether so many messages of this account were refused that no more are kept and
-        logged. Where accounts are shared it says nothing of the sender, and all are kept.
+        logged. Where accounts are shared it says nothing of the sender, and all are kept; so is what an
+        operator has heard again, which is nowhere else any more.
         """
-        if speaker is not None and speaker.account is None:
+        if isinstance(delivery, Replayed) or (speaker is not None and speaker.account is None):
             return False
         return not self._refusals.take(delivery.user or NOBODY_SAYS, self._services.clock.now())
 

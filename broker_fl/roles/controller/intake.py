@@ -14,7 +14,7 @@ from broker_fl.interfaces import Delivery
 from broker_fl.roles.about import about
 from broker_fl.roles.controller.dead_letters import NOBODY_SAYS, DeadLetters
 from broker_fl.roles.controller.limits import MESSAGES, Backlog, RateLimit, Waste
-from broker_fl.roles.controller.replays import replayed
+from broker_fl.roles.controller.replays import may_replay, replayed
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import LEARNERS, Speaker, Speakers
 from broker_fl.roles.sender import read
@@ -66,13 +66,16 @@ class Intake:
 
         def bounded_sink(delivery: Delivery) -> None:
             user = delivery.user or NOBODY_SAYS
-            if self._backlog.enter(user, len(delivery.body)):
+            if may_replay(delivery, federation):  # at an operator's pace; a letter that is dropped is lost
+                sink(delivery)
+            elif self._backlog.enter(user, len(delivery.body)):
                 self._services.post(lambda: self._take_waiting(source, delivery, user))
             else:
                 delivery.ack()
                 self._services.post(lambda: self._services.observer.refused("over_limit"))
 
         self._sources[source.queue] = source
+        federation = self._services.topology.federation
         is_bounded = self._speakers.required and source.is_counted  # an inbox fetches few at a time
         self._services.transport.consume(
             source.queue, bounded_sink if is_bounded else sink, prefetch=source.prefetch
@@ -84,10 +87,11 @@ class Intake:
         finally:
             self._backlog.leave(user, len(delivery.body))
 
-    def _heard_in(self, queue: str, otherwise: Source) -> Source:
-        """How messages of a queue are heard; those of an earlier inbox as those of this one."""
-        inboxes = (source for source in self._sources.values() if not source.is_counted)
-        return self._sources.get(queue) or next(inboxes, otherwise)
+    def _heard_in(self, queue: str) -> Source | None:
+        """How messages of a queue are heard; those of an earlier inbox as those of this one. None: not."""
+        if queue.startswith(self._services.topology.inbox("")):
+            return next((source for source in self._sources.values() if not source.is_counted), None)
+        return self._sources.get(queue)
 
     def _take(self, source: Source, delivery: Delivery) -> None:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
@@ -95,7 +99,11 @@ class Intake:
         """
         if (again := replayed(delivery, self._services.topology.federation)) is not None:
             log.info("%s has a dead letter of %s heard again", delivery.user, again.user or "nobody")
-            source, delivery = self._heard_in(again.queue, source), again
+            if (heard_in := self._heard_in(again.queue)) is None:
+                self._dead_letters.add(again.queue, again, f"no controller reads a queue {again.queue!r}")
+                again.ack()
+                return
+            source, delivery = heard_in, again
         with about() as subject:
             self._handle(subject, source, delivery)
         delivery.ack()
@@ -125,7 +133,7 @@ class Intake:
 
     def _is_over_limit(self, source: Source, speaker: Speaker) -> bool:
         """Whether an account sends too much; names that are no accounts are whatever a sender says."""
-        if speaker.account is None:
+        if speaker.account is None or speaker.replayed_by:
             return False
         if not source.is_counted:
             return self._waste.is_over_limit(speaker)
@@ -137,5 +145,6 @@ class Intake:
         else:
             self._dead_letters.add(queue, delivery, reason)
         if speaker is not None:
-            self._waste.add(speaker)
+            if not speaker.replayed_by:
+                self._waste.add(speaker)
             self._refused(delivery, speaker, reason)

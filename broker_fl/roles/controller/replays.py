@@ -34,12 +34,17 @@ class Replayed:
         self.letter.reject(requeue=requeue)
 
 
+def may_replay(delivery: Delivery, federation: str) -> bool:
+    """Whether it comes from a controller's account of this federation."""
+    if ".controller." not in (delivery.user or ""):  # the answer for nearly all, who are many
+        return False
+    account = Account.of(delivery.user)
+    return account is not None and account.role == "controller" and account.federation == federation
+
+
 def replayed(delivery: Delivery, federation: str) -> Replayed | None:
     """The message in a dead letter that a controller of this federation sends; None if this is none."""
-    if ".controller." not in (delivery.user or ""):  # the answer for nearly all, who are many
-        return None
-    account = Account.of(delivery.user)
-    if account is None or account.role != "controller" or account.federation != federation:
+    if not may_replay(delivery, federation):
         return None
     try:
         letter, payload = m.decode(delivery.body)

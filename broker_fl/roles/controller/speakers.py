@@ -9,6 +9,7 @@ from typing import Literal
 from broker_fl.errors import FrameRefused, RequestRefused
 from broker_fl.identity.accounts import Account, Role
 from broker_fl.interfaces import Delivery
+from broker_fl.roles.controller.replays import Replayed
 from broker_fl.wire import messages as m
 
 Identities = Literal["required", "shared"]
@@ -27,6 +28,13 @@ class Speaker:
     """None where accounts are shared."""
     user: str = ""
     """The broker's account that sent it, shared or not; empty: the broker does not say."""
+    replayed_by: str = ""
+    """The controller's account that has it heard again and says who sent it; empty: it came by itself."""
+
+    @property
+    def how_known(self) -> dict[str, str]:
+        """For the audit log: by whose word an entry names this sender, if that is not the broker's."""
+        return {"replayed_by": self.replayed_by} if self.replayed_by else {}
 
     def check_name(self, name: str, kind: str) -> None:
         """Hold the id in a message against who sent it.
@@ -83,13 +91,14 @@ class Speakers:
             FrameRefused: nobody knows, or it is an account that sends nothing of this kind.
         """
         account = Account.of(delivery.user)
+        by = (delivery.letter.user or "") if isinstance(delivery, Replayed) else ""
         if account is None:
             if self.required:
                 raise FrameRefused(_unknown(delivery.user))
-            return Speaker(delivery.routing_key.partition(".")[0], None, delivery.user or "")
+            return Speaker(delivery.routing_key.partition(".")[0], None, delivery.user or "", by)
         if account.federation != self._federation or account.role not in roles:
             raise FrameRefused(f"it was sent by {account}, which has nothing to say here")
-        return Speaker(account.name, account, account.user)
+        return Speaker(account.name, account, account.user, by)
 
 
 def _unknown(user: str | None) -> str:

@@ -75,7 +75,7 @@ class DeadLetters:
         self.letters = letters
         self._channel = channel
         self._topology = topology
-        self._user = user
+        self.user = user
         self._is_controller = _is_controller(user, topology.federation)
 
     def check_replay(self, letters: Sequence[Letter]) -> None:
@@ -86,9 +86,9 @@ class DeadLetters:
         """
         if self._is_controller:
             return
-        if enrolled(self._user) is not None:
+        if enrolled(self.user) is not None:
             raise SettingError(
-                f"{self._user!r} is an account of its own, and controllers hear of it only what it says "
+                f"{self.user!r} is an account of its own, and controllers hear of it only what it says "
                 f"itself: {_REFUSED_AGAIN}"
             )
         if any(letter.needs_account or enrolled(letter.user) is not None for letter in letters):
@@ -112,7 +112,7 @@ class DeadLetters:
         if self._is_controller:
             if letter.needs_account and not letter.user:
                 raise SettingError(f"{letter.id}: it does not say which account sent it, and is not heard")
-            exchange, body, properties.user_id = self._topology.reports, _as_letter(letter), self._user
+            exchange, body, properties.user_id = self._topology.reports, _as_letter(letter), self.user
         try:
             self._channel.basic_publish(exchange, key, body, properties, mandatory=True)
         except (pika_errors.UnroutableError, pika_errors.NackError) as error:

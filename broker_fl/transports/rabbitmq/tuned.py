@@ -18,10 +18,12 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.select_connection import SelectConnection
 from pika.exceptions import InvalidFrameError
 
-from broker_fl.transports.limits import MAX_BODY_BYTES
+from broker_fl.wire.frames import MAX_BODY_BYTES
 
 RECEIVE_BYTES = 256 << 10
 """Per ``recv``, where pika has 4 KiB; a frame of RabbitMQ has 128 KiB at most."""
+MAX_TAKEN_BYTES = MAX_BODY_BYTES + 1
+"""Of one body: enough to see that it is too long."""
 _HEAD = struct.Struct(">BHL")
 """Type, channel and length of a frame (AMQP 0-9-1, section 2.3.5)."""
 _END = bytes([spec.FRAME_END])
@@ -40,7 +42,7 @@ _FIRST_FLAG = spec.BasicProperties.FLAG_CONTENT_TYPE
 class FrameReader:
     """Cuts a stream of bytes into frames. What is left of one waits for the bytes that follow, but a body's
     are handed on as they come, in as many ``Body`` frames as it takes: what is put together is the same. Of a
-    body that is longer than any that is sent here, only ``MAX_BODY_BYTES`` come out: a broker may take 128
+    body that is longer than any that is sent here, only ``MAX_TAKEN_BYTES`` come out: a broker may take 128
     MiB and more from anybody, and a thousand of them may be on their way to a consumer.
     """
 
@@ -91,8 +93,8 @@ class FrameReader:
 
     def _cut_to_size(self, header: frame.Header) -> frame.Header:
         self._cut.pop(header.channel_number, None)
-        if header.body_size > MAX_BODY_BYTES:
-            header.body_size = self._cut[header.channel_number] = MAX_BODY_BYTES
+        if header.body_size > MAX_TAKEN_BYTES:
+            header.body_size = self._cut[header.channel_number] = MAX_TAKEN_BYTES
         return header
 
     def _wanted(self, part: memoryview) -> memoryview:

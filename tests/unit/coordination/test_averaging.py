@@ -28,6 +28,10 @@ def test_a_mean_lies_between_the_smallest_and_the_largest(rows: list[tuple[float
     assert min(values) - slack <= mean <= max(values) + slack
 
 
+def test_a_sum_that_overflows_is_no_infinite_mean_that_reaches_every_target() -> None:
+    assert mean_of([({"x": 1e308, "y": 1.0}, 2.0**62), ({"x": 0.5, "y": 3.0}, 2.0**62)]) == {"y": 2.0}
+
+
 def test_what_is_not_finite_or_has_no_weight_is_left_out() -> None:
     rows = [
         ({"x": 1.0, "y": math.inf}, 2.0),

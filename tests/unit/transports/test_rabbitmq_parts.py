@@ -17,11 +17,13 @@ from pika.adapters.utils import io_services_utils
 from pika.channel import ContentFrameAssembler
 from pika.exceptions import InvalidFrameError
 
+from broker_fl.errors import FrameRefused
 from broker_fl.topology import Queue
 from broker_fl.transports.rabbitmq import tuned
 from broker_fl.transports.rabbitmq.channel import queue_arguments
 from broker_fl.transports.rabbitmq.io import IoThread, backoff
 from broker_fl.transports.rabbitmq.tuned import FrameReader, TunedConnection
+from broker_fl.wire.frames import MAX_BODY_BYTES, unpack
 from tests.servers import raw_amqp
 
 
@@ -99,12 +101,19 @@ def test_a_body_that_does_not_end_where_its_frame_says_is_refused() -> None:
 def test_of_a_body_that_is_too_long_the_beginning_comes_out_and_the_next_message_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tuned, "MAX_BODY_BYTES", 1_010)
+    monkeypatch.setattr(tuned, "MAX_TAKEN_BYTES", 1_010)
     bodies = [bytes(range(250)) * 10, bytes(1_010), b"next", bytes(1_011)]
     stream, reader = messages(bodies), FrameReader()
     frames = [one for at in range(0, len(stream), 77) for one in reader.feed(stream[at : at + 77])]
     found = {number: body for _, number, body in assembled(frames)[1:]}
     assert found == {number: body[:1_010] for number, body in enumerate(bodies)}
+
+
+def test_no_more_is_taken_of_a_body_than_shows_that_it_is_too_long() -> None:
+    (header,) = FrameReader().feed(frame.Header(1, 16 << 20, spec.BasicProperties()).marshal())
+    assert header.body_size == MAX_BODY_BYTES + 1
+    with pytest.raises(FrameRefused, match="over the limit"):
+        unpack(bytes(header.body_size))
 
 
 def user_of(properties: Any) -> object:

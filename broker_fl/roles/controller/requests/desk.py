@@ -10,6 +10,7 @@ from broker_fl.roles.controller.job.runner import JobRunner
 from broker_fl.roles.controller.job.versions import Versions
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.services import Services
+from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.security.audit import Deed
 from broker_fl.wire import messages as m
 
@@ -30,14 +31,14 @@ class Desk:
         """Answer that it is done."""
         self.reply(request, m.Done(request=request.request))
 
-    def write_down(self, request: Any, user: str, **details: str) -> None:
+    def write_down(self, request: Any, speaker: Speaker, **details: str) -> None:
         """Into the audit log, and not go on before the store has it."""
         more = {name: value for name in ("version", "reason") if (value := getattr(request, name, None))}
         deed = Deed(
-            actor=user,
+            actor=speaker.user,
             action=request.KIND,
             subject=f"job {request.job}",
-            details={"driver": request.driver, **more, **details},
+            details={"driver": request.driver, **more, **details, **speaker.how_known},
         )
         self.services.audit.add(deed)
         self.services.persist(self.services.audit.write)

@@ -58,12 +58,12 @@ class Requests:
             return
         try:
             speaker.check_request(request)
-            self._answer(request, speaker.user)
+            self._answer(request, speaker)
         except (RequestRefused, FrameRefused, StoreUnavailable) as error:
             log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
             again = isinstance(error, StoreUnavailable)
             if not again and type(request) in _AUDITED:
-                self._desk.write_down(request, speaker.user, refused=str(error)[:300])
+                self._desk.write_down(request, speaker, refused=str(error)[:300])
             self._desk.reply(request, refused_by(request, error, again=again))
         except VersionsLost as error:
             self._desk.reply(request, refused_by(request, error))
@@ -75,16 +75,16 @@ class Requests:
         Raises:
             RequestRefused: it is over that.
         """
-        if speaker.account is None or type(request) not in _AUDITED:
+        if speaker.account is None or speaker.replayed_by or type(request) not in _AUDITED:
             return
         if not self._written_down.take(speaker.account.user, self._services.clock.now()):
             raise RequestRefused(
                 f"{speaker.account} asks too often: {WRITTEN_DOWN.per_s:g} requests a second are written down"
             )
 
-    def _answer(self, request: m.Request, user: str) -> None:
+    def _answer(self, request: m.Request, speaker: Speaker) -> None:
         if isinstance(request, m.Submit):
-            self.submissions.submit(request, user)
+            self.submissions.submit(request, speaker)
             return
         if (answer := self._answers.get(type(request))) is None:
             raise RequestRefused(f"requests of kind {request.KIND!r} are not known here")
@@ -93,5 +93,5 @@ class Requests:
             return
         if isinstance(request, m.StopJob | m.PauseJob | m.ResumeJob | m.DeleteJob | m.ReadModel):
             self._desk.state(request.job)
-            self._desk.write_down(request, user)  # before it is done: nothing is that was not written down
+            self._desk.write_down(request, speaker)  # before it is done: nothing is that was not written down
         answer(request)

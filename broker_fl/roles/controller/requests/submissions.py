@@ -9,7 +9,6 @@ from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.state import JobState
 from broker_fl.errors import AppError, FrameRefused, RequestRefused, SettingRefused
 from broker_fl.extensions import try_own_code
-from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Combined
 from broker_fl.model import Model, ModelError, ModelSpec
 from broker_fl.roles.controller.job.versions import VersionRecord
@@ -40,8 +39,8 @@ class _Pending:
     spec: ModelSpec
     assembly: Assembly
     last_at: float
-    user: str
-    """The broker's account that submits it."""
+    speaker: Speaker
+    """Who submits it."""
 
 
 class Submissions:
@@ -54,34 +53,36 @@ class Submissions:
         self._max_model_bytes = max_model_bytes
         self._pending: dict[str, _Pending] = {}
 
-    def submit(self, submit: m.Submit, user: str) -> None:
-        """Begin a job, or ask for its initial model; ``user`` is the broker's account that submits it.
+    def submit(self, submit: m.Submit, speaker: Speaker) -> None:
+        """Begin a job, or ask for its initial model.
 
         Raises:
             RequestRefused: it cannot begin, or not as it was submitted.
         """
-        if submit.job in self._jobs.states():
-            self._desk.reply(submit, _stored(submit, user))
+        if (there := self._jobs.states().get(submit.job)) is not None:
+            if speaker.account is not None and not speaker.account.speaks_for(there.driver):
+                raise RequestRefused(f"job {submit.job!r} is there already: another driver submitted it")
+            self._desk.reply(submit, _stored(submit, speaker))
             return
         if (submit.model is None) == (submit.parent is None):
             raise RequestRefused(
                 "a job begins from an initial model or from a stored version: give one of them"
             )
         if submit.parent is not None:
-            self._begin_from(submit, submit.parent, user)
+            self._begin_from(submit, submit.parent, speaker)
         elif submit.model is not None:
-            self._await_model(submit, submit.model, user)
+            self._await_model(submit, submit.model, speaker)
 
-    def _begin_from(self, submit: m.Submit, parent: m.VersionRef, user: str) -> None:
+    def _begin_from(self, submit: m.Submit, parent: m.VersionRef, speaker: Speaker) -> None:
         """Begin with a copy of a stored version; a rule of the same settings goes on with its memory."""
         before = self._desk.state(parent.job)
         versions = self._desk.versions(parent.job)
         record, model = versions.read(parent.version)
         memory = versions.read_memory(record.version) if before.spec.rule == submit.spec.rule else None
         origin = m.VersionRef(job=parent.job, version=record.version)
-        self._begin(submit, Combined(model=model, memory=memory), user, origin)
+        self._begin(submit, Combined(model=model, memory=memory), speaker, origin)
 
-    def _await_model(self, submit: m.Submit, manifest: m.ModelManifest, user: str) -> None:
+    def _await_model(self, submit: m.Submit, manifest: m.ModelManifest, speaker: Speaker) -> None:
         pending = self._pending.get(submit.job)
         if pending is None:
             self._forget_abandoned()
@@ -94,7 +95,9 @@ class Submissions:
                 raise RequestRefused("the initial model has no elements: there is nothing to train")
             assembly = Assembly(manifest.num_bytes, manifest.chunk_bytes)
             now = self._services.clock.now()
-            self._pending[submit.job] = _Pending(submit, manifest, spec, assembly, now, user)
+            self._pending[submit.job] = _Pending(submit, manifest, spec, assembly, now, speaker)
+        elif pending.speaker.user != speaker.user:
+            raise RequestRefused(f"job {submit.job!r} waits for the initial model of another account")
         elif pending.manifest != manifest:
             raise RequestRefused(f"job {submit.job!r} was submitted before, with another initial model")
         else:
@@ -129,9 +132,9 @@ class Submissions:
             return
         del self._pending[chunk.job]
         try:
-            self._begin(pending.submit, Combined(model=self._arrived(pending)), pending.user)
+            self._begin(pending.submit, Combined(model=self._arrived(pending)), pending.speaker)
         except (RequestRefused, FrameRefused) as error:
-            self._desk.write_down(pending.submit, pending.user, refused=str(error)[:300])
+            self._desk.write_down(pending.submit, pending.speaker, refused=str(error)[:300])
             self._desk.reply(pending.submit, refused_by(pending.submit, error))
 
     def _arrived(self, pending: _Pending) -> Model:
@@ -146,7 +149,7 @@ class Submissions:
         return model
 
     def _begin(
-        self, submit: m.Submit, initial: Combined, user: str, parent: m.VersionRef | None = None
+        self, submit: m.Submit, initial: Combined, speaker: Speaker, parent: m.VersionRef | None = None
     ) -> None:
         model, services, now = initial.model, self._services, self._services.clock.now()
         self._try_own_code(submit.spec, model)
@@ -169,7 +172,7 @@ class Submissions:
         details = {"name": submit.spec.name, "rule": submit.spec.rule.name, "model": model.digest}
         if parent is not None:  # what a job began from is a model that somebody may read by it
             details["parent"] = f"{parent.job}@{parent.version}"
-        self._desk.write_down(submit, user, **details)
+        self._desk.write_down(submit, speaker, **details)
         versions = services.versions(state.job)
         services.persist(lambda: versions.write(record, initial, state.pack(), keep=keep))
         runner = self._jobs.add(state, model)
@@ -182,7 +185,7 @@ class Submissions:
             parent=parent,
         )
         runner.emit(submitted)
-        self._desk.reply(submit, _stored(submit, user))
+        self._desk.reply(submit, _stored(submit, speaker))
         runner.start()
 
     def _try_own_code(self, spec: JobSpec, model: Model) -> None:
@@ -222,7 +225,7 @@ def _update_spec(spec: JobSpec, model: Model) -> ModelSpec:
         raise SettingRefused(f"the rule {spec.rule.name!r} cannot have this model: {error}") from error
 
 
-def _stored(submit: m.Submit, user: str) -> m.Done:
+def _stored(submit: m.Submit, speaker: Speaker) -> m.Done:
     """That a job is, with what its driver should know: where accounts are identities, not all are trusted."""
-    holds = Account.of(user) is not None and submit.spec.protocol.deadline_s is None
+    holds = speaker.account is not None and submit.spec.protocol.deadline_s is None
     return m.Done(request=submit.request, warnings=(_NO_DEADLINE,) if holds else ())
