@@ -82,13 +82,24 @@ def test_an_alarm_of_the_broker_holds_a_round_up_and_no_more(
     )
 
 
+Command = tuple[str | int, ...]
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [("maxmemory", "1", "is full"), ("min-replicas-to-write", "1", "NOREPLICAS")],
-    ids=["out of memory", "read-only"],
+    ("begin", "end", "words"),
+    [
+        (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0), "is full"),
+        (
+            ("CONFIG", "SET", "min-replicas-to-write", 1),
+            ("CONFIG", "SET", "min-replicas-to-write", 0),
+            "NOREPLICAS",
+        ),
+        (("REPLICAOF", "127.0.0.1", 1), ("REPLICAOF", "NO", "ONE"), "read only replica"),
+    ],
+    ids=["out of memory", "without replicas", "a replica by now"],
 )
 def test_a_redis_that_takes_no_writes_holds_a_commit_up_and_no_more(
-    bench: Bench, name: str, value: str, words: str
+    bench: Bench, begin: Command, end: Command, words: str
 ) -> None:
     """It is not enough that the lease can not be renewed: the commit itself must have been refused."""
     assert bench.redis is not None
@@ -101,9 +112,9 @@ def test_a_redis_that_takes_no_writes_holds_a_commit_up_and_no_more(
         play(
             bench,
             "folding",
-            lambda: redis.config_set(name, value),
+            lambda: redis.execute_command(*begin),
             lambda: refused() > before,
-            lambda: redis.config_set(name, "0"),
+            lambda: redis.execute_command(*end),
         )
 
 
