@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from broker_fl.interfaces import LearnerContext, TaskContext, Update
 from broker_fl.model import Arrays, Model
 from broker_fl.record.history import History
 from broker_fl.roles.controller.groups import MAX_PAGES_BYTES, Groups
+from broker_fl.roles.controller.job.shares import MAX_PAGES_BYTES as MAX_SHARE_BYTES
+from broker_fl.roles.controller.job.shares import ShareReceiver
 from broker_fl.roles.driver import Job
 from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
 from broker_fl.roles.learner.group_task import GroupTask
@@ -512,6 +515,28 @@ def test_a_group_that_never_ends_joining_is_forgotten_before_it_fills_the_memory
         send(page)
     with pytest.raises(FrameRefused, match="take more than"):
         deque(map(send, range(num_fit, num_fit + 4)), maxlen=0)
+
+
+def test_pages_of_a_result_that_never_ends_are_forgotten_before_they_fill_the_memory() -> None:
+    receiver = ShareReceiver(Model.of({"w": np.zeros(2)}).spec, Transfer())
+    task = m.TaskRef(job="job", round=0, attempt=0)
+    learners = tuple(f"g-{place}" for place in range(1_000))
+    metrics = {f"m{number}": (0.5,) * len(learners) for number in range(300)}
+
+    def send(number: int, page: int) -> None:
+        given = m.GroupResult.model_construct(
+            group="g", share=f"s{number}", task=task, page=page, num_pages=100, learners=learners,
+            metrics=metrics,
+        )  # fmt: skip
+        assert receiver.page(given) is None
+
+    num_fit = MAX_SHARE_BYTES // 2_710_000
+    for number in range(4):  # also of shares that were begun before
+        for page in range(num_fit):
+            send(number, page)
+            send(number, page)
+    with pytest.raises(FrameRefused, match="take more than"):
+        deque(map(partial(send, 3), range(num_fit, num_fit + 2)), maxlen=0)
 
 
 def test_a_group_of_which_nobody_is_done_when_the_deadline_is_near_waits_for_the_first() -> None:

@@ -78,6 +78,7 @@ def test_the_audit_log_says_who_had_it_heard_again(federation: Federation) -> No
     )
     federation.learner("another", Adds(1.0))
     assert federation.driver.learners(), "what came before is handled, too"
+    eventually(lambda: entries(federation, "F.learner.another"), "joins being written down in moments")
     for actor, action in (("F.learner.site", "joined"), ("F.driver.ana", "stop_job")):
         (entry,) = entries(federation, actor)
         assert (entry["action"], entry["details"].get("replayed_by")) == (action, CONTROLLER)

@@ -16,6 +16,8 @@ from broker_fl.wire.messages import GroupResult, UpdateChunk
 ENCODING = "raw"
 """Of sums: they do not fit into narrower types."""
 MAX_PAGES = 200
+MAX_PAGES_BYTES = 64 << 20
+"""Of the pages of one share, of which not all are there; 50,000 learners with 100 metrics take 46 MB."""
 MAX_HALF_SHARES = 2
 """Of one group that are put together at a time; the oldest is forgotten, and comes again when asked for."""
 
@@ -41,13 +43,15 @@ class ShareReceiver:
         self.sum_bytes = encoding(ENCODING).num_bytes(self._spec)
         self._pages: dict[str, dict[str, dict[int, GroupResult]]] = {}
         """Group → share → page."""
+        self._sizes: dict[tuple[str, str], dict[int, int]] = {}
+        """Of these pages, in bytes; by group and share."""
         self._uploads: dict[str, SumUpload] = {}
 
     def page(self, result: GroupResult) -> Share | None:
         """Take a page in; the share, once all of its pages are there.
 
         Raises:
-            FrameRefused: it contradicts an earlier page, or there are too many.
+            FrameRefused: it contradicts an earlier page, or there are too many, or too large ones.
         """
         if result.num_pages > MAX_PAGES:
             raise FrameRefused(
@@ -56,18 +60,34 @@ class ShareReceiver:
         shares = self._pages.setdefault(result.group, {})
         pages = shares.setdefault(result.share, {})
         while len(shares) > MAX_HALF_SHARES:
-            del shares[next(iter(shares))]
+            self._forget_pages(result.group, next(iter(shares)))
         first = next(iter(pages.values()), result)
         if (first.task, first.num_pages, first.update) != (result.task, result.num_pages, result.update):
-            del shares[result.share]
+            self._forget_pages(result.group, result.share)
             raise FrameRefused(
                 f"pages of share {result.share!r} of group {result.group!r} contradict one another"
             )
+        if result.num_pages > 1:
+            self._note_size(result)
         pages[result.page] = result
         if len(pages) < result.num_pages:
             return None
-        del shares[result.share]
+        self._forget_pages(result.group, result.share)
         return Share.of([pages[number] for number in range(result.num_pages)])
+
+    def _note_size(self, result: GroupResult) -> None:
+        sizes = self._sizes.setdefault((result.group, result.share), {})
+        sizes[result.page] = len(result.pack())
+        if sum(sizes.values()) > MAX_PAGES_BYTES:
+            self._forget_pages(result.group, result.share)
+            raise FrameRefused(
+                f"the pages of share {result.share!r} of group {result.group!r} take more than "
+                f"{MAX_PAGES_BYTES} bytes"
+            )
+
+    def _forget_pages(self, group: str, share: str) -> None:
+        self._pages[group].pop(share, None)
+        self._sizes.pop((group, share), None)
 
     def expect(self, share: Share, now: float) -> SumUpload:
         """Make room for a share's sum.
@@ -126,6 +146,7 @@ class ShareReceiver:
     def clear(self) -> None:
         """Forget all."""
         self._pages.clear()
+        self._sizes.clear()
         self._uploads.clear()
 
     def active(self, group: str, since: float) -> bool:
