@@ -145,16 +145,22 @@ def tidied(command: F) -> F:
     """Before the command: tokens whose time is over are deleted, and accounts whose time is over are named.
 
     It is done by the way: where it cannot be written down, or the interface does not answer, it is not done,
-    and the command is run, so that what became of that is in the audit log.
+    and the command is run, so that what became of that is in the audit log. A command that fails says why
+    itself.
     """
 
     @functools.wraps(command)
     def tidied_first(*args: Any, **given: Any) -> Any:
+        problem: Exception | None = None
         try:
             tidy(given)
         except (SettingError, BrokerUnavailable) as error:
-            click.secho(f"Warning: tokens that are too old were not deleted: {error}", fg="yellow", err=True)
-        return command(*args, **given)
+            problem = error
+        done = command(*args, **given)
+        if problem is not None:
+            said = f"Warning: tokens that are too old were not deleted: {problem}"
+            click.secho(said, fg="yellow", err=True)
+        return done
 
     return cast("F", tidied_first)
 

@@ -59,7 +59,7 @@ class Letters:
             assert not sender.attempt(lambda c: c.basic_publish(exchange, key, b"bomb", properties))
 
     def listed(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.by.run("dead", "list", "--json").output)
+        found: list[dict[str, Any]] = json.loads(self.by.run("dead", "list", "--json").stdout)
         return found
 
     def wait_listed(self, num: int) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def test_what_was_refused_is_refused_for_the_same_reason_whoever_sends_it_on(sta
     assert not stage.mallory.attempt(lambda c: c.basic_publish(names.reports, "mallory.x", b"who am I"))
 
     def listed() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(by.run("dead", "list", "--json").output)
+        found: list[dict[str, Any]] = json.loads(by.run("dead", "list", "--json").stdout)
         return found
 
     eventually(lambda: len(listed()) == 2, "two refusals")

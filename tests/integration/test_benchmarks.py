@@ -115,6 +115,7 @@ def test_encodings(tmp_path: Path) -> None:
 
 
 @needs_servers
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("question", sorted(all_questions().keys() - OWN_TEST))
 def test_every_other_question_is_answered(question: str, tmp_path: Path) -> None:
     ask(tmp_path, question)

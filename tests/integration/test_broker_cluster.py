@@ -134,6 +134,7 @@ def enrolled(
             yield bench
         finally:
             running.close()
+            first.control("await_startup")  # by it accounts are deleted; cut off, it stops until it is let in
 
 
 def home_of_mailbox(nodes: list[RabbitMQNode], bench: Bench) -> RabbitMQNode:

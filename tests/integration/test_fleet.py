@@ -144,7 +144,7 @@ def place(
     found.run("stop", "--timeout", "5")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_federation_is_deployed_started_watched_and_stopped(
     place: Site, wheel: Path, amqp_url: str, federation: str
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_federation_is_deployed_started_watched_and_stopped(
     assert place.outcomes("stop")["main"]["detail"] == "did not run"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_an_error_of_one_host_is_no_other_s(place: Site, wheel: Path, tmp_path: Path) -> None:
     more = """
 [hosts.gone]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import stat
 import subprocess
 import sys
@@ -161,8 +162,9 @@ def test_the_only_account_of_a_name_is_meant_whatever_its_role(operator: Operato
 
 
 def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
-    operator: Operator, monkeypatch: pytest.MonkeyPatch
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(link, "MAX_REFUSED_LOGINS", 2)  # as many as in about a minute would be too slow here
     path = operator.enroll("hospital-a")
     (operator.folder / "app.py").write_text(APP, encoding="utf-8")
@@ -175,6 +177,7 @@ def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
 
     def revoke() -> None:
         user = file.account.user
+        eventually(lambda: "hospital-a takes tasks" in caplog.text, "its mailbox being read")
         eventually(lambda: operator.api.connections().get(user) == 2, "two connections")
         operator.api.delete_user(user)
         operator.api.close_connections(user)
@@ -198,7 +201,7 @@ def test_members_are_listed_with_connections_and_expiry(operator: Operator) -> N
     assert (first[-2], first[-1], first[4]) == ("2", "active", "now")
     assert second[-1] == "active"
     assert second[-3] == tomllib.loads(Path(out).read_text(encoding="utf-8"))["expires"].split()[0]
-    rows = {one["name"]: one for one in json.loads(operator.run("members", "--json").output)}
+    rows = {one["name"]: one for one in json.loads(operator.run("members", "--json").stdout)}
     assert rows["hospital-b"]["expires"] - rows["hospital-b"]["since"] == pytest.approx(90 * 86_400, abs=60)
     assert rows["hospital-a"]["last_seen"] >= rows["hospital-a"]["since"]
     assert rows["hospital-b"]["last_seen"] is None, "it was never there"
@@ -235,7 +238,7 @@ def test_doctor_finds_nothing_wrong_with_an_enrolled_account(operator: Operator,
     by = operator.enroll("hospital-a", role)
     operator.forget_environment()
     done = operator.run("doctor", "--join", str(by), "--json")
-    found = [one for one in json.loads(done.output) if one["about"] == "Broker"]
+    found = [one for one in json.loads(done.stdout) if one["about"] == "Broker"]
     wrong = [one for one in found if one["level"] == "error"]
     assert not wrong
     assert any("has the permissions" in one["what"] for one in found)
@@ -273,7 +276,7 @@ def test_a_password_that_is_typed_is_refused(operator: Operator) -> None:
 
 def own(operator: Operator) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads(
-        operator.run("audit", "show", "--file", "own", "--json").output
+        operator.run("audit", "show", "--file", "own", "--json").stdout
     )
     return entries
 

@@ -131,7 +131,7 @@ def test_whatever_an_operator_does_deletes_tokens_that_are_too_old(by: Operator)
         )
     assert late not in by.api.users()
     assert f"{by.federation}.candidate.other" in by.api.users()
-    entries = json.loads(by.run("audit", "show", "--file", "own", "--json").output)
+    entries = json.loads(by.run("audit", "show", "--file", "own", "--json").stdout)
     assert [one["action"] for one in entries].count("expire_token") == 2 * len(commands)
 
 
@@ -201,7 +201,7 @@ def test_who_was_let_in_by_a_token_is_written_down_with_the_fingerprint(by: Oper
     by.run("accept", input="n\n")
     invited(by, "hospital-c")
     by.run("token", "hospital-c", "--cancel")
-    entries = json.loads(by.run("audit", "show", "--file", "own", "--json").output)
+    entries = json.loads(by.run("audit", "show", "--file", "own", "--json").stdout)
     user = f"account {by.federation}.learner.hospital"
     assert all(entries[one["details"]["of_entry"] - 1]["subject"] == one["subject"] for one in entries[1::2])
     assert {one["details"]["outcome"] for one in entries[1::2]} == {"done"}

@@ -47,6 +47,7 @@ FOUND = {
     150: "a learner whose mailbox was deleted as it started gave up",
     753: "a controller that thawed, and could not ask the store, said that a newer one's job did not exist",
     90: "a job that the clock had ended kept the controller busy until the store took its last events",
+    389: "whoever followed a job that the store forgot, but not its events, was told to ask again, for ever",
     22515: "a controller that had given the store up saved an older state over a newer one",
 }
 """Seeds that found something, and what. What a seed stands for has changed since; tests of what was found are

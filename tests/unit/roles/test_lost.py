@@ -200,6 +200,24 @@ def test_a_job_whose_versions_are_all_lost_is_refused_to_who_follows_it(stage: S
         job.wait()
 
 
+def test_a_job_that_the_store_forgot_but_not_its_events_is_refused_to_who_follows_it(stage: Stage) -> None:
+    """It was said to be another controller's, for ever."""
+    first = stage.controller()
+    stage.host({"a": (adds := Adds(1.0))})
+    job = stage.submit(rounds=3)
+    adds.gate.clear()
+    assert adds.at_work.wait(WAIT_S)
+    eventually(lambda: list(job.events(follow=False)), "an event")
+    stage.kill(first)
+    with sqlite3.connect(stage.path) as file:
+        file.execute("DELETE FROM jobs")
+    file.close()
+    adds.gate.set()
+    stage.controller()
+    with pytest.raises(RequestRefused, match="is lost: the store has its events, and forgot the job"):
+        job.wait()
+
+
 class Remembers(Adds):
     """Notes what is stored of the job before its last round."""
 

@@ -47,7 +47,7 @@ class Desk:
         """A job that is known here.
 
         Raises:
-            RequestRefused: there is none, or it cannot be resumed.
+            RequestRefused: there is none, it cannot be resumed, or the store has lost it.
             StoreUnavailable: perhaps another controller knows it.
         """
         states = self.jobs.states()
@@ -59,11 +59,20 @@ class Desk:
         if (reason := self.jobs.given_up.get(job)) is not None:
             raise RequestRefused(f"job {job!r} cannot be resumed: {reason}")
         if job not in states:
-            if self.services.store.num_events(job):  # raises if it is away: then nobody knows whose it is
-                raise StoreUnavailable(f"job {job!r} is another controller's, which has taken over")
+            self._check_not_elsewhere(job)
             known = ", ".join(sorted(states)[-5:]) or "none"
             raise RequestRefused(f"there is no job {job!r}; the latest are: {known}")
         return states[job]
+
+    def _check_not_elsewhere(self, job: str) -> None:
+        store = self.services.store
+        if not store.num_events(job):  # raises if the store is away: then nobody knows whose the job is
+            return
+        if job in store.jobs():
+            raise StoreUnavailable(f"job {job!r} is another controller's, which has taken over")
+        raise RequestRefused(
+            f"job {job!r} is lost: the store has its events, and forgot the job; submit it anew"
+        )
 
     def versions(self, job: str) -> Versions:
         """What is stored of a job: all that its state says, or an older version would pass for the newest.
