@@ -174,7 +174,12 @@ def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
     )
 
     start, takes_tasks = LearnerHost.start, threading.Event()
-    monkeypatch.setattr(LearnerHost, "start", lambda host: (start(host), takes_tasks.set()))
+
+    def start_and_say(host: LearnerHost) -> None:
+        start(host)
+        takes_tasks.set()
+
+    monkeypatch.setattr(LearnerHost, "start", start_and_say)
 
     def revoke() -> None:
         user = file.account.user
