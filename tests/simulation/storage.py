@@ -144,7 +144,10 @@ class MemoryStore:
 
     def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
         self._fence(epoch)
-        self._updates.setdefault(job, {}).setdefault(name, {})[index] = bytes(data)
+        stored = self._updates.setdefault(job, {})
+        before = stored.get(name, {})
+        stored[name] = {**before, index: bytes(data)}
+        self._later(lambda: stored.update({name: before}) if before else stored.pop(name, None))
 
     def read_update(self, job: str, name: str, index: int) -> bytes:
         return self._updates.get(job, {})[name][index]
@@ -154,8 +157,9 @@ class MemoryStore:
 
     def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
         self._fence(epoch)
-        for name in names:
-            self._updates.get(job, {}).pop(name, None)
+        stored = self._updates.get(job, {})
+        dropped = {name: stored.pop(name) for name in names if name in stored}
+        self._later(lambda: stored.update(dropped))
 
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
         self._fence(epoch)
