@@ -86,6 +86,6 @@ class Committer:
         keep = state.spec.keep_versions
 
         def commit() -> None:
-            services.persist(lambda: versions.write(record, combined, after, keep=keep))
+            versions.write(record, combined, after, keep=keep)
 
         self._updates.replace(combined.updates, commit)

@@ -64,20 +64,29 @@ class StoredUpdates(Mapping[str, Contribution]):
     def replace(self, updates: Sequence[Contribution], commit: Callable[[], None]) -> None:
         """Store the updates of the version that ``commit`` stores; then drop those that they replace.
 
+        All of them are written again before ``commit`` is tried again: a store that lost power has forgotten
+        those that it had taken.
+
         Raises:
             Fenced: another controller has taken over.
         """
         state, services = self._state, self._services
         replaced = [self._newest(update.learner) for update in updates if update.learner in self]
-        for update in updates:
-            if (part := state.cohort.get(update.learner)) is not None:
-                self._write(update, _name(update.learner, part.round))
-        commit()
+        cohort = state.cohort
+        named = {_name(one.learner, part.round): one for one in updates if (part := cohort.get(one.learner))}
+
+        def write() -> None:
+            for name, update in named.items():
+                self._write(update, name)
+            commit()
+
+        services.persist(write)
         if replaced:
             services.persist(lambda: services.store.drop_updates(state.job, replaced, epoch=services.epoch))
 
     def _write(self, update: Contribution, name: str) -> None:
-        chunk_bytes = self._services.store.chunk_bytes
+        store, epoch = self._services.store, self._services.epoch
+        chunk_bytes = store.chunk_bytes
         header = {
             "num_examples": update.num_examples,
             "num_steps": update.num_steps,
@@ -85,13 +94,8 @@ class StoredUpdates(Mapping[str, Contribution]):
             "chunk_bytes": chunk_bytes,
         }
         parts = [memoryview(msgpack.packb(header)), *pieces(update.model, chunk_bytes)]
-        job, services = self._state.job, self._services
-
-        def write() -> None:
-            for index, part in enumerate(parts):
-                services.store.write_update(job, name, index, part, epoch=services.epoch)
-
-        services.persist(write)
+        for index, part in enumerate(parts):
+            store.write_update(self._state.job, name, index, part, epoch=epoch)
 
 
 def drop_unneeded(services: Services, state: JobState) -> None:
