@@ -39,11 +39,15 @@ class Site:
         url = self.server.url(self.server.administrator, vhost=self.vhost)
         return RabbitMQTransport(url, security=self.server.certificates.of("anybody"))
 
+    @property
+    def environment(self) -> dict[str, str]:
+        url = f"amqps://{self.server.administrator}@{NAME}:{self.port}/{self.vhost}"
+        return {"BROKER_FL_BROKER": url}
+
     def arguments(self) -> list[str]:
         files = self.server.certificates.of("anybody")
-        url = f"amqps://{self.server.administrator}@{NAME}:{self.port}/{self.vhost}"
         tls = ("--tls-ca", files.ca_file, "--tls-cert", files.cert_file, "--tls-key", files.key_file)
-        place = ("--broker", url, "--federation", FEDERATION, *map(str, tls))
+        place = ("--federation", FEDERATION, *map(str, tls))
         return ["-v", "learner", "app.py:make_learner", "--id", "site", *place, "--connect-timeout", "1"]
 
 
@@ -84,7 +88,10 @@ def test_a_learner_takes_part_through_the_proxy_of_its_environment(
     folder = server_root / f"https-proxy-{bool(account)}"
     with (
         proxy_server(folder, account=account, connect_port=site.port, hosts=hosts) as proxy,
-        started(site.folder, {"HTTPS_PROXY": proxy.url(account), "NO_PROXY": "other.test"}) as start,
+        started(
+            site.folder,
+            site.environment | {"HTTPS_PROXY": proxy.url(account), "NO_PROXY": "other.test"},
+        ) as start,
     ):
         learner = start("site", *site.arguments())
         run_job(site)
@@ -107,7 +114,7 @@ def test_without_the_proxy_there_is_no_way(
     hosts = {NAME: site.server.https or HOST}
     with proxy_server(server_root / "https-proxy-closed", account=ACCOUNT, hosts=hosts) as proxy:
         given = {name: value.replace("PROXY", proxy.url()) for name, value in environment.items()}
-        with started(site.folder, given) as start:
+        with started(site.folder, site.environment | given) as start:
             learner: Daemon = start("site", *site.arguments())
             assert learner.process.wait(DEADLINE_S) == (2 if "credentials" in words else 3), learner.said
         assert words in learner.said
