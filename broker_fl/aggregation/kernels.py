@@ -1,8 +1,9 @@
 """Sums and checks of flat arrays on all cores.
 
-A plain weighted sum is BLAS's (``blas.py``), one pass, one call for each core: here it took half the time of
-NumPy's two operations block by block (``parallel.py``) and a third of numexpr's ``total + values * factor``
-(``python -m benchmarks aggregation``). Longer expressions are numexpr's (``fused.py``).
+A plain weighted sum is BLAS's (``blas.py``), one pass, one call for each core: out of cache it takes about
+half of the time of numexpr's ``total + values * factor`` (``python -m benchmarks aggregation``). Where no
+BLAS is known, it is NumPy's two operations, block by block (``parallel.py``). Longer expressions are
+numexpr's (``fused.py``).
 """
 
 from __future__ import annotations
