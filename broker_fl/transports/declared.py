@@ -41,6 +41,10 @@ class Declared:
         """The queue and its bindings."""
         return list(self._of_queue.get(name, ()))
 
+    def is_quorum(self, queue: str) -> bool:
+        """Whether it was declared here as a quorum queue."""
+        return any(isinstance(entity, Queue) and entity.quorum for entity in self._of_queue.get(queue, ()))
+
     def names_exchange(self, name: str) -> bool:
         return any(
             not isinstance(entity, Queue | Binding) and entity.name == name for entity in self._entities

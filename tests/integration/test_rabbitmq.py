@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from broker_fl.errors import AccessDenied, BrokerUnavailable, TransportClosed
+from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError, TransportClosed
 from broker_fl.interfaces import Delivery
 from broker_fl.topology import Binding, Entity, Exchange, Queue
 from broker_fl.transports.rabbitmq import RabbitMQTransport
@@ -166,6 +167,32 @@ def test_consumers_and_their_queues_come_back_even_if_the_broker_forgot_them(
     transport.publish("x", ["k"], b"new")
     seen.wait({b"new"})
     other.close()
+
+
+def test_queues_deleted_while_others_declare_them_are_read_on(
+    private_amqp_url: str, connect: Connect
+) -> None:
+    """RabbitMQ 3.10.8 subscribed again by itself to a tenth of them, and delivered nothing any more."""
+    reader, owner, operator = connect(private_amqp_url), connect(private_amqp_url), connect(private_amqp_url)
+    names = [f"q{index}" for index in range(40)]
+    entities: dict[str, list[Entity]] = {name: [Queue(name=name), Binding("x", name, name)] for name in names}
+    seen = {name: Seen() for name in names}
+    owner.declare([Exchange("x", "direct")])
+    for index, name in enumerate(names):
+        owner.declare(entities[name])
+        reader.consume(name, seen[name], prefetch=5, exclusive=True)
+        deleting = threading.Thread(target=operator.delete_queue, args=[name])
+        deleting.start()
+        time.sleep(0.0005 * (index % 10))  # not for luck: any moment of the deletion has to be met once
+        for _ in range(3):
+            with contextlib.suppress(SettingError):  # gone between the queue and its binding
+                owner.declare(entities[name])
+        deleting.join()
+        owner.declare(entities[name])
+    for name in names:
+        owner.publish("x", [name], b"after")
+    for name in names:
+        seen[name].wait({b"after"})
 
 
 # ---------------------------------------------------------------- publishers that must wait

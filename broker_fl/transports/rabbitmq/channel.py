@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,8 +21,22 @@ log = logging.getLogger(__name__)
 
 LANES = 16
 """Channels on which many queues are declared."""
+CANCEL_WHEN_GONE = {"x-cancel-on-ha-failover": True}
+"""Of consumers of classic queues; quorum queues refuse it. Without it, RabbitMQ 3.10.8 does not say that a
+queue was deleted if somebody has declared it again meanwhile: it subscribes again by itself, and some of
+those subscriptions deliver nothing for ever. RabbitMQ 4 does not know it, and ignores it.
+"""
 ANSWER_TIMEOUT_S = 30.0
 """A quorum queue of a cluster that is just starting takes this long in bad cases."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What is to be consumed."""
+
+    queue: str
+    exclusive: bool
+    quorum: bool
 
 
 class Channel:
@@ -94,11 +109,16 @@ class Channel:
         """Of each consumer that starts after this."""
         await self._call("set the prefetch", partial(self.raw.basic_qos, prefetch_count=prefetch))
 
-    async def consume(
-        self, queue: str, on_message: Callable[..., None], *, exclusive: bool, tag: str
-    ) -> None:
-        consume = partial(self.raw.basic_consume, queue, on_message, exclusive=exclusive, consumer_tag=tag)
-        await self._call(f"consume from queue {queue!r}", consume)
+    async def consume(self, wanted: Subscription, on_message: Callable[..., None], *, tag: str) -> None:
+        consume = partial(
+            self.raw.basic_consume,
+            wanted.queue,
+            on_message,
+            exclusive=wanted.exclusive,
+            consumer_tag=tag,
+            arguments={} if wanted.quorum else CANCEL_WHEN_GONE,
+        )
+        await self._call(f"consume from queue {wanted.queue!r}", consume)
 
     async def cancel(self, tag: str) -> None:
         await self._call("cancel a consumer", partial(self.raw.basic_cancel, tag))

@@ -10,6 +10,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 
 from broker_fl.errors import BrokerFLError, QueueLost, SettingError
 from broker_fl.interfaces import Sink
+from broker_fl.transports.rabbitmq.channel import Subscription
 from broker_fl.transports.rabbitmq.consuming import Channels, Consuming
 
 log = logging.getLogger(__name__)
@@ -18,11 +19,11 @@ log = logging.getLogger(__name__)
 class Consumer:
     """What the owner asked for: consume from this queue, whatever happens."""
 
-    def __init__(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool) -> None:
-        self.queue = queue
+    def __init__(self, wanted: Subscription, sink: Sink, *, prefetch: int) -> None:
+        self.queue = wanted.queue
+        self._wanted = wanted
         self._sink = sink
         self._prefetch = prefetch
-        self._exclusive = exclusive
         self._consuming: Consuming | None = None
         self._tag = ""
         self._is_starting = False
@@ -64,10 +65,7 @@ class Consumer:
         self._consuming = consuming
         try:
             self._tag = await consuming.start(
-                self.queue,
-                self._sink,
-                exclusive=self._exclusive,
-                on_ended=lambda reason: self._ended(consuming, reason, on_stopped),
+                self._wanted, self._sink, lambda reason: self._ended(consuming, reason, on_stopped)
             )
         except BaseException:
             if self._consuming is consuming:

@@ -13,7 +13,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 
 from broker_fl.errors import BrokerUnavailable
 from broker_fl.interfaces import Sink
-from broker_fl.transports.rabbitmq.channel import Channel
+from broker_fl.transports.rabbitmq.channel import Channel, Subscription
 from broker_fl.transports.rabbitmq.io import IoThread
 from broker_fl.transports.traffic import Traffic
 
@@ -104,7 +104,7 @@ class Consuming:
         channel.raw.add_on_cancel_callback(self._cancelled)
         channel.on_closed = self._closed
 
-    async def start(self, queue: str, sink: Sink, *, exclusive: bool, on_ended: Callable[[str], None]) -> str:
+    async def start(self, wanted: Subscription, sink: Sink, on_ended: Callable[[str], None]) -> str:
         """Consume; the consumer's tag comes back. ``on_ended`` is told why, should the broker end it.
 
         Raises:
@@ -112,13 +112,12 @@ class Consuming:
         """
         async with self._starting:
             if not self.channel.is_open:
-                raise BrokerUnavailable(f"cannot consume from queue {queue!r}: the channel was closed")
+                raise BrokerUnavailable(f"cannot consume from queue {wanted.queue!r}: the channel was closed")
             self._number += 1
             tag = f"broker_fl.{self._number}"
             self._ended[tag] = on_ended
             try:
-                deliver = partial(self._deliver, sink)
-                await self.channel.consume(queue, deliver, exclusive=exclusive, tag=tag)
+                await self.channel.consume(wanted, partial(self._deliver, sink), tag=tag)
             except BaseException:
                 self._ended.pop(tag, None)
                 raise

@@ -18,7 +18,13 @@ from broker_fl.topology import Entity
 from broker_fl.transports.declared import Declared
 from broker_fl.transports.limits import check_body, check_entities, check_prefetch, check_routing_keys
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
-from broker_fl.transports.rabbitmq.channel import ANSWER_TIMEOUT_S, Channel, declare_again, declare_first
+from broker_fl.transports.rabbitmq.channel import (
+    ANSWER_TIMEOUT_S,
+    Channel,
+    Subscription,
+    declare_again,
+    declare_first,
+)
 from broker_fl.transports.rabbitmq.consumer import Consumer
 from broker_fl.transports.rabbitmq.consuming import Channels, Settlements
 from broker_fl.transports.rabbitmq.failures import forbidden_exchange, missing_exchange
@@ -141,9 +147,7 @@ class RabbitMQTransport:
 
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         check_prefetch(prefetch)
-        self._run(
-            self._consume(Consumer(queue, sink, prefetch=prefetch, exclusive=exclusive)), ANSWER_TIMEOUT_S
-        )
+        self._run(self._consume(queue, sink, prefetch, exclusive), ANSWER_TIMEOUT_S)
 
     def cancel(self, queue: str) -> None:
         self._run(self._cancel(queue), ANSWER_TIMEOUT_S)
@@ -260,11 +264,18 @@ class RabbitMQTransport:
         finally:
             channel.close()
 
-    async def _consume(self, consumer: Consumer) -> None:
-        if consumer.queue in self._consumers:
-            raise SettingError(f"this transport consumes from queue {consumer.queue!r} already")
-        await self._start(consumer, self._in.connection)
-        self._consumers[consumer.queue] = consumer
+    async def _consume(self, queue: str, sink: Sink, prefetch: int, exclusive: bool) -> None:
+        if queue in self._consumers:
+            raise SettingError(f"this transport consumes from queue {queue!r} already")
+        wanted = Subscription(queue, exclusive, self._declared.is_quorum(queue))
+        consumer = Consumer(wanted, sink, prefetch=prefetch)
+        self._consumers[queue] = consumer  # before it begins: the broker may end it at once
+        try:
+            await self._start(consumer, self._in.connection)
+        except BaseException:
+            if self._consumers.get(queue) is consumer:
+                del self._consumers[queue]
+            raise
 
     async def _cancel(self, queue: str) -> None:
         self._declared.forget_queue(queue)
