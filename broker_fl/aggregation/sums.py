@@ -10,8 +10,9 @@ boolean becomes the weighted majority, a tie False.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
 
 STAGED_BYTES = 128 << 20
 """Of updates that wait to be added together, at most. So large ones wait for no other."""
+STAGED_SHARE = 8
+"""Of updates that were handed over within the process, which take no memory of their own, as much may wait as
+this part of the machine's memory.
+"""
 STAGED_UPDATES = 8
 """That wait, at most: the sum is then read and written for a quarter of what its updates are, and a round's
 last update does not wait for long until the others are added.
@@ -36,8 +41,8 @@ last update does not wait for long until the others are added.
 
 
 class WeightedSum:
-    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum, and what was
-    ``lasting`` when it was added.
+    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum, and what there was
+    ``room`` for when it was added.
 
     Where that is the model's own type, the sum is where the mean will be.
     """
@@ -59,7 +64,7 @@ class WeightedSum:
         weight: float,
         *,
         magnitudes: Sequence[float] | None = None,
-        lasting: bool = False,
+        room: int = 0,
     ) -> None:
         """Take one model in.
 
@@ -67,8 +72,8 @@ class WeightedSum:
             model: of this spec.
             weight: positive and finite.
             magnitudes: of the model's runs, where they are known (``looks.py``).
-            lasting: nobody will write to the model any more. Its addition may wait for ``settle``, so that
-                several updates are added in one pass; to the last bit the sum is the same.
+            room: how many bytes of models may wait for ``settle`` with this one, to which nobody writes any
+                more, so that several are added in one pass; to the last bit the sum is the same.
 
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
@@ -77,15 +82,15 @@ class WeightedSum:
         magnitudes = check_addable(self.spec, model, weight, magnitudes)
         self._bounds = self._bounds_with(model, weight, magnitudes)
         self.total_weight += weight
-        self._stage([model.run(run) for run in self.spec.runs], weight, lasting=lasting)
+        self._stage([model.run(run) for run in self.spec.runs], weight, room)
 
-    def _stage(self, values: Sequence[Array], weight: float, *, lasting: bool) -> None:
+    def _stage(self, values: Sequence[Array], weight: float, room: int) -> None:
         num_bytes = sum(array.nbytes for array in values)
-        if len(self._staged) >= STAGED_UPDATES or self._staged_bytes + num_bytes > STAGED_BYTES:
+        if len(self._staged) >= STAGED_UPDATES or self._staged_bytes + num_bytes > room:
             self.settle()
         self._staged.append((values, weight))
         self._staged_bytes += num_bytes
-        if not lasting or num_bytes > STAGED_BYTES:
+        if num_bytes > room:
             self.settle()
 
     def settle(self) -> None:
@@ -126,9 +131,9 @@ class WeightedSum:
             bounds.append(grown)
         return bounds
 
-    def add_sum(self, total: Model, weight: float, *, lasting: bool = False) -> None:
-        """Take in ``Σ wⱼ xⱼ`` of others, as ``total`` gives it; ``weight`` is their ``Σ wⱼ``. ``lasting`` as
-        in ``add``.
+    def add_sum(self, total: Model, weight: float, *, room: int = 0) -> None:
+        """Take in ``Σ wⱼ xⱼ`` of others, as ``total`` gives it; ``weight`` is their ``Σ wⱼ``. ``room`` as in
+        ``add``.
 
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
@@ -137,7 +142,7 @@ class WeightedSum:
         check_addable(sum_spec(self.spec), total, weight)
         self._bounds = self._bounds_with_sum(total)
         self.total_weight += weight
-        self._stage(list(total.values()), 1.0, lasting=lasting)
+        self._stage(list(total.values()), 1.0, room)
 
     def _bounds_with_sum(self, total: Model) -> list[float]:
         bounds = []
@@ -187,6 +192,16 @@ class WeightedSum:
             if bound < limit / 2 and bound / self.total_weight < limit / 2:
                 return True
         return kernels.all_finite(mean)
+
+
+@cache
+def handed_room() -> int:
+    """Bytes of updates that were handed over within this process and may wait to be added together."""
+    try:
+        machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system, or one that does not say
+        return STAGED_BYTES
+    return max(STAGED_BYTES, machine_bytes // STAGED_SHARE)
 
 
 @lru_cache(maxsize=64)
