@@ -172,8 +172,8 @@ class Dispatch:
         return now + deadline_s
 
     def _grant(self, names: Iterable[str], now: float) -> s.Actions:
-        """Ask these learners and groups for the updates that they hold. What they lack, they lack from now on:
-        how long they have waited is not held against them.
+        """Ask these learners and groups for the updates that they hold; how long they have waited is not held
+        against them.
         """
         cohort = self._state.cohort
         actions: s.Actions = []

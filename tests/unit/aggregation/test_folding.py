@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_fl import machine
 from broker_fl.aggregation import blas, fedavg, kernels, sums
 from broker_fl.aggregation.fedavg import FedAvg
 from broker_fl.aggregation.looks import MAX_RUNS, Look
@@ -219,4 +220,30 @@ def test_a_large_one_waits_only_where_that_takes_no_memory(
 
 def test_handed_over_ones_may_take_a_part_of_the_machine() -> None:
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert machine.memory_bytes() == machine_bytes
     assert sums.handed_room() == max(sums.STAGED_BYTES, machine_bytes // sums.STAGED_SHARE)
+
+
+@pytest.mark.parametrize("number", [10, sums.WIDE_FROM - 1, sums.WIDE_FROM, sums.WIDE_FROM + 1, 20_000])
+@pytest.mark.parametrize("weight", [1.0, 600.0])
+def test_however_many_equal_updates_give_themselves_back(number: int, weight: float) -> None:
+    update = Model.of({"a": np.array([0.1, 0.7, -3.3], np.float32), "n": np.array([7], np.int64)})
+    alone, group = WeightedSum(update.spec), WeightedSum(update.spec)
+    for _ in range(number):
+        alone.add(update, weight, room=sums.STAGED_BYTES)
+        group.add(update, weight)
+    of_groups = WeightedSum(update.spec)
+    of_groups.add_sum(group.total(), number * weight)
+    for mean in (alone.mean(), of_groups.mean()):
+        np.testing.assert_allclose(mean["a"], update["a"], rtol=2e-6)
+        assert mean["n"] == 7
+
+
+def test_large_models_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "WIDE_BYTES", 100)
+    update = model(0, ("float32",), 26)
+    total = WeightedSum(update.spec)
+    for _ in range(sums.WIDE_FROM + 1):
+        total.add(update, 1.0)
+    assert total._totals is not None
+    assert total._totals[0].dtype == np.float32
