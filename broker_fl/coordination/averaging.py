@@ -87,8 +87,8 @@ class LatestMean:
         return {name: total / (self._weights[name] << _SHIFT) for name, total in self._sums.items()}
 
     def reaches_without_any_one(self, name: str, value: float, sign: int) -> bool:
-        """Whether the mean of this metric is at least ``value`` (``sign`` 1) or at most (-1) whichever learner
-        is left out: ``target.py``, without rounding. One learner alone decides.
+        """Whether the mean of this metric is at least ``value`` (``sign`` 1) or at most (-1), whichever one
+        learner is left out: ``target.py``, without rounding. One learner alone decides.
         """
         line = _whole(value)
         excesses = [
