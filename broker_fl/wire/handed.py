@@ -38,7 +38,7 @@ class Handed:
 
     def __len__(self) -> int:
         """What it counts in a queue, in bytes: about as much as its body would, since what waits there is
-        what keeps its buffer alive. At most ``MAX_COUNTED_BYTES``, so that no buffer is too large for a queue.
+        what keeps its buffer alive. At most ``MAX_COUNTED_BYTES``, so that none is too large for a queue.
         """
         message, payload = self.message, self.payload
         if payload is not None:

@@ -94,9 +94,10 @@ def test_one_learner_does_not_do_for_a_quorum_of_two() -> None:
 
 NUMBERS = st.integers(-(10**6), 10**6)  # whose sums no float rounds
 REPORTS = st.lists(st.tuples(NUMBERS, st.integers(1, 1_000)), min_size=1, max_size=8)
+MODES = st.sampled_from(["max", "min"])
 
 
-@given(honest=REPORTS, lie=st.floats(), examples=st.integers(1, 2**63 - 1), mode=st.sampled_from(["max", "min"]))
+@given(honest=REPORTS, lie=st.floats(), examples=st.integers(1, 2**63 - 1), mode=MODES)
 def test_whatever_one_reports_the_others_have_to_reach_it(
     honest: list[tuple[int, int]], lie: float, examples: int, mode: Any
 ) -> None:
@@ -109,11 +110,12 @@ def test_whatever_one_reports_the_others_have_to_reach_it(
         assert they_do or (len(honest) == 1 and not math.isfinite(lie))
 
 
-@given(rows=REPORTS, mode=st.sampled_from(["max", "min"]))
+@given(rows=REPORTS, mode=MODES)
 def test_with_rounds_and_without_it_is_the_same_question(rows: list[tuple[int, int]], mode: Any) -> None:
     target = MetricTarget(metric="x", value=3.0, mode=mode)
     latest = LatestMean()
     for index, (number, weight) in enumerate(rows):
         latest.add(f"l{index}", {"x": number}, weight)
-    expected = is_reached_without_any_one(target, [(f"l{i}", float(n), float(w)) for i, (n, w) in enumerate(rows)])
+    said = [(f"l{i}", float(number), float(weight)) for i, (number, weight) in enumerate(rows)]
+    expected = is_reached_without_any_one(target, said)
     assert latest.reaches_without_any_one("x", 3.0, 1 if mode == "max" else -1) == expected

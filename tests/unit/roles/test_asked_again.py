@@ -1,4 +1,4 @@
-"""Enrolled accounts that ask for the same, or send the same, again and again: it costs them, not the others."""
+"""Enrolled accounts that ask for or send the same again and again: it costs them, not the others."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_driver_that_submits_and_sends_no_model_keeps_nobody_else_from_it(fede
 
     for number in range(MAX_PENDING_EACH):
         submit(f"j-{number}")
-    with pytest.raises(RequestRefused, match="of driver 'eve' of federation 'F' wait for their initial model"):
+    with pytest.raises(RequestRefused, match="jobs of driver 'eve' of federation 'F' wait"):
         submit("one-more")
     assert submit("j-0").num_chunks == 0, "what waits may be asked for again"
     federation.learner("good", Adds(1.0))
@@ -160,7 +160,8 @@ def test_a_learner_that_sends_what_is_there_already_is_not_read_for_long(
         session = f"s{number}" if what == "session" else "s"
         about: dict[str, Any] = {"learner": "mallory", "task": task.task, "session": session}
         if what == "result":
-            manifest = m.UpdateManifest(spec_digest=task.model.spec_digest, num_bytes=12_000, chunk_bytes=4096)
+            digest = task.model.spec_digest
+            manifest = m.UpdateManifest(spec_digest=digest, num_bytes=12_000, chunk_bytes=4096)
             return m.Result(**about, num_examples=1, update=manifest).pack()
         chunk = m.UpdateChunk(**about, index=0, count=3, checksum=checksum(payload))
         return pack_chunk(chunk.KIND, chunk.model_dump(), payload)

@@ -72,9 +72,8 @@ def test_a_letter_of_which_the_controller_kept_the_beginning_says_so_and_is_not_
     num_bytes: int,
 ) -> None:
     names = Topology("F")
-    note = DeadLetter(
-        source=names.reports, routing_key="m.join", reason="r", time_s=1.0, user="F.learner.m", num_bytes=num_bytes
-    )
+    about = {"source": names.reports, "routing_key": "m.join", "user": "F.learner.m"}
+    note = DeadLetter(**about, reason="r", time_s=1.0, num_bytes=num_bytes)
     raw = pack_chunk(note.KIND, note.model_dump(), memoryview(bytes(4_096)))
     letter = read(raw, user="F.controller.main")
     assert (letter.is_cut, letter.num_bytes, len(letter.body)) == (num_bytes > 0, num_bytes or 4_096, 4_096)

@@ -99,8 +99,8 @@ class JobRunner:
             self._performers[type(action)](action)
 
     def take(self, message: Result | GroupResult | UpdateChunk, payload: memoryview | None) -> bool:
-        """Take in a part of what a learner or a group sends; False if nobody waits for it, as for what is here
-        already.
+        """Take in a part of what a learner or a group sends; False if nobody waits for it, or it is
+        here already.
 
         Raises:
             MessageRefused: it is not usable.

@@ -119,8 +119,8 @@ class Submissions:
             return
         if sum(one.speaker.user == speaker.user for one in self._pending.values()) >= MAX_PENDING_EACH:
             raise RequestRefused(
-                f"{MAX_PENDING_EACH} jobs of {speaker.account} wait for their initial model already; those of "
-                f"which nothing comes are forgotten after {PENDING_EXPIRES_S:g} s"
+                f"{MAX_PENDING_EACH} jobs of {speaker.account} wait for their initial model already; those "
+                f"of which nothing comes are forgotten after {PENDING_EXPIRES_S:g} s"
             )
 
     def initial_chunk(self, speaker: Speaker, chunk: m.ModelChunk, payload: memoryview) -> None:
