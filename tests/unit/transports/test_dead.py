@@ -72,7 +72,7 @@ def test_a_letter_of_which_the_controller_kept_the_beginning_says_so_and_is_not_
     num_bytes: int,
 ) -> None:
     names = Topology("F")
-    about = {"source": names.reports, "routing_key": "m.join", "user": "F.learner.m"}
+    about: dict[str, Any] = {"source": names.reports, "routing_key": "m.join", "user": "F.learner.m"}
     note = DeadLetter(**about, reason="r", time_s=1.0, num_bytes=num_bytes)
     raw = pack_chunk(note.KIND, note.model_dump(), memoryview(bytes(4_096)))
     letter = read(raw, user="F.controller.main")
