@@ -62,9 +62,7 @@ def test_an_observer_that_asks_without_end_is_answered_at_a_rate_and_others_at_o
     assert num_refused(answers) == num - Counter(map(type, answers))[m.Jobs]
 
 
-def test_large_answers_count_by_their_bytes(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_answers_count_by_their_bytes(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handling, "READ_BYTES", 1)
     federation.learner("good", Adds(1.0))
     num = int(READS.burst) // LINE_BYTES + 10
@@ -195,7 +193,7 @@ def test_pages_of_a_groups_result_are_kept_only_for_a_task_that_it_has(federatio
             page = m.GroupResult(group="g", task=task, share=share * number, num_pages=2, learners=("g-0",))
             transport.publish(names.updates, [key], page.pack())
         transport.publish(names.updates, [key], b"is handled after these")
-        eventually(lambda number=number: len(letters) == number, "all pages being handled")
+        eventually(lambda: len(letters) == number, "all pages being handled")  # noqa: B023 - called at once
         assert list(runner.shares.receiver._pages["g"]) == ["a", "b"]
     adds.gate.set()
     assert job.wait().state == "done"

@@ -101,11 +101,14 @@ class Reading:
         versions.stream(request.version)  # whether it is there at all
         self._reading[request.request] = request.driver
 
+        def sent() -> None:
+            del self._reading[request.request]
+
         def send() -> None:
             try:
                 send_version(services, request, versions, may_change=may_change)
             finally:
-                services.post(lambda: self._reading.pop(request.request, None))
+                services.post(sent)
 
         services.bulk_sender.post(send)
 
