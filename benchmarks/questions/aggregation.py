@@ -61,7 +61,7 @@ FUSED_CHECKED = "C++ and OpenMP, all updates in one pass, checked"
 NAMES = {
     OURS: "each update is checked (shapes, weight, every value finite, no overflow) and folded; then divided",
     TOGETHER: "checked one by one, in a pass that only reads; folded as many in a pass as may wait for it: "
-    "an eighth of the machine's memory, as they were handed over within the process; of updates from a broker "
+    "an eighth of the machine's memory, as they were handed over within the process; of a broker's "
     f"{STAGED_BYTES >> 20} MiB, so that larger ones are folded one by one",
     ARRIVED: "as in the controller: each piece of 1 MiB was looked at when it came, which is not in this row "
     "but in the next",
