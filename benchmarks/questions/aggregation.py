@@ -61,8 +61,8 @@ FUSED_CHECKED = "C++ and OpenMP, all updates in one pass, checked"
 NAMES = {
     OURS: "each update is checked (shapes, weight, every value finite, no overflow) and folded; then divided",
     TOGETHER: "checked one by one, in a pass that only reads; folded as many in a pass as may wait for it: "
-    f"{HANDED_UPDATES} of large ones that were handed over within the process, as here; of a broker's as many "
-    f"as {STAGED_BYTES >> 20} MiB hold, so that larger ones are folded one by one",
+    f"{HANDED_UPDATES} of large ones that were handed over within the process, as here; of a broker's as "
+    f"many as {STAGED_BYTES >> 20} MiB hold, so that larger ones are folded one by one",
     ARRIVED: "as in the controller: each piece of 1 MiB was looked at when it came, which is not in this row "
     "but in the next",
     WITH_LOOK: "the time of the row above, and that of the look: the difference of the last two rows, which "
