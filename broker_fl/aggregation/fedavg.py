@@ -49,7 +49,7 @@ class FedAvgRound:
             UpdateRefused: no weight, another spec, or values that are not finite; the sum is unchanged.
         """
         weight = weight_of(contribution, self._weighting)
-        room = handed_room() if contribution.handed else STAGED_BYTES
+        room = handed_room(contribution.model.spec) if contribution.handed else STAGED_BYTES
         self._sum.add(contribution.model, weight, magnitudes=contribution.magnitudes, room=room)
         return weight
 

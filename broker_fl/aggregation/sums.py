@@ -31,10 +31,12 @@ SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
 
 STAGED_BYTES = 128 << 20
 """Of updates that wait to be added together, at most. So large ones wait for no other."""
-STAGED_SHARE = 8
-"""Of updates that were handed over within the process, which take no memory of their own, as much may wait as
-this part of the machine's memory.
+HANDED_UPDATES = 3
+"""Of updates that were handed over within the process, which take no memory of their own, so many may wait
+whatever their size: each pass then reads and writes the sum for two fifths of what it moves.
 """
+HANDED_SHARE = 8
+"""As long as they are not more than this part of the machine's memory."""
 WIDE_FROM = 64
 """Updates from which on a sum of float32 goes on in float64. Each addition rounds by half of a float32's last
 place; those of one learner hide that, ten thousand nearly equal updates add up to 1e-4 of the mean.
@@ -216,9 +218,10 @@ class WeightedSum:
         return kernels.all_finite(mean)
 
 
-def handed_room() -> int:
+def handed_room(spec: ModelSpec) -> int:
     """Bytes of updates that were handed over within this process and may wait to be added together."""
-    return max(STAGED_BYTES, (machine.memory_bytes() or 0) // STAGED_SHARE)
+    machine_share = (machine.memory_bytes() or 0) // HANDED_SHARE
+    return max(STAGED_BYTES, min(HANDED_UPDATES * spec.num_bytes, machine_share))
 
 
 @lru_cache(maxsize=64)

@@ -218,10 +218,16 @@ def test_a_large_one_waits_only_where_that_takes_no_memory(
     np.testing.assert_array_equal(folding.result().model["t0"], large["t0"])
 
 
-def test_handed_over_ones_may_take_a_part_of_the_machine() -> None:
+def test_a_few_handed_over_ones_may_wait_in_a_part_of_the_machine() -> None:
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert machine.memory_bytes() == machine_bytes
-    assert sums.handed_room() == max(sums.STAGED_BYTES, machine_bytes // sums.STAGED_SHARE)
+    rooms = {}
+    for num_bytes in (4, 100 << 20, machine_bytes):
+        spec = ModelSpec((TensorSpec("t", "float32", (num_bytes // 4,)),))
+        rooms[num_bytes] = sums.handed_room(spec)
+    assert rooms[4] == sums.STAGED_BYTES
+    assert rooms[100 << 20] == 300 << 20
+    assert rooms[machine_bytes] == machine_bytes // sums.HANDED_SHARE
 
 
 @pytest.mark.parametrize("number", [10, sums.WIDE_FROM - 1, sums.WIDE_FROM, sums.WIDE_FROM + 1, 20_000])
