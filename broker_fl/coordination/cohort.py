@@ -74,8 +74,8 @@ class Cohort:
     def __init__(self, assignments: dict[str, Assignment] | None = None) -> None:
         self._assignments = assignments or {}
         self._counts = Counter(assignment.status for assignment in self._assignments.values())
-        self.shares: dict[str, Share] = {}
-        """Results of groups, by the id that the group drew."""
+        self.shares: dict[tuple[str, str], Share] = {}
+        """Results of groups, by group and the id that it drew (``Share.key``)."""
         self.groups: dict[str, GroupPart] = {}
         """Groups of which there are members."""
 

@@ -46,7 +46,7 @@ class GroupJob(Job):
 
     def expects_share(self, share: Share) -> bool:
         """Whether the share's sum may still be folded."""
-        known = self.state.cohort.shares.get(share.id)
+        known = self.state.cohort.shares.get(share.key)
         return (
             self.state.phase is Phase.TRAINING
             and known is not None
@@ -203,7 +203,7 @@ class GroupJob(Job):
         if share.task.job != state.job or state.phase not in _AT_WORK or share.task.round != state.round:
             return self._late_share(share)
         # One that is sent again may say for the first time whom to count as failed: whoever was lost was not.
-        awaited = [] if share.id in state.cohort.shares else self._awaited(share)
+        awaited = [] if share.key in state.cohort.shares else self._awaited(share)
         failed = {
             learner: reason
             for learner, reason in share.failed.items()
@@ -219,7 +219,7 @@ class GroupJob(Job):
     def _take(self, share: Share, now: float) -> Actions:
         """All of the share's learners are done."""
         state, cohort = self.state, self.state.cohort
-        cohort.shares[share.id] = share
+        cohort.shares[share.key] = share
         self._note_times(share, now)
         actions: Actions = [
             s.Emit(e.GroupFinished(job=state.job, round=share.task.round, **_columns(page)))
@@ -271,7 +271,7 @@ class GroupJob(Job):
         share = signal.share
         if not self.expects_share(share):
             return []
-        self.state.cohort.shares[share.id].is_folded = True
+        self.state.cohort.shares[share.key].is_folded = True
         self.state.cohort.move_all(share.learners, Status.DELIVERED, now)
         for learner in share.learners:
             self._notes.counted(learner)
@@ -298,7 +298,7 @@ class GroupJob(Job):
         return self._refuse(share, awaited, signal.reason, now) if awaited else []
 
     def _refuse(self, share: Share, awaited: list[str], reason: str, now: float) -> Actions:
-        self.state.cohort.shares.pop(share.id, None)
+        self.state.cohort.shares.pop(share.key, None)
         why = dict.fromkeys(awaited, text(reason))
         self.state.cohort.move_all(awaited, Status.REFUSED, now, text(reason))
         refused = s.Emit(outcomes.group_missed(share.group, share.task, "refused", why))

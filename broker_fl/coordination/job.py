@@ -94,6 +94,10 @@ class Job(ABC):
         part = self._dispatch.part(learner, task)
         return part is not None and part.status not in (Status.DELIVERED, Status.REFUSED)
 
+    def has_turn(self, name: str) -> bool:
+        """Whether a learner or a group may upload now."""
+        return self._dispatch.uploads.has_turn(name)
+
     def finished(self, now: float) -> e.JobFinished:
         """The last event of a job that has ended."""
         return self._life.finished(now)

@@ -31,6 +31,11 @@ class Share:
     """Its sum is in the round's."""
     _columns: dict[str, Column] = field(default_factory=dict)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Group and id: another group may have drawn the same."""
+        return self.group, self.id
+
     @classmethod
     def of(cls, pages: Sequence[GroupResult]) -> Share:
         """Put the pages together, of which there is at least one."""

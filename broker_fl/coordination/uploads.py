@@ -24,7 +24,8 @@ class Uploads:
 
     A turn ends: after a multiple of what other uploads took, or, while none is known, of what a slow line
     needs; and with half of the time that there is until the deadline. Whoever is not done then goes to the
-    end of those who wait, and keeps what has arrived. While nobody waits, all may go on.
+    end of those who wait, and keeps what has arrived, while there is room for it
+    (``roles/controller/job/halves.py``). While nobody waits, all may go on.
     """
 
     def __init__(self, update_bytes: int, budget_bytes: int) -> None:
@@ -101,6 +102,10 @@ class Uploads:
     def is_waiting(self, learner: str) -> bool:
         """Whether its turn has not come yet."""
         return learner in self._waiting
+
+    def has_turn(self, learner: str) -> bool:
+        """Whether it may upload now."""
+        return not self.on_request or learner in self._uploading
 
     def is_in_the_way(self, learner: str) -> bool:
         """Whether others wait for the end of its turn."""

@@ -117,13 +117,14 @@ class Folding(Ledger):
 
     def _group_finished(self, event: ev.GroupFinished) -> None:
         weighting = getattr(self.spec.rule, "weighting", "examples") if self.spec is not None else "examples"
-        self._round(event.round).shares.setdefault(event.share, {}).update(groups.weights(event, weighting))
+        share = self._round(event.round).shares.setdefault((event.group, event.share), {})
+        share.update(groups.weights(event, weighting))
         for one in groups.finished(event):
             self._task_finished(one)
 
     def _group_folded(self, event: ev.GroupFolded) -> None:
         record = self._round(event.round)
-        for one in groups.folded(event, record.shares.pop(event.share, {})):
+        for one in groups.folded(event, record.shares.pop((event.group, event.share), {})):
             self._update_folded(one)
         record.fold_share(event)
 

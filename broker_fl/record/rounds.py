@@ -50,7 +50,7 @@ class RoundRecord:
     tasks: TaskTable = field(default_factory=TaskTable)
     groups: dict[str, dict[str, None]] = field(default_factory=dict)
     """Group → those of its learners that were named when its task was sent."""
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    shares: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     """Share of a group that is not folded yet → learner → weight."""
     counts: Counter[str] = field(default_factory=_counts)
     """Learners by how far they came in the newest attempt, and by what went wrong in all attempts."""

@@ -132,6 +132,17 @@ class Assembly:
         """Whether every chunk is there."""
         return self.num_missing == 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any chunk is there."""
+        return self.num_missing < self.count
+
+    def forget(self) -> None:
+        """Have nothing, and no memory."""
+        self._buffer = None
+        self._there[:] = False
+        self.num_missing = self.count
+
     def take(self) -> Array:
         """Hand the whole buffer over, which is then the caller's alone; unless it is read-only."""
         buffer, self._buffer = self.buffer, np.empty(0, np.uint8)

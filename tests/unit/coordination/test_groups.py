@@ -184,6 +184,21 @@ def test_sums_that_do_not_fit_the_budget_come_one_after_the_other() -> None:
     assert bench.of(s.Commit)
 
 
+def test_shares_of_two_groups_that_have_drawn_the_same_id_are_both_folded() -> None:
+    """Or a copy of another group's machine, or a hostile one, would leave the others' learners waiting."""
+    bench = Bench(spec(rounds=1, min_learners=4, evaluate=False))
+    joined(bench, "h", "h-0")
+    joined(bench)
+    shares = [share(bench, "x"), share(bench, "x", "h-0", group="h", num_examples=(5,))]
+    for one in shares:
+        arrive(bench, one)
+    assert all(expects(bench, one) for one in shares)
+    for one in shares:
+        assert fold(bench, one)
+    assert bench.of(s.Commit)
+    assert {status(bench, learner) for learner in (*MEMBERS, "h-0")} == {"delivered"}
+
+
 def test_a_member_counts_through_its_group_alone() -> None:
     bench = bench_of()
     task = bench.ref("g-0")

@@ -10,6 +10,7 @@ import numpy as np
 from broker_fl.aggregation.looks import Look
 from broker_fl.errors import FrameRefused, UpdateRefused
 from broker_fl.model import Model, ModelSpec, parts
+from broker_fl.roles.controller.job.halves import Halves
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.fields import Form
@@ -32,7 +33,9 @@ class Upload:
     """Parts that may come once more because they were asked for."""
     result: Result | None = None
     look: Look | None = None
-    """At the values as they arrive, where the buffer is the model's."""
+    """At the values as they arrive, where the buffer is the model's. What is forgotten and comes once more is
+    the same.
+    """
 
     @property
     def complete(self) -> bool:
@@ -87,6 +90,7 @@ class UpdateReceiver:
         """Results and chunks that were here already and were not asked for again, and updates that were begun
         anew.
         """
+        self._halves = Halves[str](self.update_bytes, transfer.upload_budget_bytes)
         self._looks = transfer.encoding == "raw" and not (adds_back or has_control)
 
     def expect(self, result: Result, now: float) -> Upload:
@@ -121,6 +125,11 @@ class UpdateReceiver:
             upload = self._upload(result, now)
         upload.result = result
         return upload
+
+    def admits(self, chunk: UpdateChunk, num_bytes: int, now: float, has_turn: Callable[[str], bool]) -> bool:
+        """Whether there is room for a chunk; where not, it comes again when its learner has a turn."""
+        assembly = self._upload(chunk, now).assembly
+        return self._halves.admits(chunk.learner, assembly, num_bytes, has_turn)
 
     def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> Upload:
         """Take a chunk in.

@@ -79,6 +79,8 @@ class ShareIntake:
             MessageRefused: the part, or the sum that it completes, is not usable.
         """
         share = self.receiver.of(chunk)
+        if not self.receiver.admits(chunk, len(payload), self._job.has_turn):
+            return
         try:
             upload = self.receiver.add(chunk, payload, self._services.clock.now())
         except FrameRefused as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker_fl.aggregation.sums import sum_spec
 from broker_fl.coordination.shares import Share
 from broker_fl.errors import FrameRefused, UpdateRefused
 from broker_fl.model import Model, ModelSpec
+from broker_fl.roles.controller.job.halves import Halves
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.job import Transfer
@@ -47,7 +49,9 @@ class ShareReceiver:
         """Group → share → page."""
         self._sizes: dict[tuple[str, str], dict[int, int]] = {}
         """Of these pages, in bytes; by group and share."""
-        self._uploads: dict[str, SumUpload] = {}
+        self._uploads: dict[tuple[str, str], SumUpload] = {}
+        """By group and share."""
+        self._halves = Halves[tuple[str, str]](self.sum_bytes, transfer.upload_budget_bytes)
         self.num_repeated = 0
         """Pages and chunks that were here already and were not asked for again."""
 
@@ -61,7 +65,7 @@ class ShareReceiver:
             raise FrameRefused(
                 f"a result of a group in {result.num_pages} pages; at most {MAX_PAGES} are taken"
             )
-        if (upload := self._uploads.get(result.share)) is not None:
+        if (upload := self._uploads.get((result.group, result.share))) is not None:
             self._repeats(upload)
         shares = self._pages.setdefault(result.group, {})
         pages = shares.setdefault(result.share, {})
@@ -114,10 +118,17 @@ class ShareReceiver:
         wanted = f"{ENCODING} in {self.sum_bytes} bytes by {self._chunk_bytes}"
         if announced != wanted:
             raise UpdateRefused(f"the sum is announced as {announced}; the task asked for {wanted}")
-        if (upload := self._uploads.get(share.id)) is None:
+        if (upload := self._uploads.get(share.key)) is None:
             assembly = Assembly(self.sum_bytes, self._chunk_bytes)
-            upload = self._uploads[share.id] = SumUpload(share, assembly, now, now)
+            upload = self._uploads[share.key] = SumUpload(share, assembly, now, now)
         return upload
+
+    def admits(self, chunk: UpdateChunk, num_bytes: int, has_turn: Callable[[str], bool]) -> bool:
+        """As ``UpdateReceiver.admits``, of groups."""
+        key = chunk.learner, chunk.share
+        if (upload := self._uploads.get(key)) is None:
+            return True
+        return self._halves.admits(key, upload.assembly, num_bytes, lambda other: has_turn(other[0]))
 
     def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> SumUpload | None:
         """Take a chunk in; None if nobody waits for it.
@@ -125,8 +136,8 @@ class ShareReceiver:
         Raises:
             FrameRefused: it does not fit; the sum is as it was.
         """
-        upload = self._uploads.get(chunk.share)
-        if upload is None or (upload.share.group, upload.share.task) != (chunk.learner, chunk.task):
+        upload = self._uploads.get((chunk.learner, chunk.share))
+        if upload is None or upload.share.task != chunk.task:
             return None
         if chunk.encoding != ENCODING:
             raise FrameRefused(f"the chunk is {chunk.encoding!r}, the task asked for {ENCODING!r}")
@@ -153,7 +164,7 @@ class ShareReceiver:
 
     def of(self, chunk: UpdateChunk) -> Share | None:
         """The share that a chunk belongs to, if one is awaited."""
-        upload = self._uploads.get(chunk.share)
+        upload = self._uploads.get((chunk.learner, chunk.share))
         return upload.share if upload is not None else None
 
     def model(self, upload: SumUpload) -> Model:
@@ -162,7 +173,7 @@ class ShareReceiver:
 
     def drop(self, share: Share) -> None:
         """Forget a share's sum."""
-        self._uploads.pop(share.id, None)
+        self._uploads.pop(share.key, None)
 
     def clear(self) -> None:
         """Forget all."""

@@ -95,8 +95,11 @@ class UpdateIntake:
         if not self._wants(chunk.learner, chunk.task):
             self.num_dropped += 1
             return
+        now = self._services.clock.now()
+        if not self.receiver.admits(chunk, len(payload), now, self._job.has_turn):
+            return
         try:
-            upload = self.receiver.add(chunk, payload, self._services.clock.now())
+            upload = self.receiver.add(chunk, payload, now)
         except FrameRefused as error:
             self._refuse(chunk.learner, chunk.task, error)
             raise
