@@ -79,6 +79,16 @@ def test_a_target_that_is_nan_is_not_met() -> None:
     assert bench.phase == Phase.COMMITTING
 
 
+def test_a_target_that_nobody_measures_fails_the_job_after_its_first_evaluation() -> None:
+    termination = Termination(target=MetricTarget(metric="acuracy", value=0.9))
+    bench = Bench(spec(termination=termination), "a")
+    bench.deliver("a", evaluation={"loss": 1.0, "accuracy": 0.5}, evaluation_examples=1)
+    (finished,) = bench.all(e.JobFinished)
+    assert finished.state == "failed"
+    assert "no learner reports the metric 'acuracy'" in finished.reason
+    assert "there are: accuracy, loss" in finished.reason
+
+
 def test_the_wall_clock_ends_a_job_in_a_round_with_the_version_that_it_has() -> None:
     bench = Bench(spec(termination=Termination(wall_clock_s=100.0)), "a")
     bench.play("a")
@@ -252,13 +262,3 @@ def test_metrics_are_averaged_by_the_weights_that_the_rule_gave() -> None:
     bench.fold("boaster")
     bench.stored()
     assert bench.all(e.VersionCommitted)[0].metrics == {"loss": 5.0}
-
-
-def test_a_target_that_nobody_measures_fails_the_job_after_its_first_evaluation() -> None:
-    termination = Termination(target=MetricTarget(metric="acuracy", value=0.9))
-    bench = Bench(spec(termination=termination), "a")
-    bench.deliver("a", evaluation={"loss": 1.0, "accuracy": 0.5}, evaluation_examples=1)
-    (finished,) = bench.all(e.JobFinished)
-    assert finished.state == "failed"
-    assert "no learner reports the metric 'acuracy'" in finished.reason
-    assert "there are: accuracy, loss" in finished.reason
