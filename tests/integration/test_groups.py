@@ -1,4 +1,4 @@
-"""Groups over RabbitMQ and Redis, as daemons and by hand; embedded: ``tests/unit/roles/test_groups.py``."""
+"""Groups over RabbitMQ and Redis, as daemons and by hand; embedded: ``tests/unit/roles/groups``."""
 
 from __future__ import annotations
 
