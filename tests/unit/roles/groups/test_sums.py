@@ -1,4 +1,4 @@
-"""A group makes the model that its learners would make alone, also when some fail inside."""
+"""A group makes the model that its learners would make alone."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker_fl.interfaces import TaskContext, Update
-from broker_fl.model import Arrays, Model
 from broker_fl.record.history import History
-from broker_fl.roles.learner.group_task import GroupTask
-from broker_fl.roles.learner.incoming import IncomingModel
 from broker_fl.wire import events as e
-from broker_fl.wire import messages as m
 from broker_fl.wire.job import Transfer
 from broker_fl.wire.rules import FedProx
 from broker_fl.wire.selectors import SelectRandom
-from tests.unit.roles.groups.learners import Diverges, Draws, Fails, mean_of, named, of
+from tests.unit.roles.groups.learners import Draws, mean_of, named, of
 from tests.unit.roles.stage import Adds, Stage, done
-
-# ---------------------------------------------------------------- the same as without
 
 
 def test_one_group_makes_the_model_of_the_same_learners_alone_bit_for_bit(stage: Stage) -> None:
@@ -118,84 +111,3 @@ def test_a_cohort_that_is_drawn_from_a_group_is_worked_on_and_nobody_else(stage:
     np.testing.assert_allclose(job.model()["w"], expected, rtol=1e-6)
     trained = {name for event in of(job, e.GroupFinished) for name in event.learners}  # type: ignore[attr-defined]
     assert {name for name, one in learners.items() if one.num_trained} == trained
-
-
-# ---------------------------------------------------------------- what goes wrong inside
-
-
-def test_learners_that_fail_inside_a_group_are_asked_once_more_and_not_counted(stage: Stage) -> None:
-    stage.controller()
-    learners = named("a", 4) | {"a-8": Fails(1.0), "a-9": Diverges(1.0)}
-    stage.host(learners, group="a")
-    job = stage.submit(rounds=1, min_learners=6, quorum=0.5, evaluate=False)
-    assert done(job).version == 1
-    np.testing.assert_allclose(job.model()["w"], mean_of(*named("a", 4).values()), rtol=1e-6)
-    (missed,) = of(job, e.GroupMissed)
-    assert isinstance(missed, e.GroupMissed)
-    assert missed.outcome == "failed"
-    reasons = dict(zip(missed.learners, missed.reasons, strict=True))
-    assert set(reasons) == {"a-8", "a-9"}
-    assert "no data here" in reasons["a-8"]
-    assert "NaN or infinite" in reasons["a-9"]
-    history = History.of(job.events(follow=False))
-    assert history.rounds[0].counts["failed"] == 2
-    assert history.rounds[0].tasks["a-8"].outcome == "failed"
-
-
-def test_a_quorum_that_is_missed_asks_the_failed_again_in_a_task_of_their_own(stage: Stage) -> None:
-    class FailsOnce(Adds):
-        def train(self, model: Arrays, task: TaskContext) -> Update:
-            if not self.num_trained:
-                self.num_trained += 1
-                raise ValueError("not yet")
-            return super().train(model, task)
-
-    stage.controller()
-    learners = named("a", 3) | {"a-9": FailsOnce(5.0, num_examples=2)}
-    stage.host(learners, group="a")
-    job = stage.submit(rounds=1, min_learners=4, quorum=1.0, evaluate=False)
-    assert done(job).version == 1
-    np.testing.assert_allclose(job.model()["w"], mean_of(*learners.values()), rtol=1e-6)
-    assert [learners[name].num_trained for name in sorted(learners)] == [1, 1, 1, 2]
-    assert [event.num_learners for event in of(job, e.GroupFolded)] == [3, 1]  # type: ignore[attr-defined]
-
-
-def test_near_a_deadline_a_group_sends_what_is_done(stage: Stage) -> None:
-    stage.controller()
-    learners = named("a", 3) | {"a-9": Adds(1.0)}
-    learners["a-9"].gate.clear()
-    stage.host(learners, group="a")
-    job = stage.submit(rounds=1, min_learners=4, quorum=0.5, deadline_s=1.0, evaluate=False)
-    assert done(job).version == 1
-    np.testing.assert_allclose(job.model()["w"], mean_of(*named("a", 3).values()), rtol=1e-6)
-    (missed,) = of(job, e.GroupMissed)
-    assert isinstance(missed, e.GroupMissed)
-    assert (missed.outcome, missed.learners) == ("late", ("a-9",))
-
-
-def test_a_group_of_which_nobody_is_done_when_the_deadline_is_near_waits_for_the_first() -> None:
-    model = Model.of({"w": np.zeros(2)})
-    manifest = m.ModelManifest.of(
-        model.spec, version=0, digest=model.digest, encoding="raw", chunk_bytes=4096
-    )
-    task = m.Task(
-        task=m.TaskRef(job="j", round=0, attempt=0),
-        model=manifest,
-        inbox="i",
-        learners=("a", "b"),
-        deadline_s=1e-9,
-    )
-    whole = GroupTask("g", task, IncomingModel(manifest, 1 << 20))
-    whole.add(task)
-    assert whole.take(set()) is not None
-    assert whole.take(set()) is not None
-    assert whole.due_s() is None, "whoever goes by it would go round and round"
-    assert whole.share_if_due() is None
-    whole.fail("a", "out of luck")
-    share = whole.worked(0.1)
-    assert share is not None
-    assert share.learners == ("a",)
-    whole.fail("b", "out of luck")
-    last = whole.worked(0.1)
-    assert last is not None
-    assert last.learners == ("b",)
