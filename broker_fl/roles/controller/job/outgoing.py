@@ -10,6 +10,7 @@ from functools import partial
 
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
+from broker_fl.errors import SettingError
 from broker_fl.model import Array, Model
 from broker_fl.roles.controller.job.shares import ENCODING
 from broker_fl.roles.controller.services import Services
@@ -55,7 +56,11 @@ class OutgoingTasks:
     """Rounds of the learners' last updates that counted; None where they have no residuals."""
 
     def publish(self, action: s.SendTasks, model: Model) -> list[TaskSent]:
-        """Send the task, then the model's chunks; what that took comes back, for each group by itself."""
+        """Send the task, then the model's chunks; what that took comes back, for each group by itself.
+
+        Raises:
+            SettingError: the job's encoding cannot carry the version; nothing was sent.
+        """
         clock = self.services.clock
         began = clock.steady_s()
         task, buffer = self._encoded(action, model)
@@ -96,11 +101,17 @@ class OutgoingTasks:
 
     def _encoded(self, action: s.SendTasks, model: Model) -> tuple[Task, Array]:
         """The task, and the model as it travels."""
-        transfer = self.spec.transfer
+        transfer, buffers = self.spec.transfer, self._buffers(model)
         if self.variates is not None:
             model = joined(model, self.variates.mean())
-        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
-        buffer = encoding(transfer.of_versions, buffers).encode(model)
+        used = encoding(transfer.of_versions, buffers)
+        if (tensor := used.overflow(model)) is not None:
+            raise SettingError(
+                f"version {action.version} cannot be sent as {transfer.of_versions!r}: a value of tensor "
+                f"{tensor!r} is too large for it, and would be infinite. Choose another 'transfer.broadcast' "
+                "('raw' can carry all); or name the tensor in 'buffers', if it is not trained"
+            )
+        buffer = used.encode(model)
         manifest = ModelManifest(
             version=action.version,
             spec=model.spec.to_wire(),
@@ -110,7 +121,14 @@ class OutgoingTasks:
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        return self._task(action, manifest, tuple(buffers)), buffer
+        return self._task(action, manifest, buffers), buffer
+
+    def _buffers(self, model: Model) -> tuple[str, ...]:
+        """What learners must know of the job's, to read versions and to make updates."""
+        transfer = self.spec.transfer
+        if self.form == "values" and transfer.of_versions == transfer.encoding == "raw":
+            return ()
+        return tuple(sorted(self.spec.buffers_of(model.spec)))
 
     def _divided(self, learners: Sequence[str], task: Task, buffer: Array) -> tuple[list[str], list[str]]:
         """Those that get task and model as one message, and those that get them apart."""
