@@ -61,13 +61,13 @@ class Comparison:
     def measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
         """A row; where the peer fails, the row says how."""
         row: Row = {"when": time.strftime("%Y-%m-%d %H:%M"), "peer": self._peer.title}
-        busy_share = machine.busy_share()
+        others = machine.OthersShare()
         try:
             found = self._measure(cell, options, our_rounds)
         except (PeerFailed, OursFailed) as error:
             found = {"failed": str(error)}
         shares = [block["busy_share"] for block in found.get("blocks", ())]
-        return {**row, **found, "busy_share": max([busy_share, *shares])}
+        return {**row, **found, "busy_share": max(shares or [others.so_far()])}
 
     def _measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
         began = time.monotonic()
@@ -103,10 +103,10 @@ class Comparison:
 
     def _block(self, cell: Cell, setting: Setting, options: Options, our_rounds: int) -> dict[str, Any]:
         """Ours, and right after it theirs."""
+        others = machine.OthersShare()
         ours = self._ours(*cell, our_rounds)
-        busy_share = machine.busy_share(0.5)
         theirs = self._run(cell, setting, options.rounds)
-        return {"ours": ours, "theirs": theirs, "busy_share": max(busy_share, machine.busy_share(0.5))}
+        return {"ours": ours, "theirs": theirs, "busy_share": others.so_far()}
 
     def _sweep(self, cell: Cell, settings: Sequence[Setting], end_at: float) -> list[Tried]:
         first = self._best.get(cell[1], self._first)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import ending
+from benchmarks.peers.rounds import constant_of
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
@@ -167,9 +168,8 @@ def _learners(pipe: Connection, broker: str, federation: str, first: int, count:
     for index in range(first, first + count):
         transport = RabbitMQTransport(broker, name=f"learner-{index}")
         settings = LearnerSettings(federation=federation)
-        hosts.append(
-            (LearnerHost(transport, {f"learner-{index}": AddConstant(index + 1)}, settings), transport),
-        )
+        learner = AddConstant(constant_of(index))
+        hosts.append((LearnerHost(transport, {f"learner-{index}": learner}, settings), transport))
     for host, _ in hosts:
         host.start()
     _serve(pipe)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, ours, plain_sums
-from benchmarks.cells import or_failed
+from benchmarks import ours, plain_sums
+from benchmarks.cells import now, or_failed
 from benchmarks.peers import PeerFailed
 from benchmarks.peers.flare import PEER as FLARE
 from benchmarks.peers.flower import PEER as FLOWER
@@ -100,13 +100,11 @@ def run(options: Options) -> Iterator[Row]:
     for name, (parameters, tensors) in _shapes(options).items():
         if options.is_over:
             return
-        busy = machine.busy_share()
         repetitions = 2 if options.quick else options.rounds
         row: Row = {
             "key": f"{parameters}x{tensors}",
             "shape": name,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": busy,
+            **now(),
             "num_bytes": 4 * parameters * NUM_UPDATES,
         }
         yield {**row, **or_failed(_all, parameters, tensors, repetitions, options.quick)}

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import machine, ours, processes
-from benchmarks.cells import or_failed
+from benchmarks import ours, processes
+from benchmarks.cells import now, or_failed
 from benchmarks.jobs import spec
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
@@ -54,8 +54,7 @@ def run(options: Options) -> Iterator[Row]:
             "num_learners": cell[0],
             "num_parameters": cell[1],
             "repetitions": repetitions,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": machine.busy_share(),
+            **now(),
         }
         startups = 0 if transport == "rabbitmq" else 1 if options.quick else options.repetitions
         yield {**row, **or_failed(_measure, transport, cell, repetitions, startups)}
