@@ -48,6 +48,21 @@ def spread_of_times(values: Sequence[float]) -> str:
     return f"{times(statistics.median(values))} ({times(min(values))}–{times(max(values))})"
 
 
+def at_most(value: float, wanted: float) -> str:
+    """``≤ 2.5×, missed``."""
+    return f"≤ {wanted:g}×, {'reached' if value <= wanted else 'missed'}"
+
+
+def verdict(wanted: str, reached: Sequence[tuple[str, bool]]) -> str:
+    """A sentence on what was wanted: by what it is reached, and by what missed; empty without either."""
+    if not reached:
+        return ""
+    missed = [name for name, is_reached in reached if not is_reached]
+    good = [name for name, is_reached in reached if is_reached]
+    parts = [f"reached by {', '.join(good)}"] * bool(good) + [f"missed by {', '.join(missed)}"] * bool(missed)
+    return f"Wanted: {wanted}; {'; '.join(parts)}."
+
+
 def size(num_parameters: int) -> str:
     """``100k``, ``10M``."""
     for unit, suffix in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
