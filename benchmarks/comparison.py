@@ -196,10 +196,16 @@ def is_measured(row: Row) -> bool:
 
 
 def columns_of(row: Row) -> list[str]:
-    """Ours, theirs and the ratio of a row with figures: medians of the blocks, with their spread."""
-    ours = [statistics.median(periods_s(one["ours"])) for one in row["blocks"]]
-    theirs = [statistics.median(one["theirs"]["rounds_s"]) for one in row["blocks"]]
-    return [spread(ours), spread(theirs), spread_of_times(row["ratios"])]
+    """Blocks of a row with figures; ours, theirs and the ratio: medians of the blocks, with their spread; of
+    one block the spread of its rounds, and none of the ratio.
+    """
+    blocks = row["blocks"]
+    ours = [periods_s(one["ours"]) for one in blocks]
+    theirs = [one["theirs"]["rounds_s"] for one in blocks]
+    if len(blocks) == 1:
+        return ["1", spread(ours[0]), spread(theirs[0]), times(row["ratios"][0])]
+    medians = (spread([statistics.median(one) for one in whose]) for whose in (ours, theirs))
+    return [str(len(blocks)), *medians, spread_of_times(row["ratios"])]
 
 
 def ours_s(row: Row) -> float:
@@ -221,7 +227,7 @@ def wins_of_peer(rows: Sequence[Row]) -> str:
     lost = [row for row in measured if statistics.median(row["ratios"]) < 1]
     if not lost:
         least = min(measured, key=lambda row: statistics.median(row["ratios"]))
-        factor = spread_of_times(least["ratios"])
+        factor = columns_of(least)[-1]
         return f"No peer's round was shorter in any cell measured; closest was {_named(least)}, {factor}."
     return "A peer's rounds were shorter in: " + ", ".join(_named(row) for row in lost) + "."
 

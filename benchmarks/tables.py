@@ -38,8 +38,10 @@ def times(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and, in brackets, least and most, in seconds."""
+    """Median and, in brackets, least and most, in seconds; of one value itself."""
     middle = seconds(statistics.median(values))
+    if len(values) == 1:
+        return middle
     return f"{middle} ({seconds(min(values))}–{seconds(max(values))})"
 
 
