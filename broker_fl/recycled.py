@@ -2,24 +2,42 @@
 
 glibc maps each block of more than 32 MiB anew and gives it back when it is freed, whatever its settings
 (``workers/memory.py``), and the kernel clears its pages first: with models of 40 MB that was half of the CPU
-time of embedded rounds. Smaller blocks are left to glibc.
+time of embedded rounds. On a virtual machine memory that was given back costs more still: the host takes it
+away, and to have it again took 3 s of CPU a gigabyte. Smaller blocks are left to glibc.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-LEAST_BYTES = 32 << 20
-KEPT_BYTES = 512 << 20
-"""At most, that are free and stay with the process. Larger models are mapped anew."""
+from broker_fl import machine
 
-_kept: list[npt.NDArray[np.uint8]] = []
+LEAST_BYTES = 32 << 20
+KEPT_BYTES = max(512 << 20, (machine.memory_bytes() or 0) // 8)
+"""At most, that are free and stay with the process. Larger models are mapped anew."""
+KEPT_S = 60.0
+"""What nobody has wanted for so long is given back: the job is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Free:
+    memory: npt.NDArray[np.uint8]
+    since: float
+
+
+_kept: list[_Free] = []
 _lock = threading.RLock()
-"""Of ``_kept``; a room may come back on the thread that holds it, when garbage is collected there."""
+"""Of ``_kept`` and ``_watch``; a room may come back on the thread that holds it, when garbage is collected
+there.
+"""
+_watch: threading.Timer | None = None
+"""Gives back what nobody wants; there is one while something is kept."""
 
 
 def empty(num_bytes: int) -> npt.NDArray[np.uint8]:
@@ -33,12 +51,38 @@ def empty(num_bytes: int) -> npt.NDArray[np.uint8]:
 
 def _taken(num_bytes: int) -> npt.NDArray[np.uint8]:
     with _lock:
-        for place, memory in enumerate(_kept):
-            if memory.nbytes == num_bytes:
-                return _kept.pop(place)
+        for place, free in enumerate(_kept):
+            if free.memory.nbytes == num_bytes:
+                return _kept.pop(place).memory
         if _kept:
             del _kept[0]  # models of that size may have gone out of use
     return np.empty(num_bytes, np.uint8)
+
+
+def _keep(memory: npt.NDArray[np.uint8]) -> None:
+    with _lock:
+        if sum(free.memory.nbytes for free in _kept) + memory.nbytes <= KEPT_BYTES:
+            _kept.append(_Free(memory, time.monotonic()))
+            _have_watched(KEPT_S)
+
+
+def _have_watched(seconds: float) -> None:
+    global _watch  # noqa: PLW0603 - of the process, as the memory is
+    if _watch is None:
+        _watch = threading.Timer(seconds, give_back)
+        _watch.daemon = True
+        _watch.start()
+
+
+def give_back() -> None:
+    """Have the system use again what has been free for ``KEPT_S``."""
+    global _watch  # noqa: PLW0603
+    with _lock:
+        now = time.monotonic()
+        _kept[:] = [free for free in _kept if now - free.since < KEPT_S]
+        _watch = None
+        if _kept:
+            _have_watched(KEPT_S - (now - _kept[0].since))
 
 
 class _Room:
@@ -53,6 +97,4 @@ class _Room:
         return self._memory.__array_interface__
 
     def __del__(self) -> None:
-        with _lock:
-            if sum(memory.nbytes for memory in _kept) + self._memory.nbytes <= KEPT_BYTES:
-                _kept.append(self._memory)
+        _keep(self._memory)

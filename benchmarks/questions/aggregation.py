@@ -23,7 +23,7 @@ from benchmarks.questions import Options, Question, Row
 from benchmarks.tables import table, times, verdict
 from broker_fl.aggregation import kernels
 from broker_fl.aggregation.looks import Look
-from broker_fl.aggregation.sums import STAGED_BYTES, WeightedSum
+from broker_fl.aggregation.sums import HANDED_UPDATES, STAGED_BYTES, WeightedSum, handed_room
 from broker_fl.model import Array, Model, ModelSpec
 from broker_fl.wire.chunks import Assembly, Chunk, cut
 
@@ -62,8 +62,9 @@ FUSED = "C++ and OpenMP, all updates in one pass"
 FUSED_CHECKED = "C++ and OpenMP, all updates in one pass, checked"
 NAMES = {
     OURS: "each update is checked (shapes, weight, every value finite, no overflow) and folded; then divided",
-    TOGETHER: "checked one by one, in a pass that only reads; folded as many in a pass as may wait for it "
-    f"({STAGED_BYTES >> 20} MiB of updates at most, so that larger ones are folded one by one)",
+    TOGETHER: "checked one by one, in a pass that only reads; folded as many in a pass as may wait for it: "
+    f"{HANDED_UPDATES} of large ones that were handed over within the process, as here; of a broker's as "
+    f"many as {STAGED_BYTES >> 20} MiB hold, so that larger ones are folded one by one",
     ARRIVED: "as in the controller: each piece of 1 MiB was looked at when it came, which is not in this row "
     "but in the next",
     WITH_LOOK: "the time of the row above, and that of the look: the difference of the last two rows, which "
@@ -211,7 +212,7 @@ def _ours(updates: Sequence[Model], weights: Array) -> float:
 def _together(updates: Sequence[Model], weights: Array, magnitudes: Sequence[list[float] | None]) -> float:
     total = WeightedSum(updates[0].spec)
     for update, weight, found in zip(updates, weights, magnitudes, strict=True):
-        total.add(update, float(weight), magnitudes=found, lasting=True)
+        total.add(update, float(weight), magnitudes=found, room=handed_room(total.spec))
     return float(plain_sums.flat(total.mean())[-1])
 
 

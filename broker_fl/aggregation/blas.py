@@ -34,6 +34,8 @@ _NAMES = (
 _KINDS = {"float32": ("s", ctypes.c_float), "float64": ("d", ctypes.c_double)}
 _MAX_ELEMENTS = 1 << 30
 """In one call: sizes fit into 32 bits."""
+_FEW_ELEMENTS = 1 << 12
+"""Are added in a microsecond, with Python's lock kept: to have it back from a busy thread can take 5 ms."""
 _TRIED = 131
 """Elements: a few of the widest registers, and a rest."""
 
@@ -77,20 +79,30 @@ def adder(total: Array, values: Array, weight: float) -> Callable[[slice], None]
 def _functions() -> Mapping[str, Axpby]:
     """By the name of the type; those that were found and do add."""
     with suppress(ImportError, OSError, AttributeError):
-        library = ctypes.CDLL(import_module("numpy.linalg._umath_linalg").__file__)
-        found = {kind: _function(library, *letter_and_type) for kind, letter_and_type in _KINDS.items()}
+        path = import_module("numpy.linalg._umath_linalg").__file__
+        found = {kind: _function(path, *letter_and_type) for kind, letter_and_type in _KINDS.items()}
         return {kind: axpby for kind, axpby in found.items() if axpby is not None and _adds(axpby, kind)}
     return {}
 
 
-def _function(library: ctypes.CDLL, letter: str, real: type[Any]) -> Axpby | None:
-    for name, integer in _NAMES:
-        if (function := getattr(library, name.format(letter), None)) is None:
-            continue
-        function.argtypes = (integer, real, ctypes.c_void_p, integer, real, ctypes.c_void_p, integer)
-        function.restype = None
-        return lambda a, x, y, count, call=function: call(count, a, x, 1, 1.0, y, 1)  # type: ignore[misc]
+def _function(path: str | None, letter: str, real: type[Any]) -> Axpby | None:
+    letting_go, keeping = ctypes.CDLL(path), ctypes.PyDLL(path)
+    for template, integer in _NAMES:
+        name = template.format(letter)
+        if getattr(letting_go, name, None) is not None:
+            types = (integer, real, ctypes.c_void_p, integer, real, ctypes.c_void_p, integer)
+            return _choosing(getattr(letting_go, name), getattr(keeping, name), types)
     return None
+
+
+def _choosing(many: Any, few: Any, types: tuple[type[Any], ...]) -> Axpby:
+    for function in (many, few):
+        function.argtypes, function.restype = types, None
+
+    def axpby(a: float, x: int, y: int, count: int) -> None:
+        (many if count > _FEW_ELEMENTS else few)(count, a, x, 1, 1.0, y, 1)
+
+    return axpby
 
 
 def _adds(axpby: Axpby, kind: str) -> bool:

@@ -12,7 +12,7 @@ its proximal term is the learners' matter (``frameworks/proximal.py``).
 
 from __future__ import annotations
 
-from broker_fl.aggregation.sums import WeightedSum
+from broker_fl.aggregation.sums import STAGED_BYTES, WeightedSum, handed_room
 from broker_fl.aggregation.weighting import Weighting, weight_of
 from broker_fl.interfaces import Combined, Contribution, Given
 from broker_fl.model import Model, ModelSpec
@@ -49,7 +49,8 @@ class FedAvgRound:
             UpdateRefused: no weight, another spec, or values that are not finite; the sum is unchanged.
         """
         weight = weight_of(contribution, self._weighting)
-        self._sum.add(contribution.model, weight, magnitudes=contribution.magnitudes, lasting=True)
+        room = handed_room(contribution.model.spec) if contribution.handed else STAGED_BYTES
+        self._sum.add(contribution.model, weight, magnitudes=contribution.magnitudes, room=room)
         return weight
 
     def fold_sum(self, total: Model, weight: float) -> None:
@@ -59,7 +60,7 @@ class FedAvgRound:
         Raises:
             UpdateRefused: another spec, no weight, or values that are not finite; the sum is unchanged.
         """
-        self._sum.add_sum(total, weight, lasting=True)
+        self._sum.add_sum(total, weight, room=STAGED_BYTES)
 
     def settle(self) -> None:
         """Add what waits for others: there is time for it now."""

@@ -108,6 +108,12 @@ def _divider(total: Array, divisor: float, out: Array) -> Work:
     return quotient
 
 
+FEW_ELEMENTS = 500
+"""NumPy's simple operations keep Python's lock for so few, its dot product never does: to have the lock back
+from a busy thread can take 5 ms.
+"""
+
+
 def magnitude(values: Array) -> float:
     """A bound of the absolute values: their Euclidean norm, or the largest where the norm overflows.
 
@@ -123,6 +129,9 @@ def magnitude(values: Array) -> float:
 
 def squares(values: Array) -> float:
     """The sum of the squares of float32 or float64, which may overflow; that of BLAS stays on one core."""
+    if values.size <= FEW_ELEMENTS:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(np.add.reduce(values * values))
     sums: list[float] = []
 
     def dot(part: slice) -> None:

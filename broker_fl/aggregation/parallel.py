@@ -47,6 +47,10 @@ def in_parts(num_elements: int, work: Callable[[slice], None]) -> None:
 
 def _share_out(num_elements: int, work: Callable[[slice], None], size: int) -> None:
     """Whoever is free takes the next part; nobody waits for a core that is busy with something else."""
+    if num_elements <= size:
+        if num_elements:
+            work(slice(0, num_elements))
+        return
     starts = iter(range(0, num_elements, size))  # two threads never get the same element of a range
 
     def take() -> None:

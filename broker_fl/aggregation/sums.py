@@ -2,7 +2,8 @@
 
 It is exact whoever drops out, and sums of sums compose.
 
-Element types: float16, bfloat16 and float32 are summed in float32, everything else in float64. Integer and
+Element types: float16, bfloat16 and float32 are summed in float32 (many of them in float64, ``WIDE_FROM``),
+everything else in float64. Integer and
 boolean tensors (counters, masks) become their weighted mean, rounded to the nearest integer, ties to even; a
 boolean becomes the weighted majority, a tie False.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from broker_fl import machine
 from broker_fl.aggregation import kernels
 from broker_fl.errors import AggregationError, UpdateRefused
 from broker_fl.model import DTYPES, Array, Model, ModelSpec, Run, TensorSpec
@@ -29,6 +31,18 @@ SUM_DTYPE: dict[str, type[np.floating[Any]]] = {
 
 STAGED_BYTES = 128 << 20
 """Of updates that wait to be added together, at most. So large ones wait for no other."""
+HANDED_UPDATES = 3
+"""Of updates that were handed over within the process, which take no memory of their own, so many may wait
+whatever their size: each pass then reads and writes the sum for two fifths of what it moves.
+"""
+HANDED_SHARE = 8
+"""As long as they are not more than this part of the machine's memory."""
+WIDE_FROM = 64
+"""Updates from which on a sum of float32 goes on in float64. Each addition rounds by half of a float32's last
+place; those of one learner hide that, ten thousand nearly equal updates add up to 1e-4 of the mean.
+"""
+WIDE_BYTES = 64 << 20
+"""Larger models stay in float32: their sum would need the room of two more."""
 STAGED_UPDATES = 8
 """That wait, at most: the sum is then read and written for a quarter of what its updates are, and a round's
 last update does not wait for long until the others are added.
@@ -36,8 +50,8 @@ last update does not wait for long until the others are added.
 
 
 class WeightedSum:
-    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum, and what was
-    ``lasting`` when it was added.
+    """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum, and what there was
+    ``room`` for when it was added.
 
     Where that is the model's own type, the sum is where the mean will be.
     """
@@ -47,6 +61,7 @@ class WeightedSum:
         self.total_weight = 0.0
         self._result: Model | None = None
         self._totals: list[Array] | None = None
+        self._num_added = 0
         self._bounds = [0.0 for _ in spec.runs]
         """Of each run's sum: no element of it is larger than this."""
         self._staged: list[tuple[Sequence[Array], float]] = []
@@ -59,7 +74,7 @@ class WeightedSum:
         weight: float,
         *,
         magnitudes: Sequence[float] | None = None,
-        lasting: bool = False,
+        room: int = 0,
     ) -> None:
         """Take one model in.
 
@@ -67,8 +82,8 @@ class WeightedSum:
             model: of this spec.
             weight: positive and finite.
             magnitudes: of the model's runs, where they are known (``looks.py``).
-            lasting: nobody will write to the model any more. Its addition may wait for ``settle``, so that
-                several updates are added in one pass; to the last bit the sum is the same.
+            room: how many bytes of models may wait for ``settle`` with this one, to which nobody writes any
+                more, so that several are added in one pass; to the last bit the sum is the same.
 
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
@@ -77,16 +92,25 @@ class WeightedSum:
         magnitudes = check_addable(self.spec, model, weight, magnitudes)
         self._bounds = self._bounds_with(model, weight, magnitudes)
         self.total_weight += weight
-        self._stage([model.run(run) for run in self.spec.runs], weight, lasting=lasting)
+        self._stage([model.run(run) for run in self.spec.runs], weight, room)
 
-    def _stage(self, values: Sequence[Array], weight: float, *, lasting: bool) -> None:
+    def _stage(self, values: Sequence[Array], weight: float, room: int) -> None:
+        self._num_added += 1
+        if self._num_added == WIDE_FROM and self.spec.num_bytes <= WIDE_BYTES:
+            self._widen()
         num_bytes = sum(array.nbytes for array in values)
-        if len(self._staged) >= STAGED_UPDATES or self._staged_bytes + num_bytes > STAGED_BYTES:
+        if len(self._staged) >= STAGED_UPDATES or self._staged_bytes + num_bytes > room:
             self.settle()
         self._staged.append((values, weight))
         self._staged_bytes += num_bytes
-        if not lasting or num_bytes > STAGED_BYTES:
+        if num_bytes > room:
             self.settle()
+
+    def _widen(self) -> None:
+        """Go on in float64."""
+        self.settle()
+        self._totals = [total.astype(np.float64) for total in self._totals or self._begun()]
+        self._result = None
 
     def settle(self) -> None:
         """Add what waits; its memory is not needed any more."""
@@ -126,9 +150,9 @@ class WeightedSum:
             bounds.append(grown)
         return bounds
 
-    def add_sum(self, total: Model, weight: float, *, lasting: bool = False) -> None:
-        """Take in ``Σ wⱼ xⱼ`` of others, as ``total`` gives it; ``weight`` is their ``Σ wⱼ``. ``lasting`` as
-        in ``add``.
+    def add_sum(self, total: Model, weight: float, *, room: int = 0) -> None:
+        """Take in ``Σ wⱼ xⱼ`` of others, as ``total`` gives it; ``weight`` is their ``Σ wⱼ``. ``room`` as in
+        ``add``.
 
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
@@ -137,7 +161,7 @@ class WeightedSum:
         check_addable(sum_spec(self.spec), total, weight)
         self._bounds = self._bounds_with_sum(total)
         self.total_weight += weight
-        self._stage(list(total.values()), 1.0, lasting=lasting)
+        self._stage(list(total.values()), 1.0, room)
 
     def _bounds_with_sum(self, total: Model) -> list[float]:
         bounds = []
@@ -161,7 +185,11 @@ class WeightedSum:
         if self._totals is None:
             raise AggregationError("no update was folded, so there is no sum")
         totals, self._totals, self._result = self._totals, None, None
-        return Model.of(dict(zip(_names(self.spec), totals, strict=True)), sum_spec(self.spec))
+        narrow = [
+            total.astype(sum_dtype(run), copy=False)
+            for run, total in zip(self.spec.runs, totals, strict=True)
+        ]
+        return Model.of(dict(zip(_names(self.spec), narrow, strict=True)), sum_spec(self.spec))
 
     def mean(self) -> Model:
         """``Σ wᵢ xᵢ / Σ wᵢ``; the sum is used up.
@@ -172,9 +200,10 @@ class WeightedSum:
         if self._totals is None and not self._staged:
             raise AggregationError("no update was folded, so there is nothing to average")
         totals, self._totals = self._fold(self.total_weight), None
-        result, self._result = self._result or Model.blank(self.spec), None
+        is_there, result, self._result = self._result is not None, self._result, None
+        result = result or Model.blank(self.spec)
         for run, total, bound in zip(self.spec.runs, totals, self._bounds, strict=True):
-            if not _in_place(run):
+            if not (is_there and _in_place(run)):
                 write_mean(result.run(run), total)
             if not self._is_finite(result.run(run), bound):
                 raise AggregationError(f"the mean of the updates overflows {run.dtype}")
@@ -187,6 +216,12 @@ class WeightedSum:
             if bound < limit / 2 and bound / self.total_weight < limit / 2:
                 return True
         return kernels.all_finite(mean)
+
+
+def handed_room(spec: ModelSpec) -> int:
+    """Bytes of updates that were handed over within this process and may wait to be added together."""
+    machine_share = (machine.memory_bytes() or 0) // HANDED_SHARE
+    return max(STAGED_BYTES, min(HANDED_UPDATES * spec.num_bytes, machine_share))
 
 
 @lru_cache(maxsize=64)

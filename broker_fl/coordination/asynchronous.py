@@ -50,8 +50,7 @@ class AsynchronousJob(Job):
         self._last: dict[str, tuple[int, int]] = {}
         """Round and attempt of each learner's newest task."""
         self._due: deque[tuple[float, str, TaskRef]] = deque()
-        target = state.spec.termination.target
-        self._evaluations = RunningEvaluation(target.metric if target is not None else None)
+        self._evaluations = RunningEvaluation(state.spec.termination.target)
 
     # ------------------------------------------------------------ giving tasks
 

@@ -86,6 +86,18 @@ class LatestMean:
         """Of each metric over the learners that report it, correctly rounded."""
         return {name: total / (self._weights[name] << _SHIFT) for name, total in self._sums.items()}
 
+    def reaches_without_any_one(self, name: str, value: float, sign: int) -> bool:
+        """Whether the mean of this metric is at least ``value`` (``sign`` 1) or at most (-1), whichever one
+        learner is left out: ``target.py``, without rounding. One learner alone decides.
+        """
+        line = _whole(value)
+        excesses = [
+            sign * (products[name] - weight * line)
+            for products, weight in self._latest.values()
+            if name in products
+        ]
+        return len(excesses) < 2 or sum(excesses) >= max(excesses)
+
 
 _SHIFT = 1074
 """The smallest float64 is ``2**-1074``."""

@@ -140,23 +140,23 @@ class Dispatch:
 
     def release(self, name: str, now: float) -> s.Actions:
         """A learner or a group will never upload: others may begin."""
-        return self._grant(self.uploads.release(name, now, self._until(now)))
+        return self._grant(self.uploads.release(name, now, self._until(now)), now)
 
     def delivered(self, name: str, now: float) -> s.Actions:
         """A learner or a group has uploaded: others may begin."""
-        return self._grant(self.uploads.delivered(name, now, self._until(now)))
+        return self._grant(self.uploads.delivered(name, now, self._until(now)), now)
 
     def ready(self, name: str, now: float) -> s.Actions:
         """A learner or a group has something to upload."""
-        return self._grant(self.uploads.add(name, now, self._until(now)))
+        return self._grant(self.uploads.add(name, now, self._until(now)), now)
 
     def pass_on(self, name: str, now: float) -> s.Actions:
         """A learner or a group does not use its turn: it is asked again after all others."""
-        return self._grant(self.uploads.pass_on(name, now, self._until(now)))
+        return self._grant(self.uploads.pass_on(name, now, self._until(now)), now)
 
     def pass_on_overdue(self, now: float) -> s.Actions:
         """Somebody waits: whose time for uploading is over goes on after it."""
-        return self._grant(self.uploads.pass_on_overdue(now, self._until(now)))
+        return self._grant(self.uploads.pass_on_overdue(now, self._until(now)), now)
 
     def is_held_up(self, learner: str) -> bool:
         """Whether a member, or its group, has to wait for others with what it has to upload."""
@@ -171,14 +171,18 @@ class Dispatch:
             return state.deadline_at
         return now + deadline_s
 
-    def _grant(self, names: Iterable[str]) -> s.Actions:
-        """Ask these learners and groups for the updates that they hold."""
+    def _grant(self, names: Iterable[str], now: float) -> s.Actions:
+        """Ask these learners and groups for the updates that they hold; how long they have waited is not held
+        against them.
+        """
         cohort = self._state.cohort
         actions: s.Actions = []
         for name in names:
-            if name in cohort.groups:
+            if (held := cohort.groups.get(name)) is not None:
+                held.changed_at = now
                 actions += [s.RequestUpload(name, task) for task in self.unfolded(name)]
             elif (part := cohort.get(name)) is not None:
+                part.changed_at = now
                 actions.append(s.RequestUpload(name, self.ref(part)))
         return actions
 

@@ -54,6 +54,15 @@ class GroupJob(Job):
             and len(self._awaited(share)) == len(share.learners)
         )
 
+    def awaits(self, group: str, task: TaskRef) -> bool:
+        """Whether a result of the group for this task may still count."""
+        return self.state.phase in _AT_WORK and any(
+            part.group == group
+            and (part.round, part.attempt) == (task.round, task.attempt)
+            and part.status not in _CLOSED
+            for part in self.state.cohort.values()
+        )
+
     # ------------------------------------------------------------ who is there
 
     def _group_up(self, signal: s.GroupUp, now: float) -> Actions:

@@ -22,6 +22,7 @@ from broker_fl.coordination.membership import Membership
 from broker_fl.coordination.selection import make_selector
 from broker_fl.coordination.signals import Actions
 from broker_fl.coordination.state import JobState, Phase
+from broker_fl.coordination.target import is_reached_without_any_one, reports_of
 from broker_fl.errors import AppError
 from broker_fl.interfaces import Extensions, Member
 from broker_fl.wire import events as e
@@ -142,7 +143,7 @@ class RoundsJob(GroupJob):
         evaluated = outcomes.note_evaluation(self.state)
         actions += evaluated
         state.deadline_at = state.waiting_since = None
-        if evaluated and (reached := self._life.target_reached()) is not None:
+        if evaluated and (reached := self._target_reached()) is not None:
             return actions + self._finish("done", reached, now)
         if evaluated and state.version == 0 and (unknown := self._target_unknown()) is not None:
             return actions + self._finish("failed", unknown, now)
@@ -150,6 +151,17 @@ class RoundsJob(GroupJob):
             return actions + self._finish("done", state.ending, now)
         state.phase = Phase.COMMITTING
         return [*actions, s.Commit(state.version + 1)]
+
+    def _target_reached(self) -> str | None:
+        """How the target was reached, and not by one party alone; None if it was not.
+
+        A round closes with its quorum, so as many have reported, but for those that evaluate nothing.
+        """
+        reached, target = self._life.target_reached(), self.state.spec.termination.target
+        if reached is None or target is None:
+            return None
+        reports = reports_of(self.state.cohort, target.metric)
+        return reached if is_reached_without_any_one(target, reports) else None
 
     def _target_unknown(self) -> str | None:
         """Why the target can never be reached; None if it can."""

@@ -9,15 +9,17 @@ from broker_fl.coordination.averaging import LatestMean
 from broker_fl.coordination.life import Life
 from broker_fl.coordination.state import JobState
 from broker_fl.wire import events as e
+from broker_fl.wire.job import MetricTarget
 from broker_fl.wire.messages import Result
 
 
 class RunningEvaluation:
     """What learners last found out."""
 
-    def __init__(self, target: str | None) -> None:
-        """``target``: the metric that the job's end may depend on."""
+    def __init__(self, target: MetricTarget | None) -> None:
+        """``target``: what the job's end may depend on."""
         self._target = target
+        self._metric = None if target is None else target.metric
         self._has_target = False
         self._latest = LatestMean()
         self._version = -1
@@ -31,7 +33,7 @@ class RunningEvaluation:
             self._mute.add(result.learner)
         else:
             self._mute.discard(result.learner)
-            self._has_target = self._has_target or self._target in result.evaluation  # be it NaN
+            self._has_target = self._has_target or self._metric in result.evaluation  # be it NaN
             self._latest.add(result.learner, result.evaluation, result.evaluation_examples or 1)
             self._version = max(self._version, result.task.round)
 
@@ -41,10 +43,14 @@ class RunningEvaluation:
 
     def target_reached(self, life: Life, learners: Callable[[], Iterable[str]]) -> str | None:
         """How the job's target was reached; None if it was not, or not all ``learners`` have evaluated: the
-        first few may be the lucky ones. Who delivers without a metric is not waited for.
+        first few may be the lucky ones. Who delivers without a metric is not waited for. Nor is it reached by
+        one learner alone, if others report the metric.
         """
-        reached = life.target_reached()
-        return reached if reached is not None and self._is_of_all(learners()) else None
+        reached, target = life.target_reached(), self._target
+        if reached is None or target is None or not self._is_of_all(learners()):
+            return None
+        sign = 1 if target.mode == "max" else -1
+        return reached if self._latest.reaches_without_any_one(target.metric, target.value, sign) else None
 
     def target_unknown(self, life: Life, learners: Callable[[], Iterable[str]]) -> str | None:
         """Why the target can never be reached; None if it can, or not all ``learners`` have evaluated."""

@@ -33,6 +33,8 @@ class Contribution:
     """Where the values were looked at as they arrived, and all are finite: of each of the model's runs, what
     no absolute value exceeds.
     """
+    handed: bool = False
+    """Whether ``model`` is the learner's own memory, handed over within the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

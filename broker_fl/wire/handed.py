@@ -13,10 +13,14 @@ from broker_fl.errors import FrameRefused
 from broker_fl.model import Array
 from broker_fl.wire.chunks import NO_CHECKSUM
 from broker_fl.wire.frames import MAX_CHUNK_BYTES, pack_chunk
-from broker_fl.wire.messages import Message, ModelChunk, UpdateChunk
+from broker_fl.wire.messages import EventBatch, Events, Message, ModelChunk, UpdateChunk
 
 WHOLE: dict[str, Any] = {"index": 0, "count": 1, "checksum": NO_CHECKSUM}
 """Fields of a chunk that is a whole buffer."""
+MESSAGE_BYTES = 1 << 10
+"""That a message without a buffer counts in a queue; what it takes is not worth packing it."""
+MAX_COUNTED_BYTES = 1 << 30
+"""Less than a queue of models may hold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +37,15 @@ class Handed:
         return cls(chunk, buffer.data.toreadonly())
 
     def __len__(self) -> int:
-        """What it takes in a queue: nothing, since what it refers to is there anyway."""
-        return 0
+        """What it counts in a queue, in bytes: about as much as its body would, since what waits there is
+        what keeps its buffer alive. At most ``MAX_COUNTED_BYTES``, so that none is too large for a queue.
+        """
+        message, payload = self.message, self.payload
+        if payload is not None:
+            return min(MESSAGE_BYTES + len(payload), MAX_COUNTED_BYTES)
+        if isinstance(message, EventBatch | Events):
+            return MESSAGE_BYTES + sum(map(len, message.events))
+        return MESSAGE_BYTES
 
     def pack(self) -> bytes:
         """The body of an AMQP message that says the same, for a dead letter or whoever reads bytes; of a

@@ -40,7 +40,9 @@ Patterns = Annotated[
 
 
 class MetricTarget(Setting):
-    """Stop when the federation's mean of an evaluation metric reaches a value."""
+    """Stop when the federation's mean of an evaluation metric reaches a value, also without any one learner's
+    report.
+    """
 
     metric: Name
     value: float

@@ -18,7 +18,7 @@ import numpy as np
 from broker_fl.model import DTYPES, Model
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import checksum, cut
-from broker_fl.wire.encodings import ENCODINGS
+from broker_fl.wire.encodings import ENCODINGS, encoding
 from broker_fl.wire.examples import PAYLOAD, TASK, crc32, examples
 from broker_fl.wire.frames import MAX_BODY_BYTES, pack_chunk
 from broker_fl.wire.vectors_coarse import Json, base64_of, coarse, invalid_encoded
@@ -32,7 +32,9 @@ def vectors() -> dict[str, Any]:
         "valid.json": [_valid(name, message) for name, message in examples().items()],
         "invalid.json": [_invalid(name, body, reason) for name, (body, reason) in invalid_frames().items()],
         "invalid_manifests.json": invalid_manifests(),
-        "models.json": [_model(name, model) for name, model in models().items()],
+        "models.json": [
+            _model(name, model, ["b", "d"] if name == "buffers" else []) for name, model in models().items()
+        ],
         "coarse.json": coarse(),
         "invalid_encoded.json": invalid_encoded(),
         "invalid_chunks.json": invalid_chunks(),
@@ -180,6 +182,14 @@ def models() -> dict[str, Model]:
                 "d": np.array([[1.0, 2.0]], np.float32),
             }
         ),
+        "buffers": Model.of(
+            {
+                "a": np.array([1 / 3], np.float32),
+                "b": np.array([1e6, 1e-9], np.float32),
+                "c": np.array([1 / 3], np.float64),
+                "d": np.array(1e300),
+            }
+        ),
         "an empty tensor that aligns": Model.of(
             {"a": np.array(1, np.int8), "none": np.zeros(0), "b": np.array(2, np.int8)}
         ),
@@ -192,12 +202,14 @@ def models() -> dict[str, Model]:
     }
 
 
-def _model(name: str, model: Model) -> Json:
+def _model(name: str, model: Model, buffers: list[str]) -> Json:
+    names = [key for key, one in ENCODINGS.items() if not one.coarse]
     with np.errstate(all="ignore"):
-        encoded = {key: one.encode(model) for key, one in ENCODINGS.items() if not one.coarse}
+        encoded = {key: encoding(key, buffers).encode(model) for key in names}
     return {
         "name": name,
         "spec": model.spec.to_wire(),
+        "buffers": buffers,
         "spec_msgpack": base64_of(msgpack.packb(model.spec.to_wire())),
         "offsets": model.spec.offsets,
         "num_bytes": model.spec.num_bytes,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +15,8 @@ SIZE = recycled.LEAST_BYTES
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
+def little_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(recycled, "KEPT_BYTES", 8 * SIZE)
     recycled._kept.clear()
     yield
     recycled._kept.clear()
@@ -30,7 +33,7 @@ def test_memory_comes_back_only_when_the_last_view_of_it_is_gone() -> None:
     del view
     assert recycled.empty(SIZE).ctypes.data != address
     del words
-    recycled._kept[:] = [one for one in recycled._kept if one.ctypes.data == address]
+    recycled._kept[:] = [free for free in recycled._kept if free.memory.ctypes.data == address]
     assert recycled.empty(SIZE).ctypes.data == address
 
 
@@ -48,9 +51,27 @@ def test_what_is_kept_is_limited_and_other_sizes_make_room() -> None:
     kept = len(recycled._kept)
     assert kept * SIZE == recycled.KEPT_BYTES
     recycled.empty(SIZE + 1)
-    assert [one.nbytes for one in recycled._kept].count(SIZE) == kept - 1
+    assert [free.memory.nbytes for free in recycled._kept].count(SIZE) == kept - 1
     before = len(recycled._kept)
     for num_bytes in (0, 10, SIZE - 1, recycled.KEPT_BYTES + 1):
         assert recycled.empty(num_bytes).nbytes == num_bytes
     assert len(recycled._kept) == before
     assert recycled.empty(SIZE).dtype == np.uint8
+
+
+def test_what_nobody_wants_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycled, "KEPT_S", 0.05)
+    monkeypatch.setattr(recycled, "_watch", None)
+    given_back = threading.Event()
+    array = recycled.empty(SIZE)
+    weakref.finalize(array.base._memory, given_back.set)  # type: ignore[union-attr]
+    del array
+    assert given_back.wait(10)
+
+
+def test_what_is_wanted_soon_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycled, "_watch", None)
+    recycled.empty(SIZE)
+    recycled.give_back()
+    assert len(recycled._kept) == 1
+    assert recycled._watch is not None

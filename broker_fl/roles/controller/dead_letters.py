@@ -45,10 +45,12 @@ class DeadLetters:
         log.warning("refused a message from %s with key %s: %s", queue, delivery.routing_key, reason)
         names = {topology.reports: "reports", topology.control: "control"}
         services.observer.refused(names.get(queue, "inbox"))
-        payload = memoryview(delivery.body)[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
+        body = memoryview(delivery.body)
+        payload = body[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         if self._takes_too_much(delivery, len(payload)):
             payload = payload[:BEGINNING_BYTES]
-            reason = f"{text(reason)[:1000]} (of {len(delivery.body)} bytes {len(payload)} are kept)"
+            reason = f"{text(reason)[:1000]} (of {len(body)} bytes {len(payload)} are kept)"
+        is_cut = len(payload) < len(body)
         header = DeadLetter(
             source=queue,
             routing_key=text(delivery.routing_key),
@@ -56,10 +58,11 @@ class DeadLetters:
             time_s=services.clock.now(),
             user=text(delivery.user or ""),
             needs_account=self._needs_account,
+            num_bytes=len(body) if is_cut else 0,
         )
-        body = pack_chunk(header.KIND, header.model_dump(), payload)
+        letter = pack_chunk(header.KIND, header.model_dump(), payload)
         services.sender.post(
-            lambda: services.transport.publish(topology.tasks, [topology.DEAD], body, persistent=True)
+            lambda: services.transport.publish(topology.tasks, [topology.DEAD], letter, persistent=True)
         )
 
     def _takes_too_much(self, delivery: Delivery, num_bytes: int) -> bool:

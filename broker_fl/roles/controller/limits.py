@@ -36,6 +36,11 @@ FORGOTTEN = Rate(10.0, 100.0)
 """Tasks of jobs that have ended, which a learner is told to let go of; it names the rest again."""
 WRITTEN_DOWN = Rate(2.0, 200.0)
 """Requests that go into the audit log, which is never cut."""
+READS = Rate(40.0, 1_000.0)
+"""Requests that change nothing and are not written down: one, and one more for each ``READ_BYTES`` of the
+answer.
+"""
+READ_BYTES = 64 << 10
 
 MAX_WAITING_BYTES = 64 << 20
 """Of one account's reports and requests that were fetched and not handled yet, as while the store is away: a
@@ -66,6 +71,10 @@ class RateLimit:
             return False
         bucket.tokens -= num
         return True
+
+    def spend(self, name: str, now: float, num: int) -> None:
+        """Count ``num`` more, also if those are too many: the account waits longer then."""
+        self._filled(name, now).tokens -= num
 
     def has_left(self, name: str, now: float) -> bool:
         """Whether the account is below its limit; if not, that is counted as one more that was dropped."""

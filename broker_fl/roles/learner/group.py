@@ -135,7 +135,7 @@ class Group:
         incoming = self._models.get(task.task.job)
         if incoming is None or incoming.manifest != task.model:
             incoming = self._models[task.task.job] = IncomingModel(
-                task.model, self._services.settings.max_model_bytes, self._runtime
+                task.model, self._services.settings.max_model_bytes, self._runtime, task.buffers
             )
         return incoming
 
@@ -254,20 +254,28 @@ class Group:
     def _work(self) -> None:
         """On a worker's thread: one learner after the other, until nobody waits."""
         while (held := self._next()) is not None:
-            began, task = self._runtime.steady_s(), held.task.task
-            outcome: WorkOutcome = "cancelled"
             try:
-                with about(job=task.job, round=task.round, learner=held.learner):
-                    outcome = "finished" if held.whole.work(held, self._made(held)) else "failed"
-            except TaskCancelled:
-                log.debug("learner %s of group %s stopped working", held.learner, self.id)
-            self._services.observer.worked(outcome, self._runtime.steady_s() - began)
+                self._work_on(held)
+            except Exception:  # the worker has others to work on
+                log.exception("group %s failed at learner %s", self.id, held.learner)
+        self._services.on_idle()
+
+    def _work_on(self, held: MemberTask) -> None:
+        began, task = self._runtime.steady_s(), held.task.task
+        outcome: WorkOutcome = "failed"
+        try:
+            with about(job=task.job, round=task.round, learner=held.learner):
+                outcome = "finished" if held.whole.work(held, self._made(held)) else "failed"
+        except TaskCancelled:
+            outcome = "cancelled"
+            log.debug("learner %s of group %s stopped working", held.learner, self.id)
+        finally:
             with self._lock:
                 self._busy.discard(held.learner)
             share = held.whole.worked(self._runtime.steady_s() - began)
             if share is not None:
                 self._send(held.whole, share, False)
-        self._services.on_idle()
+        self._services.observer.worked(outcome, self._runtime.steady_s() - began)
 
     def _made(self, held: MemberTask) -> Callable[[], Learner]:
         def made() -> Learner:

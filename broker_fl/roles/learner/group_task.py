@@ -7,6 +7,7 @@ comes near.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from broker_fl.roles.learner.tasks import NUM_EXAMPLES, Context, check_update, c
 from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.wire.messages import Task, TaskStatus
 
+log = logging.getLogger(__name__)
 SHARE_BEFORE_DEADLINE = 0.8
 """Of a task's deadline: then what is done is sent, so that a slow learner does not cost the others their
 round.
@@ -133,10 +135,11 @@ class GroupTask:
             metrics=checked_metrics(update.metrics, "train") if update is not None else {},
             evaluation_examples=max(0, int(evaluation.pop(NUM_EXAMPLES, 0))),
             evaluation=evaluation,
-            queue_s=started - self._began,
+            queue_s=max(0.0, started - self._began),
             evaluate_s=evaluated - started if task.evaluate else 0.0,
             train_s=self._runtime.steady_s() - evaluated if task.train else 0.0,
         )
+        done.check(task.task)
         # Arrays of its own are copied: other learners of the group may write to them at the same time.
         model = Model.of(update.model, lent.spec, lent.buffer) if update is not None else None
         return done, model
@@ -144,6 +147,7 @@ class GroupTask:
     def _fold(self, done: Done, model: Model | None, task: Task) -> None:
         """Add an update to the sum, if it would count by itself."""
         with self.lock:
+            weight = 0.0
             if model is not None:
                 steps = task.parameters.get("steps")
                 if (problem := problem_of_training(done.metrics, done.num_steps, None, steps)) is not None:
@@ -154,8 +158,8 @@ class GroupTask:
                     num_examples=done.num_examples,
                     num_steps=done.num_steps,
                 )
-                self._open.total.add(model, weight_of(contribution, task.weighting))
-            self._open.done.append(done)
+                weight = weight_of(contribution, task.weighting)
+            self._open.add(done, model, weight)
 
     def worked(self, seconds: float) -> FinishedShare | None:
         """A learner's turn is over; the share that became complete by it, or is due, comes back."""
@@ -191,12 +195,17 @@ class GroupTask:
             return self._finish()
 
     def _finish(self) -> FinishedShare | None:
-        """Close the open share."""
+        """Close the open share. If that fails, so have its learners: the group goes on."""
         if not len(self._open) or self.cancelled:
             return None
         opened, self._open = self._open, OpenShare(WeightedSum(self.incoming.spec))
         name = self._runtime.unique()[:16]
-        share = opened.close(name, self.group, self.newest, self.incoming.receive_s)
+        try:
+            share = opened.close(name, self.group, self.newest, self.incoming.receive_s)
+        except Exception as error:
+            log.exception("group %s cannot send what came of task %s", self.group, self.newest.task)
+            failed = opened.all_failed(f"the group's share could not be made: {describe(error)}")
+            share = failed.close(name, self.group, self.newest, self.incoming.receive_s)
         self.shares.append(share)
         return share
 

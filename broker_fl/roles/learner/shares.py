@@ -8,13 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker_fl.aggregation.sums import WeightedSum
+from broker_fl.errors import UpdateRefused
 from broker_fl.interfaces import Transport
-from broker_fl.model import Array
+from broker_fl.model import Array, Model
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire.chunks import cut
 from broker_fl.wire.encodings import encoding
+from broker_fl.wire.fields import MAX_METRICS
 from broker_fl.wire.frames import pack_chunk
-from broker_fl.wire.messages import GroupResult, Task, UpdateChunk, UpdateManifest
+from broker_fl.wire.messages import (
+    GroupResult,
+    Result,
+    Task,
+    TaskRef,
+    Timings,
+    UpdateChunk,
+    UpdateManifest,
+)
 
 PAGE_BYTES = 1_000_000
 """About what a page of a result takes."""
@@ -24,7 +34,7 @@ _VALUE_BYTES = 10
 
 @dataclass(slots=True)
 class Done:
-    """What came of a member's task; its update is in the sum already."""
+    """What came of a member's task."""
 
     learner: str
     num_examples: int
@@ -36,6 +46,24 @@ class Done:
     queue_s: float
     evaluate_s: float
     train_s: float
+
+    def check(self, task: TaskRef) -> None:
+        """See to it that it fits into a message: as a column it would cost all others of the share theirs.
+
+        Raises:
+            ValueError: it does not: a metric's name is too long, say, or a count too large.
+        """
+        Result(
+            learner=self.learner,
+            task=task,
+            num_examples=self.num_examples,
+            num_steps=self.num_steps,
+            num_epochs=self.num_epochs,
+            metrics=self.metrics,
+            evaluation=self.evaluation,
+            evaluation_examples=self.evaluation_examples,
+            timings=Timings(queue_s=self.queue_s, evaluate_s=self.evaluate_s, train_s=self.train_s),
+        )
 
 
 @dataclass(slots=True)
@@ -56,6 +84,31 @@ class OpenShare:
     total: WeightedSum
     done: list[Done] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    _metrics: frozenset[str] = frozenset()
+    _evaluation: frozenset[str] = frozenset()
+
+    def add(self, done: Done, model: Model | None, weight: float) -> None:
+        """Take in a member that is done, and its update, where it has one.
+
+        Raises:
+            UpdateRefused: its values cannot be summed, or the learners of the share would report too many
+                different metrics; nothing changed.
+        """
+        metrics, evaluation = self._metrics.union(done.metrics), self._evaluation.union(done.evaluation)
+        if (num := max(len(metrics), len(evaluation))) > MAX_METRICS:
+            raise UpdateRefused(
+                f"with this learner those of the group would report {num} different metrics; at most "
+                f"{MAX_METRICS} are sent at a time"
+            )
+        if model is not None:
+            self.total.add(model, weight)
+        self.done.append(done)
+        self._metrics, self._evaluation = metrics, evaluation
+
+    def all_failed(self, reason: str) -> OpenShare:
+        """The same learners, all of whom have failed: nothing of theirs is sent."""
+        failed = dict.fromkeys((done.learner for done in self.done), reason) | self.failed
+        return OpenShare(WeightedSum(self.total.spec), failed=failed)
 
     def __len__(self) -> int:
         return len(self.done) + len(self.failed)
@@ -131,7 +184,7 @@ def _columns(rows: Sequence[Done]) -> dict[str, Any]:
         "num_steps": _column(done.num_steps for done in rows),
         "num_epochs": _column(done.num_epochs for done in rows),
         "evaluation_examples": _column(done.evaluation_examples for done in rows),
-        "queue_s": _column(max(0.0, done.queue_s) for done in rows),
+        "queue_s": _column(done.queue_s for done in rows),
         "evaluate_s": _column(done.evaluate_s for done in rows),
         "train_s": _column(done.train_s for done in rows),
         "metrics": _metric_columns([done.metrics for done in rows]),

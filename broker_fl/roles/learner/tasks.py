@@ -319,10 +319,19 @@ def checked_metrics(metrics: object, method: str) -> dict[str, float]:
 
 def describe(error: BaseException) -> str:
     """One line: type, message, and where in the user's code it was raised."""
-    words = text(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    said = _said_by(error)
+    words = text(f"{type(error).__name__}: {said}" if said else type(error).__name__)
     if isinstance(error, BrokerFLError):
         return words[:1000]
     frames = traceback.extract_tb(error.__traceback__)
     if frames and Path(frames[-1].filename).parent != Path(__file__).parent:
         words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
     return words[:1000]
+
+
+def _said_by(error: BaseException) -> str:
+    """Its message; the user's own may fail to make one."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever it is, the reason of a failure is told
+        return "its message cannot be made"

@@ -54,9 +54,11 @@ class Letter:
     kind: str
     job: str
     num_bytes: int
+    """Of what was refused; of what is cut, at least."""
     body: bytes
     """What was refused, as it was, unless ``is_cut``."""
     is_cut: bool
+    """Whether the controller kept only its beginning."""
     tag: int
 
     @property
@@ -107,7 +109,9 @@ class DeadLetters:
         """
         exchange = self._exchange(letter)
         if letter.is_cut:
-            raise SettingError(f"{letter.id}: only its first {len(letter.body)} bytes were kept")
+            raise SettingError(
+                f"{letter.id}: only its first {len(letter.body)} bytes were kept, and are not sent again"
+            )
         key, body, properties = letter.routing_key, letter.body, pika.BasicProperties(delivery_mode=2)
         if self._is_controller:
             if letter.needs_account and not letter.user:
@@ -196,9 +200,9 @@ def read_letter(method: Any, properties: Any, raw: bytes, federation: str) -> Le
         sender=_sender(message, fields),
         kind=_name(fields.get("kind")),
         job=_name(job),
-        num_bytes=len(body),
+        num_bytes=max(len(body), message.num_bytes),
         body=body,
-        is_cut=len(body) >= _CUT_BYTES,
+        is_cut=message.num_bytes > len(body) or len(body) >= _CUT_BYTES,
         tag=method.delivery_tag,
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import FailFast
 
-from broker_fl.wire.fields import Identifier, Seconds, Text
+from broker_fl.wire.fields import Count, Identifier, Seconds, Text
 from broker_fl.wire.messages.parts import Message
 
 
@@ -31,3 +31,5 @@ class DeadLetter(Message):
     """The account that sent it, by the broker's word; empty: the broker did not say."""
     needs_account: bool = False
     """Whether the controller that refused it hears nobody but enrolled accounts."""
+    num_bytes: Count = 0
+    """Of the body, where the payload is only its beginning; 0: it is all of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import weakref
 from itertools import pairwise
 
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_fl.aggregation import blas, kernels, sums
+from broker_fl import machine
+from broker_fl.aggregation import blas, fedavg, kernels, sums
 from broker_fl.aggregation.fedavg import FedAvg
 from broker_fl.aggregation.looks import MAX_RUNS, Look
 from broker_fl.aggregation.parallel import FOLD_ELEMENTS
@@ -59,7 +61,7 @@ def test_together_is_the_same_to_the_last_bit_as_one_by_one(
             patch.setattr(blas, "_functions", dict)
         alone, together = one_by_one(updates), WeightedSum(updates[0][0].spec)
         for place, (update, weight) in enumerate(updates):
-            together.add(update, weight, lasting=True)
+            together.add(update, weight, room=sums.STAGED_BYTES)
             if place in pauses:
                 together.settle()
         assert together.total_weight == alone.total_weight
@@ -175,15 +177,14 @@ def test_squares_that_overflow_are_no_reason_to_refuse() -> None:
     np.testing.assert_array_equal(accumulator.result().model["a"], update["a"])
 
 
-def test_what_waits_is_bounded_and_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "STAGED_BYTES", 3 << 20)
+def test_what_waits_is_bounded_and_let_go_of() -> None:
     total = WeightedSum(model(0, ("float32",), 1 << 18).spec)
     gone: list[int] = []
 
     def add(seed: int) -> None:
         update = model(seed, ("float32",), 1 << 18)
         weakref.finalize(update.buffer, gone.append, seed)
-        total.add(update, 1.0, lasting=True)
+        total.add(update, 1.0, room=3 << 20)
 
     for seed in range(10):
         add(seed)
@@ -198,15 +199,57 @@ def test_many_small_ones_wait_no_longer_than_that_helps() -> None:
     update = model(0, ("float32",), 8)
     total = WeightedSum(update.spec)
     for _ in range(sums.STAGED_UPDATES):
-        total.add(update, 1.0, lasting=True)
+        total.add(update, 1.0, room=sums.STAGED_BYTES)
     assert len(total._staged) == sums.STAGED_UPDATES
-    total.add(update, 1.0, lasting=True)
+    total.add(update, 1.0, room=sums.STAGED_BYTES)
     assert len(total._staged) == 1
 
 
-def test_a_large_one_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "STAGED_BYTES", 1 << 20)
+@pytest.mark.parametrize(("handed", "waiting"), [(False, 0), (True, 2)])
+def test_a_large_one_waits_only_where_that_takes_no_memory(
+    monkeypatch: pytest.MonkeyPatch, *, handed: bool, waiting: int
+) -> None:
+    monkeypatch.setattr(fedavg, "STAGED_BYTES", 1 << 20)
     large = model(0, ("float32",), (1 << 18) + 1)
-    total = WeightedSum(large.spec)
-    total.add(large, 1.0, lasting=True)
-    assert not total._staged
+    folding = FedAvg().begin(Given(spec=large.spec, model=lambda: large))
+    for learner in "ab":
+        folding.fold(Contribution(learner=learner, model=large, num_examples=1, handed=handed))
+    assert len(folding._sum._staged) == waiting
+    np.testing.assert_array_equal(folding.result().model["t0"], large["t0"])
+
+
+def test_a_few_handed_over_ones_may_wait_in_a_part_of_the_machine() -> None:
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert machine.memory_bytes() == machine_bytes
+    rooms = {}
+    for num_bytes in (4, 100 << 20, machine_bytes):
+        spec = ModelSpec((TensorSpec("t", "float32", (num_bytes // 4,)),))
+        rooms[num_bytes] = sums.handed_room(spec)
+    assert rooms[4] == sums.STAGED_BYTES
+    assert rooms[100 << 20] == 300 << 20
+    assert rooms[machine_bytes] == machine_bytes // sums.HANDED_SHARE
+
+
+@pytest.mark.parametrize("number", [10, sums.WIDE_FROM - 1, sums.WIDE_FROM, sums.WIDE_FROM + 1, 20_000])
+@pytest.mark.parametrize("weight", [1.0, 600.0])
+def test_however_many_equal_updates_give_themselves_back(number: int, weight: float) -> None:
+    update = Model.of({"a": np.array([0.1, 0.7, -3.3], np.float32), "n": np.array([7], np.int64)})
+    alone, group = WeightedSum(update.spec), WeightedSum(update.spec)
+    for _ in range(number):
+        alone.add(update, weight, room=sums.STAGED_BYTES)
+        group.add(update, weight)
+    of_groups = WeightedSum(update.spec)
+    of_groups.add_sum(group.total(), number * weight)
+    for mean in (alone.mean(), of_groups.mean()):
+        np.testing.assert_allclose(mean["a"], update["a"], rtol=2e-6)
+        assert mean["n"] == 7
+
+
+def test_large_models_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "WIDE_BYTES", 100)
+    update = model(0, ("float32",), 26)
+    total = WeightedSum(update.spec)
+    for _ in range(sums.WIDE_FROM + 1):
+        total.add(update, 1.0)
+    assert total._totals is not None
+    assert total._totals[0].dtype == np.float32

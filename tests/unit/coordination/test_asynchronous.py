@@ -181,9 +181,9 @@ def test_a_target_counts_once_everybody_has_evaluated() -> None:
     bench = Bench(asynchronous(termination=termination), "lucky", "other")
     bench.play("lucky", evaluation={"accuracy": 0.9}, evaluation_examples=1)
     assert bench.phase == Phase.TRAINING
-    bench.play("other", evaluation={"accuracy": 0.3}, evaluation_examples=1)
+    bench.play("other", evaluation={"accuracy": 0.5}, evaluation_examples=1)
     assert bench.phase == Phase.EVALUATING
-    assert bench.all(e.VersionEvaluated)[-1].metrics == {"accuracy": pytest.approx(0.6)}
+    assert bench.all(e.VersionEvaluated)[-1].metrics == {"accuracy": pytest.approx(0.7)}
 
 
 def test_a_target_does_not_wait_for_who_never_evaluates() -> None:

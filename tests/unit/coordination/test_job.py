@@ -554,6 +554,22 @@ def test_who_uploads_for_ever_holds_up_nobody_for_ever_and_only_itself_is_late()
     assert [event.learner for event in bench.all(e.LearnerExcluded)] == ["hog"]
 
 
+def test_a_turn_that_has_just_begun_is_not_taken_away_for_how_long_it_was_waited_for() -> None:
+    bench = Bench(spec(transfer=ONE_AT_A_TIME), "a", "b", "c")
+    for learner in ("a", "b", "c"):
+        bench.result(learner)
+    bench.now += 60.0  # a's upload takes long
+    bench.step(s.LearnerReported("a", (holds(bench, "a", "finished"),), receiving=True))
+    bench.fold("a")
+    assert [action.learner for action in bench.of(s.RequestUpload)] == ["b"]
+    bench.now += 0.1
+    bench.step(s.LearnerReported("b", (holds(bench, "b", "finished"),)))  # it has not heard of it yet
+    assert not bench.of(s.RequestUpload)
+    bench.now += 60.0
+    bench.step(s.LearnerReported("b", (holds(bench, "b", "finished"),)))  # it never will
+    assert [action.learner for action in bench.of(s.RequestUpload)] == ["c"]
+
+
 def test_results_of_an_evaluation_need_no_turn() -> None:
     bench = Bench(spec(rounds=1, transfer=ONE_AT_A_TIME), "a", "b")
     bench.play("a", "b")

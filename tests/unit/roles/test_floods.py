@@ -142,13 +142,14 @@ def test_messages_that_do_not_say_who_sent_them_are_not_all_kept(
 
 
 def test_large_refused_messages_do_not_push_out_the_letters_of_others(federation: Federation) -> None:
-    names, mallory, sizes, reasons = federation.topology, federation.connect("F.learner.mallory"), [], []
+    names, mallory = federation.topology, federation.connect("F.learner.mallory")
+    sizes, kept = [], []
 
     def take(delivery: Delivery) -> None:
         letter, payload = m.decode(delivery.body)
         assert isinstance(letter, m.DeadLetter)
         assert payload is not None
-        reasons.append(letter.reason)
+        kept.append(letter)
         sizes.append(len(payload))
         delivery.ack()
 
@@ -158,7 +159,8 @@ def test_large_refused_messages_do_not_push_out_the_letters_of_others(federation
     eventually(lambda: len(sizes) == 20, "all being kept, if not whole")
     assert sizes[0] == 3_000_000
     assert sum(sizes) <= federation.allowed(DEAD_LETTER_BYTES) + 20 * 4_096
-    assert "of 3000000 bytes 4096 are kept" in reasons[-1]
+    assert [one.num_bytes for one in kept[:1] + kept[-1:]] == [0, 3_000_000], "which is whole, which is cut"
+    assert "of 3000000 bytes 4096 are kept" in kept[-1].reason
 
 
 def test_learners_are_told_apart_from_who_submits_an_initial_model(federation: Federation) -> None:

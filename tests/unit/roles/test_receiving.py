@@ -16,7 +16,7 @@ from broker_fl.simulation import Federation
 from broker_fl.wire.chunks import NO_CHECKSUM, Chunk, cut
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.job import Transfer
-from broker_fl.wire.messages import TaskRef, UpdateChunk
+from broker_fl.wire.messages import Result, TaskRef, UpdateChunk, UpdateManifest
 from tests.unit.roles.stage import Stage, done, kinds, spec
 
 TASK = TaskRef(job="job", round=0, attempt=0)
@@ -187,3 +187,26 @@ def test_what_is_there_already_is_no_progress() -> None:
         receiver.add(chunk, memoryview(bytes(piece.payload)), now=now)
     assert receiver.active("a", since=2.0)
     assert not receiver.active("a", since=2.1)
+
+
+def test_what_is_there_already_counts_unless_it_was_asked_for_again() -> None:
+    receiver, pieces = UpdateReceiver(GOOD.spec, Transfer(chunk_bytes=4096)), [*cut(GOOD.buffer, 4096)]
+    manifest = UpdateManifest(spec_digest=GOOD.spec.digest, num_bytes=GOOD.spec.num_bytes, chunk_bytes=4096)
+    result = Result(learner="a", task=TASK, session="s", num_examples=1, update=manifest)
+
+    def send() -> int:
+        before = receiver.num_repeated
+        receiver.expect(result, now=0.0)
+        for piece in pieces[:-1]:
+            receive(receiver, piece)
+        return receiver.num_repeated - before
+
+    assert send() == 0
+    assert send() == len(pieces)
+    receiver.asked("a")
+    assert send() == 0
+    assert send() == len(pieces) - 1, "one piece of what was asked for had not come"
+    repeated = receiver.num_repeated
+    for session in ("another", "s"):
+        receive(receiver, pieces[0], session=session)
+    assert receiver.num_repeated == repeated + 2, "what was there is of no use any more"

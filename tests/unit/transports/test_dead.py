@@ -11,7 +11,10 @@ import msgpack
 import pytest
 
 from broker_fl.cli.dead import readable
-from broker_fl.transports.rabbitmq.dead import MAX_NAME_CHARS, Letter, read_letter
+from broker_fl.errors import SettingError
+from broker_fl.topology import Topology
+from broker_fl.transports.rabbitmq.dead import MAX_NAME_CHARS, DeadLetters, Letter, read_letter
+from broker_fl.wire.frames import pack_chunk
 from broker_fl.wire.messages import DeadLetter
 
 MAPS = b"\xdd" + (200_000).to_bytes(4, "big") + b"\x80" * 200_000
@@ -62,3 +65,18 @@ def test_letters_that_are_kept_take_little_more_than_their_bytes(*, as_note: boo
         tracemalloc.stop()
     assert peak < 2 * 4 * len(raw)
     assert [letter.header for letter in letters] == [None] * 4
+
+
+@pytest.mark.parametrize("num_bytes", [0, 3_000_000])
+def test_a_letter_of_which_the_controller_kept_the_beginning_says_so_and_is_not_sent_again(
+    num_bytes: int,
+) -> None:
+    names = Topology("F")
+    about: dict[str, Any] = {"source": names.reports, "routing_key": "m.join", "user": "F.learner.m"}
+    note = DeadLetter(**about, reason="r", time_s=1.0, num_bytes=num_bytes)
+    raw = pack_chunk(note.KIND, note.model_dump(), memoryview(bytes(4_096)))
+    letter = read(raw, user="F.controller.main")
+    assert (letter.is_cut, letter.num_bytes, len(letter.body)) == (num_bytes > 0, num_bytes or 4_096, 4_096)
+    if letter.is_cut:  # before anything is published: there is no channel
+        with pytest.raises(SettingError, match="only its first 4096 bytes were kept"):
+            DeadLetters(None, names, [letter], "F.controller.main").replay(letter)

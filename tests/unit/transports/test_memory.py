@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 from broker_fl.errors import SettingError
 from broker_fl.interfaces import Delivery
-from broker_fl.topology import Binding, Exchange, Queue
+from broker_fl.topology import INBOX_MAX_BYTES, MAILBOX_MAX_BYTES, Binding, Exchange, Queue
 from broker_fl.transports.memory import MemoryBroker
+from broker_fl.wire.handed import MAX_COUNTED_BYTES, WHOLE, Handed
+from broker_fl.wire.messages import EventBatch, ModelChunk
 
 
 class Clock:
@@ -155,3 +158,42 @@ def test_a_publisher_that_waits_for_a_full_queue_does_not_hold_up_another(broker
     thread.join(10)
     assert not thread.is_alive()
     assert transport.flush(10)
+
+
+def handed(num_bytes: int) -> Handed:
+    chunk = ModelChunk(job="j", version=0, **WHOLE)
+    return Handed.over(chunk, np.zeros(num_bytes, np.uint8))
+
+
+def test_models_that_are_handed_over_count_with_their_bytes(broker: MemoryBroker) -> None:
+    """Else who does not read keeps every version in memory."""
+    transport = broker.connect(hands_over=True)
+    transport.declare([Queue(name="mail", max_length_bytes=100_000)])
+    for _ in range(20):
+        transport.hand_over("", ["mail"], handed(30_000))
+    assert broker.depth("mail") == 3
+    assert min(MAILBOX_MAX_BYTES, INBOX_MAX_BYTES) > MAX_COUNTED_BYTES, "the largest model has room"
+    transport.close()
+
+
+def test_events_that_are_handed_over_count_with_their_bytes(broker: MemoryBroker) -> None:
+    transport = broker.connect(hands_over=True)
+    transport.declare([Queue(name="watcher", max_length_bytes=100_000)])
+    for _ in range(20):
+        transport.hand_over("", ["watcher"], Handed(EventBatch(job="j", events=(bytes(20_000),) * 2)))
+    assert broker.depth("watcher") == 2
+    transport.close()
+
+
+def test_who_hands_over_waits_for_room(broker: MemoryBroker) -> None:
+    transport, other = broker.connect(hands_over=True), broker.connect()
+    transport.declare([Queue(name="inbox", max_length_bytes=50_000, overflow="reject-publish")])
+    transport.hand_over("", ["inbox"], handed(30_000))
+    thread = threading.Thread(target=transport.hand_over, args=("", ["inbox"], handed(30_000)))
+    thread.start()
+    while transport.flush(0.01):
+        pass
+    other.delete_queue("inbox")
+    thread.join(10)
+    assert not thread.is_alive()
+    transport.close()

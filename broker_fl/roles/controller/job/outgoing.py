@@ -10,6 +10,7 @@ from functools import partial
 
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
+from broker_fl.errors import SettingError
 from broker_fl.model import Array, Model
 from broker_fl.roles.controller.job.shares import ENCODING
 from broker_fl.roles.controller.services import Services
@@ -55,13 +56,24 @@ class OutgoingTasks:
     """Rounds of the learners' last updates that counted; None where they have no residuals."""
 
     def publish(self, action: s.SendTasks, model: Model) -> list[TaskSent]:
-        """Send the task, then the model's chunks; what that took comes back, for each group by itself."""
+        """Send the task, then the model's chunks; what that took comes back, for each group by itself.
+
+        Raises:
+            SettingError: the job's encoding cannot carry the version; nothing was sent.
+        """
         services, transfer = self.services, self.spec.transfer
         began = services.clock.steady_s()
+        buffers = self._buffers(model)
         if self.variates is not None:
             model = joined(model, self.variates.mean())
-        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
-        buffer = encoding(transfer.of_versions, buffers).encode(model)
+        used = encoding(transfer.of_versions, buffers)
+        if (tensor := used.overflow(model)) is not None:
+            raise SettingError(
+                f"version {action.version} cannot be sent as {transfer.of_versions!r}: a value of tensor "
+                f"{tensor!r} is too large for it, and would be infinite. Choose another 'transfer.broadcast' "
+                "('raw' can carry all); or name the tensor in 'buffers', if it is not trained"
+            )
+        buffer = used.encode(model)
         manifest = ModelManifest(
             version=action.version,
             spec=model.spec.to_wire(),
@@ -71,7 +83,7 @@ class OutgoingTasks:
             num_bytes=buffer.nbytes,
             chunk_bytes=transfer.chunk_bytes,
         )
-        task = self._task(action, manifest, tuple(buffers))
+        task = self._task(action, manifest, buffers)
         compact = self.compact if self._fits(task, buffer) else frozenset()
         together = [learner for learner in action.learners if learner in compact]
         apart = [learner for learner in action.learners if learner not in compact]
@@ -112,6 +124,13 @@ class OutgoingTasks:
             num_messages=len(together) + num_messages * len(apart),
         )
         return [alone, *events]
+
+    def _buffers(self, model: Model) -> tuple[str, ...]:
+        """What learners must know of the job's, to read versions and to make updates."""
+        transfer = self.spec.transfer
+        if self.form == "values" and transfer.of_versions == transfer.encoding == "raw":
+            return ()
+        return tuple(sorted(self.spec.buffers_of(model.spec)))
 
     def _fits(self, task: Task, buffer: Array) -> bool:
         """Whether task and model can go as one message."""

@@ -28,6 +28,8 @@ class Upload:
     first_at: float
     last_at: float
     num_messages: int = 0
+    num_free: int = 0
+    """Parts that may come once more because they were asked for."""
     result: Result | None = None
     look: Look | None = None
     """At the values as they arrive, where the buffer is the model's."""
@@ -37,9 +39,9 @@ class Upload:
         """Whether the result and all chunks are there, in whatever order they came."""
         return self.result is not None and self.assembly.complete
 
-    def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> None:
-        """Take a chunk in, and look at its values while they are in the cache. One that was here already is
-        no progress.
+    def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> bool:
+        """Take a chunk in, and look at its values while they are in the cache. False: it was here already,
+        which is no progress.
 
         Raises:
             FrameRefused: it does not fit; the upload is as it was.
@@ -47,12 +49,13 @@ class Upload:
         assembly, num_missing = self.assembly, self.assembly.num_missing
         assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
         if assembly.num_missing == num_missing:
-            return
+            return False
         self.last_at = now
         if self.look is not None:
             is_whole = len(payload) == assembly.num_bytes  # if it was handed over, it has no place
             start = 0 if is_whole else chunk.index * assembly.chunk_bytes
             self.look.at(assembly.buffer, start, start + len(payload))
+        return True
 
 
 class UpdateReceiver:
@@ -80,6 +83,10 @@ class UpdateReceiver:
         self._encoding = encoding(transfer.encoding, buffers)
         self.update_bytes = self._encoding.num_bytes(spec)
         self._uploads: dict[str, Upload] = {}
+        self.num_repeated = 0
+        """Results and chunks that were here already and were not asked for again, and updates that were begun
+        anew.
+        """
         self._looks = transfer.encoding == "raw" and not (adds_back or has_control)
 
     def expect(self, result: Result, now: float) -> Upload:
@@ -107,6 +114,8 @@ class UpdateReceiver:
         if announced != wanted:
             raise UpdateRefused(f"the update is announced as {announced}; the task asked for {wanted}")
         upload = self._upload(result, now)
+        if upload.result is not None:
+            self._repeats(upload)
         if upload.result not in (None, result):  # the same, where learners do not say their session
             self.drop(result.learner)
             upload = self._upload(result, now)
@@ -128,9 +137,21 @@ class UpdateReceiver:
                 f"a chunk of an update of {chunk.count} chunks needs its learner's session; it has none"
             )
         upload = self._upload(chunk, now)
-        upload.add(chunk, payload, now)
+        if not upload.add(chunk, payload, now):
+            self._repeats(upload)
         upload.num_messages += 1
         return upload
+
+    def asked(self, learner: str) -> None:
+        """The learner is asked for all of its update: what of it is here already may come once more."""
+        if (upload := self._uploads.get(learner)) is not None:
+            upload.num_free = 1 + upload.assembly.count
+
+    def _repeats(self, upload: Upload) -> None:
+        if upload.num_free:
+            upload.num_free -= 1
+        else:
+            self.num_repeated += 1
 
     def model(self, upload: Upload) -> Model:
         """What a complete upload holds; the upload has it no more."""
@@ -156,6 +177,8 @@ class UpdateReceiver:
     def _upload(self, part: Result | UpdateChunk, now: float) -> Upload:
         upload = self._uploads.get(part.learner)
         if upload is None or (upload.task, upload.session) != (part.task, part.session):
+            if upload is not None and upload.task == part.task:
+                self.num_repeated += 1
             assembly = Assembly(self.update_bytes, self._transfer.chunk_bytes)
             upload = self._uploads[part.learner] = Upload(part.task, part.session, assembly, now, now)
             upload.look = Look(self._spec) if self._looks else None

@@ -51,7 +51,7 @@ class JobRunner:
         self._round = round
         self.updates = UpdateIntake(job, spec, services, round, cache, self.signal)
         self.shares = ShareIntake(job, spec, services, round, self.signal)
-        self._sending = Sending(state, spec, services, cache, self.emit)
+        self._sending = Sending(state, spec, services, cache, self.emit, self.signal)
         self._committer = Committer(job, spec, services, round, cache, updates, events)
         self._performers: dict[type, Callable[[Any], None]] = {
             s.Emit: lambda action: self._events.add(action.event),
@@ -99,7 +99,8 @@ class JobRunner:
             self._performers[type(action)](action)
 
     def take(self, message: Result | GroupResult | UpdateChunk, payload: memoryview | None) -> bool:
-        """Take in a part of what a learner or a group sends; False if nobody waits for it.
+        """Take in a part of what a learner or a group sends; False if nobody waits for it, or it is
+        here already.
 
         Raises:
             MessageRefused: it is not usable.
@@ -117,7 +118,9 @@ class JobRunner:
 
     @property
     def _num_dropped(self) -> int:
-        return self.updates.num_dropped + self.shares.num_dropped
+        updates, shares = self.updates, self.shares
+        num_repeated = updates.receiver.num_repeated + shares.receiver.num_repeated
+        return updates.num_dropped + shares.num_dropped + num_repeated
 
     def settle(self) -> None:
         """Nothing else is to be done: have updates added that wait for others."""
@@ -185,6 +188,8 @@ class JobRunner:
         self.signal(self._committer.commit(action.version))
 
     def _request_upload(self, action: s.RequestUpload) -> None:
+        self.updates.receiver.asked(action.learner)
+        self.shares.receiver.asked(action.learner)
         self._tell((action.learner,), UploadRequest(task=action.task, inbox=self._services.inbox))
 
     def _cancel_tasks(self, action: s.CancelTasks) -> None:

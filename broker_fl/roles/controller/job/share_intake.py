@@ -54,11 +54,14 @@ class ShareIntake:
             log.info("a result of %s for job %s is of no group", page.group, page.task.job)
             self.num_dropped += 1
             return
-        if (share := self.receiver.page(page)) is None:
+        # Of a task that is not open no page is kept until the others are there: one is enough to say so.
+        is_open = page.num_pages == 1 or self._job.awaits(page.group, page.task)
+        share = self.receiver.page(page) if is_open else Share.of([page])
+        if share is None:
             return
         self._signal(s.ShareArrived(share))
         if not self._job.expects_share(share):
-            if state.phase is Phase.TRAINING:
+            if state.phase is Phase.TRAINING or not is_open:
                 self.num_dropped += 1
             services.observer.update("late", count=len(share.learners))
             return

@@ -31,6 +31,8 @@ class SumUpload:
     first_at: float
     last_at: float
     num_messages: int = 0
+    num_free: int = 0
+    """Pages and chunks that may come once more because they were asked for."""
 
 
 class ShareReceiver:
@@ -46,6 +48,8 @@ class ShareReceiver:
         self._sizes: dict[tuple[str, str], dict[int, int]] = {}
         """Of these pages, in bytes; by group and share."""
         self._uploads: dict[str, SumUpload] = {}
+        self.num_repeated = 0
+        """Pages and chunks that were here already and were not asked for again."""
 
     def page(self, result: GroupResult) -> Share | None:
         """Take a page in; the share, once all of its pages are there.
@@ -57,6 +61,8 @@ class ShareReceiver:
             raise FrameRefused(
                 f"a result of a group in {result.num_pages} pages; at most {MAX_PAGES} are taken"
             )
+        if (upload := self._uploads.get(result.share)) is not None:
+            self._repeats(upload)
         shares = self._pages.setdefault(result.group, {})
         pages = shares.setdefault(result.share, {})
         while len(shares) > MAX_HALF_SHARES:
@@ -69,6 +75,7 @@ class ShareReceiver:
             )
         if result.num_pages > 1:
             self._note_size(result)
+        self.num_repeated += result.page in pages
         pages[result.page] = result
         if len(pages) < result.num_pages:
             return None
@@ -127,8 +134,22 @@ class ShareReceiver:
         upload.assembly.add(chunk.index, chunk.count, chunk.checksum, payload)
         if upload.assembly.num_missing < num_missing:
             upload.last_at = now
+        else:
+            self._repeats(upload)
         upload.num_messages += 1
         return upload
+
+    def asked(self, group: str) -> None:
+        """The group is asked for what it has done: what of it is here already may come once more."""
+        for upload in self._uploads.values():
+            if upload.share.group == group:
+                upload.num_free = len(upload.share.pages) + upload.assembly.count
+
+    def _repeats(self, upload: SumUpload) -> None:
+        if upload.num_free:
+            upload.num_free -= 1
+        else:
+            self.num_repeated += 1
 
     def of(self, chunk: UpdateChunk) -> Share | None:
         """The share that a chunk belongs to, if one is awaited."""

@@ -138,6 +138,7 @@ class UpdateIntake:
     def _contribution(self, upload: Upload, result: Result) -> Contribution:
         """A whole update as the rule wants it; read-only, whether it came in frames or was handed over."""
         model, control = self.receiver.model(upload), None
+        handed = not (model.buffer.flags.writeable or self._adds_back)
         if self._has_control and result.update is not None:
             _, change = parted(model.frozen())
             model, _ = parted(model)
@@ -154,6 +155,7 @@ class UpdateIntake:
             evaluation=result.evaluation,
             control=control,
             magnitudes=upload.look.magnitudes() if upload.look is not None else None,
+            handed=handed,
         )
 
     def _base(self, task: TaskRef) -> Model:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
-from broker_fl.errors import StoreUnavailable
+from broker_fl.errors import RequestRefused, StoreUnavailable
 from broker_fl.roles.controller.job.versions import VersionRecord, Versions
+from broker_fl.roles.controller.requests.desk import refused_by
 from broker_fl.roles.controller.services import Services
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import checksum, num_chunks
@@ -36,11 +37,23 @@ def find_version(
     return record, [model.buffer.data]
 
 
-def publish_version(services: Services, request: m.ReadModel, record: VersionRecord, pieces: Pieces) -> None:
-    """Answer a request for a version, whose bytes are ``pieces``; on a sender's thread.
+def send_version(services: Services, request: m.ReadModel, versions: Versions, *, may_change: bool) -> None:
+    """Answer a request for a version; on a sender's thread.
 
-    A store that fails on the way is told to the driver, which has a part by then.
+    A version that is gone by then is told to the driver; so is a store that fails on the way, when the driver
+    has a part already.
     """
+    exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
+    try:
+        record, pieces = find_version(versions, request.version, may_change=may_change)
+        _publish(services, request, record, pieces)
+    except (RequestRefused, StoreUnavailable) as error:
+        log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
+        refused = refused_by(request, error, again=isinstance(error, StoreUnavailable))
+        services.transport.publish(exchange, keys, refused.pack())
+
+
+def _publish(services: Services, request: m.ReadModel, record: VersionRecord, pieces: Pieces) -> None:
     exchange, keys = services.topology.answers, [services.topology.driver_key(request.driver)]
     manifest = m.ModelManifest(
         version=record.version,
@@ -53,22 +66,17 @@ def publish_version(services: Services, request: m.ReadModel, record: VersionRec
     answer = m.ModelFollows(request=request.request, job=request.job, model=manifest)
     services.transport.publish(exchange, keys, answer.pack())
     count = num_chunks(record.spec.num_bytes, CHUNK_BYTES)
-    try:
-        for index, payload in enumerate(_cut(pieces, CHUNK_BYTES)):
-            header = m.ModelChunk(
-                job=request.job,
-                version=record.version,
-                index=index,
-                count=count,
-                encoding=manifest.encoding,
-                checksum=checksum(payload),
-            )
-            body = pack_chunk(header.KIND, header.model_dump(), payload)
-            services.transport.publish(exchange, keys, body)
-    except StoreUnavailable as error:
-        log.info("request %s of driver %s: %s", request.KIND, request.driver, error)
-        refused = m.Refused(request=request.request, reason=str(error)[:2000], again=True)
-        services.transport.publish(exchange, keys, refused.pack())
+    for index, payload in enumerate(_cut(pieces, CHUNK_BYTES)):
+        header = m.ModelChunk(
+            job=request.job,
+            version=record.version,
+            index=index,
+            count=count,
+            encoding=manifest.encoding,
+            checksum=checksum(payload),
+        )
+        body = pack_chunk(header.KIND, header.model_dump(), payload)
+        services.transport.publish(exchange, keys, body)
 
 
 def _cut(pieces: Pieces, size: int) -> Iterator[memoryview]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from broker_fl.errors import FrameRefused, RequestRefused, StoreUnavailable, VersionsLost
 from broker_fl.roles.controller.jobs import Jobs
-from broker_fl.roles.controller.limits import WRITTEN_DOWN, RateLimit
+from broker_fl.roles.controller.limits import READ_BYTES, READS, WRITTEN_DOWN, RateLimit
 from broker_fl.roles.controller.requests.control import Control
 from broker_fl.roles.controller.requests.desk import Desk, refused_by
 from broker_fl.roles.controller.requests.reading import Reading
@@ -28,9 +28,11 @@ class Requests:
         self._services = services
         self._desk = desk = Desk(services, jobs)
         self._written_down = RateLimit(WRITTEN_DOWN, "requests that are written down")
+        self._reads = RateLimit(READS, "requests")
         self.submissions = Submissions(desk, max_model_bytes)
-        self._control, reading = Control(desk), Reading(desk)
-        self._answers: dict[type, Callable[[Any], None]] = {
+        self._control = Control(desk)
+        self._reading = reading = Reading(desk)
+        self._answers: dict[type, Callable[[Any], int | None]] = {
             m.StopJob: self._control.stop,
             m.PauseJob: self._control.pause,
             m.ResumeJob: self._control.resume,
@@ -70,14 +72,20 @@ class Requests:
             raise
 
     def _check_rate(self, request: m.Request, speaker: Speaker) -> None:
-        """Hold an account against how often it may ask for what is written down, refused or not.
+        """Hold an account against how much it may ask for, refused or not.
 
         Raises:
             RequestRefused: it is over that.
         """
-        if speaker.account is None or speaker.replayed_by or type(request) not in _AUDITED:
+        if speaker.account is None or speaker.replayed_by:
             return
-        if not self._written_down.take(speaker.account.user, self._services.clock.now()):
+        if isinstance(request, m.ReadModel):
+            self._reading.check_room(request, speaker)
+        user, now = speaker.account.user, self._services.clock.now()
+        if type(request) not in _AUDITED:
+            if not self._reads.take(user, now):
+                raise RequestRefused(f"{speaker.account} asks too often, or for too much: try again later")
+        elif not self._written_down.take(user, now):
             raise RequestRefused(
                 f"{speaker.account} asks too often: {WRITTEN_DOWN.per_s:g} requests a second are written down"
             )
@@ -94,4 +102,6 @@ class Requests:
         if isinstance(request, m.StopJob | m.PauseJob | m.ResumeJob | m.DeleteJob | m.ReadModel):
             self._desk.state(request.job)
             self._desk.write_down(request, speaker)  # before it is done: nothing is that was not written down
-        answer(request)
+        num_bytes = answer(request)
+        if num_bytes and speaker.account is not None:
+            self._reads.spend(speaker.account.user, self._services.clock.now(), num_bytes // READ_BYTES)

@@ -23,6 +23,8 @@ from broker_fl.wire.job import JobSpec
 from broker_fl.wire.rules import Scaffold, Summable
 
 MAX_PENDING = 16
+MAX_PENDING_EACH = 4
+"""Of one account, so that it does not keep all others from submitting."""
 PENDING_EXPIRES_S = 600.0
 _NO_DEADLINE = (
     "'protocol.deadline_s' is not given: a learner that stays connected and delivers nothing can hold this "
@@ -85,11 +87,7 @@ class Submissions:
     def _await_model(self, submit: m.Submit, manifest: m.ModelManifest, speaker: Speaker) -> None:
         pending = self._pending.get(submit.job)
         if pending is None:
-            self._forget_abandoned()
-            if len(self._pending) >= MAX_PENDING:
-                raise RequestRefused(
-                    f"{MAX_PENDING} jobs wait for their initial model already; try again later",
-                )
+            self._check_room(speaker)
             spec = manifest.model_spec(max_bytes=self._max_model_bytes)
             if spec.num_bytes == 0:
                 raise RequestRefused("the initial model has no elements: there is nothing to train")
@@ -111,9 +109,19 @@ class Submissions:
         )
         self._desk.reply(submit, answer)
 
-    def _forget_abandoned(self) -> None:
+    def _check_room(self, speaker: Speaker) -> None:
+        """Forget what is abandoned, and see that one more may wait."""
         oldest = self._services.clock.now() - PENDING_EXPIRES_S
         self._pending = {job: pending for job, pending in self._pending.items() if pending.last_at > oldest}
+        if len(self._pending) >= MAX_PENDING:
+            raise RequestRefused(f"{MAX_PENDING} jobs wait for their initial model already; try again later")
+        if speaker.account is None:
+            return
+        if sum(one.speaker.user == speaker.user for one in self._pending.values()) >= MAX_PENDING_EACH:
+            raise RequestRefused(
+                f"{MAX_PENDING_EACH} jobs of {speaker.account} wait for their initial model already; those "
+                f"of which nothing comes are forgotten after {PENDING_EXPIRES_S:g} s"
+            )
 
     def initial_chunk(self, speaker: Speaker, chunk: m.ModelChunk, payload: memoryview) -> None:
         """Take in a part of a submitted job's initial model.
