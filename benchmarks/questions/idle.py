@@ -25,8 +25,9 @@ FEDERATION = "bench"
 
 TEXT = """{learners} learners in {processes} processes, each with a mailbox and connections of its own, and
 a controller, over RabbitMQ and Redis, with no job; {seconds:.0f} s, once all are there{and_after}. Learners
-send a heartbeat each {heartbeat_s:g} s, the controller renews its lease, and no other message is wanted, which
-makes {wanted:.0f} messages a minute: {reached} with {messages}. The broker's own CPU time is mostly Erlang's schedulers, which look for work.
+send a heartbeat each {heartbeat_s:g} s, the controller renews its lease, and no other message is wanted,
+which makes {wanted:.0f} messages a minute: {reached} with {messages}. The broker's own CPU time is mostly
+Erlang's schedulers, which look for work.
 
 {table}"""
 AND_AFTER = """, and again {settling:.0f} s
