@@ -3,7 +3,7 @@
 ``raw`` is the buffer itself. ``float32``, ``float16`` and ``bfloat16`` narrow each wider floating-point
 tensor to that type; integer, boolean and already narrower tensors stay as they are, and the job's
 ``buffers``, whose statistics may be spoilt by what weights can bear. The encoded buffer has
-the layout of a model whose spec names the narrower types (``model.py``). ``int8`` and ``topk/N`` are in
+the layout of a model whose spec names the narrower types (``model/spec.py``). ``int8`` and ``topk/N`` are in
 ``coarse.py``.
 
 To add one: a class with what ``Encoding`` asks for, its name in ``ENCODINGS`` or ``encoding``, and its

@@ -98,10 +98,11 @@ def _changed(message: m.Message, **changes: Any) -> bytes:
 
 def invalid_frames() -> dict[str, tuple[bytes, str]]:
     """Bodies with words of why they are refused."""
-    all_of = examples()
-    heartbeat, result, chunk = all_of["heartbeat"], all_of["result"], all_of["model_chunk"]
-    plain, framed = heartbeat.pack(), body_of(chunk)
-    header = framed[: -len(PAYLOAD) - 5]
+    return _invalid_headers() | _invalid_fields() | _invalid_payloads()
+
+
+def _invalid_headers() -> dict[str, tuple[bytes, str]]:
+    plain = examples()["heartbeat"].pack()
     array, over = b"\xdd" + (3_000_000).to_bytes(4, "big"), b"\xdf\xff\xff\xff\xff"
     return {
         "nothing": (b"", "the body is empty"),
@@ -118,6 +119,13 @@ def invalid_frames() -> dict[str, tuple[bytes, str]]:
         "a version that is no integer": (_frame({"v": True, "kind": "rejoin"}), "the version is an integer"),
         "no kind": (_frame({"v": 1}), "the kind is missing"),
         "an unknown kind": (_frame({"v": 1, "kind": "greeting"}), "the kind is unknown"),
+    }
+
+
+def _invalid_fields() -> dict[str, tuple[bytes, str]]:
+    all_of = examples()
+    heartbeat, result = all_of["heartbeat"], all_of["result"]
+    return {
         "a field is missing": (_changed(heartbeat, session=...), "session is required"),
         "a string for a number": (_changed(result, num_examples="120"), "num_examples is an integer"),
         "a float for an integer": (_changed(result, num_examples=120.0), "num_examples is an integer"),
@@ -146,6 +154,14 @@ def invalid_frames() -> dict[str, tuple[bytes, str]]:
             _changed(all_of["task"], chunk_bytes=100),
             "chunk_bytes is at least 4096",
         ),
+    }
+
+
+def _invalid_payloads() -> dict[str, tuple[bytes, str]]:
+    all_of = examples()
+    plain, framed = all_of["heartbeat"].pack(), body_of(all_of["model_chunk"])
+    header = framed[: -len(PAYLOAD) - 5]
+    return {
         "a chunk frame without payload": (header, "the payload is missing"),
         "a message with payload": (plain + b"\xc4\x01x", "this kind has no payload"),
         "a payload that is cut off": (framed[:-1], "the payload is shorter than its length says"),
