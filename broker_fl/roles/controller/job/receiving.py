@@ -128,8 +128,11 @@ class UpdateReceiver:
 
     def admits(self, chunk: UpdateChunk, num_bytes: int, now: float, has_turn: Callable[[str], bool]) -> bool:
         """Whether there is room for a chunk; where not, it comes again when its learner has a turn."""
-        assembly = self._upload(chunk, now).assembly
-        return self._halves.admits(chunk.learner, assembly, num_bytes, has_turn)
+        upload = self._upload(chunk, now)
+        if self._halves.admits(chunk.learner, upload.assembly, num_bytes, has_turn):
+            return True
+        self._repeats(upload)
+        return False
 
     def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> Upload:
         """Take a chunk in.

@@ -128,7 +128,10 @@ class ShareReceiver:
         key = chunk.learner, chunk.share
         if (upload := self._uploads.get(key)) is None:
             return True
-        return self._halves.admits(key, upload.assembly, num_bytes, lambda other: has_turn(other[0]))
+        if self._halves.admits(key, upload.assembly, num_bytes, lambda other: has_turn(other[0])):
+            return True
+        self._repeats(upload)
+        return False
 
     def add(self, chunk: UpdateChunk, payload: memoryview, now: float) -> SumUpload | None:
         """Take a chunk in; None if nobody waits for it.
