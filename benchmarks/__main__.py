@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from benchmarks import ending, machine, page
 from benchmarks.comparison import chosen
 from benchmarks.peers import Peer, flare, flower
+from benchmarks.peers.rounds import TENSORS, TENSORS_VARIABLE
 from benchmarks.questions import Cell, Options, Question, Row, all_questions
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_at = time.monotonic() + asked.budget_s
     names = [name for name in questions if name in asked.questions or not asked.questions]
     command = "python -m benchmarks " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+    if wrong := wrong_tensors(names, asked.tensors):
+        parser.error(f"--tensors: {wrong}")
     if wrong := wrong_setting([questions[name] for name in names], asked.setting):
         parser.error(f"--setting: {wrong}")
+    os.environ[TENSORS_VARIABLE] = str(asked.tensors)
     broken = []
     with ending.of_run():
         about: Row = {}
@@ -75,6 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"The page: {asked.page}")
     if broken:
         sys.exit(f"Not answered to the end: {', '.join(broken)}; the errors are above.")
+
+
+def wrong_tensors(names: Sequence[str], tensors: int) -> str:
+    """What is wrong with a ``--tensors`` for these questions; empty if nothing."""
+    if tensors < 1:
+        return "at least 1"
+    # Rows of the others do not tell how many there were.
+    return "for the question flower alone" if tensors != TENSORS and names != ["flower"] else ""
 
 
 def wrong_setting(questions: Sequence[Question], values: Mapping[str, str]) -> str:
@@ -122,6 +135,9 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=int, default=3, help="blocks of each system (default: 3)")
     parser.add_argument(
         "--setting", type=read_setting, default={}, help="of a peer, instead of all: poll-s=0.3,layout=one"
+    )
+    parser.add_argument(
+        "--tensors", type=int, default=TENSORS, help=f"of a model, in flower: rows beside those of {TENSORS}"
     )
     parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
     parser.add_argument(

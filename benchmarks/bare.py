@@ -1,8 +1,8 @@
 """The same bytes as a round's, by pika alone through the same broker: what there is to be had.
 
 No frames, no checks, no arithmetic, no store: bodies of a mebibyte, one copy for all mailboxes by BCC on the
-way down; on the way up one learner after the other, to one inbox. pika's blocking connection, which is its
-fastest, receiving 64 KiB at a time as ours does.
+way down; on the way up to one inbox, one learner after the other, and once more all together. pika's blocking
+connection, which is its fastest, receiving 64 KiB at a time as ours does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,7 +27,9 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 def measure(url: str, num_learners: int, num_bytes: int) -> dict[str, float]:
-    """Seconds for ``num_bytes`` to all learners, and for as many from each of them: ``down_s``, ``up_s``."""
+    """Seconds for ``num_bytes`` to all learners, ``down_s``, and for as many from each of them, ``up_s``: the
+    lesser of ``up_in_turn_s`` and ``up_together_s``.
+    """
     count = -(-num_bytes // BODY_BYTES)
     with _connection(url) as connection:
         channel = connection.channel()
@@ -45,14 +47,22 @@ def measure(url: str, num_learners: int, num_bytes: int) -> dict[str, float]:
         for pipe in pipes:
             _expect(pipe, "ready")
         down_s = _timed(lambda: _down(url, pipes, num_learners, count))
-        up_s = _timed(lambda: _up(url, pipes, num_learners * count))
+        in_turn_s = _timed(lambda: _up(url, [[pipe] for pipe in pipes], num_learners * count))
+        together_s = _timed(lambda: _up(url, [pipes], num_learners * count))
+        for pipe in pipes:
+            pipe.send("end")
         for process in processes:
             process.join(30)
     finally:
         for process in processes:
             process.kill()
     _delete(url, num_learners)
-    return {"down_s": down_s, "up_s": up_s}
+    return {
+        "down_s": down_s,
+        "up_s": min(in_turn_s, together_s),
+        "up_in_turn_s": in_turn_s,
+        "up_together_s": together_s,
+    }
 
 
 def _down(url: str, pipes: list[Connection], num_learners: int, count: int) -> None:
@@ -63,12 +73,15 @@ def _down(url: str, pipes: list[Connection], num_learners: int, count: int) -> N
         _expect(pipe, "received")
 
 
-def _up(url: str, pipes: list[Connection], count: int) -> None:
+def _up(url: str, turns: Sequence[Sequence[Connection]], count: int) -> None:
+    """Those of a turn upload together."""
     taker = threading.Thread(target=_take, args=(url, INBOX, count))
     taker.start()
-    for pipe in pipes:
-        pipe.send("upload")
-        _expect(pipe, "sent")
+    for pipes in turns:
+        for pipe in pipes:
+            pipe.send("upload")
+        for pipe in pipes:
+            _expect(pipe, "sent")
     taker.join()
 
 
@@ -76,9 +89,9 @@ def _learner(pipe: Connection, url: str, index: int, count: int) -> None:
     pipe.send("ready")
     _take(url, _mailbox(index), count)
     pipe.send("received")
-    pipe.recv()
-    _publish(url, INBOX, count, pika.BasicProperties(delivery_mode=1))
-    pipe.send("sent")
+    while pipe.recv() == "upload":
+        _publish(url, INBOX, count, pika.BasicProperties(delivery_mode=1))
+        pipe.send("sent")
 
 
 def _publish(url: str, key: str, count: int, properties: pika.BasicProperties) -> None:

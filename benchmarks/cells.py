@@ -46,11 +46,15 @@ def by_transport(options: Options, cells: tuple[Cell, ...], quick: Cell, measure
 
 
 def or_failed(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What it measures, or how it failed: the cells after it are measured all the same."""
+    """What it measures, or how it failed: the cells after it are measured all the same; and how busy others
+    were meanwhile.
+    """
+    others = machine.OthersShare()
     try:
-        return measure(*arguments)
+        found = measure(*arguments)
     except Exception as error:  # noqa: BLE001 - whatever it was, it stands on the page
-        return {"failed": f"{type(error).__name__}: {error}"[-LONGEST_ERROR:]}
+        found = {"failed": f"{type(error).__name__}: {error}"[-LONGEST_ERROR:]}
+    return {"busy_share": others.so_far(), **found}
 
 
 def keys(cells: Sequence[Cell], transports: Sequence[str] = ()) -> dict[str, str]:
@@ -67,7 +71,7 @@ def keys(cells: Sequence[Cell], transports: Sequence[str] = ()) -> dict[str, str
 
 
 def named(cell: Cell) -> Row:
-    """What every row of a cell says, with the time and how busy others are."""
+    """What every row of a cell says, with the time."""
     learners, parameters = cell
     return {
         "key": f"{learners}x{parameters}",
@@ -78,5 +82,5 @@ def named(cell: Cell) -> Row:
 
 
 def now() -> Row:
-    """When a row is measured, and how busy others are then."""
-    return {"when": time.strftime("%Y-%m-%d %H:%M"), "busy_share": machine.busy_share()}
+    """When a row is measured."""
+    return {"when": time.strftime("%Y-%m-%d %H:%M")}

@@ -61,13 +61,13 @@ class Comparison:
     def measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
         """A row; where the peer fails, the row says how."""
         row: Row = {"when": time.strftime("%Y-%m-%d %H:%M"), "peer": self._peer.title}
-        busy_share = machine.busy_share()
+        others = machine.OthersShare()
         try:
             found = self._measure(cell, options, our_rounds)
         except (PeerFailed, OursFailed) as error:
             found = {"failed": str(error)}
         shares = [block["busy_share"] for block in found.get("blocks", ())]
-        return {**row, **found, "busy_share": max([busy_share, *shares])}
+        return {**row, **found, "busy_share": max(shares or [others.so_far()])}
 
     def _measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
         began = time.monotonic()
@@ -103,10 +103,10 @@ class Comparison:
 
     def _block(self, cell: Cell, setting: Setting, options: Options, our_rounds: int) -> dict[str, Any]:
         """Ours, and right after it theirs."""
+        others = machine.OthersShare()
         ours = self._ours(*cell, our_rounds)
-        busy_share = machine.busy_share(0.5)
         theirs = self._run(cell, setting, options.rounds)
-        return {"ours": ours, "theirs": theirs, "busy_share": max(busy_share, machine.busy_share(0.5))}
+        return {"ours": ours, "theirs": theirs, "busy_share": others.so_far()}
 
     def _sweep(self, cell: Cell, settings: Sequence[Setting], end_at: float) -> list[Tried]:
         first = self._best.get(cell[1], self._first)
@@ -196,10 +196,16 @@ def is_measured(row: Row) -> bool:
 
 
 def columns_of(row: Row) -> list[str]:
-    """Ours, theirs and the ratio of a row with figures: medians of the blocks, with their spread."""
-    ours = [statistics.median(periods_s(one["ours"])) for one in row["blocks"]]
-    theirs = [statistics.median(one["theirs"]["rounds_s"]) for one in row["blocks"]]
-    return [spread(ours), spread(theirs), spread_of_times(row["ratios"])]
+    """Blocks of a row with figures; ours, theirs and the ratio: medians of the blocks, with their spread; of
+    one block the spread of its rounds, and none of the ratio.
+    """
+    blocks = row["blocks"]
+    ours = [periods_s(one["ours"]) for one in blocks]
+    theirs = [one["theirs"]["rounds_s"] for one in blocks]
+    if len(blocks) == 1:
+        return ["1", spread(ours[0]), spread(theirs[0]), times(row["ratios"][0])]
+    medians = (spread([statistics.median(one) for one in whose]) for whose in (ours, theirs))
+    return [str(len(blocks)), *medians, spread_of_times(row["ratios"])]
 
 
 def ours_s(row: Row) -> float:
@@ -221,7 +227,7 @@ def wins_of_peer(rows: Sequence[Row]) -> str:
     lost = [row for row in measured if statistics.median(row["ratios"]) < 1]
     if not lost:
         least = min(measured, key=lambda row: statistics.median(row["ratios"]))
-        factor = spread_of_times(least["ratios"])
+        factor = columns_of(least)[-1]
         return f"No peer's round was shorter in any cell measured; closest was {_named(least)}, {factor}."
     return "A peer's rounds were shorter in: " + ", ".join(_named(row) for row in lost) + "."
 

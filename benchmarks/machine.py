@@ -8,8 +8,9 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,8 @@ PACKAGES = ("pika", "redis", "numpy", "numexpr", "msgpack", "pydantic")
 BANDWIDTH_BYTES = 256_000_000
 """Read in each pass, by each thread: far more than any cache holds."""
 BUSY_SAMPLE_S = 1.0
+KERNEL_THREADS = 2
+"""The process that all of the kernel's threads come of."""
 BUSY_SHARE = 0.1
 """Above it, figures are not worth keeping."""
 
@@ -63,6 +66,53 @@ def busy_share(seconds: float = BUSY_SAMPLE_S) -> float:
     total = sum(after) - sum(before)
     idle = after[3] + after[4] - before[3] - before[4]
     return max(0.0, 1 - idle / total) if total else 0.0
+
+
+class OthersShare:
+    """How busy others are from here on: what the machine works, without this process and its descendants.
+
+    Interrupts are left out, and the kernel's own threads, which write our servers' files.
+    """
+
+    def __init__(self) -> None:
+        self._before = _all_and_ours()
+
+    def so_far(self) -> float:
+        """Of the CPU time of all cores; 0 where there is no /proc."""
+        total, worked, ours = (
+            after - before for after, before in zip(_all_and_ours(), self._before, strict=True)
+        )
+        return min(1.0, max(0.0, (worked - ours) / total)) if total else 0.0
+
+
+def _all_and_ours() -> tuple[int, int, int]:
+    """Ticks of all cores: all, those worked, those that we worked; zeros where there is no /proc."""
+    try:
+        times = _cpu_times()
+        return sum(times), times[0] + times[1] + times[2] + times[7], _our_ticks()
+    except OSError:
+        return 0, 0, 0
+
+
+def _our_ticks() -> int:
+    """Of this process and of those that came of it, with the children that they have collected."""
+    ours = {os.getpid(), KERNEL_THREADS}
+    ticks = 0
+    for _, parent, pid, worked in sorted(_processes()):
+        if pid in ours or parent in ours:
+            ours.add(pid)
+            ticks += worked
+    return ticks
+
+
+def _processes() -> Iterator[tuple[int, int, int, int]]:
+    """When each began, its parent, its number, and its ticks."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (
+                (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            )
+            yield int(fields[19]), int(fields[1]), int(folder.name), sum(map(int, fields[11:15]))
 
 
 def memory_bytes(name: str) -> int:

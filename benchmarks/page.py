@@ -26,7 +26,7 @@ MEASURED = "Measured {when} with {command}{commit}; up to {busy:.0%} of the CPU 
 BANDWIDTH = "memory bandwidth"
 """Measured by every run, and never quite the same."""
 MISSING = "## Not measured yet with these scripts\n\n{titles}\n"
-BUSY = "**The machine was busy: these figures only show that it works.**"
+BUSY = "**The machine was busy, which only shows that it works: {rows}.**"
 
 
 def read(results: Path, name: str) -> Record | None:
@@ -59,8 +59,8 @@ def _section(question: Question, record: Record, picture: str) -> str:
     if picture:
         lines += [f"![{question.title}]({picture})", ""]
     lines += [*_measured(question, rows)]
-    if max((row.get("busy_share", 0.0) for row in rows), default=0.0) > machine.BUSY_SHARE:
-        lines.append(BUSY)
+    if busy := [row for row in rows if row.get("busy_share", 0.0) > machine.BUSY_SHARE]:
+        lines += ["", BUSY.format(rows=_names(question, busy, rows))]
     return "\n".join([*lines, ""])
 
 
@@ -106,9 +106,15 @@ def _measured(question: Question, rows: Sequence[Row]) -> list[str]:
             commit=f" at commit {commit}" if commit else "",
             busy=max(row.get("busy_share", 0.0) for row in those),
         )
-        names = ", ".join(question.keys.get(row["key"], row["key"]) for row in those)
-        found.append(f"- {names}: {line}" if len(groups) > 1 else line)
+        found.append(f"- {_names(question, those, ())}: {line}" if len(groups) > 1 else line)
     return found
+
+
+def _names(question: Question, rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
+    """Of rows, on the page."""
+    if len(rows) == len(all_rows):
+        return "all of it"
+    return ", ".join(question.keys.get(row["key"], row["key"]) for row in rows)
 
 
 def _draw(question: Question, rows: list[Row], pictures: Path, page_folder: Path) -> str:
@@ -127,8 +133,9 @@ def _facts(records: Mapping[str, Record]) -> str:
             f"packages of {peer}": _packages(versions)
             for peer, versions in sorted(record.get("peers", {}).items())
         }
-        for row in record["rows"]:
-            facts = {**(row.get("facts") or record.get("facts", {})), **peers}
+        known = [row.get("facts") or record.get("facts", {}) for row in record["rows"]]
+        for own in filter(None, known):
+            facts = {**own, **peers}
             differing = {key: facts.pop(key, "") for key in ("when", BANDWIDTH)}
             listing = "\n".join(f"- {key}: {value}" for key, value in facts.items())
             groups.setdefault(listing, {}).setdefault(name, set()).add(differing[BANDWIDTH])
@@ -138,7 +145,16 @@ def _facts(records: Mapping[str, Record]) -> str:
         parts += [f"For {', '.join(names)}:", "", listing]
         parts += [f"- {BANDWIDTH}: {'; or '.join(speeds)}"] if speeds else []
         parts.append("")
+    if without := [name for name, record in records.items() if _some_without(record)]:
+        parts += [f"What some rows were measured on was not kept: {', '.join(without)}.", ""]
     return "\n".join(parts)
+
+
+def _some_without(record: Record) -> bool:
+    """Whether it has figures of a machine that is not known."""
+    return any(
+        "left_out" not in row and not (row.get("facts") or record.get("facts")) for row in record["rows"]
+    )
 
 
 def _packages(versions: Mapping[str, str]) -> str:

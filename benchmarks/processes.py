@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import ending
+from benchmarks.peers.rounds import constant_of
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.workers.memory import keep_freed_blocks
@@ -89,12 +90,21 @@ def peak_memory_bytes() -> int:
 
 def peak_memory_bytes_of(pid: int) -> int | None:
     """Of any process of ours that runs; None where there is no /proc."""
+    return _memory_bytes(pid, "VmHWM")
+
+
+def resident_bytes_of(pid: int) -> int | None:
+    """Memory that a process of ours has at this moment; None where there is no /proc."""
+    return _memory_bytes(pid, "VmRSS")
+
+
+def _memory_bytes(pid: int, field: str) -> int | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(peak[1]) * 1024 if peak else None
+    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def cpu_s_of(pid: int) -> float | None:
@@ -167,9 +177,8 @@ def _learners(pipe: Connection, broker: str, federation: str, first: int, count:
     for index in range(first, first + count):
         transport = RabbitMQTransport(broker, name=f"learner-{index}")
         settings = LearnerSettings(federation=federation)
-        hosts.append(
-            (LearnerHost(transport, {f"learner-{index}": AddConstant(index + 1)}, settings), transport),
-        )
+        learner = AddConstant(constant_of(index))
+        hosts.append((LearnerHost(transport, {f"learner-{index}": learner}, settings), transport))
     for host, _ in hosts:
         host.start()
     _serve(pipe)

@@ -38,14 +38,31 @@ def times(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and, in brackets, least and most, in seconds."""
+    """Median and, in brackets, least and most, in seconds; of one value itself."""
     middle = seconds(statistics.median(values))
+    if len(values) == 1:
+        return middle
     return f"{middle} ({seconds(min(values))}–{seconds(max(values))})"
 
 
 def spread_of_times(values: Sequence[float]) -> str:
     """Median and, in brackets, least and most, as ratios."""
     return f"{times(statistics.median(values))} ({times(min(values))}–{times(max(values))})"
+
+
+def at_most(value: float, wanted: float) -> str:
+    """``≤ 2.5×, missed``."""
+    return f"≤ {wanted:g}×, {'reached' if value <= wanted else 'missed'}"
+
+
+def verdict(wanted: str, reached: Sequence[tuple[str, bool]]) -> str:
+    """A sentence on what was wanted: by what it is reached, and by what missed; empty without either."""
+    if not reached:
+        return ""
+    missed = [name for name, is_reached in reached if not is_reached]
+    good = [name for name, is_reached in reached if is_reached]
+    parts = [f"reached by {', '.join(good)}"] * bool(good) + [f"missed by {', '.join(missed)}"] * bool(missed)
+    return f"Wanted: {wanted}; {'; '.join(parts)}."
 
 
 def size(num_parameters: int) -> str:

@@ -92,11 +92,16 @@ def wire_type(dtype: str, encoding: str) -> str:
     return encoding if dtype in narrowed[encoding] else dtype
 
 
-def layout(spec: list[Any], encoding: str) -> tuple[list[tuple[int, int]], int]:
+def wire_types(spec: list[Any], encoding: str, buffers: Any) -> list[str]:
+    """Of each tensor; those that the task names in ``buffers`` are left as they are."""
+    return [dtype if name in buffers else wire_type(dtype, encoding) for name, dtype, _shape in spec]
+
+
+def layout(spec: list[Any], types: list[str]) -> tuple[list[tuple[int, int]], int]:
     """Where each tensor starts, how many elements it has, and the length of the buffer."""
     places, end = [], 0
-    for _name, dtype, shape in spec:
-        size = SIZES[wire_type(dtype, encoding)]
+    for (_name, _dtype, shape), dtype in zip(spec, types, strict=True):
+        size = SIZES[dtype]
         start = -(-end // size) * size
         count = math.prod(shape)
         places.append((start, count))
@@ -145,7 +150,8 @@ class Task:
         self.failure = ""
         if any(dtype not in SIZES for _name, dtype, _shape in self.spec):
             raise Refused("unknown element type")
-        self.places, num_bytes = layout(self.spec, self.encoding)
+        self.types = wire_types(self.spec, self.encoding, message["buffers"])
+        self.places, num_bytes = layout(self.spec, self.types)
         if num_bytes != manifest["num_bytes"] or num_bytes > MAX_MODEL_BYTES:
             raise Refused("the manifest does not fit its spec")
         self.chunk_bytes = manifest["chunk_bytes"]
@@ -189,18 +195,19 @@ class Task:
 
     def _floats(self) -> array.array[float]:
         values = array.array("d")
-        for (_name, dtype, _shape), (start, count) in zip(self.spec, self.places, strict=True):
+        rows = zip(self.spec, self.types, self.places, strict=True)
+        for (_name, dtype, _shape), received, (start, count) in rows:
             if dtype == "float32":
-                values.extend(read_floats(self.buffer, start, count, wire_type(dtype, self.encoding)))
+                values.extend(read_floats(self.buffer, start, count, received))
         return values
 
     def _recode(self, encoding: str) -> None:
         """Add 1 to each float32, and write all in the encoding of the update."""
-        places, num_bytes = layout(self.spec, encoding)
+        types = wire_types(self.spec, encoding, self.message["buffers"])
+        places, num_bytes = layout(self.spec, types)
         update = bytearray(num_bytes)
-        rows = zip(self.spec, self.places, places, strict=True)
-        for (_name, dtype, _shape), (source, count), (target, _) in rows:
-            received, sent = wire_type(dtype, self.encoding), wire_type(dtype, encoding)
+        rows = zip(self.spec, self.types, types, self.places, places, strict=True)
+        for (_name, dtype, _shape), received, sent, (source, count), (target, _) in rows:
             if dtype == "float32":
                 values = [value + 1 for value in read_floats(self.buffer, source, count, received)]
                 write_floats(update, target, values, sent)

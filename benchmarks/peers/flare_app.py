@@ -13,7 +13,14 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.fedavg import FedAvg
 
-from benchmarks.peers.rounds import Enough, RoundClock, add_constant, check_weights, initial_weights
+from benchmarks.peers.rounds import (
+    Enough,
+    RoundClock,
+    add_constant,
+    check_weights,
+    constant_of,
+    initial_weights,
+)
 
 
 class TimedFedAvg(FedAvg):  # type: ignore[misc,unused-ignore]
@@ -41,12 +48,13 @@ class TimedFedAvg(FedAvg):  # type: ignore[misc,unused-ignore]
 
 
 class AddConstant(Executor):  # type: ignore[misc,unused-ignore]
-    """The client's side; ``site-7`` adds 7."""
+    """The client's side; ``site-7`` is the seventh."""
 
     def execute(self, task_name: str, shareable: Any, fl_ctx: Any, abort_signal: Any) -> Any:
         """Answer a task."""
         given = FLModelUtils.from_shareable(shareable)
-        add_constant(given.params, float(fl_ctx.get_identity_name().rpartition("-")[2]))
+        number = int(fl_ctx.get_identity_name().rpartition("-")[2])
+        add_constant(given.params, constant_of(number - 1))
         update = FLModel(
             params=given.params, params_type=ParamsType.FULL, meta={FLMetaKey.NUM_STEPS_CURRENT_ROUND: 1}
         )

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, ours, plain_sums
-from benchmarks.cells import or_failed
+from benchmarks import ours, plain_sums
+from benchmarks.cells import now, or_failed
 from benchmarks.peers import PeerFailed
 from benchmarks.peers.flare import PEER as FLARE
 from benchmarks.peers.flower import PEER as FLOWER
 from benchmarks.questions import Options, Question, Row
-from benchmarks.tables import table, times
+from benchmarks.tables import table, times, verdict
 from broker_fl.aggregation import kernels
 from broker_fl.aggregation.looks import Look
 from broker_fl.aggregation.sums import HANDED_UPDATES, STAGED_BYTES, WeightedSum, handed_room
@@ -40,6 +40,8 @@ WAY_S = 10.0
 """After so long a way is not measured again, once it was counted."""
 PEER_LIMIT_S = 15.0
 PEER_TIMEOUT_S = 120.0
+WANTED = 1.0
+"""Times the speed of a fused, checked sum in C++, at least; what this project set out for."""
 PIECE_BYTES = 1 << 20
 """As updates are sent by themselves."""
 PAUSE_S = 0.02
@@ -101,13 +103,11 @@ def run(options: Options) -> Iterator[Row]:
     for name, (parameters, tensors) in _shapes(options).items():
         if options.is_over:
             return
-        busy = machine.busy_share()
         repetitions = 2 if options.quick else options.rounds
         row: Row = {
             "key": f"{parameters}x{tensors}",
             "shape": name,
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "busy_share": busy,
+            **now(),
             "num_bytes": 4 * parameters * NUM_UPDATES,
         }
         yield {**row, **or_failed(_all, parameters, tensors, repetitions, options.quick)}
@@ -305,7 +305,7 @@ def text(rows: Sequence[Row]) -> str:
     notes = "\n".join(f"- {name} is missing: `{why[-300:]}`" for name, why in missing.items())
     columns = ("GB/s", *(row["shape"] for row in rows))
     told = TEXT.format(num=NUM_UPDATES, table=table(columns, lines), legend=legend, missing=notes)
-    return told.rstrip() + "\n\n" + _against_fused(rows)
+    return told.rstrip() + "\n\n" + _against_fused(with_look)
 
 
 def _rate(row: Row, name: str) -> str:
@@ -332,7 +332,9 @@ def _against_fused(rows: Sequence[Row]) -> str:
         (OURS, STREAMED_CHECKED, "which promises the same"),
         (TOGETHER, STREAMED_CHECKED, "which promises the same"),
         (ARRIVED, FUSED, "which checks nothing and waits for all updates"),
+        (WITH_LOOK, FUSED, "which checks nothing and waits for all updates"),
         (ARRIVED, FUSED_CHECKED, "whose sum one bad value spoils"),
+        (WITH_LOOK, FUSED_CHECKED, "whose sum one bad value spoils"),
         (SUM_ONLY, NUMEXPR, "each without checks"),
         (SUM_ONLY, NUMEXPR_BLOCKS, "each without checks"),
         (SUM_ONLY, NUMEXPR_ALL, "each without checks"),
@@ -351,7 +353,24 @@ def _against_fused(rows: Sequence[Row]) -> str:
     ]
     if looks:
         told.append(f"Looking on arrival takes, for each update: {', '.join(looks)}.")
+    told += _reached(rows)
     return "\n\n".join(told)
+
+
+def _reached(rows: Sequence[Row]) -> list[str]:
+    """Sentences on what was wanted: not to be slower than a checked sum in one pass."""
+    return [
+        verdict(
+            f"at least {WANTED:g}× the speed of *{FUSED_CHECKED}*, by *{mine}*",
+            [
+                (row["shape"], _median_s(row, FUSED_CHECKED) / _median_s(row, mine) >= WANTED)
+                for row in rows
+                if {mine, FUSED_CHECKED} <= row["times_s"].keys()
+            ],
+        )
+        for mine in (ARRIVED, WITH_LOOK)
+        if any({mine, FUSED_CHECKED} <= row["times_s"].keys() for row in rows)
+    ]
 
 
 def _median_s(row: Row, name: str) -> float:

@@ -8,38 +8,24 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from benchmarks import machine, ours, processes
-from benchmarks.cells import or_failed
-from benchmarks.jobs import read_rounds, spec
-from benchmarks.peers.rounds import initial_weights
+from benchmarks import encoded_rounds
+from benchmarks.cells import now, or_failed
+from benchmarks.digit_runs import ALPHA, Experiment, Run, cnn_run, digits_run
+from benchmarks.encoded_rounds import Transfers
 from benchmarks.questions import Cell, Options, Question, Row
-from benchmarks.tables import seconds, table
-from broker_fl import Model, connect
-from broker_fl.apps import load_app
+from benchmarks.tables import seconds, table, verdict
 from broker_fl.frameworks import LocalTask
-from broker_fl.interfaces import Learner, Metrics, TaskContext, Update
-from broker_fl.model import Arrays
-from broker_fl.partition import dirichlet
-from broker_fl.roles.driver import Driver
 from broker_fl.simulation import Federation
 from broker_fl.wire.events import TaskSent, UpdateFolded
 from broker_fl.wire.job import JobSpec, Termination, Transfer
 from broker_fl.wire.protocols import Synchronous
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits.py"
-ALPHA = 1.0
 SEEDS = 5
 FLOAT32 = "float32"
 AGAIN = "float32, other batches"
 """The same once more with batches in another order: how far apart runs are that differ in nothing else."""
-TRANSFERS: Mapping[str, Mapping[str, str]] = {
+TRANSFERS: Transfers = {
     FLOAT32: {},
     AGAIN: {},
     "`float16`": {"encoding": "float16"},
@@ -58,29 +44,24 @@ has another mix (Dirichlet, alpha = {alpha:g}). Every one of {seeds} seeds is an
 initial model and another order of batches, the same for all encodings. *Other batches* is float32 with yet
 another order: what differs by as much is chance. Accuracy is of the held-out images,
 its mean ± standard deviation over the seeds; *difference* is to float32 with the same seed, in percentage
-points. Bytes are of one learner in one round, *down* with the task's header, *up* without. Accuracy and bytes
-do not depend on how busy the machine is; seconds do.
+points; *loss* is of the last round. Bytes are of one learner in one round, *down* with the task's header,
+*up* without. Accuracy and bytes do not depend on how busy the machine is; seconds do.
 
 {parts}"""
 PART = """**{title}**: {learners} learners, {parameters:,} parameters, {rounds} rounds.
 
-{table}"""
+{table}
+
+{verdict}"""
 TIMES = """**Seconds a round**, median (least to most) of {rounds} rounds of {learners} learners that do not
-train, {parameters:,} parameters. Embedded, nothing is carried anywhere: there the encoding itself is what
-takes time.
+train, {parameters:,} parameters, after one of each job that is not counted. {how}
+Embedded, nothing is carried anywhere: there the encoding itself is what takes time.
 
 {table}"""
+ALTERNATING = """In fresh processes and on fresh servers for each repetition, in which the encodings take
+turns, each time from another one on."""
+IN_ORDER = "Some or all were measured one after the other, float32 first: they are no ratios."
 NO_TORCH = "The convolutional network was left out: PyTorch is not installed."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experiment:
-    """A network, and how long it is trained."""
-
-    title: str
-    learners: int
-    rounds: int
-    parameters: Mapping[str, Any]
 
 
 EXPERIMENTS = {
@@ -100,112 +81,26 @@ EXPERIMENTS = {
 
 
 def run(options: Options) -> Iterator[Row]:
-    """Accuracies and bytes, then seconds."""
+    """Accuracies and bytes, then seconds; where cells are asked for, these alone."""
     transfers = {name: TRANSFERS[name] for name in (FLOAT32, "`int8`")} if options.quick else TRANSFERS
     names = [name for name in EXPERIMENTS if name != "cnn" or importlib.util.find_spec("torch")]
-    for name in ["digits"] if options.quick else names:
+    names = [] if options.cells else ["digits"] if options.quick else names
+    for name in names:
         for title, transfer in transfers.items():
             if options.is_over:
                 return
             found = or_failed(functools.partial(accuracies, quick=options.quick), name, title, transfer)
+            found.pop("busy_share")  # does not matter for accuracy
             yield {"key": f"{name} {title}", **found}
     cell = options.cells_of((TIMED,), TIMED_QUICK)[0]
+    timed = {title: transfer for title, transfer in transfers.items() if title != AGAIN}
     for transport in options.transports:
-        with ExitStack() as stack:
-            driver = stack.enter_context(federation(transport, cell))
-            for title, transfer in transfers.items():
-                if options.is_over:
-                    return
-                if title == AGAIN:
-                    continue
-                found = or_failed(rounds, driver, (transport, title), cell, transfer, options.rounds)
-                yield {"key": f"{transport} {title}", **found}
+        if options.is_over:
+            return
+        yield from _timed(transport, cell, timed, options)
 
 
 # ---------------------------------------------------------------- accuracy
-
-
-class Seeded:
-    """A learner whose batches are drawn by a seed of the experiment, too."""
-
-    def __init__(self, learner: Learner, seed: int) -> None:
-        self._learner = learner
-        self._seed = seed
-
-    def train(self, model: Arrays, task: TaskContext) -> Update:
-        """As the learner itself, in another order."""
-        name = f"{task.learner}-{self._seed}"
-        drawn = int(np.random.default_rng([task.round, *name.encode()]).integers(2**31))
-        parameters = {**task.parameters, "seed": drawn}
-        return self._learner.train(model, LocalTask(round=task.round, learner=name, parameters=parameters))
-
-    def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
-        """As the learner itself."""
-        return self._learner.evaluate(model, task)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One seed of an experiment."""
-
-    learners: Mapping[str, Learner]
-    initial: Model
-    judge: Learner
-    """Has the held-out images."""
-
-
-def digits_run(experiment: Experiment, seed: int, order: int) -> Run:
-    """Of the example, with another initial model."""
-    app = load_app(f"{DIGITS}:make_learner").module
-    train, test = app.load()
-    parts = _parts(train.digits, experiment.learners, seed)
-    learners = {
-        f"learner-{index}": Seeded(app.Digits(app.Examples(*(array[part] for array in train))), order)
-        for index, part in enumerate(parts)
-    }
-    rng, signs = np.random.default_rng(seed), np.array([-1, 1], np.float32)
-    initial = {
-        name: array * rng.choice(signs, array.shape) if array.ndim > 1 else array
-        for name, array in app.initial_model().items()
-    }
-    return Run(learners, Model.of(initial), app.Digits(test))
-
-
-def cnn_run(experiment: Experiment, seed: int, order: int) -> Run:
-    """A million parameters: two convolutions and two dense layers, in PyTorch."""
-    import torch
-    from torch import nn
-    from torch.utils.data import TensorDataset
-
-    from broker_fl.frameworks.torch import TorchLearner
-
-    def network() -> nn.Module:
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten()),
-            *(nn.Linear(64 * 4 * 4, 950), nn.ReLU(), nn.Linear(950, 10)),
-        )
-
-    def learner(images: Any, digits: Any) -> TorchLearner:
-        data = TensorDataset(torch.from_numpy(images).reshape(-1, 1, 8, 8), torch.from_numpy(digits))
-        return TorchLearner(
-            network(), data, optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-        )
-
-    torch.set_num_threads(1)
-    train, test = load_app(f"{DIGITS}:make_learner").module.load()
-    parts = _parts(train.digits, experiment.learners, seed)
-    learners = {
-        f"learner-{index}": Seeded(learner(*(array[part] for array in train)), order)
-        for index, part in enumerate(parts)
-    }
-    judge = learner(*test)
-    return Run(learners, Model.of(judge.initial_model()), judge)
-
-
-def _parts(labels: Any, count: int, seed: int) -> Sequence[Any]:
-    return dirichlet(labels, count, alpha=ALPHA, seed=seed, min_examples=10)
 
 
 MAKERS = {"digits": digits_run, "cnn": cnn_run}
@@ -269,44 +164,23 @@ def _run(row: Row, settings: JobSpec, run: Run) -> Row:
 # ---------------------------------------------------------------- seconds
 
 
-@contextmanager
-def federation(transport: str, cell: Cell) -> Iterator[Driver]:
-    """Learners that do not train, and a driver."""
-    num_learners = cell[0]
-    if transport == "embedded":
-        learners = {f"learner-{index}": processes.AddConstant(index + 1) for index in range(num_learners)}
-        with Federation(learners) as running:
-            yield running.driver
-        return
-    with ExitStack() as stack:
-        nodes = stack.enter_context(ours.servers())
-        broker, store = nodes["rabbitmq"].url, nodes["redis"].url
-        stack.enter_context(processes.controller(broker, store, "bench"))
-        share = -(-num_learners // ours.LEARNER_PROCESSES)
-        for first in range(0, num_learners, share):
-            count = min(share, num_learners - first)
-            stack.enter_context(processes.learners(broker, "bench", first, count))
-        yield stack.enter_context(connect(broker, "bench", timeout_s=ours.DRIVER_TIMEOUT_S))
-
-
-def rounds(driver: Driver, name: tuple[str, str], cell: Cell, transfer: Mapping[str, str], count: int) -> Row:
-    """One row: the rounds of a job in an encoding."""
-    settings = spec(cell[0], count + 1).model_copy(update={"transfer": Transfer.model_validate(transfer)})
-    busy_share = machine.busy_share()
-    job = driver.submit(settings, Model.of(initial_weights(cell[1])))
-    if (end := job.wait()).state != "done":
-        raise RuntimeError(f"{name}: the job {end.state}: {end.reason}")
-    return {
-        "key": " ".join(name),
-        "what": "seconds",
-        "transport": name[0],
-        "encoding": name[1],
-        "learners": cell[0],
-        "parameters": cell[1],
-        "when": time.strftime("%Y-%m-%d %H:%M"),
-        "busy_share": busy_share,
-        "round_s": [one.period_s for one in read_rounds(job.events(follow=False))],
-    }
+def _timed(transport: str, cell: Cell, transfers: Transfers, options: Options) -> Iterator[Row]:
+    """A row for each encoding, when all are measured."""
+    repetitions = 1 if options.quick else options.repetitions
+    found = or_failed(encoded_rounds.alternating, transport, cell, transfers, options.rounds, repetitions)
+    by_encoding = found.pop("round_s", {})
+    for title in transfers:
+        yield {
+            "key": f"{transport} {title}",
+            "what": "seconds",
+            "transport": transport,
+            "encoding": title,
+            "learners": cell[0],
+            "parameters": cell[1],
+            **now(),
+            **found,
+            **({"round_s": by_encoding[title], "repetitions": repetitions} if by_encoding else {}),
+        }
 
 
 # ---------------------------------------------------------------- the page
@@ -326,6 +200,7 @@ def text(rows: Sequence[Row]) -> str:
                     parameters=first["parameters"],
                     rounds=first["rounds"],
                     table=_accuracy_table(of),
+                    verdict=_within_noise(of),
                 )
             )
         elif name == "cnn" and not importlib.util.find_spec("torch"):
@@ -344,12 +219,13 @@ def _accuracy_table(rows: Sequence[Row]) -> str:
             _percent(row["early"]),
             _percent(row["final"]),
             _difference(row, base),
+            f"{statistics.fmean(row['loss']):.3f} ± {_deviation(row['loss']):.3f}",
             f"{_bytes(row['down_bytes'])} / {_bytes(row['up_bytes'])}",
         )
         for row in rows
     ]
     early = rows[0]["early_round"]
-    columns = ("encoding", f"round {early}", "last round", "difference", "bytes down / up")
+    columns = ("encoding", f"round {early}", "last round", "difference", "loss", "bytes down / up")
     return table(columns, lines)
 
 
@@ -358,10 +234,41 @@ def _percent(shares: Sequence[float]) -> str:
 
 
 def _difference(row: Row, base: Row | None) -> str:
-    if base is None or row is base or len(base["final"]) != len(row["final"]):
+    if not (points := _points(row, base)):
         return "–"
-    points = [100 * (a - b) for a, b in zip(row["final"], base["final"], strict=True)]
     return f"{statistics.fmean(points):+.1f} ± {_deviation(points):.1f}"
+
+
+def _points(row: Row, base: Row | None) -> list[float]:
+    """Percentage points of accuracy above float32's, by seed; empty without seeds to compare."""
+    if base is None or row is base or len(base["final"]) != len(row["final"]):
+        return []
+    return [100 * (a - b) for a, b in zip(row["final"], base["final"], strict=True)]
+
+
+def _within_noise(rows: Sequence[Row]) -> str:
+    """A sentence on which encodings cost no more accuracy than chance."""
+    by_name = {row["encoding"]: row for row in rows}
+    base = by_name.get(FLOAT32)
+    chance = _points(by_name[AGAIN], base) if AGAIN in by_name else []
+    if len(chance) < 2:
+        return ""
+    limit = _deviation(chance)
+    held = [
+        (name, points)
+        for name, row in by_name.items()
+        if name not in (FLOAT32, AGAIN) and (points := _points(row, base))
+    ]
+    told = verdict(
+        f"accuracy within noise, here a mean difference to float32 of less than {limit:.1f} points "
+        f"either way, the standard deviation of *{AGAIN}*",
+        [(name, abs(statistics.fmean(points)) < limit) for name, points in held],
+    )
+    if same := [name for name, points in held if not any(points)]:
+        told += (
+            f" Equal to float32 to the image, by which this task cannot tell them apart: {', '.join(same)}."
+        )
+    return told
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -382,7 +289,8 @@ def _times(rows: Sequence[Row]) -> str:
     lines = [(name, *(of.get(one, "–") for one in transports)) for name, of in by_encoding.items()]
     names = {"embedded": "embedded", "rabbitmq": "RabbitMQ and Redis"}
     return TIMES.format(
-        rounds=len(rows[0]["round_s"]),
+        how=ALTERNATING if all("repetitions" in row for row in rows) else IN_ORDER,
+        rounds=max(len(row["round_s"]) for row in rows),
         learners=rows[0]["learners"],
         parameters=rows[0]["parameters"],
         table=table(("encoding", *(names[one] for one in transports)), lines),
@@ -390,5 +298,18 @@ def _times(rows: Sequence[Row]) -> str:
 
 
 QUESTION = Question(
-    name="encodings", title="Encodings: accuracy, bytes, seconds", place=60, run=run, text=text
+    name="encodings",
+    title="Encodings: accuracy, bytes, seconds",
+    place=60,
+    run=run,
+    keys={
+        **{f"{name} {title}": f"{name} {title}" for name in EXPERIMENTS for title in TRANSFERS},
+        **{
+            f"{transport} {title}": f"{transport} {title}"
+            for transport in ("embedded", "rabbitmq")
+            for title in TRANSFERS
+            if title != AGAIN
+        },
+    },
+    text=text,
 )

@@ -28,7 +28,7 @@ from benchmarks.comparison import (
 from benchmarks.jobs import spec
 from benchmarks.peers import PeerFailed
 from benchmarks.peers.flower import DEFAULT_POLL_S, LAYOUTS, PEER
-from benchmarks.peers.rounds import TENSORS
+from benchmarks.peers.rounds import TENSORS, num_tensors
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.sweep import SLOWER, Setting
 from benchmarks.tables import plot_lines, size, table
@@ -67,10 +67,14 @@ that is not counted, for one where that took more than {sweep_limit:g} s, and wa
 itself*), and the best of all was taken for the blocks. The table says how many of the {settings} settings
 were tried; *not swept* means one, given on the command line. Flower may be faster with one that was not
 tried, and the ratio then flatters us.
-A model has {tensors} tensors of float32; ours travels in the encoding `{encoding}`, the default. Seconds
+A model has so many equal tensors of float32 as the table says, {tensors} unless something else was asked for
+(`--tensors 1`). That matters: Flower stores each tensor as an object, and fetches and sends it by requests of
+its own, a few at a time, so that small models in many tensors take it longer; ours sends a model as one piece
+however it is cut. Ours travels in the encoding `{encoding}`, the default. Seconds
 from one version of the model to the next: medians over the rounds of a block, then over
 blocks of ours and theirs in alternation, with the least and the most in brackets; the ratio likewise, of
-blocks that followed each other. The final models of all are checked.
+blocks that followed each other. Where there is one block, as many as `--cell-s` allowed, nothing alternated:
+the brackets are its rounds', and the ratio has none. The final models of all are checked.
 
 {table}
 
@@ -110,12 +114,13 @@ def run(options: Options) -> Iterator[Row]:
 
 def _named(cell: Cell, row: Row) -> Row:
     learners, parameters = cell
-    key = f"{learners}x{parameters}"
+    tensors = num_tensors()
+    key = f"{learners}x{parameters}" + ("" if tensors == TENSORS else f"x{tensors}")
     return {
         "key": key,
         "num_learners": learners,
         "num_parameters": parameters,
-        "tensors": TENSORS,
+        "tensors": tensors,
         "encoding": spec(learners, 1).transfer.encoding,
         "peer": PEER.title,
         **row,
@@ -134,6 +139,8 @@ def text(rows: Sequence[Row]) -> str:
     columns = (
         "learners",
         "parameters",
+        "tensors",
+        "blocks",
         "ours s",
         "Flower s",
         "Flower takes",
@@ -145,7 +152,7 @@ def text(rows: Sequence[Row]) -> str:
     for row in filter(is_measured, rows):
         setting = row["setting"]
         chosen = f"{setting['poll-s']:g} s, {setting['layout']}{was_swept(row)}"
-        named = (row["num_learners"], size(row["num_parameters"]))
+        named = (row["num_learners"], size(row["num_parameters"]), row["tensors"])
         wanted = WANTED.get(row["num_parameters"], LEAST)
         lines.append((*named, *columns_of(row), against_target(row, wanted), chosen, by_itself(row)))
     return TEXT.format(
@@ -169,6 +176,7 @@ def text(rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> bool:
     """A panel for each size of model, seconds a round against learners."""
     measured = [row for row in rows if is_measured(row)]
+    measured = [row for row in measured if row["tensors"] == TENSORS]
     sizes = sorted({row["num_parameters"] for row in measured})
     panels = {}
     for parameters in sizes:

@@ -29,6 +29,10 @@ FEDERATION = "bench"
 JOIN_TIMEOUT_S = 600.0
 
 
+WANTED_S = {"alone-1000-all": 1.0, "grouped-100000-all": 60.0, "grouped-100000-1000": 1.0}
+"""Seconds a round, at most, by row; what this project set out for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """How many learners, how they are reached, and how many take part in a round."""
@@ -74,6 +78,8 @@ mailbox and are known to the controller. Memory is the most that the controller'
 and all; events are those stored, and their bytes, for each round.
 
 {table}
+
+{reached}
 
 {growth}"""
 
@@ -219,7 +225,17 @@ def text(rows: Sequence[Row]) -> str:
         parameters=processes.CROWD_PARAMETERS,
         groups=max((Cell(row["num_learners"], True).num_hosts for row in rows if row["grouped"]), default=4),
         table=table(columns, lines),
+        reached="\n".join(_against_wanted(row) for row in rows if row["key"] in WANTED_S),
         growth="\n".join(_growth(rows, grouped) for grouped in (True, False)).strip(),
+    )
+
+
+def _against_wanted(row: Row) -> str:
+    median_s, wanted_s = statistics.median(row["rounds_s"]), WANTED_S[row["key"]]
+    name = Cell(row["num_learners"], row["grouped"], row["sample"]).name
+    reached = "reached" if median_s < wanted_s else "missed"
+    return (
+        f"- {name}: less than {wanted_s:g} s a round wanted, {reached} with {seconds(median_s)} s (median)."
     )
 
 

@@ -71,18 +71,8 @@ def build(
     built = copy.deepcopy(estimator)
     if hasattr(built, "t_"):
         return _fitted(built, classes)
-    one, targets = np.zeros((1, num_features), dtype), np.zeros((1, num_outputs) if num_outputs > 1 else 1)
-    try:
-        if isinstance(built, MLPClassifier | MLPRegressor):
-            # The arrays are made by a step. One as small as this leaves every weight as it was drawn.
-            built.set_params(learning_rate_init=np.finfo(np.float64).tiny, batch_size="auto")
-        if is_classifier(built):
-            known = np.unique(np.asarray(classes))
-            built.partial_fit(one, known[:1], classes=known)
-        else:
-            built.partial_fit(one, targets)
-    except ValueError as error:
-        raise SettingError(f"{_name(estimator)} cannot be trained in steps: {error}") from error
+    targets = np.zeros((1, num_outputs) if num_outputs > 1 else 1)
+    _make_arrays(built, np.zeros((1, num_features), dtype), targets, classes)
     if isinstance(built, MLPClassifier | MLPRegressor):
         built.set_params(learning_rate_init=estimator.learning_rate_init, batch_size=estimator.batch_size)
         built.t_ = 0
@@ -96,6 +86,23 @@ def build(
             f"averaged: take SGDClassifier, SGDRegressor, Perceptron, MLPClassifier or MLPRegressor"
         )
     return built
+
+
+def _make_arrays(
+    estimator: Any, inputs: Array, targets: Array, classes: Sequence[Any] | Array | None
+) -> None:
+    """By a step on one example; ``targets`` are a regressor's."""
+    try:
+        if isinstance(estimator, MLPClassifier | MLPRegressor):
+            # One as small as this leaves every weight as it was drawn.
+            estimator.set_params(learning_rate_init=np.finfo(np.float64).tiny, batch_size="auto")
+        if is_classifier(estimator):
+            known = np.unique(np.asarray(classes))
+            estimator.partial_fit(inputs, known[:1], classes=known)
+        else:
+            estimator.partial_fit(inputs, targets)
+    except ValueError as error:
+        raise SettingError(f"{_name(estimator)} cannot be trained in steps: {error}") from error
 
 
 def _fitted(estimator: Any, classes: Sequence[Any] | Array | None) -> Any:

@@ -6,7 +6,8 @@ or a driver: those have no bound, and each new value is one more time series for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import broker_fl
@@ -51,20 +52,33 @@ def new_registry(role: str, federation: str) -> CollectorRegistry:
 
 
 class _Made:
-    """Makes metrics of one registry, all with the same beginning of their names."""
+    """Makes metrics of one registry, all with the same beginning of their names.
+
+    Labels are given with values that are known beforehand: their series are there, at zero, from the start.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
-    def counter(self, name: str, what: str, *labels: str) -> Counter:
+    def counter(self, name: str, what: str, **labels: Sequence[str]) -> Counter:
         from prometheus_client import Counter
 
-        return Counter(f"broker_fl_{name}", what, labels, registry=self._registry)
+        made = Counter(f"broker_fl_{name}", what, tuple(labels), registry=self._registry)
+        _begin(made, labels)
+        return made
 
-    def histogram(self, name: str, what: str, *labels: str) -> Histogram:
+    def histogram(self, name: str, what: str, **labels: Sequence[str]) -> Histogram:
         from prometheus_client import Histogram
 
-        return Histogram(f"broker_fl_{name}", what, labels, registry=self._registry, buckets=SECONDS)
+        made = Histogram(f"broker_fl_{name}", what, tuple(labels), registry=self._registry, buckets=SECONDS)
+        _begin(made, labels)
+        return made
+
+
+def _begin(made: Counter | Histogram, labels: Mapping[str, Sequence[str]]) -> None:
+    if labels:
+        for values in product(*labels.values()):
+            made.labels(*values)
 
 
 class ControllerMetrics:
@@ -73,10 +87,11 @@ class ControllerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         made = _Made(registry)
         self._updates = made.counter(
-            "updates", "Updates that arrived; reason: why it was refused.", "outcome", "reason"
+            "updates",
+            "Updates that arrived; reason: why it was refused.",
+            outcome=("accepted", "late", "duplicate"),
+            reason=("",),
         )
-        for outcome in ("accepted", "late", "duplicate"):
-            self._updates.labels(outcome, "")
         for reason in REFUSAL_REASONS:
             self._updates.labels("refused", reason)
         self._update_bytes = made.counter("update_bytes", "Encoded size of the updates that were accepted.")
@@ -87,30 +102,25 @@ class ControllerMetrics:
         self._rounds = made.counter("rounds", "Rounds that began; asynchronous jobs have one.")
         self._retries = made.counter("round_retries", "Rounds that missed their quorum and went on.")
         self._round = made.histogram("round_seconds", "From a round's beginning to its version being stored.")
-        self._commit = made.histogram("commit_seconds", "Parts of a commit.", "part")
-        for part in ("aggregate", "store"):
-            self._commit.labels(part)
+        self._commit = made.histogram("commit_seconds", "Parts of a commit.", part=("aggregate", "store"))
         self._versions = made.counter("versions_committed", "Model versions that were stored.")
         self._sent = made.counter("tasks_sent", "Tasks that were handed to the broker, one for each learner.")
         self._missed = made.counter(
             "tasks_missed",
             "Tasks that came to nothing; late: given up, or delivered after that.",
-            "outcome",
+            outcome=("failed", "late", "cancelled"),
         )
-        for outcome in ("failed", "late", "cancelled"):
-            self._missed.labels(outcome)
         self._lost = made.counter("learners_lost", "Learners that were not heard of for too long.")
-        self._ended = made.counter("jobs_finished", "Jobs that ended.", "state")
-        for state in ("done", "stopped", "failed"):
-            self._ended.labels(state)
+        self._ended = made.counter("jobs_finished", "Jobs that ended.", state=("done", "stopped", "failed"))
         self._refused = made.counter(
             "messages_refused",
             "Messages that were not taken, for the most part dead-lettered; over_limit: too many came.",
-            "source",
+            source=("inbox", "reports", "control", "over_limit"),
         )
-        for source in ("inbox", "reports", "control", "over_limit"):
-            self._refused.labels(source)
-        self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
+        self._handlers = self._by_kind()
+
+    def _by_kind(self) -> dict[type[e.Event], Callable[[Any], None]]:
+        return {
             e.RoundStarted: lambda event: self._rounds.inc() if event.train else None,
             e.RoundRetried: lambda _: self._retries.inc(),
             e.TaskSent: lambda event: self._sent.inc(event.num_learners),
@@ -162,11 +172,12 @@ class LearnerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         made = _Made(registry)
         self._receive = made.histogram("receive_seconds", "From a task's arrival to its model being whole.")
-        self._work = made.histogram("work_seconds", "Evaluating and training, for one task.", "outcome")
-        for outcome in ("finished", "failed", "cancelled"):
-            self._work.labels(outcome)
-        self._refused = made.counter("messages_refused", "Messages that were not taken.", "source")
-        self._refused.labels("mailbox")
+        self._work = made.histogram(
+            "work_seconds",
+            "Evaluating and training, for one task.",
+            outcome=("finished", "failed", "cancelled"),
+        )
+        self._refused = made.counter("messages_refused", "Messages that were not taken.", source=("mailbox",))
 
     def event(self, event: e.Event) -> None: ...
 

@@ -67,11 +67,6 @@ class History(Folding):
     # ------------------------------------------------------------ asking
 
     @property
-    def last_sequence(self) -> int:
-        """Greatest event number that was folded; 0 before the first."""
-        return self._last_sequence
-
-    @property
     def current(self) -> RoundRecord | None:
         """The newest round."""
         return self.rounds.get(self._newest_round)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from broker_fl.errors import BrokerFLError, SettingError
+from broker_fl.errors import BrokerFLError
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Learner, Store
 from broker_fl.model import Array, Model
@@ -85,11 +85,7 @@ class Federation:
                 a world is given for groups.
         """
         if groups is not None:
-            if world is not None:
-                raise SettingError(
-                    "'groups': learners of a group share a host; they have no world of their own"
-                )
-            check_groups(len(learners), groups)
+            check_groups(len(learners), groups, world)
         classes = own if isinstance(own, OwnClasses) else OwnClasses.of(own)
         self.profiles: Mapping[str, Profile] = world.profiles(list(learners)) if world else {}
         """What was drawn for each learner; empty without a world."""
@@ -112,18 +108,24 @@ class Federation:
         )
         self.controller = Controller(self._transports[0], self._store, controller_settings, classes)
         self._groups = GroupHosts(self._connect, name, learners, groups) if groups is not None else None
-        machines, others = self._machines_of(learners if groups is None else {}, world, num_workers)
-        self._machines = Machines(machines, self.profiles, Topology(name))
-        # Those that only pause do not wait for one another: only computing takes a worker's time.
-        num_threads = max(1, len(others)) if world and world.paces else num_workers
-        host_settings = LearnerSettings(federation=name, num_workers=num_threads)
-        self.learners = LearnerHost(self._transports[1], others, host_settings)
+        alone = learners if groups is None else {}
+        self._machines, self.learners = self._hosts_of(alone, world, num_workers)
         self._closing = ExitStack()
         self._guard = threading.Thread(target=self._watch_controller, name="simulation-guard", daemon=True)
         self.driver: Driver
 
     def _connect(self, name: str) -> MemoryTransport:
         return self.broker.connect(name, hands_over=self._hands_over)
+
+    def _hosts_of(
+        self, learners: Mapping[str, Learner], world: World | None, num_workers: int
+    ) -> tuple[Machines, LearnerHost]:
+        machines, others = self._machines_of(learners, world, num_workers)
+        # Those that only pause do not wait for one another: only computing takes a worker's time.
+        num_threads = max(1, len(others)) if world and world.paces else num_workers
+        settings = LearnerSettings(federation=self._name, num_workers=num_threads)
+        host = LearnerHost(self._transports[1], others, settings)
+        return Machines(machines, self.profiles, Topology(self._name)), host
 
     def _machines_of(
         self, learners: Mapping[str, Learner], world: World | None, num_workers: int

@@ -9,10 +9,13 @@ from broker_fl.interfaces import Learner
 from broker_fl.roles.learner import LazyLearners, LearnerHost, LearnerSettings
 from broker_fl.transports.memory import MemoryTransport
 from broker_fl.wire.fields import MAX_GROUP
+from broker_fl.world import World
 
 
-def check_groups(num_learners: int, num_groups: int) -> None:
-    """Raise ``SettingError`` if so many learners cannot be in so many groups."""
+def check_groups(num_learners: int, num_groups: int, world: World | None) -> None:
+    """Raise ``SettingError`` if so many learners cannot be in so many groups, or are given a world."""
+    if world is not None:
+        raise SettingError("'groups': learners of a group share a host; they have no world of their own")
     if not 0 < num_groups <= num_learners <= num_groups * MAX_GROUP:
         raise SettingError(
             f"'groups': {num_learners} learners cannot be in {num_groups} groups, each of 1 to {MAX_GROUP}"

@@ -64,6 +64,22 @@ class Coarse(ABC):
                 at += part.nbytes
         return buffer
 
+    def overflow(self, model: Model) -> str | None:
+        """The first tensor with a finite value that ``decode`` would refuse."""
+        for run, coded in self._runs(model.spec):
+            if coded and self._is_too_large(model.run(run)):
+                inside = zip(model.spec.tensors, model.spec.offsets, strict=True)
+                return next(
+                    tensor.name
+                    for tensor, start in inside
+                    if run.start <= start < run.stop and self._is_too_large(model[tensor.name].reshape(-1))
+                )
+        return None
+
+    def _is_too_large(self, values: Array) -> bool:
+        """Whether a finite one of them is."""
+        return False
+
     def decode(self, buffer: Array, spec: ModelSpec) -> Model:
         """A model of its own.
 
@@ -114,6 +130,17 @@ class BlockInt8(Coarse):
 
     def _packed_bytes(self, num_elements: int, item_bytes: int) -> int:
         return 4 * _blocks(num_elements) + num_elements
+
+    def _is_too_large(self, values: Array) -> bool:
+        """Rounding its scale up may be enough."""
+        if not values.size:
+            return False
+        work = np.float64 if values.dtype == np.float64 else np.float32
+        ends = np.array([values.min(), values.max()]).astype(work)
+        with np.errstate(over="ignore"):
+            scales = (np.abs(ends) / work(_LARGEST)).astype(np.float32)
+            decoded = (scales.astype(work) * work(_LARGEST)).astype(values.dtype)
+        return bool((np.isfinite(ends) & ~np.isfinite(decoded)).any())
 
     def _write(self, values: Array, out: Array) -> None:
         scales, numbers = _parts(out, 4 * _blocks(values.size), "<f4", "i1")

@@ -1,8 +1,9 @@
 """Encodings: what a model's buffer looks like on the wire.
 
 ``raw`` is the buffer itself. ``float32``, ``float16`` and ``bfloat16`` narrow each wider floating-point
-tensor to that type; integer, boolean and already narrower tensors stay as they are. The encoded buffer has
-the layout of a model whose spec names the narrower types (``model.py``). ``int8`` and ``topk/N`` are in
+tensor to that type; integer, boolean and already narrower tensors stay as they are, and the job's
+``buffers``, whose statistics may be spoilt by what weights can bear. The encoded buffer has
+the layout of a model whose spec names the narrower types (``model/spec.py``). ``int8`` and ``topk/N`` are in
 ``coarse.py``.
 
 To add one: a class with what ``Encoding`` asks for, its name in ``ENCODINGS`` or ``encoding``, and its
@@ -32,7 +33,7 @@ class Encoding(Protocol):
     """Whether a version of the model may be sent in it."""
 
     def keeping(self, names: Collection[str]) -> Encoding:
-        """The same, but where it is coarse, it leaves these tensors as they are."""
+        """The same that leaves these tensors as they are."""
         ...
 
     def num_bytes(self, spec: ModelSpec) -> int:
@@ -41,6 +42,10 @@ class Encoding(Protocol):
 
     def encode(self, model: Model) -> Array:
         """The encoded buffer: uint8, 1-d; it may be the model's own."""
+        ...
+
+    def overflow(self, model: Model) -> str | None:
+        """A tensor with a finite value that would be too large when it is decoded; None if there is none."""
         ...
 
     def decode(self, buffer: Array, spec: ModelSpec) -> Model:
@@ -66,7 +71,7 @@ NAMES = (*ENCODINGS, "topk/N")
 
 
 def encoding(name: str, kept: Collection[str] = ()) -> Encoding:
-    """The encoding of that name; where it is coarse, it leaves the tensors that are ``kept`` as they are.
+    """The encoding of that name; it leaves the tensors that are ``kept`` as they are.
 
     Raises:
         FrameRefused: no such encoding is known here.

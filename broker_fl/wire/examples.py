@@ -18,7 +18,15 @@ PAYLOAD = b"forty-two bytes of a model, or of an update"
 
 def examples() -> dict[str, m.Message]:
     """One message of each kind, every field in use, by a name for the case; and a few that are special."""
-    return _learner_examples() | _task_examples() | _driver_examples() | _reply_examples() | _event_examples()
+    return (
+        _learner_examples()
+        | _group_examples()
+        | _update_examples()
+        | _task_examples()
+        | _driver_examples()
+        | _reply_examples()
+        | {event.KIND: event for event in _events()}
+    )
 
 
 _SPEC = (("dense.weight", "float32", (2, 3)), ("dense.bias", "float32", (3,)), ("steps", "int64", ()))
@@ -56,6 +64,8 @@ _GROUP: dict[str, Any] = {
     "peak_memory_bytes": 300_000_000,
 }
 _TIMINGS = m.Timings(receive_s=0.125, queue_s=0.0, evaluate_s=0.5, train_s=4.25)
+_OF_JOB: dict[str, Any] = {"job": "digits-1f", "sequence": 5, "time_s": 1_700_000_000.5}
+_COHORT = ("site-1", "site-2")
 
 
 def _learner_examples() -> dict[str, m.Message]:
@@ -94,6 +104,11 @@ def _learner_examples() -> dict[str, m.Message]:
         "result of a training that diverged": result.model_copy(
             update={"metrics": {"loss": math.nan, "norm": math.inf, "margin": -math.inf}}
         ),
+    }
+
+
+def _group_examples() -> dict[str, m.Message]:
+    return {
         "group_join": m.GroupJoin(
             group="host-1",
             session="5f2e8a",
@@ -121,6 +136,11 @@ def _learner_examples() -> dict[str, m.Message]:
             encoding="raw",
             checksum=crc32(PAYLOAD),
         ),
+    }
+
+
+def _update_examples() -> dict[str, m.Message]:
+    return {
         "update_chunk": m.UpdateChunk(
             learner="site-1", task=TASK, index=0, count=1, encoding="float16", checksum=crc32(PAYLOAD)
         ),
@@ -260,20 +280,32 @@ def _reply_examples() -> dict[str, m.Message]:
     }
 
 
-def _event_examples() -> dict[str, m.Message]:
-    at: dict[str, Any] = {"job": "digits-1f", "sequence": 5, "time_s": 1_700_000_000.5}
-    one: dict[str, Any] = {**at, "round": 3, "learner": "site-1"}
-    two, members = ("site-1", "site-2"), ("host-1-0", "host-1-1")
-    found: tuple[e.Event, ...] = (
+def _events() -> tuple[e.Event, ...]:
+    at = _OF_JOB
+    return (
         e.JobSubmitted(**at, driver="driver-9", spec=_SPEC_OF_JOB, num_parameters=10, model_bytes=48),
         e.JobPaused(**at, reason="maintenance"),
         e.JobUnpaused(**at, versions=1),
         e.JobWaiting(**at, reason="1 learner is there, 2 are needed", num_learners=1, num_needed=2),
         e.JobResumed(**at, round=3, version=3, epoch=8),
-        e.RoundStarted(**at, round=3, version=3, cohort=two, num_wanted=1, deadline_s=60.0),
-        e.RoundRetried(**at, round=3, attempt=1, reason="1 of 2 delivered", replacements=("site-3",)),
-        e.TransferProgress(**at, round=3, direction="up", num_bytes=300_000_000, total_bytes=2_000_000_000),
-        e.TaskSent(**at, round=3, attempt=1, learners=two, num_bytes=1000, num_messages=4, send_s=0.01),
+        *_round_events(),
+        *_attendance_events(),
+        *_group_events(),
+        e.JobFinished(
+            **at, state="done", reason="10 rounds", version=10, rounds=10, duration_s=70.5, metrics=_METRICS
+        ),
+        e.JobDeleted(**at, reason="disk space"),
+    )
+
+
+def _round_events() -> tuple[e.Event, ...]:
+    at: dict[str, Any] = {**_OF_JOB, "round": 3}
+    one: dict[str, Any] = {**at, "learner": "site-1"}
+    return (
+        e.RoundStarted(**at, version=3, cohort=_COHORT, num_wanted=1, deadline_s=60.0),
+        e.RoundRetried(**at, attempt=1, reason="1 of 2 delivered", replacements=("site-3",)),
+        e.TransferProgress(**at, direction="up", num_bytes=300_000_000, total_bytes=2_000_000_000),
+        e.TaskSent(**at, attempt=1, learners=_COHORT, num_bytes=1000, num_messages=4, send_s=0.01),
         e.TaskAccepted(**one, receive_s=0.125),
         e.TaskFinished(
             **one, num_examples=120, num_steps=15, metrics=_METRICS, evaluation=_METRICS, timings=_TIMINGS
@@ -282,13 +314,12 @@ def _event_examples() -> dict[str, m.Message]:
         e.TaskFailed(**one, reason="out of memory"),
         e.TaskLate(**one, reason="the round closed without it"),
         e.UpdateRefused(**one, reason="tensor 'dense.bias' holds NaN"),
-        e.VersionEvaluated(**at, round=3, version=3, metrics=_METRICS, num_learners=2, num_examples=80),
+        e.VersionEvaluated(**at, version=3, metrics=_METRICS, num_learners=2, num_examples=80),
         e.VersionCommitted(
             **at,
-            round=3,
             version=4,
             digest=_MANIFEST.digest,
-            contributors=two,
+            contributors=_COHORT,
             total_weight=240.0,
             used={"site-1": 1.0, "site-2": 0.0},
             metrics=_METRICS,
@@ -296,31 +327,30 @@ def _event_examples() -> dict[str, m.Message]:
             aggregate_s=0.02,
             store_s=0.03,
         ),
-        e.LearnerExcluded(**one, num_failures=3, reason="out of memory"),
-        e.LearnerJoined(**at, learner="site-1", attributes={"region": "eu"}),
-        e.LearnerLeft(**at, learner="site-1", reason="stopped"),
-        e.LearnerLost(**at, learner="site-1", silent_s=20.5),
-        e.GroupJoined(**at, group="host-1", learners=members, attributes={"region": "eu"}),
-        e.GroupLeft(**at, group="host-1", learners=members, reason="stopped"),
-        e.GroupLost(**at, group="host-1", learners=members, silent_s=20.5),
-        e.GroupAccepted(**at, round=3, group="host-1", num_learners=2, receive_s=0.125),
-        e.GroupFinished(**at, round=3, **_GROUP),
-        e.GroupFolded(
-            **at,
-            round=3,
-            group="host-1",
-            share="8c1f",
-            num_learners=2,
-            weight=200.0,
-            num_bytes=40,
-            num_messages=1,
-        ),
-        e.GroupMissed(
-            **at, round=3, group="host-1", outcome="late", learners=members, reasons=("the round closed",)
-        ),
-        e.JobFinished(
-            **at, state="done", reason="10 rounds", version=10, rounds=10, duration_s=70.5, metrics=_METRICS
-        ),
-        e.JobDeleted(**at, reason="disk space"),
     )
-    return {event.KIND: event for event in found}
+
+
+def _attendance_events() -> tuple[e.Event, ...]:
+    at: dict[str, Any] = {**_OF_JOB, "learner": "site-1"}
+    return (
+        e.LearnerExcluded(**at, round=3, num_failures=3, reason="out of memory"),
+        e.LearnerJoined(**at, attributes={"region": "eu"}),
+        e.LearnerLeft(**at, reason="stopped"),
+        e.LearnerLost(**at, silent_s=20.5),
+    )
+
+
+def _group_events() -> tuple[e.Event, ...]:
+    at: dict[str, Any] = {**_OF_JOB, "group": "host-1"}
+    members = ("host-1-0", "host-1-1")
+    return (
+        e.GroupJoined(**at, learners=members, attributes={"region": "eu"}),
+        e.GroupLeft(**at, learners=members, reason="stopped"),
+        e.GroupLost(**at, learners=members, silent_s=20.5),
+        e.GroupAccepted(**at, round=3, num_learners=2, receive_s=0.125),
+        e.GroupFinished(**_OF_JOB, round=3, **_GROUP),
+        e.GroupFolded(
+            **at, round=3, share="8c1f", num_learners=2, weight=200.0, num_bytes=40, num_messages=1
+        ),
+        e.GroupMissed(**at, round=3, outcome="late", learners=members, reasons=("the round closed",)),
+    )

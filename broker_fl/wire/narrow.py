@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -30,6 +30,9 @@ class Raw:
         """The model's own buffer."""
         return model.buffer
 
+    def overflow(self, _: Model) -> None:
+        """Nothing is changed."""
+
     def decode(self, buffer: Array, spec: ModelSpec) -> Model:
         """A model around ``buffer``."""
         return checked(Model(spec, buffer))
@@ -42,12 +45,14 @@ class Narrowed:
     """
 
     dtype: str
+    kept: frozenset[str] = frozenset()
+    """Float tensors that are left as they are: the job's ``buffers``."""
     coarse: ClassVar[bool] = False
     of_versions: ClassVar[bool] = True
 
-    def keeping(self, _: Collection[str]) -> Self:
-        """Itself: what all tensors can bear."""
-        return self
+    def keeping(self, names: Collection[str]) -> Self:
+        """The same that leaves these tensors as they are."""
+        return replace(self, kept=frozenset(names))
 
     def num_bytes(self, spec: ModelSpec) -> int:
         """Of the narrower spec."""
@@ -57,6 +62,17 @@ class Narrowed:
         """A narrower copy, or the model's own buffer where nothing is wider."""
         narrow = self._narrow(model.spec)
         return model.buffer if narrow == model.spec else _cast(model, narrow).buffer
+
+    def overflow(self, model: Model) -> str | None:
+        """The first tensor with a finite value that is too large for ``dtype``."""
+        for tensor in model.spec.tensors:
+            if self._narrow_tensor(tensor) is not tensor and tensor.num_bytes:
+                array = model[tensor.name]
+                ends = np.array([array.min(), array.max()])
+                with np.errstate(over="ignore"):
+                    if (np.isfinite(ends) & ~np.isfinite(ends.astype(DTYPES[self.dtype]))).any():
+                        return tensor.name
+        return None
 
     def decode(self, buffer: Array, spec: ModelSpec) -> Model:
         """Widened to ``spec``."""
@@ -68,13 +84,17 @@ class Narrowed:
         return ModelSpec(tuple(self._narrow_tensor(tensor) for tensor in spec.tensors))
 
     def _narrow_tensor(self, tensor: TensorSpec) -> TensorSpec:
+        if tensor.name in self.kept:
+            return tensor
         wider = tensor.dtype in FLOATS and DTYPES[tensor.dtype].itemsize > DTYPES[self.dtype].itemsize
         return TensorSpec(tensor.name, self.dtype, tensor.shape) if wider else tensor
 
 
 def _cast(model: Model, spec: ModelSpec) -> Model:
     result = Model.empty(spec)
-    with np.errstate(all="ignore"):  # too large for the narrower type becomes inf, which the receiver refuses
+    # What is too large for the narrower type becomes inf. In an update the controller refuses that; of a
+    # version it asks ``overflow`` before.
+    with np.errstate(all="ignore"):
         for name, array in model.items():
             np.copyto(result[name], array, casting="unsafe")
     return result

@@ -18,7 +18,7 @@ import numpy as np
 from broker_fl.model import DTYPES, Model
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import checksum, cut
-from broker_fl.wire.encodings import ENCODINGS
+from broker_fl.wire.encodings import ENCODINGS, encoding
 from broker_fl.wire.examples import PAYLOAD, TASK, crc32, examples
 from broker_fl.wire.frames import MAX_BODY_BYTES, pack_chunk
 from broker_fl.wire.vectors_coarse import Json, base64_of, coarse, invalid_encoded
@@ -32,7 +32,9 @@ def vectors() -> dict[str, Any]:
         "valid.json": [_valid(name, message) for name, message in examples().items()],
         "invalid.json": [_invalid(name, body, reason) for name, (body, reason) in invalid_frames().items()],
         "invalid_manifests.json": invalid_manifests(),
-        "models.json": [_model(name, model) for name, model in models().items()],
+        "models.json": [
+            _model(name, model, ["b", "d"] if name == "buffers" else []) for name, model in models().items()
+        ],
         "coarse.json": coarse(),
         "invalid_encoded.json": invalid_encoded(),
         "invalid_chunks.json": invalid_chunks(),
@@ -96,10 +98,11 @@ def _changed(message: m.Message, **changes: Any) -> bytes:
 
 def invalid_frames() -> dict[str, tuple[bytes, str]]:
     """Bodies with words of why they are refused."""
-    all_of = examples()
-    heartbeat, result, chunk = all_of["heartbeat"], all_of["result"], all_of["model_chunk"]
-    plain, framed = heartbeat.pack(), body_of(chunk)
-    header = framed[: -len(PAYLOAD) - 5]
+    return _invalid_headers() | _invalid_fields() | _invalid_payloads()
+
+
+def _invalid_headers() -> dict[str, tuple[bytes, str]]:
+    plain = examples()["heartbeat"].pack()
     array, over = b"\xdd" + (3_000_000).to_bytes(4, "big"), b"\xdf\xff\xff\xff\xff"
     return {
         "nothing": (b"", "the body is empty"),
@@ -116,6 +119,13 @@ def invalid_frames() -> dict[str, tuple[bytes, str]]:
         "a version that is no integer": (_frame({"v": True, "kind": "rejoin"}), "the version is an integer"),
         "no kind": (_frame({"v": 1}), "the kind is missing"),
         "an unknown kind": (_frame({"v": 1, "kind": "greeting"}), "the kind is unknown"),
+    }
+
+
+def _invalid_fields() -> dict[str, tuple[bytes, str]]:
+    all_of = examples()
+    heartbeat, result = all_of["heartbeat"], all_of["result"]
+    return {
         "a field is missing": (_changed(heartbeat, session=...), "session is required"),
         "a string for a number": (_changed(result, num_examples="120"), "num_examples is an integer"),
         "a float for an integer": (_changed(result, num_examples=120.0), "num_examples is an integer"),
@@ -144,6 +154,14 @@ def invalid_frames() -> dict[str, tuple[bytes, str]]:
             _changed(all_of["task"], chunk_bytes=100),
             "chunk_bytes is at least 4096",
         ),
+    }
+
+
+def _invalid_payloads() -> dict[str, tuple[bytes, str]]:
+    all_of = examples()
+    plain, framed = all_of["heartbeat"].pack(), body_of(all_of["model_chunk"])
+    header = framed[: -len(PAYLOAD) - 5]
+    return {
         "a chunk frame without payload": (header, "the payload is missing"),
         "a message with payload": (plain + b"\xc4\x01x", "this kind has no payload"),
         "a payload that is cut off": (framed[:-1], "the payload is shorter than its length says"),
@@ -180,6 +198,14 @@ def models() -> dict[str, Model]:
                 "d": np.array([[1.0, 2.0]], np.float32),
             }
         ),
+        "buffers": Model.of(
+            {
+                "a": np.array([1 / 3], np.float32),
+                "b": np.array([1e6, 1e-9], np.float32),
+                "c": np.array([1 / 3], np.float64),
+                "d": np.array(1e300),
+            }
+        ),
         "an empty tensor that aligns": Model.of(
             {"a": np.array(1, np.int8), "none": np.zeros(0), "b": np.array(2, np.int8)}
         ),
@@ -192,12 +218,14 @@ def models() -> dict[str, Model]:
     }
 
 
-def _model(name: str, model: Model) -> Json:
+def _model(name: str, model: Model, buffers: list[str]) -> Json:
+    names = [key for key, one in ENCODINGS.items() if not one.coarse]
     with np.errstate(all="ignore"):
-        encoded = {key: one.encode(model) for key, one in ENCODINGS.items() if not one.coarse}
+        encoded = {key: encoding(key, buffers).encode(model) for key in names}
     return {
         "name": name,
         "spec": model.spec.to_wire(),
+        "buffers": buffers,
         "spec_msgpack": base64_of(msgpack.packb(model.spec.to_wire())),
         "offsets": model.spec.offsets,
         "num_bytes": model.spec.num_bytes,

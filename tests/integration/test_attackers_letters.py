@@ -218,6 +218,7 @@ def test_no_expired_message_ends_reports_or_control(letters: Letters, cleared_by
         sender.send(exchange, key, b"after")
     ana.connection.close()
     reader, arrived = by.connect(letters.main), queue.SimpleQueue[bytes]()
+    reader.declare(topology.for_controller())
     for name in (topology.reports, topology.control):
         reader.consume(name, lambda one: arrived.put(one.body), prefetch=9)
         assert arrived.get(timeout=DEADLINE_S) == b"after"

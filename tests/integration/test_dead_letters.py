@@ -80,10 +80,9 @@ def test_one_is_sent_again_as_it_was_and_one_is_dropped(
     assert "1 dead letter dropped" in run("drop", nothing[:6], *access)
     assert [one["id"] for one in listed(access)] == [failed]
     arrived: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
-    transport = RabbitMQTransport(amqp_url)
-    transport.consume(
-        Topology(federation).reports, lambda one: arrived.put((one.routing_key, one.body)), prefetch=1
-    )
+    transport, topology = RabbitMQTransport(amqp_url), Topology(federation)
+    transport.declare(topology.for_controller())
+    transport.consume(topology.reports, lambda one: arrived.put((one.routing_key, one.body)), prefetch=1)
     assert arrived.get(timeout=30) == REFUSED["heartbeat"]
     transport.close()
 

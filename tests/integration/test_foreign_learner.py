@@ -72,6 +72,7 @@ def initial_model() -> Model:
     return Model.of(
         {
             "flags": np.array([True, False, True]),
+            "bn.running_mean": np.array([3.125, 1e-7], np.float32),
             "weights": (np.arange(2_500, dtype=np.float32) / 8).reshape(50, 50),
             "nothing": np.zeros((0, 4), np.float32),
             "bias": np.array(0.5, np.float32),

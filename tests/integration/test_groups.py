@@ -1,12 +1,15 @@
-"""Groups over RabbitMQ and Redis, as daemons and by hand; embedded: ``tests/unit/roles/test_groups.py``."""
+"""Groups over RabbitMQ and Redis, as daemons and by hand; embedded: ``tests/unit/roles/groups``."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from typing import Any
 
 import numpy as np
 
+from broker_fl.interfaces import Learner
 from broker_fl.record.history import History
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.driver import Driver
@@ -17,18 +20,27 @@ from broker_fl.wire import events as e
 from broker_fl.wire.job import JobSpec
 from tests.unit.roles.stage import Adds, done, eventually, model_of
 
+NAME = "groups"
 NUM_HOSTS, NUM_MEMBERS = 2, 500
 
 
+def start(
+    stack: ExitStack, transport: RabbitMQTransport, learners: Mapping[str, Learner], **settings: Any
+) -> None:
+    """A host, until the stack ends."""
+    host = LearnerHost(transport, learners, LearnerSettings(federation=NAME, **settings))
+    host.start()
+    stack.callback(host.stop, drain_s=0.0)
+
+
 def test_a_thousand_learners_of_two_hosts_and_some_alone(amqp_url: str, redis_url: str) -> None:
-    name = "groups"
     with ExitStack() as stack:
-        store = stack.enter_context(closing(open_store(redis_url, federation=name)))
+        store = stack.enter_context(closing(open_store(redis_url, federation=NAME)))
         transports = [
             stack.enter_context(closing(RabbitMQTransport(amqp_url, name=f"party-{place}")))
             for place in range(NUM_HOSTS + 2)
         ]
-        controller = Controller(transports[0], store, ControllerSettings(federation=name))
+        controller = Controller(transports[0], store, ControllerSettings(federation=NAME))
         controller.start()
         stack.callback(controller.wait, 10.0)
         stack.callback(controller.stop)
@@ -36,18 +48,10 @@ def test_a_thousand_learners_of_two_hosts_and_some_alone(amqp_url: str, redis_ur
         for place in range(NUM_HOSTS):
             ids = [f"host-{place}-{index}" for index in range(NUM_MEMBERS)]
             learners = LazyLearners(ids, lambda context: Adds(float(context.index), num_examples=2))
-            settings = LearnerSettings(federation=name, group=f"host-{place}", num_workers=2)
-            host = LearnerHost(transports[1 + place], learners, settings)
-            host.start()
-            stack.callback(host.stop, drain_s=0.0)
-        alone = LearnerHost(
-            transports[-1],
-            {f"alone-{index}": Adds(1000.0, num_examples=2) for index in range(3)},
-            LearnerSettings(federation=name),
-        )
-        alone.start()
-        stack.callback(alone.stop, drain_s=0.0)
-        driver = stack.enter_context(Driver(RabbitMQTransport(amqp_url, name="driver"), name))
+            start(stack, transports[1 + place], learners, group=f"host-{place}", num_workers=2)
+        alone = {f"alone-{index}": Adds(1000.0, num_examples=2) for index in range(3)}
+        start(stack, transports[-1], alone)
+        driver = stack.enter_context(Driver(RabbitMQTransport(amqp_url, name="driver"), NAME))
         num_learners = NUM_HOSTS * NUM_MEMBERS + 3
         eventually(lambda: len(driver.learners()) == num_learners, "all learners to be there")
 

@@ -28,9 +28,9 @@ from broker_fl.roles.controller.auditing import stored_lines
 from broker_fl.stores.redis import RedisStore
 from broker_fl.topology import Topology
 from broker_fl.workers.servers import RedisNode
+from tests.integration.cli.apps import APP, JOB
 from tests.integration.daemons import Daemon
 from tests.integration.shell import Shell, command_lines
-from tests.integration.test_cli import APP, JOB
 from tests.servers.enrolling import Operator, eventually
 from tests.servers.provision import Broker
 from tests.servers.proxies import ProxyServer, proxy_server

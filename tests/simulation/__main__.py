@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tests.records import Record, Run, commit, today
 from tests.simulation.many import Played, play_many
+from tests.simulation.playing import replay
 from tests.simulation.scenario import scenario
-from tests.simulation.world import replay
 
 REPORT_EVERY = 1_000
 RECORD = Record(

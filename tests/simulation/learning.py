@@ -13,7 +13,7 @@ from tests.simulation.references import loss_of
 from tests.simulation.variates import variate_of
 
 if TYPE_CHECKING:
-    from tests.simulation.kernel import Process
+    from tests.simulation.processes import Process
     from tests.simulation.world import World
 
 

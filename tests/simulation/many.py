@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tests.simulation.world import play
+from tests.simulation.playing import play
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from broker_fl.errors import Fenced, StoreUnavailable
 from broker_fl.interfaces import Store, StoredVersion
-from tests.simulation.kernel import Kernel, Process
+from tests.simulation.kernel import Kernel
+from tests.simulation.processes import Process
 
 T = TypeVar("T")
 Undo = Callable[[], object]

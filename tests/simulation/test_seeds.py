@@ -28,9 +28,9 @@ from broker_fl.wire.messages import VersionRef
 from tests.simulation.__main__ import RECORD
 from tests.simulation.kernel import Violation
 from tests.simulation.many import play_many
+from tests.simulation.playing import play, replay
 from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.storage import MemoryStore
-from tests.simulation.world import play, replay
 
 NUM_SEEDS = 1_000
 FOUND = {
@@ -81,7 +81,7 @@ def test_a_seed_replays_exactly_in_any_process() -> None:
         command = [
             sys.executable,
             "-c",
-            "from tests.simulation.world import play; print(play(707).kernel.trace)",
+            "from tests.simulation.playing import play; print(play(707).kernel.trace)",
         ]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         told.append(

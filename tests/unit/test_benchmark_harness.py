@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ from benchmarks.cells import cell_by_cell
 from benchmarks.comparison import Comparison, better_alone, gaps, is_measured
 from benchmarks.ours import OursFailed, alone
 from benchmarks.peers import Peer, PeerFailed
+from benchmarks.peers.rounds import check_weights, constant_of, initial_weights
 from benchmarks.questions import Cell, Options, Question, Row, aggregation, asynchronous, many_learners
 from benchmarks.sweep import Setting
 
@@ -42,7 +46,7 @@ class Scripted(Peer):
 
 @pytest.fixture(autouse=True)
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "busy_share", lambda seconds=0.0: 0.25)
+    monkeypatch.setattr(machine.OthersShare, "so_far", lambda _: 0.25)
 
 
 def our_rounds(_learners: int, _parameters: int, rounds: int) -> dict[str, Any]:
@@ -105,6 +109,7 @@ def test_a_cell_that_fails_is_a_row_and_the_next_is_measured(monkeypatch: pytest
     first, second = cell_by_cell(Options(), ((2, 10), (3, 10)), (1, 1), measured)
     assert first["failed"] == "AssertionError: 1 of 2 learners joined"
     assert "failed" not in second
+    assert first["busy_share"] == second["busy_share"] == 0.25
 
 
 def test_a_failure_erases_no_figures_and_is_told() -> None:
@@ -131,15 +136,19 @@ def test_the_page_lists_what_failed_and_what_is_absent_and_how_each_row_was_meas
         {"key": "a", "command": "first", **how},
         {"key": "b", "command": "second", **how},
         {"key": "c", "command": "second", **how, "failed": "no\nbroker"},
+        {"key": "e", "command": "third", "busy_share": 0.5},
     ]
     (tmp_path / "one.json").write_text(json.dumps({"rows": rows}))
     page.write(tmp_path / "page.md", tmp_path, tmp_path, {"one": question})
     shown = (tmp_path / "page.md").read_text()
-    assert "['a', 'b']" in shown
+    assert "['a', 'b', 'e']" in shown
     assert "- cell c failed: `no broker`\n- Not measured: cell d.\n" in shown
     assert "- cell a: Measured 2026-01-01 with `first` at commit abc; up to 0%" in shown
     assert "- cell b: Measured 2026-01-01 with `second`" in shown
     assert shown.count("- CPU: fast") == 1
+    assert "which only shows that it works: e.**" in shown
+    assert shown.count("For one:") == 1
+    assert shown.endswith("What some rows were measured on was not kept: one.\n")
 
 
 def test_more_learners_are_held_against_few() -> None:
@@ -162,6 +171,36 @@ def test_cells_asked_for_are_those_measured(capsys: pytest.CaptureFixture[str]) 
     assert list(aggregation._shapes(Options(cells=((8, 1_000_000),)))) == ["20 tensors, 4 MB (in cache)"]
     assert not aggregation._shapes(Options(cells=((10, 100_000),)))
     assert "aggregation has no cells but 8x1" in capsys.readouterr().out
+
+
+def test_the_check_of_the_weights_sees_each_learner() -> None:
+    """Also the one in the middle, in one of many rounds."""
+    for num_learners, num_rounds in ((2, 3), (25, 31), (200, 6)):
+        constants = [constant_of(index) for index in range(num_learners)]
+        assert len(set(constants)) == num_learners
+        mean = sum(constants) / num_learners
+        whole = {name: array + num_rounds * mean for name, array in initial_weights(1_000).items()}
+        check_weights(whole, num_learners, num_rounds)
+        for index in (0, num_learners // 2, num_learners - 1):
+            others = (sum(constants) - constants[index]) / (num_learners - 1)
+            for wrong in (others, (sum(constants) + constants[index]) / (num_learners + 1)):
+                lost = {name: array + (wrong - mean) for name, array in whole.items()}
+                with pytest.raises(AssertionError, match="Not equal to tolerance"):
+                    check_weights(lost, num_learners, num_rounds)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /proc tells who works")
+def test_what_our_children_work_is_ours() -> None:
+    """While they live, and when they were collected."""
+    work = "import time; p = time.process_time\nwhile p() < 0.3: pass\nprint(flush=True); input()"
+    before = machine._our_ticks()
+    child = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    ticks = 0.25 * os.sysconf("SC_CLK_TCK")
+    assert machine._our_ticks() - before >= ticks
+    child.communicate(b"\n")
+    assert machine._our_ticks() - before >= ticks
 
 
 def hang() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from benchmarks.peers.flower import DEFAULT_POLL_S, LAYOUTS  # noqa: E402
 from benchmarks.peers.flower.app import TimedRounds, ask_again_after, be_quiet, train  # noqa: E402
 from benchmarks.peers.flower.clients import clients  # noqa: E402
 from benchmarks.peers.flower.link import grid_of, superlink, wait_for_nodes  # noqa: E402
-from benchmarks.peers.rounds import parser_of_rounds, write_result  # noqa: E402
+from benchmarks.peers.rounds import constant_of, parser_of_rounds, write_result  # noqa: E402
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def measure_simulation(options: argparse.Namespace) -> dict[str, object]:
 
     @client_app.train()  # type: ignore[untyped-decorator,unused-ignore]
     def answer(message: Message, context: Context) -> Message:
-        return train(message, float(context.node_config["partition-id"]) + 1)
+        return train(message, constant_of(int(context.node_config["partition-id"])))
 
     run_simulation(
         server_app=server_app,

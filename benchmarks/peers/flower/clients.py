@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.peers.flower.app import ask_again_after, be_quiet, train
+from benchmarks.peers.rounds import constant_of
 
 CLIENT_PROCESSES = 2
 
@@ -17,7 +18,7 @@ CLIENT_PROCESSES = 2
 @contextmanager
 def clients(options: argparse.Namespace, address: str) -> Iterator[None]:
     """As many as the options say, each with a constant of its own to add."""
-    constants = [float(index + 1) for index in range(options.learners)]
+    constants = [constant_of(index) for index in range(options.learners)]
     if options.layout == "one":
         stop = threading.Event()
         threads = _start_clients(address, constants, options.poll_s, stop)

@@ -135,7 +135,7 @@ class Group:
         incoming = self._models.get(task.task.job)
         if incoming is None or incoming.manifest != task.model:
             incoming = self._models[task.task.job] = IncomingModel(
-                task.model, self._services.settings.max_model_bytes, self._runtime
+                task.model, self._services.settings.max_model_bytes, self._runtime, task.buffers
             )
         return incoming
 

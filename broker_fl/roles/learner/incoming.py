@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from broker_fl.model import Model, ModelSpec
 from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.wire.chunks import Assembly
@@ -12,14 +14,21 @@ from broker_fl.wire.messages import ModelChunk, ModelManifest
 class IncomingModel:
     """A version on its way to a group: put together once, for all tasks that bring it."""
 
-    def __init__(self, manifest: ModelManifest, max_bytes: int, runtime: Runtime = THREADS) -> None:
-        """Make room for it.
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        max_bytes: int,
+        runtime: Runtime = THREADS,
+        kept: Collection[str] = (),
+    ) -> None:
+        """Make room for it; the tensors that are ``kept`` are not encoded.
 
         Raises:
             FrameRefused: the announcement contradicts itself, or the model is larger than ``max_bytes``.
         """
         self.manifest = manifest
-        self.spec: ModelSpec = manifest.model_spec(max_bytes=max_bytes)
+        self.spec: ModelSpec = manifest.model_spec(max_bytes=max_bytes, kept=kept)
+        self._encoding = encoding(manifest.encoding, kept)
         self.model: Model | None = None
         self.receive_s = 0.0
         self._assembly = Assembly(manifest.num_bytes, manifest.chunk_bytes)
@@ -36,7 +45,7 @@ class IncomingModel:
             return False
         if not self._assembly.add(chunk.index, chunk.count, chunk.checksum, payload):
             return False
-        self.model = encoding(self.manifest.encoding).decode(self._assembly.buffer, self.spec)
+        self.model = self._encoding.decode(self._assembly.buffer, self.spec)
         self.receive_s = self._runtime.steady_s() - self._began
         return True
 

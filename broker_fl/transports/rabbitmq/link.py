@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 
 from broker_fl.errors import BrokerFLError, BrokerUnavailable, LoginRefused
 from broker_fl.transports.rabbitmq.address import Address
+from broker_fl.transports.rabbitmq.addresses import Addresses
 from broker_fl.transports.rabbitmq.failures import connection_failure
 from broker_fl.transports.rabbitmq.io import backoff
 from broker_fl.transports.rabbitmq.tuned import TunedConnection
@@ -41,9 +43,28 @@ class LinkSettings:
     heartbeat_s: int
     connect_timeout_s: float
 
+    @classmethod
+    def of(
+        cls, addresses: Addresses, *, name: str, heartbeat_s: int, connect_timeout_s: float
+    ) -> LinkSettings:
+        """To one of the nodes by chance, so that a thousand learners with the same URL are spread over a
+        cluster; a heartbeat that the URL asks for wins over ``heartbeat_s``.
+        """
+        first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
+        return cls(
+            address=first,
+            others=tuple(others),
+            name=name,
+            heartbeat_s=addresses.heartbeat_s or heartbeat_s,
+            connect_timeout_s=connect_timeout_s,
+        )
+
     @property
     def num_nodes(self) -> int:
         return 1 + len(self.others)
+
+    def named(self, name: str) -> LinkSettings:
+        return replace(self, name=name)
 
     def elsewhere(self) -> LinkSettings:
         """The same for the next node; after the last one, the first again."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 
@@ -71,18 +70,14 @@ class RabbitMQTransport:
         heartbeat_s: int = 60,
         connect_timeout_s: float = 10.0,
     ) -> None:
-        addresses = parse_addresses(url, security)
-        # By chance, so that a thousand learners with the same URL are spread over a cluster's nodes.
-        first, *others = random.sample(addresses.nodes, k=len(addresses.nodes))
-        self.user = first.user
-        settings = partial(
-            LinkSettings,
-            address=first,
-            others=tuple(others),
-            heartbeat_s=addresses.heartbeat_s or heartbeat_s,
+        label = name or "broker_fl"
+        settings = LinkSettings.of(
+            parse_addresses(url, security),
+            name=label,
+            heartbeat_s=heartbeat_s,
             connect_timeout_s=connect_timeout_s,
         )
-        label = name or "broker_fl"
+        self.user = settings.address.user
         self.traffic = Traffic()
         self._closed = False
         self._declared = Declared()
@@ -105,15 +100,10 @@ class RabbitMQTransport:
         )
         self._publisher.on_stuck = self._replace_publish_channel
         self._out = self._make_link(
-            settings(name=f"{label} publish"), self._publishing_up, self._publisher.pause
+            settings.named(f"{label} publish"), self._publishing_up, self._publisher.pause
         )
-        self._in = self._make_link(settings(name=f"{label} consume"), self._consuming_up, lambda: None)
-        try:
-            self._io.run(self._connect(), 2 * len(addresses.nodes) * connect_timeout_s + ANSWER_TIMEOUT_S)
-        except BaseException:
-            self._disconnect(self._in.close())
-            self._io.stop(DISCONNECT_TIMEOUT_S)
-            raise
+        self._in = self._make_link(settings.named(f"{label} consume"), self._consuming_up, lambda: None)
+        self._connect_or_end(2 * settings.num_nodes * connect_timeout_s + ANSWER_TIMEOUT_S)
 
     def _make_link(
         self,
@@ -131,6 +121,14 @@ class RabbitMQTransport:
 
         link = Link(settings, on_up=up, on_down=down)
         return link
+
+    def _connect_or_end(self, timeout_s: float) -> None:
+        try:
+            self._io.run(self._connect(), timeout_s)
+        except BaseException:
+            self._disconnect(self._in.close())
+            self._io.stop(DISCONNECT_TIMEOUT_S)
+            raise
 
     # ------------------------------------------------------------ any thread
 

@@ -50,7 +50,7 @@ class ModelManifest(Part):
 
         Args:
             max_bytes: the largest model that is taken here, in memory; encoded it is never larger.
-            kept: tensors that a coarse encoding leaves as they are.
+            kept: tensors that the encoding leaves as they are.
 
         Raises:
             FrameRefused: no usable spec, an encoding that is unknown or not for models, a size that does not

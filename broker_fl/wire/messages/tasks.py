@@ -62,7 +62,8 @@ class Task(Message):
     """Of the update that is asked for; a learner that cannot do it must refuse the task."""
     buffers: TensorNames = ()
     """Of the model's float tensors those that have no change, where ``form`` is ``changes``: of these the
-    update holds the values. Coarse encodings leave them as they are, in the update and in the model.
+    update holds the values. Encodings leave them as they are, in the update and in the model. Empty where
+    both are ``raw`` and ``form`` is ``values``.
     """
     learners: MemberIds = ()
     """Of a group's task: the members that shall do it. Its update is the sum ``Σ w x`` of theirs, in the form

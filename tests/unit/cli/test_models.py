@@ -1,4 +1,4 @@
-"""``broker-fl models``, as far as it needs no broker; the rest is in tests/integration/test_cli.py."""
+"""``broker-fl models``, as far as it needs no broker; the rest is in tests/integration/cli."""
 
 from __future__ import annotations
 

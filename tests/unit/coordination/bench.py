@@ -148,3 +148,8 @@ class Bench:
             twin._join(learner)
         twin.step(s.ControllerRestarted(2))
         return twin
+
+
+def holds(bench: Bench, learner: str, phase: str, progress: float = 0.0) -> TaskStatus:
+    """What a learner says of its task."""
+    return TaskStatus(task=bench.ref(learner), phase=phase, progress=progress)  # type: ignore[arg-type]

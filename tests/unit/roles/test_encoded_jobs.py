@@ -21,7 +21,7 @@ from broker_fl.wire.encodings import encoding
 from broker_fl.wire.job import Transfer
 from broker_fl.wire.messages import TaskRef, UpdateChunk, decode
 from tests.unit.coordination.bench import asynchronous
-from tests.unit.roles.stage import WAIT_S, Stage, done, eventually
+from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually
 
 SIZE = 600
 ROUNDS = 6
@@ -135,6 +135,64 @@ def test_what_versions_lose_on_the_way_out_is_not_in_the_next_version(
     done(job)
     steps = [step(learner, round).astype(np.float64) for learner in "ab" for round in range(ROUNDS)]
     check(job, initial()["w"] + sum(steps) / 2, atol=off * (2 if "broadcast" in transfer else 1))
+
+
+@pytest.mark.parametrize("group", [None, "a"])
+def test_a_version_that_the_broadcast_cannot_carry_ends_the_job_with_the_reason(
+    stage: Stage, group: str | None
+) -> None:
+    """Learners would have been given infinities, and each of their updates refused as not finite."""
+    stage.controller()
+    learners = {f"a-{index}": Adds(40_000.0) for index in range(2)}
+    stage.host(learners, group=group)
+    transfer = Transfer(broadcast="float16")
+    job = stage.submit({"b": np.zeros(2, np.float32), "w": np.zeros(3, np.float32)}, rounds=4, min_learners=2,
+                       transfer=transfer)  # fmt: skip
+    finished = job.wait()
+    assert finished.state == "failed"
+    assert "version 2 cannot be sent as 'float16': a value of tensor 'b' is too large" in finished.reason
+    np.testing.assert_array_equal(job.model()["w"], 80_000)
+    assert {one.num_trained for one in learners.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"transfer": Transfer(broadcast="float16")},
+        {"transfer": Transfer(encoding="float16")},
+        {"transfer": Transfer(encoding="bfloat16", form="changes")},
+        {"transfer": Transfer(encoding="float16"), "rule": rules.Scaffold()},
+    ],
+    ids=str,
+)
+def test_statistics_are_not_narrowed_on_their_way(stage: Stage, settings: dict[str, Any]) -> None:
+    model = {
+        "bn.running_var": np.array([1e6 + 1, 1e-9, 1 / 3], np.float32),
+        "w": np.ones(5, np.float32),
+    }
+    seen: list[Array] = []
+
+    class Looks(Adds):
+        def train(self, model: Arrays, task: TaskContext) -> Update:
+            seen.append(np.array(model["bn.running_var"]))
+            control = {"w": np.ones(5, np.float32)} if task.control is not None else None
+            return Update(model=model, num_examples=1, control=control)
+
+    job = stage.run({one: Looks(0.0) for one in "ab"}, model, rounds=2, evaluate=False, **settings)
+    done(job)
+    assert len(seen) == 4
+    for variances in (*seen, job.model()["bn.running_var"]):
+        np.testing.assert_array_equal(variances, model["bn.running_var"])
+
+
+def test_statistics_reach_a_group_as_they_are(stage: Stage) -> None:
+    stage.controller()
+    stage.host({f"a-{index}": Adds(1.0) for index in range(3)}, group="a")
+    model = {"bn.running_var": np.array([1e6], np.float32), "w": np.zeros(2, np.float32)}
+    job = stage.submit(model, rounds=2, min_learners=3, transfer=Transfer(encoding="float16"))
+    done(job)
+    np.testing.assert_array_equal(job.model()["bn.running_var"], 1e6 + 2)
+    np.testing.assert_array_equal(job.model()["w"], 2)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from broker_fl.errors import BrokerUnavailable, RequestRefused
-from broker_fl.model import DTYPES, Array, Model
+from broker_fl.interfaces import TaskContext
+from broker_fl.model import DTYPES, Array, Arrays, Model
 from broker_fl.wire import events as e
 from broker_fl.wire.job import MetricTarget, Termination, Transfer
 from broker_fl.wire.selectors import SelectRandom
@@ -140,6 +142,20 @@ def test_a_target_ends_the_job_with_the_version_that_met_it(stage: Stage) -> Non
     job = stage.run({"a": Adds(1.0)}, termination=Termination(target=target))
     assert done(job).version == 3
     same(job.model(), model_of(3.0))
+
+
+class Boasts(Adds):
+    """Says that whatever it is given is perfect, by all the examples in the world."""
+
+    def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
+        return {"first": 1e30, "num_examples": 10**15}
+
+
+def test_one_learner_that_boasts_ends_no_job_before_the_others_meet_the_target(stage: Stage) -> None:
+    target = MetricTarget(metric="first", value=3.0)
+    learners = {"a": Adds(1.0), "b": Adds(1.0), "mallory": Boasts(1.0)}
+    job = stage.run(learners, termination=Termination(target=target))
+    assert done(job).version == 3
 
 
 # ---------------------------------------------------------------- drivers

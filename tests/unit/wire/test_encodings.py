@@ -70,6 +70,50 @@ def test_what_is_too_large_becomes_infinite(name: str, value: float) -> None:
     assert there_and_back(model, name)["x"].tolist() == [math.inf, -math.inf]
 
 
+@pytest.mark.parametrize("name", [*NARROWED, "int8"])
+@pytest.mark.parametrize("sign", [1, -1])
+@given(data=st.data())
+def test_a_value_that_cannot_be_carried_is_found_before_it_is_sent(
+    name: str, sign: int, data: st.DataObject
+) -> None:
+    """It says so if, and only if, a finite value is infinite or refused at the other end."""
+    dtype = data.draw(st.sampled_from(sorted(set(WIDER.get(name, FLOATS)))))
+    largest = LARGEST.get(dtype, float(np.finfo(np.float64).max))
+    powers = st.integers(0, 16).map(lambda power: largest * 2.0**-power)
+    around = [65504.0, 65519.0, 65520.0, 65536.0, 3.3895e38, 3.3961e38, 3.4e38, 3.5e38, 4.4e40]
+    value = data.draw(powers | st.sampled_from([one for one in around if one <= largest]))
+    x = np.zeros(300, DTYPES[dtype])
+    x[7] = sign * value
+    model = Model.of({"a": np.ones(300, DTYPES[dtype]), "x": x, "n": np.array([70_000])})
+    used = encoding(name)
+    try:
+        is_lost = not np.isfinite(used.decode(used.encode(model), model.spec)["x"][7])
+    except FrameRefused:
+        is_lost = True
+    assert used.overflow(model) == ("x" if is_lost else None)
+    assert encoding(name, ["x"]).overflow(model) is None, "it is not encoded"
+
+
+@pytest.mark.parametrize("name", [*ALL, "topk/2"])
+def test_what_is_not_finite_anyway_does_not_overflow(name: str) -> None:
+    model = Model.of({"x": np.array([math.nan, 1.0] * 200), "y": np.array([math.inf, -math.inf] * 200)})
+    assert encoding(name).overflow(model) is None
+    assert encoding(name).overflow(Model.of({"x": np.zeros((0, 2))})) is None
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_buffers_are_not_narrowed(name: str) -> None:
+    """Variances may be above 65504, or below what float16 tells from zero."""
+    wide = WIDER[name][0]
+    values = {key: np.array([1e300 if wide == "float64" else 1e30, 1e-30], wide) for key in ("var", "w")}
+    used, model = encoding(name, ["var"]), Model.of({"w": values["w"], "var": values["var"]})
+    encoded = used.encode(model)
+    assert encoded.nbytes == used.num_bytes(model.spec) < model.spec.num_bytes
+    after = used.decode(encoded.copy(), model.spec)
+    assert after["var"].tobytes() == values["var"].tobytes()
+    assert after["w"].tobytes() != values["w"].tobytes()
+
+
 @given(st.floats(width=32, allow_nan=False))
 def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even(value: float) -> None:
     (word,) = struct.unpack("<I", struct.pack("<f", value))

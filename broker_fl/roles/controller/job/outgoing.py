@@ -10,6 +10,7 @@ from functools import partial
 
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
+from broker_fl.errors import SettingError
 from broker_fl.model import Array, Model
 from broker_fl.roles.controller.job.shares import ENCODING
 from broker_fl.roles.controller.services import Services
@@ -55,37 +56,22 @@ class OutgoingTasks:
     """Rounds of the learners' last updates that counted; None where they have no residuals."""
 
     def publish(self, action: s.SendTasks, model: Model) -> list[TaskSent]:
-        """Send the task, then the model's chunks; what that took comes back, for each group by itself."""
-        services, transfer = self.services, self.spec.transfer
-        began = services.clock.steady_s()
-        if self.variates is not None:
-            model = joined(model, self.variates.mean())
-        buffers = sorted(self.spec.buffers_of(model.spec)) if self.form == "changes" else ()
-        buffer = encoding(transfer.of_versions, buffers).encode(model)
-        manifest = ModelManifest(
-            version=action.version,
-            spec=model.spec.to_wire(),
-            spec_digest=model.spec.digest,
-            digest=model.digest,
-            encoding=transfer.of_versions,
-            num_bytes=buffer.nbytes,
-            chunk_bytes=transfer.chunk_bytes,
-        )
-        task = self._task(action, manifest, tuple(buffers))
-        compact = self.compact if self._fits(task, buffer) else frozenset()
-        together = [learner for learner in action.learners if learner in compact]
-        apart = [learner for learner in action.learners if learner not in compact]
+        """Send the task, then the model's chunks; what that took comes back, for each group by itself.
+
+        Raises:
+            SettingError: the job's encoding cannot carry the version; nothing was sent.
+        """
+        clock = self.services.clock
+        began = clock.steady_s()
+        task, buffer = self._encoded(action, model)
+        together, apart = self._divided(action.learners, task, buffer)
         num_bytes = self._publish_together(together, task, buffer) if together else 0
         num_bytes += self._publish_task(apart, task) + buffer.nbytes * len(apart)
         group_bytes = {
             group: self._publish_to_group(task, group, members) for group, members in action.groups.items()
         }
-        if keys := self._keys((*apart, *action.groups)):
-            progress, tasks = self._progress(action, buffer.nbytes), services.topology.tasks
-            for sent_bytes in publishing(services.transport, tasks, keys, action.task.job, manifest, buffer):
-                progress.add(sent_bytes)
-        send_s = services.clock.steady_s() - began
-        num_messages = 1 + num_chunks(buffer.nbytes, transfer.chunk_bytes)
+        self._publish_model(self._keys((*apart, *action.groups)), action, task.model, buffer)
+        num_messages = 1 + num_chunks(buffer.nbytes, task.chunk_bytes)
         sent = partial(
             TaskSent,
             job=action.task.job,
@@ -93,7 +79,7 @@ class OutgoingTasks:
             attempt=action.task.attempt,
             version=action.version,
             workload=dict(action.workload),
-            send_s=send_s,
+            send_s=clock.steady_s() - began,
         )
         events = [
             sent(
@@ -113,11 +99,58 @@ class OutgoingTasks:
         )
         return [alone, *events]
 
+    def _encoded(self, action: s.SendTasks, model: Model) -> tuple[Task, Array]:
+        """The task, and the model as it travels."""
+        transfer, buffers = self.spec.transfer, self._buffers(model)
+        if self.variates is not None:
+            model = joined(model, self.variates.mean())
+        used = encoding(transfer.of_versions, buffers)
+        if (tensor := used.overflow(model)) is not None:
+            raise SettingError(
+                f"version {action.version} cannot be sent as {transfer.of_versions!r}: a value of tensor "
+                f"{tensor!r} is too large for it, and would be infinite. Choose another 'transfer.broadcast' "
+                "('raw' can carry all); or name the tensor in 'buffers', if it is not trained"
+            )
+        buffer = used.encode(model)
+        manifest = ModelManifest(
+            version=action.version,
+            spec=model.spec.to_wire(),
+            spec_digest=model.spec.digest,
+            digest=model.digest,
+            encoding=transfer.of_versions,
+            num_bytes=buffer.nbytes,
+            chunk_bytes=transfer.chunk_bytes,
+        )
+        return self._task(action, manifest, buffers), buffer
+
+    def _buffers(self, model: Model) -> tuple[str, ...]:
+        """What learners must know of the job's, to read versions and to make updates."""
+        transfer = self.spec.transfer
+        if self.form == "values" and transfer.of_versions == transfer.encoding == "raw":
+            return ()
+        return tuple(sorted(self.spec.buffers_of(model.spec)))
+
+    def _divided(self, learners: Sequence[str], task: Task, buffer: Array) -> tuple[list[str], list[str]]:
+        """Those that get task and model as one message, and those that get them apart."""
+        compact = self.compact if self._fits(task, buffer) else frozenset()
+        together = [learner for learner in learners if learner in compact]
+        return together, [learner for learner in learners if learner not in compact]
+
     def _fits(self, task: Task, buffer: Array) -> bool:
         """Whether task and model can go as one message."""
         if handing(self.services.transport) is not None:
             return True
         return num_chunks(buffer.nbytes, task.chunk_bytes) == 1 and _is_header(task)
+
+    def _publish_model(
+        self, keys: Sequence[str], action: s.SendTasks, manifest: ModelManifest, buffer: Array
+    ) -> None:
+        if not keys:
+            return
+        services, progress = self.services, self._progress(action, buffer.nbytes)
+        tasks = services.topology.tasks
+        for sent_bytes in publishing(services.transport, tasks, keys, action.task.job, manifest, buffer):
+            progress.add(sent_bytes)
 
     def _progress(self, action: s.SendTasks, total_bytes: int) -> Progress:
         def tell(num_bytes: int, total_bytes: int) -> None:

@@ -51,7 +51,7 @@ class JobRunner:
         self._round = round
         self.updates = UpdateIntake(job, spec, services, round, cache, self.signal)
         self.shares = ShareIntake(job, spec, services, round, self.signal)
-        self._sending = Sending(state, spec, services, cache, self.emit)
+        self._sending = Sending(state, spec, services, cache, self.emit, self.signal)
         self._committer = Committer(job, spec, services, round, cache, updates, events)
         self._performers: dict[type, Callable[[Any], None]] = {
             s.Emit: lambda action: self._events.add(action.event),

@@ -9,6 +9,7 @@ from functools import partial
 from broker_fl.aggregation.scaffold import Variates
 from broker_fl.coordination import signals as s
 from broker_fl.coordination.state import JobState
+from broker_fl.errors import SettingError
 from broker_fl.model import ModelSpec
 from broker_fl.roles.controller.job.cache import VersionCache, lets_go
 from broker_fl.roles.controller.job.outgoing import OutgoingTasks
@@ -27,13 +28,15 @@ class Sending:
         services: Services,
         cache: VersionCache,
         emit: Callable[[Event], None],
+        signal: Callable[[s.Signal], None],
     ) -> None:
-        """``state`` goes on as the job does."""
+        """``state`` goes on as the job does; ``signal`` tells the job what cannot be sent."""
         self._state = state
         self._spec = spec
         self._services = services
         self._cache = cache
         self._emit = emit
+        self._signal = signal
         self._lets_go = lets_go(state.spec, spec)
         self._addressees: Counter[str] = Counter()
         """To whom tasks are on their way, and how many are."""
@@ -56,6 +59,10 @@ class Sending:
             try:
                 for event in outgoing.publish(action, model):
                     self._services.post(partial(self._emit, event))
+            except SettingError as error:
+                self._services.post(
+                    partial(self._signal, s.CannotGoOn(f"round {action.task.round + 1}: {error}"))
+                )
             finally:
                 self._services.post(lambda: self._sent(addressees))
 
