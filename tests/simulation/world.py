@@ -267,7 +267,7 @@ class World:
         driver.timeout_s = DOWNLOAD_S
         final = self._fetched(process, job)
         lineage = self.audit.lineage(job.id)
-        if lineage.has_lost:  # perhaps just when it was read: then it was a version, and is the newest no more
+        if lineage.has_lost:  # perhaps just when it was read: then it was a version, if not the newest
             lineage.base_of(final["w"])
         else:
             check(np.array_equal(final["w"], lineage.models[-1]), f"{job.id}: another model was fetched")
