@@ -195,6 +195,16 @@ def test_queues_deleted_while_others_declare_them_are_read_on(
         seen[name].wait({b"after"})
 
 
+def test_a_quorum_queue_can_be_read_by_who_did_not_declare_it(
+    private_amqp_url: str, connect: Connect
+) -> None:
+    owner, reader, seen = connect(private_amqp_url), connect(private_amqp_url), Seen()
+    owner.declare([Exchange("x", "direct"), Queue(name="q", quorum=True), Binding("x", "q", "k")])
+    reader.consume("q", seen, prefetch=5)
+    owner.publish("x", ["k"], b"new", persistent=True)
+    seen.wait({b"new"})
+
+
 # ---------------------------------------------------------------- publishers that must wait
 
 

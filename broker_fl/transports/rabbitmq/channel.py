@@ -13,7 +13,7 @@ from typing import Any
 from pika import exceptions as pika_errors
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from broker_fl.errors import BrokerUnavailable, QueueLost, SettingError
+from broker_fl.errors import BrokerFLError, BrokerUnavailable, QueueLost, SettingError
 from broker_fl.topology import Binding, Entity, Exchange, Queue
 from broker_fl.transports.rabbitmq.failures import channel_failure
 
@@ -37,6 +37,12 @@ class Subscription:
     queue: str
     exclusive: bool
     quorum: bool
+    """As far as is known: another process may have declared it."""
+
+
+def is_of_quorum(error: BrokerFLError) -> bool:
+    """Whether a consumer was refused because its queue is a quorum queue."""
+    return any(name in str(error) for name in CANCEL_WHEN_GONE)
 
 
 class Channel:

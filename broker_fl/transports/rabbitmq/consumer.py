@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from pika.adapters.asyncio_connection import AsyncioConnection
 
 from broker_fl.errors import BrokerFLError, QueueLost, SettingError
 from broker_fl.interfaces import Sink
-from broker_fl.transports.rabbitmq.channel import Subscription
+from broker_fl.transports.rabbitmq.channel import Subscription, is_of_quorum
 from broker_fl.transports.rabbitmq.consuming import Channels, Consuming
 
 log = logging.getLogger(__name__)
@@ -49,9 +50,12 @@ class Consumer:
         self._is_starting = True
         try:
             await self._start(connection, channels, on_stopped)
-        except (SettingError, QueueLost):
+        except (SettingError, QueueLost) as error:
             self._was_refused = True  # which closes the channel: from now on it is one of its own
-            raise
+            if self._wanted.quorum or not is_of_quorum(error):
+                raise
+            self._wanted = replace(self._wanted, quorum=True)
+            await self._start(connection, channels, on_stopped)
         finally:
             self._is_starting = False
 
