@@ -50,10 +50,11 @@ class Spread:
         least, most = float(finite.min()), float(finite.max())
         # Divided first: the sum of the largest floats is not finite. The least of all have no half.
         lower, upper = np.clip(np.quantile(finite / 2, (0.25, 0.75)) * 2, least, most)
+        mean = 2 * float((finite / (2 * len(finite))).sum())
         return cls(
             min=least,
             lower=float(lower),
-            mean=float((finite / len(finite)).sum()),
+            mean=min(max(mean, least), most),
             upper=float(upper),
             max=most,
             num_learners=len(finite),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -147,13 +148,16 @@ def test_a_round_that_the_end_of_the_job_cut_short_does_not_run_for_ever() -> No
 
 @given(st.lists(st.floats(), max_size=40))
 @example([5e-324])
+@example([5e-324] * 3)
+@example([sys.float_info.max] * 3)
 @settings(deadline=None)
-def test_quartiles_lie_between_the_ends(values: list[float]) -> None:
+def test_quartiles_and_mean_lie_between_the_ends(values: list[float]) -> None:
     spread = Spread.of(np.array(values, dtype=np.float64))
     finite = [value for value in values if math.isfinite(value)]
     assert (spread is None) == (not finite)
     if spread is not None:
         assert spread.min <= spread.lower <= spread.upper <= spread.max
+        assert spread.min <= spread.mean <= spread.max
         assert spread.num_learners == len(finite)
 
 

@@ -1,11 +1,8 @@
-"""Jobs whose models travel encoded: what comes of them is computed a second time by hand."""
+"""What each encoding makes of models and changes, with rounds and without."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,91 +10,23 @@ import pytest
 
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
-from broker_fl.roles.driver import Job
-from broker_fl.roles.learner.residuals import Residuals
 from broker_fl.wire import events as e
 from broker_fl.wire import rules
 from broker_fl.wire.encodings import encoding
 from broker_fl.wire.job import Transfer
-from broker_fl.wire.messages import TaskRef, UpdateChunk, decode
 from tests.unit.coordination.bench import asynchronous
+from tests.unit.roles.encoded_jobs.replaying import (
+    ROUNDS,
+    SIZE,
+    Waits,
+    Wanders,
+    check,
+    initial,
+    of,
+    replay,
+    step,
+)
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually
-
-SIZE = 600
-ROUNDS = 6
-
-
-@pytest.fixture
-def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with Stage(tmp_path, heartbeat_s=0.3, lease_ttl_s=0.6) as made:
-        yield made
-
-
-def initial() -> dict[str, Array]:
-    return {"w": np.linspace(-1, 1, SIZE, dtype=np.float32), "n": np.array([1, 2], np.int32)}
-
-
-def step(learner: str, round: int) -> Array:
-    """What this learner changes in ``w`` in this round."""
-    return np.random.default_rng([*learner.encode(), round]).normal(0, 0.1, SIZE).astype(np.float32)
-
-
-class Wanders:
-    """Changes each element by another amount in every round; in ``ill`` rounds its metric is NaN."""
-
-    def __init__(self, *ill: int) -> None:
-        self.ill = ill
-        self.num_trained = 0
-
-    def train(self, model: Arrays, task: TaskContext) -> Update:
-        self.num_trained += 1
-        metrics = {"loss": float("nan") if task.round in self.ill else 0.5}
-        model["w"][...] += step(
-            task.learner, task.round
-        )  # in place: the given version must be kept elsewhere
-        return Update(model=model, num_examples=1, metrics=metrics)
-
-    def evaluate(self, model: Arrays, task: TaskContext) -> Mapping[str, float]:
-        return {"first": float(model["w"][0])}
-
-
-def replay(
-    name: str,
-    learners: Iterable[str],
-    missing: Iterable[tuple[str, int]] = (),
-    anew: Mapping[str, int] | None = None,
-) -> Array:
-    """``w`` after all rounds, by FedAvg; ``missing`` updates did not count, ``anew`` says before which round
-    a learner was started anew.
-    """
-    state = {learner: Residuals() for learner in learners}
-    counted = dict.fromkeys(state, -1)
-    w = initial()["w"].astype(np.float64)
-    for round in range(ROUNDS):
-        arrived = []
-        for learner in state:
-            if (anew or {}).get(learner) == round:
-                state[learner] = Residuals()
-            given = w.astype(np.float32)
-            change = Model.of({"w": (given + step(learner, round)) - given, "n": np.zeros(2, np.int32)})
-            task = TaskRef(job="replay", round=round)
-            encoded = state[learner].encode(change, encoding(name), task, counted[learner])
-            if (learner, round) not in missing:
-                arrived.append(encoding(name).decode(encoded, change.spec)["w"].astype(np.float64))
-                counted[learner] = round
-        w = w + sum(arrived) / len(arrived)
-    return w
-
-
-def check(job: Job, expected: Array, atol: float = 1e-5) -> None:
-    final = job.model()
-    np.testing.assert_allclose(final["w"], expected, atol=atol)
-    np.testing.assert_array_equal(final["n"], [1, 2])
-
-
-def of(job: Job, kind: type[Any]) -> list[Any]:
-    return [event for event in job.events(follow=False) if isinstance(event, kind)]
-
 
 # ---------------------------------------------------------------- each encoding
 
@@ -247,117 +176,6 @@ def test_statistics_of_batch_normalisation_travel_as_they_are_both_ways(stage: S
     np.testing.assert_allclose(job.model()["running_var"], tiny * 0.1**3, rtol=1e-5)
     update_bytes = {event.num_bytes for event in of(job, e.UpdateFolded)}
     assert update_bytes == {encoding(name, ["running_var"]).num_bytes(job.model().spec)}
-
-
-# ---------------------------------------------------------------- what goes wrong
-
-
-def test_an_update_that_did_not_count_changes_nothing_in_what_is_sent_next(stage: Stage) -> None:
-    learners = {"a": Wanders(2), "b": Wanders(), "c": Wanders(3, 4)}
-    job = stage.run(
-        learners, initial(), rounds=ROUNDS, quorum=0.3, max_retries=0, transfer=Transfer(encoding="topk/10")
-    )
-    done(job)
-    refused = {(event.learner, event.round) for event in of(job, e.UpdateRefused)}
-    assert refused == {("a", 2), ("c", 3), ("c", 4)}
-    check(job, replay("topk/10", "abc", missing=refused))
-
-
-def test_a_refused_update_that_is_asked_for_again_adds_its_residual_once(stage: Stage) -> None:
-    """Its first attempt was not usable; the second is trained anew, and begins from the same residual."""
-    spoiled: list[int] = []
-
-    def spoil(exchange: str, body: bytes) -> Iterable[bytes]:
-        if exchange == stage.topology.updates:
-            message, _ = decode(body)
-            if isinstance(message, UpdateChunk) and message.task.round == 2 and not message.task.attempt:
-                spoiled.append(message.task.round)
-                return [body[:-1] + bytes([body[-1] ^ 1])]
-        return [body]
-
-    stage.controller()
-    learner = Wanders()
-    stage.host({"a": learner}, tamper=spoil)
-    job = stage.submit(initial(), rounds=ROUNDS, transfer=Transfer(encoding="topk/10"))
-    done(job)
-    assert spoiled == [2]
-    assert learner.num_trained == ROUNDS + 1
-    check(job, replay("topk/10", "a"))
-
-
-class Waits(Wanders):
-    """Trains when it is let; it may change nothing then."""
-
-    def __init__(self, *, moves: bool = False) -> None:
-        super().__init__()
-        self.moves = moves
-        self.turns = threading.Semaphore(0)
-        self.at_work = threading.Event()
-
-    def train(self, model: Arrays, task: TaskContext) -> Update:
-        self.at_work.set()
-        while not self.turns.acquire(timeout=0.01):
-            task.progress(0.5)
-        return super().train(model, task) if self.moves else Update(model=model, num_examples=1)
-
-
-def test_a_new_controller_is_sent_the_same_bytes_and_knows_what_counted(stage: Stage) -> None:
-    """Killed after a delivery, in three rounds: what was folded is lost, and sent again."""
-    controller, first, second = stage.controller(), Wanders(), Waits()
-    stage.host({"a": first, "b": second})
-    job = stage.submit(initial(), rounds=ROUNDS, min_learners=2, transfer=Transfer(encoding="topk/10"))
-    for round in range(ROUNDS):
-        eventually(partial(was_folded, job, "a", round), "a's update")
-        if round % 2:
-            stage.kill(controller)
-            controller = stage.controller()
-        second.turns.release()
-    done(job)
-    assert first.num_trained == ROUNDS
-    check(job, (replay("topk/10", "a") + initial()["w"]) / 2)
-
-
-def test_a_learner_that_is_started_anew_goes_on_without_its_residual(stage: Stage) -> None:
-    stage.controller()
-    host, second = stage.host({"a": Wanders()}), Waits()
-    stage.host({"b": second})
-    job = stage.submit(initial(), rounds=ROUNDS, min_learners=2, transfer=Transfer(encoding="topk/10"))
-    for round in range(ROUNDS):
-        eventually(partial(was_folded, job, "a", round), "a's update")
-        if round == 2:
-            host.stop(drain_s=0.0)
-            host._transport.close()
-            stage.host({"a": Wanders()})
-            eventually(lambda: len(stage.driver.learners()) == 2, "its return")
-        second.turns.release()
-    done(job)
-    expected = (replay("topk/10", "a", anew={"a": 3}) + initial()["w"]) / 2
-    assert np.abs(expected - (replay("topk/10", "a") + initial()["w"]) / 2).max() > 0.01
-    check(job, expected)
-
-
-def was_folded(job: Job, learner: str, round: int) -> bool:
-    return any((event.learner, event.round) == (learner, round) for event in of(job, e.UpdateFolded))
-
-
-def test_a_training_that_diverged_fails_in_words_and_the_round_goes_on(stage: Stage) -> None:
-    class Diverges(Wanders):
-        def train(self, model: Arrays, task: TaskContext) -> Update:
-            return Update(model={**model, "w": model["w"] * np.float32(np.nan)}, num_examples=1)
-
-    job = stage.run(
-        {"a": Wanders(), "b": Diverges()},
-        initial(),
-        rounds=ROUNDS,
-        quorum=0.5,
-        max_retries=0,
-        transfer=Transfer(encoding="int8"),
-    )
-    done(job)
-    reasons = {event.reason for event in of(job, e.TaskFailed)}
-    assert all("values of float32 that are NaN or infinite" in reason for reason in reasons)
-    assert reasons
-    check(job, replay("int8", "a"))
 
 
 # ---------------------------------------------------------------- without rounds
