@@ -29,12 +29,12 @@ from broker_fl.errors import (
 )
 from broker_fl.fleet.inventory import load
 from broker_fl.jobfile import parse_job, read_job
-from broker_fl.model import Array, Model, ModelError, ModelSpec
+from broker_fl.model import Model, ModelError, ModelSpec
 from broker_fl.roles.learner.policy import read_policy
 from broker_fl.transports.rabbitmq.tuned import FrameReader
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import Assembly, checksum, cut
-from broker_fl.wire.encodings import encoding
+from broker_fl.wire.encodings import Encoding, encoding
 from broker_fl.wire.events import Event, decode_event, event_from_json
 from broker_fl.wire.examples import examples
 from broker_fl.wire.vectors import body_of, models
@@ -238,15 +238,17 @@ def _buffers() -> list[bytes]:
         bytes((number, place)) + found.encode(model).tobytes()
         for number, found in enumerate(map(encoding, _ENCODINGS))
         for place, model in enumerate(_models())
-        if _is_writable(model, found.encode)
+        if _is_writable(model, found)
     ]
 
 
-def _is_writable(model: Model, encode: Callable[[Model], Array]) -> bool:
-    """Changes of coarse encodings are finite."""
+def _is_writable(model: Model, found: Encoding) -> bool:
+    """Changes of coarse encodings are finite, and not too large for their scales."""
     try:
-        encode(model)
+        found.encode(model)
     except (ModelError, FrameRefused, ValueError):
+        return False
+    if found.overflow(model) is not None:
         return False
     return all(np.isfinite(model.run(run).astype(np.float64)).all() for run in model.spec.runs)
 
