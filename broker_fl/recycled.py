@@ -37,7 +37,10 @@ _lock = threading.RLock()
 there.
 """
 _watch: threading.Timer | None = None
-"""Gives back what nobody wants; there is one while something is kept."""
+"""Gives back what nobody wants; there is one while something is in use or kept. It is not started when memory
+comes back: that may be anywhere, also where a thread is being started.
+"""
+_num_in_use = 0
 
 
 def empty(num_bytes: int) -> npt.NDArray[np.uint8]:
@@ -46,7 +49,9 @@ def empty(num_bytes: int) -> npt.NDArray[np.uint8]:
     """
     if not LEAST_BYTES <= num_bytes <= KEPT_BYTES:
         return np.empty(num_bytes, np.uint8)
-    return np.asarray(_Room(_taken(num_bytes)))
+    with _lock:
+        _have_watched(KEPT_S)
+        return np.asarray(_Room(_taken(num_bytes)))
 
 
 def _taken(num_bytes: int) -> npt.NDArray[np.uint8]:
@@ -60,10 +65,8 @@ def _taken(num_bytes: int) -> npt.NDArray[np.uint8]:
 
 
 def _keep(memory: npt.NDArray[np.uint8]) -> None:
-    with _lock:
-        if sum(free.memory.nbytes for free in _kept) + memory.nbytes <= KEPT_BYTES:
-            _kept.append(_Free(memory, time.monotonic()))
-            _have_watched(KEPT_S)
+    if sum(free.memory.nbytes for free in _kept) + memory.nbytes <= KEPT_BYTES:
+        _kept.append(_Free(memory, time.monotonic()))
 
 
 def _have_watched(seconds: float) -> None:
@@ -81,15 +84,17 @@ def give_back() -> None:
         now = time.monotonic()
         _kept[:] = [free for free in _kept if now - free.since < KEPT_S]
         _watch = None
-        if _kept:
-            _have_watched(KEPT_S - (now - _kept[0].since))
+        if _kept or _num_in_use:
+            _have_watched(KEPT_S - (now - _kept[0].since) if _kept else KEPT_S)
 
 
 class _Room:
     """What an array is a view of, so that its end is noticed."""
 
     def __init__(self, memory: npt.NDArray[np.uint8]) -> None:
+        global _num_in_use  # noqa: PLW0603
         self._memory = memory
+        _num_in_use += 1
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -97,4 +102,7 @@ class _Room:
         return self._memory.__array_interface__
 
     def __del__(self) -> None:
-        _keep(self._memory)
+        global _num_in_use  # noqa: PLW0603
+        with _lock:
+            _num_in_use -= 1
+            _keep(self._memory)
