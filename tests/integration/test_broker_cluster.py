@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import threading
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from broker_fl import connect
-from broker_fl.errors import QueueLost
+from broker_fl.errors import BrokerUnavailable, QueueLost
 from broker_fl.identity.management import ManagementApi
 from broker_fl.topology import Binding, Entity, Exchange, Queue, Topology
 from broker_fl.transports.rabbitmq import RabbitMQTransport
@@ -25,6 +26,7 @@ from tests.servers import partition, provision
 from tests.servers.enrolling import Operator
 
 pytestmark = pytest.mark.timeout(300)
+PARTITIONED = "broker-fl"  # a node's name, in the list of those that somebody takes for another cluster's
 PHASES: tuple[Phase, ...] = ("training", "folding", "training")
 
 
@@ -159,13 +161,23 @@ def freeze(node: RabbitMQNode, others: list[RabbitMQNode]) -> None:
             time.sleep(0.05)
 
 
-def thaw(node: RabbitMQNode) -> None:
+def thaw(node: RabbitMQNode, others: list[RabbitMQNode]) -> None:
+    """Let it go on, and see it among the others again.
+
+    Either it takes itself for a cluster of its own, which any of them may be the one to say, and has to be told
+    to join; or it sees in time that it is alone: then it pauses, and comes back by itself.
+    """
     node.thaw()
-    partitions = ""
-    while "broker-fl" not in partitions:
-        partitions = node.control("eval", "rabbit_node_monitor:partitions().")
-    node.control("stop_app")
-    node.control("start_app")
+    give_up_at = time.monotonic() + WAIT_S
+    while node.name not in others[0].control("eval", "rabbit_mnesia:cluster_nodes(running)."):
+        assert time.monotonic() < give_up_at, "a node that woke up is not let in again"
+        with contextlib.suppress(BrokerUnavailable):  # it pauses at this moment
+            if any(
+                PARTITIONED in one.control("eval", "rabbit_node_monitor:partitions().")
+                for one in (node, *others)
+            ):
+                node.control("stop_app")
+                node.control("start_app")
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen", "cut off"])
@@ -179,7 +191,7 @@ def test_enrolled_learners_go_on_when_the_node_with_their_mailboxes_is_gone(
     others = [node for node in nodes if node is not home]
     away: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "killed": (home.kill, home.start),
-        "frozen": (lambda: freeze(home, others), lambda: thaw(home)),
+        "frozen": (lambda: freeze(home, others), lambda: thaw(home, others)),
         "cut off": (lambda: partition.cut_off(home), lambda: partition.join_again(home, others)),
     }
     begin, end = away[how]
