@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.ours import OursFailed
+from benchmarks.ours import OursFailed, rounds_for
 from benchmarks.peers import Peer, PeerFailed
 from benchmarks.questions import Cell, Options, Row
 from benchmarks.sweep import Setting, Tried, best, search
@@ -57,6 +57,29 @@ class Comparison:
         self._first = first or settings[0]
         self._best: dict[int, Setting] = {}
         """By parameters."""
+
+    def rows(
+        self, cells: Sequence[Cell], options: Options, why_not: Callable[[Cell], str | None]
+    ) -> Iterator[tuple[Cell, Row]]:
+        """Of each cell; one that is not measured says why: the peer is not there, time is over, or the reason
+        that ``why_not`` gives.
+        """
+        if options.quick and not self._peer.is_there:
+            yield from ((cell, {"left_out": NOT_INSTALLED}) for cell in cells)
+            return
+        try:
+            self._peer.set_up()
+        except PeerFailed as error:
+            failed = {"failed": str(error)}
+            yield from ((cell, failed) for cell in cells)
+            return
+        for cell in cells:
+            if options.is_over:
+                yield cell, {"left_out": OUT_OF_TIME}
+            elif reason := why_not(cell):
+                yield cell, {"left_out": reason}
+            else:
+                yield cell, self.measure(cell, options, rounds_for(*cell, options.rounds))
 
     def measure(self, cell: Cell, options: Options, our_rounds: int) -> Row:
         """A row; where the peer fails, the row says how."""

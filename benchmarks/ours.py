@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ COPIES = 3.3
 OTHERS_BYTES = 2_000_000_000
 """Controller, broker and store, at most."""
 
+THREAD = "controller's thread "
 LONGEST_S = 1200.0
 """For a measurement in a process of its own; one that hangs must not hold up all others."""
 
@@ -52,7 +55,7 @@ def needed_bytes(num_learners: int, num_parameters: int) -> int:
 
 def rabbitmq(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
     """Private servers, a controller process, and the learners on a few processes, each with its own
-    connection; ``rounds`` and ``peak_memory_bytes`` come back. In a process of its own.
+    connection; ``rounds``, ``cpu_share`` and ``peak_memory_bytes`` come back. In a process of its own.
     """
     return alone(_measure_rabbitmq, num_learners, num_parameters, rounds)
 
@@ -105,34 +108,63 @@ def _alone(pipe: Connection, measure: Callable[..., dict[str, Any]], arguments: 
 
 
 def _measure_rabbitmq(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
-    with over_servers(num_learners) as (driver, peaks):
-        events = run_job(driver, num_learners, num_parameters, rounds)
-        peak_memory_bytes = peaks()
-    return {"rounds": [asdict(one) for one in read_rounds(events)], "peak_memory_bytes": peak_memory_bytes}
+    with over_servers(num_learners) as running:
+        before, began_s = running.cpu_s(), time.monotonic()
+        events = run_job(running.driver, num_learners, num_parameters, rounds)
+        seconds = time.monotonic() - began_s
+        cpu_s = {name: after - before.get(name, 0.0) for name, after in running.cpu_s().items()}
+        peak_memory_bytes = running.stop()
+    return {
+        "rounds": [asdict(one) for one in read_rounds(events)],
+        "cpu_share": {name: used / seconds for name, used in cpu_s.items()},
+        "peak_memory_bytes": peak_memory_bytes,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A federation in processes of its own, over private servers, and a driver in this one."""
+
+    driver: Driver
+    nodes: Mapping[str, Node]
+    roles: Sequence[processes.Process]
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU time so far of each process and of each thread of the controller, where the system tells."""
+        pids = {
+            "driver": os.getpid(),
+            **{name: node.pid for name, node in self.nodes.items()},
+            **{one.name: one.process.pid for one in self.roles},
+        }
+        times = {name: processes.cpu_s_of(pid) for name, pid in pids.items() if pid}
+        threads = processes.thread_cpu_s_of(pids["controller"] or 0)
+        return {
+            **{name: cpu_s for name, cpu_s in times.items() if cpu_s is not None},
+            **{THREAD + number: cpu_s for number, cpu_s in threads.items()},
+        }
+
+    def stop(self) -> dict[str, int]:
+        """End the roles' processes; the peak memory of each comes back, and of servers and driver."""
+        return {
+            "driver": processes.peak_memory_bytes(),
+            **peak_memory_bytes_of(self.nodes),
+            **{one.name: one.stop() for one in reversed(self.roles)},
+        }
 
 
 @contextmanager
-def over_servers(num_learners: int) -> Iterator[tuple[Driver, Callable[[], dict[str, int]]]]:
-    """A driver of a federation over private servers; what is called at the end ends its processes, and tells
-    the peak memory of each.
-    """
+def over_servers(num_learners: int) -> Iterator[Running]:
+    """A controller, and learners spread over a few processes, until the block ends."""
     with ExitStack() as stack:
         nodes = stack.enter_context(servers())
         broker, store = nodes["rabbitmq"].url, nodes["redis"].url
-        running = [stack.enter_context(processes.controller(broker, store, "bench"))]
+        roles = [stack.enter_context(processes.controller(broker, store, "bench"))]
         share = -(-num_learners // LEARNER_PROCESSES)
         for first in range(0, num_learners, share):
             count = min(share, num_learners - first)
-            running.append(stack.enter_context(processes.learners(broker, "bench", first, count)))
-
-        def peaks() -> dict[str, int]:
-            return {
-                "driver": processes.peak_memory_bytes(),
-                **peak_memory_bytes_of(nodes),
-                **{process.name: process.stop() for process in reversed(running)},
-            }
-
-        yield stack.enter_context(connect(broker, "bench", timeout_s=DRIVER_TIMEOUT_S)), peaks
+            roles.append(stack.enter_context(processes.learners(broker, "bench", first, count)))
+        driver = stack.enter_context(connect(broker, "bench", timeout_s=DRIVER_TIMEOUT_S))
+        yield Running(driver, nodes, roles)
 
 
 @contextmanager

@@ -109,8 +109,18 @@ def _memory_bytes(pid: int, field: str) -> int | None:
 
 def cpu_s_of(pid: int) -> float | None:
     """CPU time that a process of ours has taken, user and system; None where there is no /proc."""
+    return _cpu_s(Path(f"/proc/{pid}"))
+
+
+def thread_cpu_s_of(pid: int) -> dict[str, float]:
+    """CPU time of each thread that a process of ours has, by its number; empty where there is no /proc."""
+    times = {folder.name: _cpu_s(folder) for folder in Path(f"/proc/{pid}/task").glob("*")}
+    return {thread: cpu_s for thread, cpu_s in times.items() if cpu_s is not None}
+
+
+def _cpu_s(folder: Path) -> float | None:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        fields = (folder / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except OSError:
         return None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

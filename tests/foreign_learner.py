@@ -212,9 +212,8 @@ class Task:
                 values = [value + 1 for value in read_floats(self.buffer, source, count, received)]
                 write_floats(update, target, values, sent)
             elif received == sent:
-                update[target : target + count * SIZES[sent]] = self.buffer[
-                    source : source + count * SIZES[sent]
-                ]
+                length = count * SIZES[sent]
+                update[target : target + length] = self.buffer[source : source + length]
             else:
                 raise Refused(f"this learner does not turn {received} into {sent}")
         self.buffer = update
@@ -246,15 +245,12 @@ class Learner:
 
     def declare(self) -> None:
         declare, bind, prefix = self.channel.queue_declare, self.channel.queue_bind, self.prefix
-        types = {
-            "tasks": "direct",
-            "updates": "topic",
-            "reports": "topic",
-            "control": "direct",
-            "events": "topic",
-        }
-        for name, kind in types.items():
-            self.channel.exchange_declare(prefix + name, kind, durable=True)
+        for kind, names in {
+            "direct": ("tasks", "control"),
+            "topic": ("updates", "reports", "events"),
+        }.items():
+            for name in names:
+                self.channel.exchange_declare(prefix + name, kind, durable=True)
         dead = prefix + "dead"
         quorum: Fields = {"x-queue-type": "quorum", "x-dead-letter-exchange": dead}
         declare(dead, durable=True, arguments={"x-queue-type": "classic", "x-max-length-bytes": 268435456})
@@ -297,15 +293,16 @@ class Learner:
     def _statuses(self) -> list[Fields]:
         return [{"task": task.message["task"], "phase": task.phase} for task in self.held.values()]
 
-    def _send_outcome(self, task: Task, inbox: str, *, with_update: bool) -> None:
+    def _send_outcome(self, task: Task, wanted: Fields) -> None:
+        """As the task wants it, or a request for its update."""
         identity = task.message["task"]
         if task.result is None:
             self._report("failed", task=identity, reason=task.failure[:4000])
             return
-        key = f"{self.id}.{inbox}"
+        key = f"{self.id}.{wanted['inbox']}"
         who = {"learner": self.id, "task": identity, "session": self.session}
         self._publish(key, pack("result", **who, **task.result))
-        if task.result["update"] is None or not with_update:
+        if task.result["update"] is None or wanted.get("upload", "at_once") != "at_once":
             return
         chunks = task.update_chunks()
         for index, payload in enumerate(chunks):
@@ -353,9 +350,7 @@ class Learner:
         held = self.held.get(identity["job"])
         if held is not None and held.message["task"] == identity:
             if held.phase == "finished":
-                self._send_outcome(
-                    held, message["inbox"], with_update=message.get("upload", "at_once") == "at_once"
-                )
+                self._send_outcome(held, message)
             return
         self.held.pop(identity["job"], None)
         try:
@@ -375,14 +370,12 @@ class Learner:
         except Refused as error:
             task.failure = str(error)
         task.phase = "finished"
-        self._send_outcome(
-            task, task.message["inbox"], with_update=task.message.get("upload", "at_once") == "at_once"
-        )
+        self._send_outcome(task, task.message)
 
     def _on_upload_request(self, message: Fields, _payload: bytes | None) -> None:
         task = self.held.get(message["task"]["job"])
         if task is not None and task.message["task"] == message["task"] and task.phase == "finished":
-            self._send_outcome(task, message["inbox"], with_update=True)
+            self._send_outcome(task, message)
 
     def _on_cancel(self, message: Fields, _payload: bytes | None) -> None:
         job, round_ = message["task"]["job"], message["task"]["round"]

@@ -57,8 +57,8 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def _measure(num_learners: int, num_parameters: int, rounds: int) -> dict[str, Any]:
-    with ours.over_servers(num_learners) as (driver, _):
-        events = run_job(driver, num_learners, num_parameters, rounds + 1)
+    with ours.over_servers(num_learners) as running:
+        events = run_job(running.driver, num_learners, num_parameters, rounds + 1)
     return {"gaps": [asdict(one) for one in read_gaps(events)][1:]}
 
 

@@ -63,10 +63,10 @@ def _embedded(num_learners: int, num_parameters: int, versions: int) -> dict[str
 
 
 def _rabbitmq(num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:
-    with ours.over_servers(num_learners) as (driver, peaks):
+    with ours.over_servers(num_learners) as running:
         return {
-            **_versions_per_s(driver, num_learners, num_parameters, versions),
-            "peak_memory_bytes": peaks(),
+            **_versions_per_s(running.driver, num_learners, num_parameters, versions),
+            "peak_memory_bytes": running.stop(),
         }
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from benchmarks import ours
 from benchmarks.cells import keys
 from benchmarks.comparison import (
-    NOT_INSTALLED,
-    OUT_OF_TIME,
     SWEEP_LIMIT_S,
     SWEEP_ROUNDS,
     Comparison,
@@ -26,7 +24,6 @@ from benchmarks.comparison import (
     wins_of_peer,
 )
 from benchmarks.jobs import spec
-from benchmarks.peers import PeerFailed
 from benchmarks.peers.flower import DEFAULT_POLL_S, LAYOUTS, PEER
 from benchmarks.peers.rounds import TENSORS, num_tensors
 from benchmarks.questions import Cell, Options, Question, Row
@@ -86,15 +83,6 @@ its SuperLink has already is not sent again, so learners that return equal weigh
 
 def run(options: Options) -> Iterator[Row]:
     """Cell by cell."""
-    cells = options.cells_of(CELLS, QUICK)
-    if options.quick and not PEER.is_there:
-        yield from (_named(cell, {"left_out": NOT_INSTALLED}) for cell in cells)
-        return
-    try:
-        PEER.set_up()
-    except PeerFailed as error:
-        yield from (_named(cell, {"failed": str(error)}) for cell in cells)
-        return
     comparison = Comparison(
         PEER,
         engine=["deployment"],
@@ -103,13 +91,8 @@ def run(options: Options) -> Iterator[Row]:
         defaults={"poll-s": DEFAULT_POLL_S},
         first=FIRST,
     )
-    for cell in cells:
-        if options.is_over:
-            yield _named(cell, {"left_out": OUT_OF_TIME})
-        elif reason := _why_left_out(cell):
-            yield _named(cell, {"left_out": reason})
-        else:
-            yield _named(cell, comparison.measure(cell, options, ours.rounds_for(*cell, options.rounds)))
+    for cell, row in comparison.rows(options.cells_of(CELLS, QUICK), options, _why_left_out):
+        yield _named(cell, row)
 
 
 def _named(cell: Cell, row: Row) -> Row:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import ours
 from benchmarks.comparison import (
-    NOT_INSTALLED,
-    OUT_OF_TIME,
     Comparison,
     against_target,
     better_alone,
@@ -24,7 +23,7 @@ from benchmarks.comparison import (
     why_left_out,
     wins_of_peer,
 )
-from benchmarks.peers import Peer, PeerFailed, flare, flower
+from benchmarks.peers import Peer, flare, flower
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.sweep import Setting
 from benchmarks.tables import cell_name, plot_bars, size, spread, table, verdict
@@ -93,32 +92,22 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def _run(simulator: Simulator, options: Options) -> Iterator[Row]:
-    peer, cells = simulator.peer, options.cells_of(CELLS, QUICK)
-    if options.quick and not peer.is_there:
-        yield from (_named(peer, cell, {"left_out": NOT_INSTALLED}) for cell in cells)
-        return
-    try:
-        peer.set_up()
-    except PeerFailed as error:
-        yield from (_named(peer, cell, {"failed": str(error)}) for cell in cells)
-        return
     comparison = Comparison(
-        peer,
+        simulator.peer,
         engine=simulator.engine,
         ours=ours.embedded,
         settings=simulator.settings,
         defaults=simulator.defaults,
     )
-    for cell in cells:
-        learners, parameters = cell
-        needed = learners * (simulator.learner_bytes + parameters * 4 * COPIES) + 1_000_000_000
-        if options.is_over:
-            yield _named(peer, cell, {"left_out": OUT_OF_TIME})
-        elif reason := why_left_out(needed, peer.title):
-            yield _named(peer, cell, {"left_out": reason})
-        else:
-            rounds = ours.rounds_for(*cell, options.rounds)
-            yield _named(peer, cell, comparison.measure(cell, options, rounds))
+    cells = options.cells_of(CELLS, QUICK)
+    for cell, row in comparison.rows(cells, options, partial(_why_left_out, simulator)):
+        yield _named(simulator.peer, cell, row)
+
+
+def _why_left_out(simulator: Simulator, cell: Cell) -> str | None:
+    learners, parameters = cell
+    needed = learners * (simulator.learner_bytes + parameters * 4 * COPIES) + 1_000_000_000
+    return why_left_out(needed, simulator.peer.title)
 
 
 def _named(peer: Peer, cell: Cell, row: Row) -> Row:

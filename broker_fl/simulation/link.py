@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from broker_fl.errors import TransportClosed
 from broker_fl.interfaces import Delivery, Sink, Transport
-from broker_fl.topology import Entity
+from broker_fl.transports.delegating import DelegatingTransport
 from broker_fl.transports.limits import check_body, check_routing_keys
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Lane:
             return None
 
 
-class LinkedTransport:
+class LinkedTransport(DelegatingTransport):
     """A ``Transport`` at the end of a link: what is published and what is delivered takes its time.
 
     Messages of one direction keep their order; a small one waits behind the large one that is being sent, as
@@ -126,20 +126,10 @@ class LinkedTransport:
         latency_s: float = 0.0,
         name: str = "link",
     ) -> None:
-        self._inner = inner
-        self.user = inner.user
+        super().__init__(inner)
         self._down = Lane(down_bytes_s, latency_s, f"{name} down")
         self._up = Lane(up_bytes_s, latency_s, f"{name} up")
         self._closed = threading.Event()
-
-    def declare(self, entities: Iterable[Entity]) -> None:
-        self._inner.declare(entities)
-
-    def delete_queue(self, name: str) -> None:
-        self._inner.delete_queue(name)
-
-    def delete_exchange(self, name: str) -> None:
-        self._inner.delete_exchange(name)
 
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         def arrive(delivery: Delivery) -> None:
@@ -154,9 +144,6 @@ class LinkedTransport:
 
         used = sink if self._down.is_instant else delayed
         self._inner.consume(queue, used, prefetch=prefetch, exclusive=exclusive)
-
-    def cancel(self, queue: str) -> None:
-        self._inner.cancel(queue)
 
     def publish(
         self,
@@ -182,15 +169,6 @@ class LinkedTransport:
     def flush(self, timeout_s: float) -> bool:
         give_up_at = time.monotonic() + timeout_s
         return self._up.flush(timeout_s) and self._inner.flush(max(0.0, give_up_at - time.monotonic()))
-
-    def on_reconnect(self, callback: Callable[[], None]) -> None:
-        self._inner.on_reconnect(callback)
-
-    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
-        self._inner.on_queue_lost(callback)
-
-    def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
-        self._inner.on_unroutable(callback)
 
     def close(self) -> None:
         if not self._closed.is_set():

@@ -55,6 +55,13 @@ def test_where_a_rounds_time_goes(transport: str, tmp_path: Path) -> None:
         names |= {"rabbitmq", "redis"}
     peaks = row["peak_memory_bytes"]
     assert peaks.keys() == names
+    if transport == "rabbitmq" and HAS_PROC:
+        shares = row["cpu_share"]
+        threads = [share for name, share in shares.items() if "thread" in name]
+        assert shares.keys() > names
+        assert (
+            0 < max(threads) <= sum(threads) <= shares["controller"] + 0.1
+        )  # they are read one after the other
     assert min(peaks.values()) > 1e6
     assert all(peak > 10e6 for name, peak in peaks.items() if name != "redis")
     assert f"| {transport} | 2 | 10k |" in (tmp_path / "page.md").read_text()

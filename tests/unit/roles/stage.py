@@ -13,7 +13,7 @@ import numpy as np
 
 from broker_fl.errors import MessageRefused, StoreUnavailable
 from broker_fl.extensions import OwnClasses
-from broker_fl.interfaces import Delivery, Learner, Sink, TaskContext, Update
+from broker_fl.interfaces import Delivery, Learner, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
 from broker_fl.roles.controller import Controller, ControllerSettings
 from broker_fl.roles.controller.auditing import stored_lines
@@ -23,7 +23,8 @@ from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.roles.learner.policy import Guard
 from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.stores.sqlite import SQLiteStore
-from broker_fl.topology import Entity, Topology
+from broker_fl.topology import Topology
+from broker_fl.transports.delegating import DelegatingTransport
 from broker_fl.transports.memory import MemoryBroker, MemoryTransport
 from broker_fl.wire import events as e
 from broker_fl.wire.frames import pack_chunk
@@ -96,12 +97,11 @@ def apart(body: bytes) -> list[bytes]:
     return [message.result.pack(), pack_chunk(header.KIND, header.model_dump(), payload)]
 
 
-class Faulty:
+class Faulty(DelegatingTransport):
     """A transport that hands each body to ``tamper`` first: what comes back is published instead."""
 
     def __init__(self, inner: MemoryTransport, tamper: Callable[[str, bytes], Iterable[bytes]]) -> None:
-        self._inner = inner
-        self.user = inner.user
+        super().__init__(inner)
         self.tamper = tamper
 
     def publish(
@@ -116,36 +116,6 @@ class Faulty:
         """Publish what ``tamper`` makes of it; a result is handed to it apart from its update."""
         for changed in (changed for one in apart(body) for changed in self.tamper(exchange, one)):
             self._inner.publish(exchange, routing_keys, changed, persistent=persistent, mandatory=mandatory)
-
-    def declare(self, entities: Iterable[Entity]) -> None:
-        self._inner.declare(entities)
-
-    def delete_queue(self, name: str) -> None:
-        self._inner.delete_queue(name)
-
-    def delete_exchange(self, name: str) -> None:
-        self._inner.delete_exchange(name)
-
-    def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
-        self._inner.consume(queue, sink, prefetch=prefetch, exclusive=exclusive)
-
-    def cancel(self, queue: str) -> None:
-        self._inner.cancel(queue)
-
-    def flush(self, timeout_s: float) -> bool:
-        return self._inner.flush(timeout_s)
-
-    def on_reconnect(self, callback: Callable[[], None]) -> None:
-        self._inner.on_reconnect(callback)
-
-    def on_queue_lost(self, callback: Callable[[str], None]) -> None:
-        self._inner.on_queue_lost(callback)
-
-    def on_unroutable(self, callback: Callable[[str, str], None]) -> None:
-        self._inner.on_unroutable(callback)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 class Cord:

@@ -1,6 +1,6 @@
 """Small messages that claim to be large, large ones, and updates that are not what was asked for.
 
-As in ``test_attackers``: with the credentials of one enrolled learner, which takes part in the open round.
+As in ``test_rights``: with the credentials of one enrolled learner, which takes part in the open round.
 """
 
 from __future__ import annotations
@@ -27,22 +27,13 @@ from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.chunks import checksum
 from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk
-from tests.integration.test_attackers import Mallory, Stage, staged, update_of
+from tests.integration.attackers.stage import Mallory, Stage, update_of
 from tests.servers.enrolling import DEADLINE_S, Adds, eventually
-from tests.servers.provision import Broker
 
 LETTER_BYTES = MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5
 """That a dead letter keeps of a body."""
 MAX_PEAK_BYTES = 300 << 20
 """Of the controller's process, whatever it is sent; a bomb of those below claims gigabytes."""
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterator[Stage]:
-    with staged(tmp_path_factory.mktemp("bombs"), rabbitmq) as found:
-        yield found
-
-
 Bomber = tuple[Mallory, Adds, LearnerHost]
 ONE_ROUND = {"termination": {"rounds": 1}}
 """Another one would wait for the sender of the bomb, which delivers nothing else."""

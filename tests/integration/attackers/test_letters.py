@@ -22,7 +22,7 @@ from broker_fl.cli.main import commands
 from broker_fl.topology import Binding, Exchange
 from broker_fl.wire import messages as m
 from broker_fl.wire.frames import pack_chunk
-from tests.integration.test_attackers import GOOD, Mallory, Stage, staged
+from tests.integration.attackers.stage import GOOD, Mallory, Stage
 from tests.servers import raw_amqp
 from tests.servers.enrolling import DEADLINE_S, Operator, eventually
 from tests.servers.provision import Broker
@@ -149,12 +149,6 @@ def test_a_letter_is_heard_again_as_from_who_wrote_it(letters: Letters) -> None:
     assert "1 dead letter sent again" in letters.replay("--all")
     (again,) = letters.wait_listed(1)
     assert (again["user"], again["reason"]) == (mallory.user, after["reason"])
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterator[Stage]:
-    with staged(tmp_path_factory.mktemp("attackers"), rabbitmq) as found:
-        yield found
 
 
 def test_what_was_refused_is_refused_for_the_same_reason_whoever_sends_it_on(stage: Stage) -> None:

@@ -1,28 +1,20 @@
 """Attacks with messages that RabbitMQ takes and passes on, and that break or mislead who reads them.
 
-As in ``test_attackers``: with the credentials of one enrolled learner, while a round is open.
+As in ``test_rights``: with the credentials of one enrolled learner, while a round is open.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pika
 import pytest
 
 from broker_fl.roles.controller.limits import DEAD_LETTERS
 from broker_fl.wire import messages as m
-from tests.integration.test_attackers import GOOD, Stage, staged, update_of
+from tests.integration.attackers.stage import GOOD, Stage, update_of
 from tests.servers import raw_amqp
 from tests.servers.enrolling import eventually
-from tests.servers.provision import Broker
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Broker) -> Iterator[Stage]:
-    with staged(tmp_path_factory.mktemp("attackers"), rabbitmq) as found:
-        yield found
 
 
 def send(stage: Stage, properties: pika.BasicProperties, body: bytes) -> None:
