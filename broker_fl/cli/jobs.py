@@ -129,7 +129,7 @@ def watch_job(job: Job, track: Watcher, *, live: bool | None, as_json: bool, out
     if finished is None:
         raise BrokerUnavailable(f"job {job.id} ended without saying so")
     if folder is not None:
-        _complete(folder, job.model())
+        _complete(folder, job.model(), finished.version)
     return finished
 
 
@@ -153,11 +153,11 @@ def _keep(folder: RunFolder, event: Event) -> None:
         folder.write_settings(event.spec, job_id=event.job)
 
 
-def _complete(folder: RunFolder, model: Model) -> None:
+def _complete(folder: RunFolder, model: Model, version: int) -> None:
     folder.close()
     folder.save_model(model)
     add_report(folder)
-    show_files(folder)
+    show_files(folder, version)
 
 
 def _doing(one: LearnerSummary) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from broker_fl.errors import SettingError, StoreUnavailable
-from broker_fl.record.runfolder import REPORT, RunFolder
+from broker_fl.record.runfolder import MODEL, REPORT, RunFolder
 
 STOPPED_BY = {"stopped by Ctrl-C": 130, "stopped by SIGTERM": 143}
 
@@ -17,12 +17,18 @@ def exit_code(state: str, reason: str) -> int:
     return STOPPED_BY.get(reason, 1) if state == "stopped" else 1
 
 
-def show_files(folder: RunFolder) -> None:
-    """Name the run folder and what is in it."""
+def show_files(folder: RunFolder, version: int) -> None:
+    """Name the run folder and what is in it; ``version`` is that of the model."""
     click.echo(f"\n{folder.path}/")
     for path in sorted(folder.path.iterdir()):
-        if ".sqlite" not in path.name:
+        if path.name == MODEL:
+            click.echo(f"  {path.name} ({_which(version)})")
+        elif ".sqlite" not in path.name:
             click.echo(f"  {path.name}")
+
+
+def _which(version: int) -> str:
+    return f"version {version}" if version else "the initial model: no version was made from it"
 
 
 def add_report(folder: RunFolder) -> None:

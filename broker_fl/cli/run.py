@@ -95,7 +95,7 @@ def run_app(app: App, chosen: RunOptions) -> Run:
 
 def finish(ran: Run) -> None:
     """Say where everything is, and end with the job's outcome as exit code."""
-    show_files(ran.folder)
+    show_files(ran.folder, ran.finished.version)
     raise click.exceptions.Exit(exit_code(ran.finished.state, ran.finished.reason))
 
 

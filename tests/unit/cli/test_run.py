@@ -32,6 +32,7 @@ def test_a_run_ends_with_the_right_model_and_everything_in_its_folder(folder: Pa
     assert json.loads((run / "settings.json").read_text("utf-8"))["app"] == "app.py:make_learner"
     assert "<svg" in (run / "report.html").read_text("utf-8")
     assert str(run.name) in result.output
+    assert "  model.safetensors (version 4)\n" in result.output
 
 
 def test_a_job_file_says_what_the_command_line_does_not(folder: Path) -> None:
@@ -60,6 +61,8 @@ def test_a_job_that_fails_is_exit_code_1_and_says_why(folder: Path) -> None:
     assert result.exit_code == 1
     assert "failed" in result.output
     assert "no data today" in result.output
+    assert "  model.safetensors (the initial model: no version was made from it)\n" in result.output
+    assert Model.load(run_folder(folder) / "model.safetensors")["w"].tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
