@@ -67,6 +67,8 @@ class WeightedSum:
         self._staged: list[tuple[Sequence[Array], float]] = []
         """What is in the sum by its bounds and its weight, and waits for others to be added with."""
         self._staged_bytes = 0
+        self._is_whole = True
+        """Whether no term was added in part only, as when memory ran out amid it."""
 
     def add(
         self,
@@ -88,23 +90,29 @@ class WeightedSum:
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
                 infinite, or values with which the sum could overflow; nothing was changed.
+            AggregationError: an addition before broke off, so that the sum is lost.
+            MemoryError: the model is not in the sum.
         """
         magnitudes = check_addable(self.spec, model, weight, magnitudes)
-        self._bounds = self._bounds_with(model, weight, magnitudes)
-        self.total_weight += weight
+        bounds = self._bounds_with(model, weight, magnitudes)
         self._stage([model.run(run) for run in self.spec.runs], weight, room)
+        self._bounds = bounds
+        self.total_weight += weight
 
     def _stage(self, values: Sequence[Array], weight: float, room: int) -> None:
-        self._num_added += 1
-        if self._num_added == WIDE_FROM and self.spec.num_bytes <= WIDE_BYTES:
+        """Have a term wait, or add it; if that fails it does not wait, since nobody counts its learner."""
+        self._check_whole()
+        if self._num_added + 1 == WIDE_FROM and self.spec.num_bytes <= WIDE_BYTES:
             self._widen()
         num_bytes = sum(array.nbytes for array in values)
         if len(self._staged) >= STAGED_UPDATES or self._staged_bytes + num_bytes > room:
             self.settle()
-        self._staged.append((values, weight))
-        self._staged_bytes += num_bytes
         if num_bytes > room:
-            self.settle()
+            self._fold([(values, weight)])
+        else:
+            self._staged.append((values, weight))
+            self._staged_bytes += num_bytes
+        self._num_added += 1
 
     def _widen(self) -> None:
         """Go on in float64."""
@@ -113,19 +121,25 @@ class WeightedSum:
         self._result = None
 
     def settle(self) -> None:
-        """Add what waits; its memory is not needed any more."""
-        if self._staged:
-            self._fold(None)
+        """Add what waits; its memory is not needed any more. Nothing is done to a sum that is lost."""
+        if self._staged and self._is_whole:
+            self._fold(self._staged)
+            self._staged, self._staged_bytes = [], 0
 
-    def _fold(self, divisor: float | None) -> list[Array]:
-        """Add what waits, and divide; the totals come back."""
-        begun, staged = self._totals is not None, self._staged
-        totals = self._totals = self._totals or self._begun()
+    def _fold(self, terms: Sequence[tuple[Sequence[Array], float]], divisor: float | None = None) -> None:
+        """Add the terms, and divide. A failure before the first addition changes nothing; one after it
+        leaves a sum of which nobody knows what is in it, and which is not used any more.
+        """
+        begun, totals = self._totals is not None, self._totals or self._begun()
+        self._totals, self._is_whole = totals, False
         for place, total in enumerate(totals):
-            terms = [(values[place], weight) for values, weight in staged]
-            kernels.fold(total, terms, begun=begun, divisor=divisor)
-        self._staged, self._staged_bytes = [], 0
-        return totals
+            of_run = [(values[place], weight) for values, weight in terms]
+            kernels.fold(total, of_run, begun=begun, divisor=divisor)
+        self._is_whole = True
+
+    def _check_whole(self) -> None:
+        if not self._is_whole:
+            raise AggregationError("an addition broke off before, so the sum of the updates is lost")
 
     def _begun(self) -> list[Array]:
         """Room for the sum of each run; what is in it is undefined."""
@@ -157,11 +171,14 @@ class WeightedSum:
         Raises:
             UpdateRefused: another spec, a weight that is not positive and finite, a value that is NaN or
                 infinite, or values with which the sum could overflow; nothing was changed.
+            AggregationError: an addition before broke off, so that the sum is lost.
+            MemoryError: the sum of the others is not in this one.
         """
         check_addable(sum_spec(self.spec), total, weight)
-        self._bounds = self._bounds_with_sum(total)
-        self.total_weight += weight
+        bounds = self._bounds_with_sum(total)
         self._stage(list(total.values()), 1.0, room)
+        self._bounds = bounds
+        self.total_weight += weight
 
     def _bounds_with_sum(self, total: Model) -> list[float]:
         bounds = []
@@ -179,8 +196,9 @@ class WeightedSum:
         """``Σ wᵢ xᵢ`` as a model of ``sum_spec``; the sum is used up.
 
         Raises:
-            AggregationError: nothing was added.
+            AggregationError: nothing was added, or an addition broke off.
         """
+        self._check_whole()
         self.settle()
         if self._totals is None:
             raise AggregationError("no update was folded, so there is no sum")
@@ -195,11 +213,15 @@ class WeightedSum:
         """``Σ wᵢ xᵢ / Σ wᵢ``; the sum is used up.
 
         Raises:
-            AggregationError: nothing was added, or a float tensor of the mean is not finite.
+            AggregationError: nothing was added, an addition broke off, or a float tensor of the mean is not
+                finite.
         """
+        self._check_whole()
         if self._totals is None and not self._staged:
             raise AggregationError("no update was folded, so there is nothing to average")
-        totals, self._totals = self._fold(self.total_weight), None
+        self._fold(self._staged, self.total_weight)
+        totals, self._totals = self._totals or [], None
+        self._staged, self._staged_bytes = [], 0
         is_there, result, self._result = self._result is not None, self._result, None
         result = result or Model.blank(self.spec)
         for run, total, bound in zip(self.spec.runs, totals, self._bounds, strict=True):

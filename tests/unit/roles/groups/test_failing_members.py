@@ -157,6 +157,31 @@ def test_a_share_that_cannot_be_made_fails_its_learners_and_the_group_works_on()
     assert whole.is_idle
 
 
+def test_a_member_for_whose_update_there_is_no_memory_is_not_in_the_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = group_task(learners=("a", "b"))
+    first = whole.take(set())
+    assert first is not None
+
+    def no_room(_: object) -> Model:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "blank", no_room)  # what the sum's room is made with
+        assert not whole.work(first, lambda: Adds(7.0))
+    assert whole.worked(0.1) is None
+    second = whole.take(set())
+    assert second is not None
+    assert whole.work(second, lambda: Adds(1.0))
+    share = whole.worked(0.1)
+    assert share is not None
+    (page,) = share.pages
+    assert (page.learners, page.failed) == ((second.learner,), (first.learner,))
+    assert share.total is not None
+    np.testing.assert_array_equal(share.total.view(np.float32), [1.0, 1.0])
+
+
 def test_a_share_that_is_due_and_cannot_be_made_does_not_end_the_loop() -> None:
     clock = SteppedClock()
     whole = group_task(learners=("a", "b"), encoding="zip", deadline_s=10.0, runtime=clock)
