@@ -187,7 +187,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _date(at: float | None) -> str:
-    return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
+    return "" if at is None else time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(at))
 
 
 def _join_file(

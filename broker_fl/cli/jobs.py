@@ -23,6 +23,7 @@ from broker_fl.record.runfolder import RunFolder
 from broker_fl.record.text import one_line, seconds
 from broker_fl.roles.driver import Job
 from broker_fl.wire.events import Event, JobFinished, JobSubmitted
+from broker_fl.wire.fields import MAX_TEXT_CHARS
 from broker_fl.wire.messages import LearnerSummary, TaskRef
 
 
@@ -45,9 +46,11 @@ def jobs(ctx: click.Context, /, as_json: bool, **access: Any) -> None:
         click.echo(f"federation {access['federation']} has no jobs", err=True)
         return
     rows = [
-        (one.job, one.state, str(one.version), when(one.submitted_at), one_line(one.reason)) for one in found
+        (one.job, one.state, str(one.version), when(one.submitted_at), one_line(one.reason, MAX_TEXT_CHARS))
+        for one in found
     ]
-    print_table(("job", "state", "version", "submitted", "why"), rows, numbers=("version",))
+    columns = ("job", "state", "version", "submitted", "why")
+    print_table(columns, rows, numbers=("version",), last_below=True)
 
 
 def _refuse_options_before(ctx: click.Context) -> None:

@@ -17,11 +17,25 @@ _PIPE_CELL = 64
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    last_below: bool = False,
 ) -> None:
-    """Print rows under column heads; columns named in ``numbers`` are set flush right."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    """Print rows under column heads; columns named in ``numbers`` are set flush right.
+
+    With ``last_below`` the last column has sentences. On a terminal, which has no room for a column of them,
+    they are below the table, whole, each after its row's first cell.
+    """
     is_pipe = not sys.stdout.isatty()
+    if last_below and not is_pipe:
+        rows = list(rows)
+        print_table(columns[:-1], [row[:-1] for row in rows], numbers=numbers)
+        for first, sentence in ((row[0], row[-1]) for row in rows if row[-1]):
+            Console(highlight=False, markup=False).print(f"{first}: {sentence}")
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         justify: Literal["right", "left"] = "right" if column in numbers else "left"
         table.add_column(column, justify=justify, overflow="fold", max_width=_PIPE_CELL if is_pipe else None)
@@ -31,5 +45,5 @@ def print_table(
 
 
 def when(time_s: float) -> str:
-    """Local time of a moment."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s)) if time_s else "–"
+    """A moment in UTC, which says that it is: sites and their logs are in many zones."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(time_s)) if time_s else "–"

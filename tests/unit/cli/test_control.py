@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,8 @@ def test_what_happened_to_a_job_is_told(federation: Federation, learner: Adder) 
     assert told("pause", "add-") == f"{job.id}: was paused already (lunch)"
     assert told("jobs").splitlines()[-1].split()[1:3] == ["paused", "0"]
     assert told("jobs").endswith("lunch")
+    shown = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(job.summary().submitted_at))
+    assert shown in told("jobs")
     assert told("resume", "latest", "--versions", "1") == f"{job.id}: goes on, and pauses after 1 new version"
     learner.permits.release()
     for event in job.events():
@@ -113,3 +116,10 @@ def test_a_version_is_exported_by_its_number_behind_the_job(
         refused = call("models", "export", wanted, *more, "--out", out)
         assert refused.exit_code == 2
         assert problem in refused.stderr
+
+
+def test_the_list_of_jobs_has_the_whole_reason(federation: Federation) -> None:
+    job = federation.submit(spec(rounds=100), {"w": np.zeros(2, "f4")})
+    told("stop", job.id, "--reason", "out of scope; " * 60)
+    job.wait()
+    assert told("jobs").count("scope;") == 60

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -109,3 +113,39 @@ def test_a_table_on_a_pipe_breaks_long_words_and_no_name(capsys: pytest.CaptureF
     assert sum(name in line for line in lines) == 1
     assert max(map(len, lines)) <= 2 * (64 + 3)
     assert "".join(lines).count("lost;") == 20
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_no_id_is_broken_and_a_reason_is_whole(width: int) -> None:
+    """A real one: what rich and Python take for a terminal is not what a test sets in their place."""
+    job, why = (
+        "digits-20261123-202642-3f9a2c",
+        "round 3 failed: " + "site-7 has no column named weight; " * 20,
+    )
+    code = (
+        "from broker_fl.cli.tables import print_table, when; "
+        f"print_table(('job', 'state', 'submitted', 'why'), [({job!r}, 'failed', when(1.79e9), {why!r}), "
+        "('b', 'done', when(0), '')], last_below=True)"
+    )
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (50, width))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"TZ": "America/New_York", "TERM": "dumb"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = _all_of(ours).decode()
+    os.close(ours)
+    assert process.returncode == 0
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count(job) == 2
+    assert "2026-09-21 14:13:20Z" in shown
+    assert " ".join(shown.split()).count("site-7 has no column named weight;") == 20
+
+
+def _all_of(terminal: int) -> bytes:
+    """What was written to it; that nobody has it open any more is told as an error."""
+    found = b""
+    with suppress(OSError):
+        while piece := os.read(terminal, 65_536):
+            found += piece
+    return found
