@@ -18,6 +18,8 @@ from broker_fl.wire.frames import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, brief
 
 MAX_INT = 2**63 - 1
 MAX_TEXT_CHARS = 4_000
+MAX_REASON_CHARS = 1_000
+"""To which we cut why a task failed or an update was refused; others may say it in ``MAX_TEXT_CHARS``."""
 MAX_METRICS = 1_000
 MAX_PARAMETERS = 128
 MAX_TENSORS = 100_000

@@ -164,8 +164,8 @@ def freeze(node: RabbitMQNode, others: list[RabbitMQNode]) -> None:
 def thaw(node: RabbitMQNode, others: list[RabbitMQNode]) -> None:
     """Let it go on, and see it among the others again.
 
-    Either it takes itself for a cluster of its own, which any of them may be the one to say, and has to be told
-    to join; or it sees in time that it is alone: then it pauses, and comes back by itself.
+    Either it takes itself for a cluster of its own, which any of them may be the one to say, and has to be
+    told to join; or it sees in time that it is alone: then it pauses, and comes back by itself.
     """
     node.thaw()
     give_up_at = time.monotonic() + WAIT_S

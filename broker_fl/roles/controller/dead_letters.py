@@ -9,7 +9,7 @@ from broker_fl.roles.controller.limits import DEAD_LETTER_BYTES, DEAD_LETTERS, R
 from broker_fl.roles.controller.replays import Replayed
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
-from broker_fl.wire.fields import text
+from broker_fl.wire.fields import MAX_REASON_CHARS, text
 from broker_fl.wire.frames import MAX_BODY_BYTES, MAX_CHUNK_HEADER_BYTES, pack_chunk
 from broker_fl.wire.messages import DeadLetter
 
@@ -49,7 +49,7 @@ class DeadLetters:
         payload = body[: MAX_BODY_BYTES - MAX_CHUNK_HEADER_BYTES - 5]
         if self._takes_too_much(delivery, len(payload)):
             payload = payload[:BEGINNING_BYTES]
-            reason = f"{text(reason)[:1000]} (of {len(body)} bytes {len(payload)} are kept)"
+            reason = f"{text(reason)[:MAX_REASON_CHARS]} (of {len(body)} bytes {len(payload)} are kept)"
         is_cut = len(payload) < len(body)
         header = DeadLetter(
             source=queue,

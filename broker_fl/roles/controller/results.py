@@ -15,6 +15,7 @@ from broker_fl.roles.controller.requests.submissions import Submissions
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.wire import messages as m
+from broker_fl.wire.fields import MAX_REASON_CHARS
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Results:
             self._services.observer.update("refused", "unreadable")
         is_group = self._services.members.is_group(learner)
         signal = s.GroupHasFailed if is_group else s.UpdateWasRefused
-        self._jobs.signal(task.job, signal(learner, task, reason[:1000]))
+        self._jobs.signal(task.job, signal(learner, task, reason[:MAX_REASON_CHARS]))
 
 
 def _check_submits(speaker: Speaker, chunk: m.ModelChunk) -> None:

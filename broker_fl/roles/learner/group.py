@@ -19,7 +19,7 @@ from broker_fl.roles.learner.services import HostServices
 from broker_fl.roles.learner.settings import SOFTWARE
 from broker_fl.roles.learner.shares import FinishedShare
 from broker_fl.wire import messages as m
-from broker_fl.wire.fields import MAX_GROUP
+from broker_fl.wire.fields import MAX_GROUP, MAX_REASON_CHARS
 
 log = logging.getLogger(__name__)
 MEMBERS_PER_PAGE = 10_000
@@ -108,7 +108,7 @@ class Group:
             incoming = self._incoming(task)
         except (FrameRefused, TaskDeclined) as error:
             log.warning("group %s does not take task %s: %s", self.id, task.task, error)
-            self._report(m.Failed(learner=self.id, task=task.task, reason=str(error)[:1000]))
+            self._report(m.Failed(learner=self.id, task=task.task, reason=str(error)[:MAX_REASON_CHARS]))
             return
         self._drop_others(task)
         with self._lock:

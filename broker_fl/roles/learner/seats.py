@@ -18,6 +18,7 @@ from broker_fl.roles.learner.tasks import HeldTask
 from broker_fl.roles.learner.turns import Turns
 from broker_fl.roles.learner.variates import Variates
 from broker_fl.wire import messages as m
+from broker_fl.wire.fields import MAX_REASON_CHARS
 
 log = logging.getLogger(__name__)
 ACCEPTED_AFTER_S = 2.0
@@ -91,7 +92,7 @@ class Seat:
         except (FrameRefused, TaskDeclined) as error:
             log.warning("learner %s does not take task %s: %s", self.id, task.task, error)
             self.held.pop(job, None)
-            self._failed(task, str(error)[:1000])
+            self._failed(task, str(error)[:MAX_REASON_CHARS])
 
     def on_chunk(self, chunk: m.ModelChunk, payload: memoryview) -> None:
         """Take a part of a model in, and before it the task that came with it."""

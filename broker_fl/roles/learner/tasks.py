@@ -27,7 +27,7 @@ from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.control import joined, parted
 from broker_fl.wire.encodings import encoding
-from broker_fl.wire.fields import text
+from broker_fl.wire.fields import MAX_REASON_CHARS, text
 from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
 
 log = logging.getLogger(__name__)
@@ -322,11 +322,11 @@ def describe(error: BaseException) -> str:
     said = _said_by(error)
     words = text(f"{type(error).__name__}: {said}" if said else type(error).__name__)
     if isinstance(error, BrokerFLError):
-        return words[:1000]
+        return words[:MAX_REASON_CHARS]
     frames = traceback.extract_tb(error.__traceback__)
     if frames and Path(frames[-1].filename).parent != Path(__file__).parent:
         words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
-    return words[:1000]
+    return words[:MAX_REASON_CHARS]
 
 
 def _said_by(error: BaseException) -> str:

@@ -19,6 +19,8 @@ from broker_fl.wire.rules import AnyRule
 _RULE: TypeAdapter[Any] = TypeAdapter(Annotated[AnyRule, Field(discriminator="name")])
 Reals = dict[str, Array]
 """The float tensors of a model, in float64: what the plain references compute with."""
+Cohorts = tuple[Model, list[list[Contribution]]]
+"""A model, and for each round what learners delivered."""
 TOLERANCE = {"float16": 4e-3, "bfloat16": 4e-2, "float32": 4e-5, "float64": 1e-10}
 
 
@@ -41,7 +43,7 @@ def random_model(rng: np.random.Generator, kinds: Sequence[tuple[str, int]], sca
 
 
 @st.composite
-def cohorts(draw: st.DrawFn, rounds: int = 1) -> tuple[Model, list[list[Contribution]]]:
+def cohorts(draw: st.DrawFn, rounds: int = 1) -> Cohorts:
     """A model, and for each of ``rounds`` what the learners that were not dropped delivered.
 
     Their models are near to one another, as after training; one learner may be far away.

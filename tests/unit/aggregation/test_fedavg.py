@@ -21,6 +21,7 @@ from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec
 from broker_fl.wire.job import JobSpec
 from broker_fl.wire.rules import FedAvg as Settings
 from tests.unit.aggregation.cohorts import (
+    Cohorts,
     check_floats,
     check_refusals,
     check_whole,
@@ -296,9 +297,7 @@ def test_every_rule_that_a_job_can_name_is_there() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(cohorts(), st.sampled_from(["fedavg", "fedprox"]), st.sampled_from(["examples", "steps", "equal"]))
-def test_updates_weigh_by_examples_steps_or_alike(
-    cohort: tuple[Model, list[list[Contribution]]], name: str, weighting: str
-) -> None:
+def test_updates_weigh_by_examples_steps_or_alike(cohort: Cohorts, name: str, weighting: str) -> None:
     start, [contributions] = cohort
     rule = rule_of(name, weighting=weighting, **({"mu": 0.1} if name == "fedprox" else {}))
     [combined] = play(rule, start, [contributions])

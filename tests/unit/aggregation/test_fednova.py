@@ -12,6 +12,7 @@ from broker_fl.errors import AggregationError, UpdateRefused
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import Model
 from tests.unit.aggregation.cohorts import (
+    Cohorts,
     Reals,
     check_floats,
     check_refusals,
@@ -21,8 +22,6 @@ from tests.unit.aggregation.cohorts import (
     reals,
     rule_of,
 )
-
-Cohorts = tuple[Model, list[list[Contribution]]]
 
 
 def work(num_steps: int, rho: float) -> float:

@@ -12,6 +12,7 @@ from broker_fl.errors import AggregationError, UpdateRefused
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import Array, Model
 from tests.unit.aggregation.cohorts import (
+    Cohorts,
     Reals,
     check_floats,
     check_refusals,
@@ -22,7 +23,6 @@ from tests.unit.aggregation.cohorts import (
     rule_of,
 )
 
-Cohorts = tuple[Model, list[list[Contribution]]]
 NAMES = ["fedavgm", "fedadagrad", "fedadam", "fedyogi"]
 HARSH = {"learning_rate": 0.3, "beta1": 0.5, "tau": 0.05}
 """Settings at which rounding does not blow up: τ divides it."""

@@ -11,6 +11,7 @@ from broker_fl.errors import UpdateRefused
 from broker_fl.interfaces import Contribution, Given
 from broker_fl.model import Model
 from tests.unit.aggregation.cohorts import (
+    Cohorts,
     Reals,
     check_floats,
     check_refusals,
@@ -21,7 +22,6 @@ from tests.unit.aggregation.cohorts import (
     rule_of,
 )
 
-Cohorts = tuple[Model, list[list[Contribution]]]
 RATE = 0.1
 
 

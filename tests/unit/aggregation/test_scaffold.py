@@ -17,6 +17,7 @@ from broker_fl.interfaces import Combined, Contribution, Given
 from broker_fl.model import Model, ModelError
 from broker_fl.wire import control
 from tests.unit.aggregation.cohorts import (
+    Cohorts,
     Reals,
     check_floats,
     check_refusals,
@@ -57,7 +58,7 @@ def reference(
 
 @given(cohorts(rounds=3), st.integers(0, 99), st.sampled_from([1.0, 0.3]), st.integers(4, 9), st.randoms())
 def test_it_is_the_papers_server_step_in_any_order(
-    cohort: tuple[Model, list[list[Contribution]]], seed: int, rate: float, num_learners: int, chance: Any
+    cohort: Cohorts, seed: int, rate: float, num_learners: int, chance: Any
 ) -> None:
     start, rounds = cohort
     x, c = reals(start), {name: np.zeros(array.shape) for name, array in reals(start).items()}
@@ -90,9 +91,7 @@ def test_it_is_the_papers_server_step_in_any_order(
 
 
 @given(cohorts(), st.integers(0, 99))
-def test_a_refused_update_changes_neither_model_nor_variate(
-    cohort: tuple[Model, list[list[Contribution]]], seed: int
-) -> None:
+def test_a_refused_update_changes_neither_model_nor_variate(cohort: Cohorts, seed: int) -> None:
     start, (plain,) = cohort
     contributions = with_control(plain, seed)
     good = contributions[0]
@@ -133,7 +132,7 @@ def test_without_updates_there_is_no_result() -> None:
 
 
 @given(cohorts())
-def test_what_is_joined_comes_apart_again(cohort: tuple[Model, list[list[Contribution]]]) -> None:
+def test_what_is_joined_comes_apart_again(cohort: Cohorts) -> None:
     start, (plain,) = cohort
     variate = with_control(plain, 1)[0].control
     assert variate is not None

@@ -17,6 +17,7 @@ from broker_fl.roles.controller.job.open_round import OpenRound
 from broker_fl.roles.controller.job.shares import ShareReceiver, SumUpload
 from broker_fl.roles.controller.job.update_intake import reason_of
 from broker_fl.roles.controller.services import Services
+from broker_fl.wire.fields import MAX_REASON_CHARS
 from broker_fl.wire.messages import GroupResult, UpdateChunk
 from broker_fl.wire.rules import Summable
 
@@ -123,4 +124,4 @@ class ShareIntake:
     def _refuse(self, share: Share, error: MessageRefused) -> None:
         self.receiver.drop(share)
         self._services.observer.update("refused", reason_of(error), len(share.learners))
-        self._signal(s.ShareWasRefused(share, str(error)[:1000]))
+        self._signal(s.ShareWasRefused(share, str(error)[:MAX_REASON_CHARS]))

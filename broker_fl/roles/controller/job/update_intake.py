@@ -17,6 +17,7 @@ from broker_fl.roles.controller.job.open_round import OpenRound
 from broker_fl.roles.controller.job.receiving import UpdateReceiver, Upload, added_back
 from broker_fl.roles.controller.services import Services
 from broker_fl.wire.control import joined_spec, parted
+from broker_fl.wire.fields import MAX_REASON_CHARS
 from broker_fl.wire.messages import Result, TaskRef, UpdateChunk
 from broker_fl.wire.rules import Scaffold
 
@@ -170,7 +171,7 @@ class UpdateIntake:
     def _refuse(self, learner: str, task: TaskRef, error: MessageRefused) -> None:
         self.receiver.drop(learner)
         self._services.observer.update("refused", reason_of(error))
-        self._signal(s.UpdateWasRefused(learner, task, str(error)[:1000]))
+        self._signal(s.UpdateWasRefused(learner, task, str(error)[:MAX_REASON_CHARS]))
 
 
 def reason_of(error: MessageRefused) -> RefusalReason:
