@@ -110,7 +110,7 @@ def watch(job: str, live: bool | None, as_json: bool, out: str | None, **access:
     Ctrl-C stops watching, not the job. The exit code is 0 if the job is done, 1 if it failed or was stopped.
     """
     names = {name: access.pop(name) for name in ("tensorboard", "mlflow")}
-    with driver_of(access) as driver, tracking(**names) as track:
+    with tracking(**names) as track, driver_of(access) as driver:
         finished = watch_job(find_job(driver, job), track, live=live, as_json=as_json, out=out)
     raise click.exceptions.Exit(exit_code(finished.state, ""))
 

@@ -17,7 +17,7 @@ from broker_fl.cli import options
 from broker_fl.cli.command import Embedded
 from broker_fl.cli.outcome import add_report, exit_code, show_files
 from broker_fl.cli.trackers import trackers, tracking
-from broker_fl.cli.watching import stopping_on_signal, watching
+from broker_fl.cli.watching import Watcher, stopping_on_signal, watching
 from broker_fl.jobfile import JobFile, make_spec, parse_job, read_fields
 from broker_fl.model import Model
 from broker_fl.simulation_run import AppRun, Run, Team
@@ -77,20 +77,21 @@ def run_app(app: App, chosen: RunOptions) -> Run:
     team, job_file = _read_job(Team(num_learners=chosen.learners, num_workers=chosen.workers), chosen)
     spec = _spec(app, chosen, job_file)
     initial = Model.load(job_file.model_file) if job_file and job_file.model_file else None
-    one = AppRun(app, spec, team=team, out=chosen.out, initial=initial)
-    with (
-        tracking(tensorboard=chosen.tensorboard, mlflow=chosen.mlflow) as track,
-        stopping_on_signal(one.stop),
-        watching(live=chosen.live) as watch,
-    ):
+    with tracking(tensorboard=chosen.tensorboard, mlflow=chosen.mlflow) as track:  # makes nothing, may refuse
+        one = AppRun(app, spec, team=team, out=chosen.out, initial=initial)
+        ran = _watched(one, track, chosen)
+    add_report(ran.folder)
+    return ran
+
+
+def _watched(one: AppRun, track: Watcher, chosen: RunOptions) -> Run:
+    with stopping_on_signal(one.stop), watching(live=chosen.live) as watch:
 
         def seen(event: Event) -> None:
             track(event)
             watch(event)
 
-        ran = one.run(seen, seed=chosen.seed)
-    add_report(ran.folder)
-    return ran
+        return one.run(seen, seed=chosen.seed)
 
 
 def finish(ran: Run) -> None:

@@ -49,12 +49,12 @@ def submit(job_file: str, watch: bool, **given: Any) -> None:
         raise SettingError(f"give one of {' and '.join(named)}: a job begins from one model")
     parent = given["parent"]
     initial = None if parent else initial_model(job, job_file, app=given["app"], file=given["model"])
-    with driver_of(given) as driver:
+    names = {name: given[name] if watch else None for name in ("tensorboard", "mlflow")}
+    with tracking(**names) as track, driver_of(given) as driver:
         submitted = driver.submit(job.spec, initial or _stored(driver, parent))
         click.echo(submitted.id)
         if watch:
-            with tracking(tensorboard=given["tensorboard"], mlflow=given["mlflow"]) as track:
-                finished = watch_job(submitted, track, live=given["live"], as_json=False, out=given["out"])
+            finished = watch_job(submitted, track, live=given["live"], as_json=False, out=given["out"])
             raise click.exceptions.Exit(exit_code(finished.state, ""))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -27,6 +28,22 @@ def test_a_run_is_also_in_tensorboard(folder: Path) -> None:
     (run,) = (folder / "runs").iterdir()
     assert board.name == next(RunFolder.open(run).events()).job
     assert [path.name.startswith("events.out.tfevents") for path in board.iterdir()] == [True]
+
+
+@pytest.mark.parametrize(("option", "package"), [("--tensorboard", "tensorboardX"), ("--mlflow", "mlflow")])
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, option: str, package: str
+) -> None:
+    for name in (package, f"{package}.tracking"):
+        monkeypatch.setitem(sys.modules, name, None)  # what import finds of a package that is not there
+    (folder / "job.toml").write_text("[model]\napp = 'app.py'\n", "utf-8")
+    there = sorted(folder.iterdir())
+    submit = ("submit", "job.toml", "--watch", "--broker", "amqp://a:b@127.0.0.1:1/")
+    for command in (RUN, submit, ("watch", "latest", *submit[3:])):
+        result = call(*command, option, "x")
+        assert result.exit_code == 2, result.output
+        assert "is not installed: pip install 'broker-fl[" in result.stderr
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == there
 
 
 def test_a_tracker_that_cannot_be_written_does_not_end_the_run(folder: Path) -> None:
