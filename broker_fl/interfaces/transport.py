@@ -88,8 +88,12 @@ class Transport(Protocol):
         """
         ...
 
-    def cancel(self, queue: str) -> None:
-        """Stop consuming; unacked deliveries stay valid. The queue is no longer declared again."""
+    def cancel(self, queue: str, *, hand_back: bool = False) -> None:
+        """Stop consuming; unacked deliveries stay valid. The queue is no longer declared again.
+
+        With ``hand_back`` they go back to where they were in the queue, for whoever else consumes from it;
+        to ack one does nothing any more.
+        """
         ...
 
     def publish(

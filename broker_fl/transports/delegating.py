@@ -27,8 +27,8 @@ class DelegatingTransport:
     def consume(self, queue: str, sink: Sink, *, prefetch: int, exclusive: bool = False) -> None:
         self._inner.consume(queue, sink, prefetch=prefetch, exclusive=exclusive)
 
-    def cancel(self, queue: str) -> None:
-        self._inner.cancel(queue)
+    def cancel(self, queue: str, *, hand_back: bool = False) -> None:
+        self._inner.cancel(queue, hand_back=hand_back)
 
     def publish(
         self,

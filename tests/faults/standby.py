@@ -63,6 +63,33 @@ def play_server(target: str, phase: Phase, bench: Bench) -> Outcome:
     return played
 
 
+def play_parted(phase: Phase, bench: Bench) -> Outcome:
+    """The active one is cut off from Redis alone, and stays so until the standby has brought the job to its
+    end, and another one that a driver submits meanwhile.
+    """
+    federation = bench.federation
+    standby, active = _standby(bench), federation.processes["controller"]
+    watched = bring_to(phase, bench)
+    federation.to_store["controller"].cut("silent")
+    began = time.time()
+    other = bench.submit()
+    federation.open_gates(other.id)
+    go_on(bench, watched)
+    played = outcome(TARGET, "cut off from Redis", phase, bench, watched, over_at=began)
+    federation.wait(lambda: other.has_ended, "the end of the job that was submitted meanwhile")
+    assert other.error is None, federation.logs()
+    assert other.has(e.JobFinished, state="done"), federation.logs()
+    assert active.exit_code is None, "it has no way to know"
+    federation.to_store["controller"].heal()
+    federation.wait(lambda: active.exit_code is not None, "the end of the one that was cut off")
+    assert active.exit_code == FENCED, federation.logs()
+    _check_same_round(watched)
+    federation.start("controller")
+    standby.stop()
+    standby.log.unlink()
+    return played
+
+
 def _epoch(bench: Bench) -> int:
     """Of the controller that has the lease, once somebody has it."""
     keys = RedisKeys(bench.federation.name)

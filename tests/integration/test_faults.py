@@ -55,6 +55,12 @@ def test_a_standby_goes_on_with_the_same_round(bench: Bench, fault: standby.Stan
     assert played.trained_again == 0
 
 
+def test_who_is_cut_off_from_redis_alone_leaves_learners_and_drivers_to_the_standby(bench: Bench) -> None:
+    played = standby.play_parted("folding", bench)
+    assert played.is_good, (played, bench.federation.logs())
+    assert played.trained_again == 0
+
+
 @pytest.mark.parametrize("target", standby.SERVERS)
 def test_a_server_that_is_frozen_in_a_commit_leaves_one_controller_in_charge(
     bench: Bench, target: str

@@ -160,13 +160,13 @@ class SimTransport:
         self._attach(queue, wanted)
         self._consumers[queue] = wanted
 
-    def cancel(self, queue: str) -> None:
-        self._round_trip()
+    def cancel(self, queue: str, *, hand_back: bool = False) -> None:
         self._declared.forget_queue(queue)
         self._consumers.pop(queue, None)
+        self._round_trip()
         for consumer in self._port.consumers:
             if consumer.queue.name == queue:
-                self.network.broker.cancel(consumer)
+                self.network.broker.cancel(consumer, hand_back=hand_back)
 
     def publish(
         self,

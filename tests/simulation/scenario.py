@@ -78,6 +78,8 @@ BEFALLS = (
     "delete mailbox",
     "store outage",
 )
+PART = "part controller"
+"""From the store alone."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -88,6 +90,7 @@ def scenario(seed: int) -> Scenario:
     has_groups = more.random() < 0.2
     if has_groups:
         hosts = _groups(more)
+    parts = random.Random(f"parts of {seed}")  # beside both
     num_learners = sum(map(len, hosts))
     num_jobs = draw.choice([1, 1, 2])
     rare = [0.0, 0.0, 0.01, 0.05]
@@ -104,7 +107,7 @@ def scenario(seed: int) -> Scenario:
         refuse=draw.choice([0.0, 0.0, 0.05, 0.2]),
         until_s=draw.choice([20.0, 60.0, 120.0]),
         pause_s=draw.choice([2.0, 8.0, 20.0]),
-        befalls=draw.sample(BEFALLS, draw.randint(1, len(BEFALLS))),
+        befalls=draw.sample(BEFALLS, draw.randint(1, len(BEFALLS))) + [PART] * parts.choice([0, 0, 0, 1, 3]),
         skew_s=draw.choice([0.0, 0.0, 1.0, 100.0]),
         network=NetworkFaults(
             lose=draw.choice(rare) if hostile else 0.0,

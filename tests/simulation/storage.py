@@ -230,6 +230,13 @@ class StoreLine:
         self._server = server
         self._process = process
         self._audit = audit
+        self._cut_until = 0.0
+
+    def cut(self, down_s: float) -> None:
+        """Lose it for so long; the store is there for others."""
+        kernel = self._server.kernel
+        kernel.note(self._process.name, "PARTED", f"from the store for {down_s:.1f} s")
+        self._cut_until = max(self._cut_until, kernel.now + down_s)
 
     def _call(self, name: str, call: Callable[[Store], T], **told: object) -> T:
         server, process, kernel, faults = (
@@ -240,7 +247,7 @@ class StoreLine:
         )
         process.sleep(kernel.draw.random() * 0.002)
         fate = kernel.draw.random()
-        if not server.is_up or fate < faults.refuse:
+        if not server.is_up or kernel.now < self._cut_until or fate < faults.refuse:
             kernel.note(process.name, "store fails", name, told)
             raise StoreUnavailable("the store is away")
         fate -= faults.refuse

@@ -21,6 +21,7 @@ from broker_fl.coordination.job import Job
 from broker_fl.coordination.life import Life
 from broker_fl.interfaces import Contribution
 from broker_fl.model import Model
+from broker_fl.roles.controller.hearing import Hearing
 from broker_fl.roles.controller.job.runner import JobRunner
 from broker_fl.roles.controller.requests.submissions import Submissions
 from broker_fl.wire import rules
@@ -29,7 +30,7 @@ from tests.simulation.__main__ import RECORD
 from tests.simulation.kernel import Violation
 from tests.simulation.many import play_many
 from tests.simulation.playing import play, replay
-from tests.simulation.scenario import Scenario, scenario
+from tests.simulation.scenario import PART, Scenario, scenario
 from tests.simulation.storage import MemoryStore
 
 NUM_SEEDS = 1_000
@@ -165,6 +166,10 @@ def _goes_on(drawn: Scenario) -> bool:
     return any(drawn.continues)
 
 
+def _is_parted(drawn: Scenario) -> bool:
+    return PART in drawn.befalls and drawn.num_controllers > 1
+
+
 def _is_timed(drawn: Scenario) -> bool:
     return any(job.termination.wall_clock_s is not None for job in drawn.jobs)
 
@@ -179,6 +184,7 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any], Callable[[Scenario], bool
     "a learner's last update stays": (NewestUpdates, "replace", _the_last_one_stays, _has(rules.FedRec)),
     "another version is begun from": (Submissions, "_begin_from", _the_newest, _goes_on),
     "a job ends before its time": (Life, "time_is_up", _at_once, _is_timed),
+    "who has no store goes on reading": (Hearing, "_hand_back", lambda _: lambda hearing: None, _is_parted),
     "Krum takes the farthest": (krum, "scores", _the_farthest, _has(rules.Krum)),
 }
 MOST_SEEDS = 120

@@ -43,6 +43,7 @@ QUIET_S = 3_000.0
 PATIENCE_S = 1e6
 DOWNLOAD_S = 30.0
 LOOK_EVERY_S = 5.0
+FOR_EVER_S = 1e6
 MAX_STEPS = 400_000
 MAX_QUEUE_BYTES = 4 << 20
 MAX_SHARES = 40
@@ -376,6 +377,8 @@ class World:
             transport.cut(
                 notice_s=draw.random() * 10.0, down_s=draw.random() * draw.choice([1.0, 10.0, 60.0])
             )
+        elif what == "part":
+            role._store.cut(self._parted_s(role))
         elif what == "stop":
             self.kernel.note(process.name, "STOPS")
             stop = (
@@ -384,3 +387,11 @@ class World:
                 else role.stop
             )
             process.thread(stop, "stopping").start()
+
+    def _parted_s(self, controller: Controller) -> float:
+        """How long a controller is without the store; of two, the first one perhaps for good."""
+        draw, first = self.kernel.draw, self._controllers.get(0)
+        is_first = first is not None and first[2] is controller
+        if self.scenario.num_controllers > 1 and is_first and draw.random() < 0.3:
+            return FOR_EVER_S
+        return draw.random() * draw.choice([2.0, 20.0, 90.0])

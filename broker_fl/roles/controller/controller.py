@@ -12,6 +12,7 @@ from broker_fl.identity.accounts import Account
 from broker_fl.interfaces import Store, Transport
 from broker_fl.observer import NOBODY, Observer
 from broker_fl.roles.controller.auditing import AuditLog
+from broker_fl.roles.controller.hearing import Hearing
 from broker_fl.roles.controller.leadership import Leadership
 from broker_fl.roles.controller.lease import Lease
 from broker_fl.roles.controller.patience import Patience
@@ -47,6 +48,7 @@ class Controller:
         self.topology = Topology(self.settings.federation)
         self._transport = transport
         self._store = store
+        self._runtime = runtime
         self._clock = Clock(runtime)
         self._stop = runtime.event()
         self._settled = runtime.event()  # it is active, or has ended before it was
@@ -142,11 +144,14 @@ class Controller:
         identities: Identities = "required" if is_enrolled else self.settings.identities
         leadership = self._leadership = Leadership(services, self.settings, identities, self._patience)
         leadership.begin()
+        hearing = Hearing(self._lease, leadership, ttl_s=self.settings.lease_ttl_s, runtime=self._runtime)
+        hearing.start()
         self._loop.start(on_idle=partial(self._idle, leadership), timeout_s=leadership.timeout_s)
         log.info("controller of federation %s is active, epoch %d", self.settings.federation, services.epoch)
         self._is_active = True
         self._settled.set()
         self._loop.join()
+        hearing.stop()
         self.error = self.error or self._loop.error
         if self.error is None:
             leadership.end()

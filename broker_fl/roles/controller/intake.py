@@ -41,6 +41,14 @@ class Source:
     """
 
 
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """A queue from ``Intake.consume`` to ``Intake.hand_back``."""
+
+    source: Source
+    is_over: bool = False
+
+
 class Intake:
     """Of one controller; messages are handled on its thread."""
 
@@ -53,6 +61,7 @@ class Intake:
         self._dead_letters = DeadLetters(services, needs_account=speakers.required)
         self._backlog = Backlog()
         self._sources: dict[str, Source] = {}
+        self._readings: dict[str, _Reading] = {}
 
     def consume(self, source: Source) -> None:
         """Read a queue from now on; from any thread.
@@ -60,16 +69,17 @@ class Intake:
         Raises:
             QueueLost, BrokerUnavailable: see ``Transport.consume``.
         """
+        reading = self._readings[source.queue] = _Reading(source)
 
         def sink(delivery: Delivery) -> None:
-            self._services.post(lambda: self._take(source, delivery))
+            self._services.post(lambda: self._take(reading, delivery))
 
         def bounded_sink(delivery: Delivery) -> None:
             user = delivery.user or NOBODY_SAYS
             if may_replay(delivery, federation):  # at an operator's pace; a letter that is dropped is lost
                 sink(delivery)
             elif self._backlog.enter(user, len(delivery.body)):
-                self._services.post(lambda: self._take_waiting(source, delivery, user))
+                self._services.post(lambda: self._take_waiting(reading, delivery, user))
             else:
                 delivery.ack()
                 self._services.post(lambda: self._services.observer.refused("over_limit"))
@@ -81,9 +91,20 @@ class Intake:
             source.queue, bounded_sink if is_bounded else sink, prefetch=source.prefetch
         )
 
-    def _take_waiting(self, source: Source, delivery: Delivery, user: str) -> None:
+    def hand_back(self, queue: str) -> None:
+        """Read a queue no more. What was not handled yet goes back to it, for whoever else reads it; from any
+        thread.
+
+        Raises:
+            BrokerUnavailable: the broker does not say that it is so; it will be when the connection ends.
+        """
+        if (reading := self._readings.pop(queue, None)) is not None:
+            reading.is_over = True
+        self._services.transport.cancel(queue, hand_back=True)
+
+    def _take_waiting(self, reading: _Reading, delivery: Delivery, user: str) -> None:
         try:
-            self._take(source, delivery)
+            self._take(reading, delivery)
         finally:
             self._backlog.leave(user, len(delivery.body))
 
@@ -93,10 +114,13 @@ class Intake:
             return next((source for source in self._sources.values() if not source.is_counted), None)
         return self._sources.get(queue)
 
-    def _take(self, source: Source, delivery: Delivery) -> None:
+    def _take(self, reading: _Reading, delivery: Delivery) -> None:
         """Handle one delivery. Whatever it holds, it is acked: what is refused goes to the dead letters with
         the reason.
         """
+        if reading.is_over:  # the delivery has gone back, and comes again, here or elsewhere
+            return
+        source = reading.source
         if (again := replayed(delivery, self._services.topology.federation)) is not None:
             log.info("%s has a dead letter of %s heard again", delivery.user, again.user or "nobody")
             if (heard_in := self._heard_in(again.queue)) is None:

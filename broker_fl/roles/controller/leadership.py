@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from broker_fl.coordination import signals as s
-from broker_fl.errors import FrameRefused, QueueLost
+from broker_fl.errors import BrokerFLError, FrameRefused, QueueLost
 from broker_fl.roles.controller.attendance import Attendance
 from broker_fl.roles.controller.intake import Intake, Source
 from broker_fl.roles.controller.jobs import Jobs
@@ -81,22 +81,8 @@ class Leadership:
             self._consume_inbox()
         except QueueLost:  # its node went down just now
             self._move_inbox(self.inbox)
-        self._intake.consume(
-            Source(
-                queue=topology.reports,
-                handle=self._reports.take,
-                prefetch=REPORTS_PREFETCH,
-                senders=LEARNERS,
-            )
-        )
-        self._intake.consume(
-            Source(
-                queue=topology.control,
-                handle=self._take_request,
-                prefetch=CONTROL_PREFETCH,
-                senders=DRIVERS,
-            )
-        )
+        for source in self._shared:
+            self._intake.consume(source)
 
     def end(self) -> None:
         """Write out what happened after the thread was last idle."""
@@ -108,6 +94,39 @@ class Leadership:
         topology = self._services.topology
         for queue in (self.inbox, topology.reports, topology.control):
             self._services.transport.cancel(queue)
+
+    # ------------------------------------------------------------ the queues that all controllers share
+
+    @property
+    def _shared(self) -> tuple[Source, Source]:
+        topology = self._services.topology
+        reports = Source(
+            queue=topology.reports, handle=self._reports.take, prefetch=REPORTS_PREFETCH, senders=LEARNERS
+        )
+        control = Source(
+            queue=topology.control, handle=self._take_request, prefetch=CONTROL_PREFETCH, senders=DRIVERS
+        )
+        return reports, control
+
+    def hand_back(self) -> None:
+        """Leave them, with what was not handled yet, to the controller that may have the lease by now; from
+        any thread.
+        """
+        for source in self._shared:
+            try:
+                self._intake.hand_back(source.queue)
+            except BrokerFLError as error:
+                log.info("queue %r is left when the connection ends: %s", source.queue, error)
+
+    def read_again(self) -> None:
+        """Read them once more after ``hand_back``; from any thread.
+
+        Raises:
+            BrokerUnavailable, QueueLost: see ``Transport.consume``; ``hand_back`` first, then again.
+        """
+        self._services.transport.declare(self._services.topology.for_controller())
+        for source in self._shared:
+            self._intake.consume(source)
 
     # ------------------------------------------------------------ what comes in
 
@@ -153,7 +172,8 @@ class Leadership:
         self.jobs.tell_time(now)
         if now >= self._ticked_at + self._settings.heartbeat_s:
             self._ticked_at = now
-            self._attendance.expire(now)
+            if self._services.is_sure():  # else reports are another controller's, and silence says nothing
+                self._attendance.expire(now)
             self._attendance.pace()
             self.jobs.signal_all(s.TimePassed())
             self.jobs.tidy(self._settings.retention, self._services.transport.user)

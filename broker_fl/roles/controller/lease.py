@@ -45,7 +45,12 @@ class Lease:
         """Whether nobody else can have the lease: the store has confirmed it less than ``ttl_s`` ago. False
         after a freeze, too, before anything else is noticed.
         """
-        return self._runtime.steady_s() < self._sure_until
+        return self.sure_s > 0
+
+    @property
+    def sure_s(self) -> float:
+        """For how long that is so if the store confirms it no more; 0 if it is not."""
+        return max(0.0, self._sure_until - self._runtime.steady_s())
 
     def acquire(self, stop: Event, store_patience_s: float | None = None) -> bool:
         """Wait until the lease is free, as a standby; False if ``stop`` was set first.

@@ -245,13 +245,14 @@ class MemoryBroker:
             self._pump(queue)
             return consumer
 
-    def cancel(self, consumer: Consumer) -> None:
-        """Remove a consumer. What its sink has not seen goes back; what it has seen may still be settled."""
+    def cancel(self, consumer: Consumer, *, hand_back: bool = False) -> None:
+        """Remove a consumer. What its sink has not seen goes back; what it has seen may still be settled,
+        unless with ``hand_back`` that goes back, too.
+        """
         with self._lock:
             self._remove(consumer)
-            self._put_back(
-                consumer, [delivery for delivery in list(consumer.unseen) if consumer.take(delivery)]
-            )
+            unseen = [delivery for delivery in list(consumer.unseen) if consumer.take(delivery)]
+            self._put_back(consumer, list(consumer.unacked) if hand_back else unseen)
             self._serve(consumer.queue)
 
     def release(self, consumers: Sequence[Consumer]) -> None:

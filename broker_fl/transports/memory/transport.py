@@ -99,12 +99,12 @@ class MemoryTransport:
                 queue, sink, prefetch=prefetch, exclusive=exclusive, owner=self
             )
 
-    def cancel(self, queue: str) -> None:
+    def cancel(self, queue: str, *, hand_back: bool = False) -> None:
         with self._lock:
             self._declared.forget_queue(queue)
             consumer = self._consumers.pop(queue, None)
             if consumer is not None:
-                self._broker.cancel(consumer)
+                self._broker.cancel(consumer, hand_back=hand_back)
                 self._cancelled = [old for old in (*self._cancelled, consumer) if old.unacked]
 
     def publish(

@@ -29,6 +29,7 @@ class Consumer:
         self._tag = ""
         self._is_starting = False
         self._was_refused = False
+        self._is_over = False
 
     @property
     def is_running(self) -> bool:
@@ -66,6 +67,9 @@ class Consumer:
         on_stopped: Callable[[str], None],
     ) -> None:
         consuming = await channels.take(connection, self._prefetch, alone=self._was_refused)
+        if self._is_over:  # stopped before it had a channel
+            consuming.leave()
+            return
         self._consuming = consuming
         try:
             self._tag = await consuming.start(
@@ -83,8 +87,9 @@ class Consumer:
             consuming.leave()
             on_stopped(reason)
 
-    async def stop(self) -> None:
-        """Cancel it; what it has delivered may still be settled."""
+    async def stop(self, *, hand_back: bool = False) -> None:
+        """Cancel it; what it has delivered may still be settled, or is put back with ``hand_back``."""
+        self._is_over = True
         consuming, self._consuming = self._consuming, None
         if consuming is None:
             return
@@ -96,4 +101,6 @@ class Consumer:
                 await consuming.channel.cancel(self._tag)
         except (BrokerFLError, asyncio.CancelledError):
             log.debug("the channel closed meanwhile")
+        if hand_back:
+            consuming.hand_back(self._tag)
         consuming.leave(self._tag)

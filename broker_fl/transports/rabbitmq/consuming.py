@@ -96,7 +96,8 @@ class Consuming:
         self._ended: dict[str, Callable[[str], None]] = {}
         """Consumer tag → whom to tell that it is over."""
         self._number = 0
-        self._outstanding: dict[int, None] = {}
+        self._outstanding: dict[int, str] = {}
+        """Delivery tag → consumer tag."""
         self._starting = (
             asyncio.Lock()
         )  # what the broker refuses closes the channel: it is one's own fault then
@@ -131,7 +132,7 @@ class Consuming:
 
     def _deliver(self, sink: Sink, _: Any, method: Any, properties: Any, body: bytes) -> None:
         self.settlements.traffic.took(body)
-        self._outstanding[method.delivery_tag] = None
+        self._outstanding[method.delivery_tag] = method.consumer_tag
         delivery = RabbitMQDelivery(self, method, properties, body)
         try:
             sink(delivery)
@@ -171,6 +172,11 @@ class Consuming:
         if self.channel.is_open:
             self.channel.raw.basic_reject(tag, requeue=requeue)
         self._close_if_settled()
+
+    def hand_back(self, tag: str) -> None:
+        """Put back what this consumer has delivered and nobody has settled."""
+        for number in [number for number, consumer in self._outstanding.items() if consumer == tag]:
+            self.reject(number, requeue=True)
 
     def _close_if_settled(self) -> None:
         if not self.num_users and not self._outstanding:

@@ -147,8 +147,8 @@ class RabbitMQTransport:
         check_prefetch(prefetch)
         self._run(self._consume(queue, sink, prefetch, exclusive), ANSWER_TIMEOUT_S)
 
-    def cancel(self, queue: str) -> None:
-        self._run(self._cancel(queue), ANSWER_TIMEOUT_S)
+    def cancel(self, queue: str, *, hand_back: bool = False) -> None:
+        self._run(self._cancel(queue, hand_back), ANSWER_TIMEOUT_S)
 
     def publish(
         self,
@@ -275,11 +275,12 @@ class RabbitMQTransport:
                 del self._consumers[queue]
             raise
 
-    async def _cancel(self, queue: str) -> None:
+    async def _cancel(self, queue: str, hand_back: bool) -> None:
         self._declared.forget_queue(queue)
         consumer = self._consumers.pop(queue, None)
         if consumer is not None:
-            await consumer.stop()
+            self._settlements.send()  # what was acked by now is done with
+            await consumer.stop(hand_back=hand_back)
 
     async def _start(self, consumer: Consumer, connection: AsyncioConnection | None) -> None:
         await consumer.start(connection, self._channels, partial(self._consumer_stopped, consumer))

@@ -129,6 +129,49 @@ def test_a_rejected_message_is_dead_lettered_with_its_key(transport: Transport, 
     assert (dead_inbox.deliveries[0].body, dead_inbox.deliveries[0].routing_key) == (b"bad", name)
 
 
+def test_what_is_handed_back_comes_to_the_next_consumer_and_is_settled_there(
+    connect: Connect, queue: str
+) -> None:
+    first, second = connect(), connect()
+    held, after = Inbox(ack=False), Inbox(ack=False)
+    first.consume(queue, held, prefetch=10)
+    send(first, queue, *numbered(5))
+    held.wait(5)[0].ack()
+    first.cancel(queue, hand_back=True)
+    second.consume(queue, after, prefetch=10)
+    after.stays_at(4)
+    assert sorted(after.bodies) == numbered(5)[1:]
+    for delivery in held.deliveries[1:3]:
+        delivery.ack()  # too late: nothing happens
+    for delivery in held.deliveries[3:]:
+        delivery.reject()
+    again = Inbox()
+    second.cancel(queue, hand_back=True)
+    first.consume(queue, again, prefetch=10)
+    again.stays_at(4)
+
+
+def test_handing_back_one_queue_leaves_what_others_hold(connect: Connect, name: str) -> None:
+    """Of many consumers, some share a channel."""
+    first, second = connect(), connect()
+    names = make_queues(first, Exchange(name, "direct"), [[str(number)] for number in range(18)])
+    inboxes = [Inbox(ack=False) for _ in names]
+    for queue, inbox in zip(names, inboxes, strict=True):
+        first.consume(queue, inbox, prefetch=2)
+        send(first, queue, *numbered(1))
+    for inbox in inboxes:
+        inbox.wait(1)
+    first.cancel(names[-1], hand_back=True)
+    gone, kept = Inbox(), Inbox()
+    second.consume(names[-1], gone, prefetch=2)
+    second.consume(names[-2], kept, prefetch=2)
+    gone.wait(1)
+    kept.stays_at(0)
+    first.cancel(names[-2])
+    inboxes[-2].deliveries[0].ack()
+    kept.stays_at(0)
+
+
 def test_a_rejected_message_without_a_dead_letter_exchange_is_gone(connect: Connect, queue: str) -> None:
     transport, inbox = connect(), Inbox(ack=False)
     transport.consume(queue, inbox, prefetch=1)

@@ -1,0 +1,62 @@
+"""A controller that loses its store, and not the broker: who hears learners and drivers meanwhile."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from broker_fl.errors import Fenced
+from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, kinds, model_of, same, spec
+
+
+@pytest.fixture
+def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with Stage(tmp_path, heartbeat_s=0.3, lease_ttl_s=0.6) as made:
+        yield made
+
+
+def test_requests_and_reports_go_to_the_controller_that_took_over(stage: Stage) -> None:
+    """The first one has taken requests, and waits for its store with one of them in hand."""
+    cut_off, heir = stage.controller(), stage.controller(wait=False)
+    stage.host({"a": Adds(1.0), "b": Adds(3.0)})
+    drivers = [stage.driver, stage.connect()]
+    cord, _ = stage.cords[cut_off]
+    cord.pulled = True
+    wanted = spec(rounds=2, min_learners=2)
+    with ThreadPoolExecutor(len(drivers)) as pool:
+        jobs = list(pool.map(lambda driver: driver.submit(wanted, model_of()), drivers))
+    assert heir.wait_active(WAIT_S)
+    for job in jobs:
+        done(job)
+        same(job.model(), model_of(4.0))
+        assert kinds(job).count("version_committed") == 2
+    assert cut_off.error is None, "it has heard nothing of it"
+    cord.pulled = False
+    assert cut_off.wait(WAIT_S)
+    assert isinstance(cut_off.error, Fenced)
+    assert heir.error is None
+
+
+def test_who_is_confirmed_again_hears_what_has_waited_and_takes_nobody_for_lost(stage: Stage) -> None:
+    controller = stage.controller()
+    stage.host({"a": (adds := Adds(1.0))})
+    job = stage.submit(rounds=3)
+    adds.gate.clear()
+    assert adds.at_work.wait(WAIT_S)
+    cord, _ = stage.cords[controller]
+    cord.pulled = True
+    beats = 6  # more than it takes to count as lost
+    eventually(lambda: stage.broker.depth(stage.topology.reports) >= beats, "heartbeats that nobody reads")
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(stage.driver.jobs)
+        eventually(lambda: stage.broker.depth(stage.topology.control), "a request that nobody reads")
+        cord.pulled = False
+        assert [one.job for one in listing.result(WAIT_S)] == [job.id]
+    adds.gate.set()
+    done(job)
+    same(job.model(), model_of(3.0))
+    assert adds.num_trained == 3
+    assert "learner_lost" not in kinds(job)
+    assert controller.error is None
