@@ -55,6 +55,8 @@ class RedisStore:
         self._stages: dict[tuple[str, int, int], Stage] = {}
         self._stages_lock = threading.Lock()
         self._committed: dict[tuple[str, int], str] = {}
+        self._held = 0, ""
+        """The lease that was last given: the epoch, and to whom."""
         try:
             self._find_node()
             self._refuse_eviction()
@@ -80,21 +82,24 @@ class RedisStore:
     def acquire_lease(self, owner: str, ttl_s: float) -> int | None:
         """Become the federation's controller, if nobody else is."""
         status, *value = self._run(scripts.ACQUIRE_LEASE, [self._keys.lease], owner, _ms(ttl_s))
-        return int(value[0]) if status == b"ok" else None
+        if status != b"ok":
+            return None
+        self._held = int(value[0]), owner
+        return self._held[0]
 
     def renew_lease(self, epoch: int, ttl_s: float) -> None:
         """Hold on to the lease."""
-        self._run(scripts.RENEW_LEASE, [self._keys.lease], epoch, _ms(ttl_s))
+        self._write(scripts.RENEW_LEASE, [self._keys.lease], epoch, _ms(ttl_s))
 
     def release_lease(self, epoch: int) -> None:
         """Let the lease go, if it is still this epoch's."""
-        self._run(scripts.RELEASE_LEASE, [self._keys.lease], epoch)
+        self._write(scripts.RELEASE_LEASE, [self._keys.lease], epoch)
 
     # ------------------------------------------------------------ jobs
 
     def save_job(self, job: str, state: bytes, *, epoch: int) -> None:
         """Replace the job's state."""
-        self._run(scripts.SAVE_JOB, [self._keys.jobs], epoch, job, state)
+        self._write(scripts.SAVE_JOB, [self._keys.jobs], epoch, job, state)
 
     def jobs(self) -> dict[str, bytes]:
         """State of every job, by id."""
@@ -105,7 +110,7 @@ class RedisStore:
         """Delete all of a job, in one script."""
         keys = self._keys
         of_job = [keys.versions(job), keys.chunks(job), keys.updates(job), keys.events(job)]
-        self._run(scripts.DELETE_JOB, [keys.jobs, *of_job], epoch, job)
+        self._write(scripts.DELETE_JOB, [keys.jobs, *of_job], epoch, job)
         self._committed = {place: stage for place, stage in self._committed.items() if place[0] != job}
         self._forget(job)
 
@@ -115,7 +120,7 @@ class RedisStore:
         """Send a piece of a version that is not committed yet."""
         with self._stage(job, version, epoch) as stage:
             if stage.unchecked_bytes >= WINDOW_BYTES:
-                _, newest = self._run(scripts.MAY_WRITE, [self._keys.versions(job)], epoch)
+                _, newest = self._write(scripts.MAY_WRITE, [self._keys.versions(job)], epoch)
                 stage.newest, stage.unchecked_bytes = int(newest), 0
             if version > stage.newest:
                 stage.write(index, data)
@@ -128,7 +133,7 @@ class RedisStore:
         with self._stage(job, version.version, epoch) as stage:
             stage.flush()
             details = (version.version, version.num_chunks, stage.name, version.manifest, keep)
-            status, *value = self._run(scripts.COMMIT_VERSION, keys, epoch, job, state, *details)
+            status, *value = self._write(scripts.COMMIT_VERSION, keys, epoch, job, state, *details)
             if status == b"ok":
                 with suppress(RedisError, OSError):  # it is committed; what is left over expires
                     stage.discard(first=version.num_chunks)
@@ -218,7 +223,7 @@ class RedisStore:
     def write_update(self, job: str, name: str, index: int, data: memoryview, *, epoch: int) -> None:
         """Write a piece of a stored update, and its name first."""
         keys = [self._keys.updates(job), self._keys.update(job, name)]
-        self._run(scripts.WRITE_UPDATE, keys, epoch, name, index, data)
+        self._write(scripts.WRITE_UPDATE, keys, epoch, name, index, data)
 
     def read_update(self, job: str, name: str, index: int) -> bytes:
         """One piece of a stored update."""
@@ -234,13 +239,13 @@ class RedisStore:
 
     def drop_updates(self, job: str, names: Sequence[str], *, epoch: int) -> None:
         """Delete stored updates, in one script."""
-        self._run(scripts.DROP_UPDATES, [self._keys.updates(job)], epoch, *names)
+        self._write(scripts.DROP_UPDATES, [self._keys.updates(job)], epoch, *names)
 
     # ------------------------------------------------------------ events
 
     def append_events(self, job: str, events: Sequence[bytes], *, first: int, epoch: int) -> None:
         """Append packed events; numbers up to the last one that is there are left alone."""
-        self._run(scripts.APPEND_EVENTS, [self._keys.events(job)], epoch, first, *events)
+        self._write(scripts.APPEND_EVENTS, [self._keys.events(job)], epoch, first, *events)
 
     def read_events(self, job: str, *, after: int, limit: int) -> list[bytes]:
         """Up to ``limit`` events with numbers above ``after``, in order."""
@@ -266,16 +271,25 @@ class RedisStore:
 
     # ------------------------------------------------------------ Redis
 
-    def _run(self, script: str, keys: Sequence[str], *args: str | bytes | memoryview | int) -> list[Any]:
-        """Run a script, once.
+    def _write(
+        self, script: str, keys: Sequence[str], epoch: int, *args: str | bytes | memoryview | int
+    ) -> list[Any]:
+        """Run a script of the controller ``epoch``, once.
 
         Raises:
-            Fenced: Redis has seen a newer epoch than ``args[0]``.
+            Fenced: Redis has seen a newer epoch; or it has lost this one, and given it once more.
         """
+        held, owner = self._held
+        answer = self._run(script, keys, f"{epoch} {owner}" if epoch == held else epoch, *args)
+        if answer[0] == b"fenced":
+            if epoch == answer[1]:
+                raise Fenced(f"the store has lost that it gave epoch {epoch}, and gave it to another one")
+            raise Fenced(f"the lease has passed from epoch {epoch} to {answer[1]}")
+        return answer
+
+    def _run(self, script: str, keys: Sequence[str], *args: str | bytes | memoryview | int) -> list[Any]:
         with self._translated():
             answer: list[Any] = self._scripts[script](keys=[self._keys.controller, *keys], args=args)
-        if answer[0] == b"fenced":
-            raise Fenced(f"the lease has passed from epoch {args[0]!r} to {answer[1]}")
         return answer
 
     def _read(self, operation: Callable[[], Any]) -> Any:

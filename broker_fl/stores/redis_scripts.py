@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from typing import Final
 
-_FENCE: Final = """
+_WHO: Final = """
+-- The controller that asks: its epoch, and who it is if this connection was given the lease.
+local epoch, owner = string.match(ARGV[1], '^(%d+) ?(.*)$')
+local holder = redis.call('HGET', KEYS[1], 'owner')
+local is_stranger = owner ~= '' and holder and holder ~= owner
+"""
+
+_FENCE: Final = f"""
 -- An older controller than the newest may not write. One that is newer than known (a failover lost the lease
--- that it was given) becomes the newest.
+-- that it was given) becomes the newest; unless another was given the same epoch since.
+{_WHO}
 local known = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0')
-if tonumber(ARGV[1]) < known then return {'fenced', known} end
-if tonumber(ARGV[1]) > known then redis.call('HSET', KEYS[1], 'epoch', ARGV[1]) end
+if tonumber(epoch) < known or tonumber(epoch) == known and is_stranger then return {{'fenced', known}} end
+if tonumber(epoch) > known then
+  redis.call('HSET', KEYS[1], 'epoch', epoch)
+  if owner ~= '' then redis.call('HSET', KEYS[1], 'owner', owner) end
+end
 """
 
 _HOLD: Final = """
@@ -47,23 +58,24 @@ return {{'ok', epoch}}
 
 RENEW_LEASE: Final = f"""
 -- KEYS  1 controller  2 lease
--- ARGV  1 epoch  2 time to live, ms
+-- ARGV  1 epoch, owner  2 time to live, ms
 {_FENCE}
 {_HOLD}
-hold(ARGV[1], tonumber(ARGV[2]))
+hold(epoch, tonumber(ARGV[2]))
 return {{'ok'}}
 """
 
-RELEASE_LEASE: Final = """
+RELEASE_LEASE: Final = f"""
 -- KEYS  1 controller  2 lease
--- ARGV  1 epoch
-if redis.call('HGET', KEYS[1], 'epoch') == ARGV[1] then redis.call('DEL', KEYS[2]) end
-return {'ok'}
+-- ARGV  1 epoch, owner
+{_WHO}
+if redis.call('HGET', KEYS[1], 'epoch') == epoch and not is_stranger then redis.call('DEL', KEYS[2]) end
+return {{'ok'}}
 """
 
 SAVE_JOB: Final = f"""
 -- KEYS  1 controller  2 jobs
--- ARGV  1 epoch  2 job  3 state
+-- ARGV  1 epoch, owner  2 job  3 state
 {_FENCE}
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return {{'ok'}}
@@ -71,7 +83,7 @@ return {{'ok'}}
 
 MAY_WRITE: Final = f"""
 -- KEYS  1 controller  2 versions of the job
--- ARGV  1 epoch
+-- ARGV  1 epoch, owner
 {_FENCE}
 return {{'ok', tonumber(redis.call('HGET', KEYS[2], 'newest') or '-1')}}
 """
@@ -94,7 +106,7 @@ end
 
 COMMIT_VERSION: Final = f"""
 -- KEYS  1 controller  2 jobs  3 versions of the job  4 beginning of the job's chunk keys
--- ARGV  1 epoch  2 job  3 state  4 version  5 number of chunks  6 stage  7 manifest  8 versions to keep
+-- ARGV  1 epoch, owner  2 job  3 state  4 version  5 number of chunks  6 stage  7 manifest  8 number to keep
 {_FENCE}
 local version, count, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[8])
 {_ON_CHUNKS}
@@ -128,7 +140,7 @@ return {{'ok'}}
 
 WRITE_UPDATE: Final = f"""
 -- KEYS  1 controller  2 names of the job's stored updates  3 pieces of this one
--- ARGV  1 epoch  2 name  3 index  4 piece
+-- ARGV  1 epoch, owner  2 name  3 index  4 piece
 {_FENCE}
 redis.call('HSET', KEYS[2], ARGV[2], '')
 redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
@@ -137,7 +149,7 @@ return {{'ok'}}
 
 DROP_UPDATES: Final = f"""
 -- KEYS  1 controller  2 names of the job's stored updates, with which the keys of their pieces begin
--- ARGV  1 epoch  2… names
+-- ARGV  1 epoch, owner  2… names
 {_FENCE}
 for place = 2, #ARGV do
   redis.call('HDEL', KEYS[2], ARGV[place])
@@ -149,7 +161,7 @@ return {{'ok'}}
 DELETE_JOB: Final = f"""
 -- KEYS  1 controller  2 jobs  3 versions of the job  4 beginning of the job's chunk keys
 --       5 names of its stored updates, with which the keys of their pieces begin  6 its events
--- ARGV  1 epoch  2 job
+-- ARGV  1 epoch, owner  2 job
 {_FENCE}
 {_ON_CHUNKS}
 for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
@@ -166,7 +178,7 @@ return {{'ok'}}
 
 APPEND_EVENTS: Final = f"""
 -- KEYS  1 controller  2 events of the job
--- ARGV  1 epoch  2 number of the first  3… events
+-- ARGV  1 epoch, owner  2 number of the first  3… events
 {_FENCE}
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 last = last and tonumber(string.match(last[1], '^%d+')) or 0
