@@ -21,8 +21,8 @@ from broker_fl.coordination.job import Job
 from broker_fl.coordination.life import Life
 from broker_fl.interfaces import Contribution
 from broker_fl.model import Model
-from broker_fl.roles.controller.hearing import Hearing
 from broker_fl.roles.controller.job.runner import JobRunner
+from broker_fl.roles.controller.leadership import Leadership
 from broker_fl.roles.controller.requests.submissions import Submissions
 from broker_fl.wire import rules
 from broker_fl.wire.messages import VersionRef
@@ -112,6 +112,10 @@ def _forgets_to_save(save: Callable[..., None]) -> Callable[..., None]:
     return lambda runner: None
 
 
+def _reads_on(hand_back: Callable[..., None]) -> Callable[..., None]:
+    return lambda leadership: None
+
+
 def _sum_twice(fold_sum: Callable[..., None]) -> Callable[..., None]:
     def twice(round: FedAvgRound, total: Any, weight: float) -> None:
         for _ in range(2):
@@ -184,7 +188,7 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any], Callable[[Scenario], bool
     "a learner's last update stays": (NewestUpdates, "replace", _the_last_one_stays, _has(rules.FedRec)),
     "another version is begun from": (Submissions, "_begin_from", _the_newest, _goes_on),
     "a job ends before its time": (Life, "time_is_up", _at_once, _is_timed),
-    "who has no store goes on reading": (Hearing, "_hand_back", lambda _: lambda hearing: None, _is_parted),
+    "who has no store goes on reading": (Leadership, "hand_back", _reads_on, _is_parted),
     "Krum takes the farthest": (krum, "scores", _the_farthest, _has(rules.Krum)),
 }
 MOST_SEEDS = 120

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 LOOKS_PER_TTL = 12
 """For a renewal, while it is not sure of the lease."""
 MOMENT_S = 0.001
+STOP_TIMEOUT_S = 5.0
+"""For a broker that does not answer."""
 
 
 class Hearing:
@@ -42,7 +44,7 @@ class Hearing:
     def stop(self) -> None:
         """Leave it as it is from now on."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
         while not self._over.wait(self._pause_s()):
