@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker_fl.errors import Fenced
+from broker_fl.roles.driver import answers
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, kinds, model_of, same, spec
 
 
@@ -17,8 +18,11 @@ def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
         yield made
 
 
-def test_requests_and_reports_go_to_the_controller_that_took_over(stage: Stage) -> None:
+def test_requests_and_reports_go_to_the_controller_that_took_over(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first one has taken requests, and waits for its store with one of them in hand."""
+    monkeypatch.setattr(answers, "_REPEAT_AFTER_S", 0.5)
     cut_off, heir = stage.controller(), stage.controller(wait=False)
     stage.host({"a": Adds(1.0), "b": Adds(3.0)})
     drivers = [stage.driver, stage.connect()]
