@@ -178,29 +178,40 @@ class Guard:
             )
         return cls(policy, path.with_name(path.name + ".usage"))
 
-    def admit(self, task: Task, now: float) -> None:
-        """Take a task, and count what it brings and takes away.
+    def admit(self, task: Task, now: float) -> int:
+        """Hold a new task against the policy. The bytes that it brings and takes away come back; nothing is
+        counted, since it may be refused for other reasons.
 
         Raises:
-            TaskDeclined: the policy does not allow it; nothing was counted.
+            TaskDeclined: the policy does not allow it.
             FrameRefused: the task contradicts itself.
         """
         spec = task.model.model_spec(max_bytes=1 << 62, kept=task.buffers)
-        problem = self.policy.problem(task, spec.num_bytes)
+        self.check(task, spec.num_bytes)
         update = encoding(task.encoding, frozenset(task.buffers)).num_bytes(spec) if task.train else 0
         num_bytes, limit = task.model.num_bytes + update, self.policy.limits.max_bytes_per_day
         self._turn_page(now)
-        if not problem and limit is not None and self._bytes + num_bytes > limit:
-            problem = (
-                f"{num_bytes} bytes more than the {self._bytes} of today would be above "
+        if limit is not None and self._bytes + num_bytes > limit:
+            raise TaskDeclined(
+                f"{_BY}: {num_bytes} bytes more than the {self._bytes} of today would be above "
                 f"limits.max_bytes_per_day, {limit}"
             )
-        if problem:
-            raise TaskDeclined(f"{_BY}: {problem}")
-        self._count(num_bytes)
+        return num_bytes
 
-    def again(self, num_bytes: int, now: float) -> None:
-        """Count an update that is sent once more; that is never refused, since a round waits for it."""
+    def check(self, task: Task, model_bytes: int) -> None:
+        """Hold a further message of a task that is there already against the policy: it brings no model and
+        takes no update of its own.
+
+        Raises:
+            TaskDeclined: the policy does not allow it.
+        """
+        if problem := self.policy.problem(task, model_bytes):
+            raise TaskDeclined(f"{_BY}: {problem}")
+
+    def count(self, num_bytes: int, now: float) -> None:
+        """Count what a task that is taken brings and takes away, or an update that is sent once more: that
+        is never refused, since a round waits for it.
+        """
         self._turn_page(now)
         self._count(num_bytes)
 
@@ -239,10 +250,14 @@ class Guard:
 class NoGuard:
     """A site without a policy: all is taken."""
 
-    def admit(self, task: Task, now: float) -> None:
+    def admit(self, task: Task, now: float) -> int:
         """Take any task."""
+        return 0
 
-    def again(self, num_bytes: int, now: float) -> None:
+    def check(self, task: Task, model_bytes: int) -> None:
+        """Take any message of it."""
+
+    def count(self, num_bytes: int, now: float) -> None:
         """Count nothing."""
 
     def guarded(self, learner: Learner) -> Learner:

@@ -110,17 +110,21 @@ def test_epochs_are_a_number_and_no_share(tmp_path: Path, value: str, words: str
         guard(tmp_path, f"limits.max_epochs = {value}")
 
 
+def take(site: Guard, given: Task, now: float) -> None:
+    site.count(site.admit(given, now), now)
+
+
 def test_bytes_of_a_day_are_counted_through_restarts_until_midnight(tmp_path: Path) -> None:
     text = "limits.max_bytes_per_day = 2_000"
-    guard(tmp_path, text).admit(task(), NOON)
+    take(guard(tmp_path, text), task(), NOON)
     again = guard(tmp_path, text)
-    again.admit(task(), NOON + 60)
+    take(again, task(), NOON + 60)
     with pytest.raises(TaskDeclined, match="800 bytes more than the 1600 of today"):
         guard(tmp_path, text).admit(task(), NOON + 3_600)
-    again.again(400, NOON + 3_601)  # sent once more: counted, and never refused
+    again.count(400, NOON + 3_601)  # sent once more: counted, and never refused
     with pytest.raises(TaskDeclined, match="than the 2000 of today"):
         again.admit(task(train=False), NOON + 3_602)
-    again.admit(task(), NOON + 86_400)
+    take(again, task(), NOON + 86_400)
 
 
 @pytest.mark.parametrize(
