@@ -28,6 +28,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -193,7 +194,7 @@ class Guard:
         self._turn_page(now)
         if limit is not None and self._bytes + num_bytes > limit:
             raise TaskDeclined(
-                f"{_BY}: {num_bytes} bytes more than the {self._bytes} of today would be above "
+                f"{_BY}: {num_bytes} bytes more than the {self._bytes} of {self._day} would be above "
                 f"limits.max_bytes_per_day, {limit}"
             )
         return num_bytes
@@ -220,8 +221,9 @@ class Guard:
         return _Guarded(learner, self.policy)
 
     def _turn_page(self, now: float) -> None:
+        """Only forward: a clock that was set back gives no day anew."""
         day = time.strftime("%Y-%m-%d", time.gmtime(now))
-        if day != self._day:
+        if day > self._day:
             self._day, self._bytes = day, 0
 
     def _count(self, num_bytes: int) -> None:
@@ -295,7 +297,8 @@ def read_policy(path: Path) -> Policy:
 def _read_usage(path: Path) -> tuple[str, int]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return str(known["day"]), int(known["bytes"])
+        day = date.fromisoformat(known["day"]).isoformat() if known["day"] else ""
+        return day, int(known["bytes"])
     except FileNotFoundError:
         return "", 0
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
