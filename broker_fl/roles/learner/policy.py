@@ -69,7 +69,7 @@ class Limits(Setting):
     max_model_bytes: Positive | None = None
     """In memory."""
     max_bytes_per_day: Positive | None = None
-    """Of all learners of the process together; kept in ``<policy file>.usage``, through restarts."""
+    """Of all learners of the process together; kept in a file, through restarts."""
 
 
 class Privacy(Setting):
@@ -162,8 +162,8 @@ class Guard:
             self._write()
 
     @classmethod
-    def read(cls, path: str | Path) -> Guard:
-        """As a policy file says.
+    def read(cls, path: str | Path, usage: str | Path | None = None) -> Guard:
+        """As a policy file says; bytes are counted in ``usage``, or in ``<policy file>.usage``.
 
         Raises:
             SettingError: it cannot be read, or something in it is wrong.
@@ -177,7 +177,7 @@ class Guard:
                 path,
                 policy.privacy.aggregation,
             )
-        return cls(policy, path.with_name(path.name + ".usage"))
+        return cls(policy, Path(usage) if usage is not None else path.with_name(path.name + ".usage"))
 
     def admit(self, task: Task, now: float) -> int:
         """Hold a new task against the policy. The bytes that it brings and takes away come back; nothing is
@@ -245,7 +245,7 @@ class Guard:
         except OSError as error:
             raise SettingError(
                 f"bytes of the day cannot be kept in {self._usage}: {error.strerror}; "
-                "limits.max_bytes_per_day needs a folder that can be written to"
+                "limits.max_bytes_per_day needs a folder that can be written to (see --policy-usage)"
             ) from error
 
 

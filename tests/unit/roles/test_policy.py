@@ -147,6 +147,18 @@ def test_a_policy_that_is_wrong_keeps_the_learner_from_starting(
         read_policy(path)
 
 
+def test_bytes_are_counted_where_the_site_says(tmp_path: Path) -> None:
+    policy, usage = tmp_path / "site.toml", tmp_path / "state" / "counted"
+    policy.write_text("limits.max_bytes_per_day = 1_000")
+    with pytest.raises(SettingError, match=r"counted.*--policy-usage"):
+        Guard.read(policy, usage)
+    usage.parent.mkdir()
+    take(Guard.read(policy, usage), task(), NOON)
+    with pytest.raises(TaskDeclined, match="the 800 of"):
+        Guard.read(policy, usage).admit(task(), NOON)
+    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["site.toml"]
+
+
 def test_a_clock_that_is_set_back_gives_no_new_day(tmp_path: Path) -> None:
     text = "limits.max_bytes_per_day = 1_000"
     take(guard(tmp_path, text), task(), NOON)
