@@ -192,7 +192,7 @@ def test_a_model_that_is_too_large_for_the_process_is_not_counted(
     site = Site(stage, guard(tmp_path, "limits.max_bytes_per_day = 100_000_000_000"), "g-0", group=group)
     learners = ("g-0",) if group else ()
     spec = ModelSpec((TensorSpec("w", "float32", (3 << 30,)),))
-    huge = m.ModelManifest.of(spec, version=0, digest=MODEL.digest, encoding="raw", chunk_bytes=1 << 24)
+    huge = m.ModelManifest.of(spec, version=0, digest=MODEL.digest, encoding="raw", chunk_bytes=1 << 20)
     other = order(*learners, task=m.TaskRef(job="k", round=0), model=huge, train=False)
     site.ask(other, order(*learners))
     if group:
