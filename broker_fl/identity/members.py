@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from broker_fl.errors import SettingError
+from broker_fl.errors import BrokerUnavailable, SettingError
 from broker_fl.identity.accounts import ROLES, Account, Role
 from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.permissions import permissions_of
@@ -162,6 +162,13 @@ class Members:
     def has_password(self, account: Account) -> bool:
         """Whether a password opens the account; if not, a certificate does."""
         return self._api.has_password(account.user)
+
+    def has_taken(self, account: Account, password_hash: str) -> bool | None:
+        """Whether this is the account's password now; None if the broker does not say."""
+        try:
+            return self._api.has_hash(account.user, password_hash)
+        except (BrokerUnavailable, SettingError):
+            return None
 
     def expiry(self, account: Account) -> float | None:
         """Until when the account is meant; seconds since 1970."""
