@@ -101,6 +101,13 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
         members.enroll(account, hashed(password) if password else "", expires=expires)
         _write(file, path, members, force=force)
     click.echo(f"{path}: give it to {name} by a safe way, and to nobody else")
+    if members.may_fill_up(account):
+        click.secho(
+            f"Warning: a {role} may declare queues, and this virtual host has no limit of them (max-queues; "
+            "docs/operations.md)",
+            fg="yellow",
+            err=True,
+        )
 
 
 @click.command(cls=Command)

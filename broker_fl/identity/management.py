@@ -74,6 +74,13 @@ class ManagementApi:
         """Delete a virtual host and all its queues; its connections are closed by the broker."""
         self.request("DELETE", _path("vhosts", name))
 
+    def limits(self, vhost: str) -> dict[str, int]:
+        """What is bounded on a virtual host: ``max-connections``, ``max-queues``."""
+        found: dict[str, int] = {}
+        for row in self._rows(_path("vhost-limits", vhost)):
+            found |= row.get("value") or {}
+        return found
+
     # ------------------------------------------------------------ users
 
     def put_user(self, user: str, password_hash: str) -> None:

@@ -119,7 +119,8 @@ class Members:
         self._save(account, record.model_copy(update={"rotated": self._now()}))
 
     def revoke(self, account: Account) -> None:
-        """Take an account out: its connections are closed, its mailbox is deleted with all that is in it.
+        """Take an account out: its connections are closed, its mailbox, or a driver's or observer's queues,
+        are deleted with all that is in them.
 
         Raises:
             SettingError: there is no such account.
@@ -130,6 +131,10 @@ class Members:
         if account.has_mailbox:
             for mailbox in self._mailboxes(account.name):
                 self._api.delete_queue(self._vhost, mailbox)
+        if account.asks:  # they may hand events on to a controller for as long as they are there
+            own = re.compile(permissions_of(account).configure)
+            for queue in filter(own.fullmatch, self._api.queues(self._vhost)):
+                self._api.delete_queue(self._vhost, queue)
         self._save(account, record.model_copy(update={"revoked": self._now()}))
 
     def _mailboxes(self, name: str) -> set[str]:
@@ -158,6 +163,12 @@ class Members:
             )
         self._check_there(found[0])
         return found[0]
+
+    def may_fill_up(self, account: Account) -> bool:
+        """Whether the account may declare as many queues as it likes: the broker has no limit for a user, but
+        one for a virtual host.
+        """
+        return account.asks and "max-queues" not in self._api.limits(self._vhost)
 
     def has_password(self, account: Account) -> bool:
         """Whether a password opens the account; if not, a certificate does."""
