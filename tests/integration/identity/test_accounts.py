@@ -90,7 +90,7 @@ def test_the_mailbox_of_who_was_revoked_stays_deleted(
         operator.api.delete_queue(operator.vhost, lost)
         assert operator.learner(path).wait_welcomed(
             DEADLINE_S
-        )  # made by who would have made the other before
+        )  # by the same thread, later
     assert operator.api.queue(operator.vhost, lost) is not None
     assert operator.api.queue(operator.vhost, gone) is None
 
