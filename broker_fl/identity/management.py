@@ -100,7 +100,7 @@ class ManagementApi:
     def has_hash(self, user: str, password_hash: str) -> bool:
         """Whether this is the hash that the broker keeps of the user's password; empty: it keeps none."""
         found = self.find(_path("users", user))
-        return isinstance(found, Mapping) and (found.get("password_hash") or "") == password_hash
+        return isinstance(found, Mapping) and bool((found.get("password_hash") or "") == password_hash)
 
     def users(self) -> set[str]:
         """Names of all users."""

@@ -32,6 +32,7 @@ class PendingFile:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            _sync(path.parent)
         except OSError as error:
             self.discard()
             raise SettingError(f"{path} cannot be written: {error.strerror}") from error
@@ -56,6 +57,7 @@ class PendingFile:
             raise SettingError(f"{self.path} is there already; give --force to replace it") from None
         except OSError as error:
             raise SettingError(f"{self.path} cannot be written: {error.strerror}") from error
+        _sync(self.path.parent)
         self.discard()
 
     def keep(self) -> Path:
@@ -70,6 +72,16 @@ class PendingFile:
             with contextlib.suppress(FileNotFoundError):
                 self.temporary.unlink()
             self.temporary = None
+
+
+def _sync(folder: Path) -> None:
+    """Have a name in it survive a power cut, where its file system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_private(path: Path, text: str, *, overwrite: bool = False) -> None:

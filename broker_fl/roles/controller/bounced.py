@@ -72,4 +72,4 @@ def _is_letter(delivery: Delivery) -> bool:
         header = unpack_short_header(delivery.body)
     except FrameRefused:
         return False
-    return header is not None and header["kind"] == DeadLetter.KIND
+    return header is not None and bool(header["kind"] == DeadLetter.KIND)

@@ -84,7 +84,8 @@ class LostMailboxes:
 
     def _nothing_waits(self) -> bool:
         depth = getattr(self._services.transport, "depth", None)
-        return depth is None or depth(self._services.topology.reports) == 0  # None: the broker does not say
+        # None: the broker does not say
+        return depth is None or bool(depth(self._services.topology.reports) == 0)
 
     def _looked(self, waiting: set[str], *, is_empty: bool) -> None:
         self._is_looking = False
