@@ -136,6 +136,34 @@ def test_a_message_that_does_not_say_who_sent_it_is_refused(stage: Stage) -> Non
     stage.check_as_in_peace(job)
 
 
+def test_what_an_observer_has_sent_back_to_a_controller_changes_nothing_and_blames_the_observer(
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that expire in a queue of bob's own go on to ``control``, as sent by the controller."""
+    bob, names = Mallory(stage.operator, stage.port, "bob", "observer"), stage.topology
+    stage.dead_letters()
+    before = stage.counts.refusals.copy()
+    queue = names.event_queue(f"bob-{secrets.token_hex(6)}-{secrets.token_hex(4)}")
+    onward = {"x-dead-letter-exchange": names.control, "x-dead-letter-routing-key": names.CONTROL}
+    steps = (
+        lambda c: c.queue_declare(queue, durable=True, arguments={"x-message-ttl": 0, **onward}),
+        lambda c: c.queue_bind(queue, names.events, "#"),
+    )
+    # Not at the root, where commands put handlers of their own.
+    monkeypatch.setattr(logging.getLogger("broker_fl"), "handlers", [caplog.handler])
+    assert [bob.attempt(step) for step in steps] == [0, 0]
+    stage.check_as_in_peace(stage.begin())
+    eventually(lambda: (stage.counts.refusals - before)["bounced"], "an event that came back")
+    eventually(lambda: queue in caplog.text, "the queue being named")
+    bob.connection.close()
+    stage.operator.run("revoke", "bob")
+    stage.driver.jobs()  # behind all that came back
+    assert stage.operator.api.queue(stage.operator.vhost, queue) is None
+    assert set(stage.counts.refusals - before) == {"bounced"}
+    assert not stage.dead_letters()
+    assert "controller.main" not in caplog.text
+
+
 def refusal_of(open_one: Callable[[], Any]) -> str:
     """What the broker says to one more, once it does not let it in; each that it lets in is closed again.
 
