@@ -70,8 +70,7 @@ class RedisPlace:
         self._keys = RedisKeys(federation)
         self._opened: list[RedisStore] = []
         self._admin: Any = Redis.from_url(url)
-        rules = documented_rules(federation)
-        self._admin.execute_command("ACL", "SETUSER", federation, "reset", "on", ">few", *rules)
+        self._acl("SETUSER", federation, "reset", "on", ">few", *documented_rules(federation))
         parts = urlsplit(url)
         self._url = urlunsplit(parts._replace(netloc=f"{federation}:few@{parts.netloc.rpartition('@')[2]}"))
 
@@ -94,8 +93,11 @@ class RedisPlace:
             store.close()
         for key in self._admin.scan_iter(match=self._keys.pattern, count=1000):
             self._admin.unlink(key)
-        self._admin.execute_command("ACL", "DELUSER", self._keys.federation)
+        self._acl("DELUSER", self._keys.federation)
         self._admin.close()
+
+    def _acl(self, *words: str) -> None:
+        self._admin.execute_command("ACL", *words)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

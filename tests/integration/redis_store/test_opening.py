@@ -117,7 +117,7 @@ class TestPermissions:
 
     @pytest.mark.parametrize("neighbour", ["other", "ff", "f-2"])
     def test_who_has_the_account_of_one_federation_reaches_nothing_of_another(
-        self, private_redis: RedisNode, admin: Redis, neighbour: str
+        self, private_redis: RedisNode, admin: Any, neighbour: str
     ) -> None:
         theirs = RedisKeys(neighbour)
         with closing(RedisStore(private_redis.url, federation=neighbour)) as store:
