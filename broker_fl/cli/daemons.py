@@ -157,6 +157,11 @@ def _identities(broker: str) -> Identities:
     help="TOML: what this site lets be done with its data; each task is held against it.",
 )
 @click.option(
+    "--policy-usage",
+    metavar="FILE",
+    help="Where the bytes of the day are counted for it, if not in FILE.usage beside it.",
+)
+@click.option(
     "--drain",
     "drain_s",
     type=click.FloatRange(0),
@@ -201,12 +206,14 @@ def _learner_options(**given: Any) -> Any:
             "give --group",
             param_hint="'--count'",
         )
+    if given["policy_usage"] and not given["policy"]:
+        raise click.UsageError("--policy-usage is for --policy, which is not given")
     settings = LearnerSettings(
         federation=given["federation"],
         attributes=options.checked_parameters(given["attributes"], "--attribute"),
         num_workers=given["workers"],
         group=group,
-        guard=Guard.read(given["policy"]) if given["policy"] else None,
+        guard=Guard.read(given["policy"], given["policy_usage"]) if given["policy"] else None,
     )
     return LearnerOptions(
         broker=_broker_access(given),

@@ -75,6 +75,27 @@ def _command(unit: Path, folder: Path, instance: str = "") -> list[str]:
     return [str(PROGRAM), *shlex.split(command.replace("9400", "0"))[1:]]
 
 
+def test_the_drop_in_of_a_policy_counts_where_the_learner_may_write(tmp_path: Path) -> None:
+    """The command of its comment reads the policy, and keeps the bytes of the day in its state folder."""
+    (unit,) = [one for one in UNITS if "learner" in one.name]
+    drop_in = re.sub(r"^#   ", "", unit.read_text().partition("policy, in a drop-in")[2], flags=re.MULTILINE)
+    (command,) = re.findall(r"^ExecStart=\S+/broker-fl learner (.+ --policy .*)$", drop_in, re.MULTILINE)
+    for letter, folder in (("%d", "credentials"), ("%S", "state"), ("%i", "hospital-a")):
+        command = command.replace(letter, str(tmp_path / folder) if letter != "%i" else folder)
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "state/broker-fl/hospital-a").mkdir(parents=True)
+    (tmp_path / "credentials/policy.toml").write_text("limits.max_bytes_per_day = 1\n")
+    words = shlex.split(command.replace(f"--join {tmp_path}/credentials/learner.join", "--id hospital-a"))
+    given = ["learner", *words, "--broker", "amqp://nobody@127.0.0.1:1/", "--connect-timeout", "0.1"]
+    (tmp_path / "app.py").write_text(APP)
+    told = subprocess.run(
+        [str(PROGRAM), *given], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.returncode == 3, told.stderr  # all that is wrong is that no broker is there
+    assert json.loads((tmp_path / "state/broker-fl/hospital-a/policy.usage").read_text())["bytes"] == 0
+    assert [one.name for one in (tmp_path / "credentials").iterdir()] == ["policy.toml"]
+
+
 @contextmanager
 def _service(unit: Path, folder: Path, instance: str) -> Iterator[socket.socket]:
     """What the unit starts, with its credentials in ``folder``; the socket hears what it tells systemd."""

@@ -17,7 +17,7 @@ from broker_fl.roles.learner.incoming import IncomingModel
 from broker_fl.roles.learner.lazy import LazyLearners
 from broker_fl.roles.learner.services import HostServices
 from broker_fl.roles.learner.settings import SOFTWARE
-from broker_fl.roles.learner.shares import FinishedShare
+from broker_fl.roles.learner.shares import FinishedShare, refusal
 from broker_fl.wire import messages as m
 from broker_fl.wire.fields import MAX_GROUP, MAX_REASON_CHARS
 
@@ -100,29 +100,57 @@ class Group:
 
     def on_task(self, task: m.Task) -> None:
         """Take a task for some of the learners; those that have it already are asked for what they have."""
-        job = task.task.job
+        whole = self._tasks.get(task.task.job, {}).get(task.task)
+        new = list(dict.fromkeys(task.learners)) if whole is None else whole.lacking(task.learners)
+        known = set(task.learners).difference(new)
         try:
-            self._check(task)
-            if task.task not in self._tasks.get(job, {}):
-                self._services.admit(task)
-            incoming = self._incoming(task)
+            if new or not task.learners:
+                whole = self._taken(task, whole)
         except (FrameRefused, TaskDeclined) as error:
-            log.warning("group %s does not take task %s: %s", self.id, task.task, error)
-            self._report(m.Failed(learner=self.id, task=task.task, reason=str(error)[:MAX_REASON_CHARS]))
-            return
-        self._drop_others(task)
-        with self._lock:
-            held = self._tasks.setdefault(job, {})
-        whole = held.get(task.task)
+            self._refuse(task, new, str(error)[:MAX_REASON_CHARS])
+            new = []
         if whole is None:
-            whole = GroupTask(self.id, task, incoming, self._runtime)
-            with self._lock:
-                held[task.task] = whole
-        is_new = whole.add(task)
-        self._send_again(whole, set(task.learners))
-        if is_new and incoming.model is not None:
+            return
+        if new:
+            whole.add(task)
+        elif known:
+            whole.renew(task)
+        self._send_again(whole, known)
+        if new and whole.incoming.model is not None:
             self._accept(whole)
             self._begin_work()
+
+    def _taken(self, task: m.Task, whole: GroupTask | None) -> GroupTask:
+        """What the group has of the task, once the site's policy allows this very message: a task may come
+        in several, of which each says how much its learners shall do.
+
+        Raises:
+            TaskDeclined: it does not.
+            FrameRefused: the message contradicts itself, or another one of the task.
+        """
+        self._check(task)
+        guard, now = self._services.guard, self._services.clock.now()
+        if whole is not None:
+            whole.check(task)
+            guard.check(task, whole.incoming.spec.num_bytes)
+            return whole
+        num_bytes = guard.admit(task, now)
+        incoming = self._incoming(task)
+        guard.count(num_bytes, now)
+        self._drop_others(task)
+        whole = GroupTask(self.id, task, incoming, self._runtime)
+        with self._lock:
+            self._tasks.setdefault(task.task.job, {})[task.task] = whole
+        return whole
+
+    def _refuse(self, task: m.Task, learners: list[str], reason: str) -> None:
+        """Say which learners will not do it: others of the group may have the task by another message."""
+        log.warning("group %s does not take task %s: %s", self.id, task.task, reason)
+        if not learners:
+            self._report(m.Failed(learner=self.id, task=task.task, reason=reason))
+            return
+        share = refusal(self.id, task, self._runtime.unique()[:16], learners, reason)
+        self._services.outbox.send_pages(self.id, task.inbox, share)
 
     def _check(self, task: m.Task) -> None:
         if not task.learners:

@@ -10,26 +10,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.aggregation.weighting import weight_of
 from broker_fl.coordination.checking import problem_of_training
-from broker_fl.errors import BrokerFLError, TaskCancelled, UpdateRefused
+from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled, UpdateRefused
 from broker_fl.interfaces import Contribution, Learner, Update
 from broker_fl.model import Model
 from broker_fl.roles.learner.incoming import IncomingModel
 from broker_fl.roles.learner.shares import Done, FinishedShare, OpenShare
 from broker_fl.roles.learner.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics, describe
 from broker_fl.roles.runtime import THREADS, Runtime
-from broker_fl.wire.messages import Task, TaskStatus
+from broker_fl.wire.messages import Task, TaskStatus, Terms
 
 log = logging.getLogger(__name__)
 SHARE_BEFORE_DEADLINE = 0.8
 """Of a task's deadline: then what is done is sent, so that a slow learner does not cost the others their
 round.
 """
+
+_SAME = ("model", "train", "evaluate", "encoding", "form", "buffers", "weighting", "control", "chunk_bytes")
+"""What each message of one task has to say alike; parameters are a learner's own."""
 
 
 @dataclass(slots=True)
@@ -54,7 +57,9 @@ class GroupTask:
         self._runtime = runtime
         self.group = group
         self.newest = task
-        """As it came last: where its results go, and whether they are asked for."""
+        """As it was taken, but for what the message that came last may change: where its results go, and
+        whether they are asked for.
+        """
         self.incoming = incoming
         self.cancelled = False
         self.shares: list[FinishedShare] = []
@@ -69,10 +74,36 @@ class GroupTask:
         self._began = self._runtime.steady_s()
         self._open = OpenShare(WeightedSum(incoming.spec))
 
+    def lacking(self, learners: Iterable[str]) -> list[str]:
+        """Those of the learners that have not got it, each once."""
+        with self.lock:
+            return [learner for learner in dict.fromkeys(learners) if learner not in self._tasks]
+
+    def check(self, task: Task) -> None:
+        """Hold a further message of the task against the one by which it was taken: all of its learners are
+        worked on with one model, for one sum.
+
+        Raises:
+            FrameRefused: they differ in what has to be the same.
+        """
+        first = self.newest
+        differing = [name for name in _SAME if getattr(task, name) != getattr(first, name)]
+        if _lasting(task.terms) != _lasting(first.terms):
+            differing.append("terms")
+        if differing:
+            raise FrameRefused(
+                f"{', '.join(differing)}: not as in the message by which the group took this task first"
+            )
+
+    def renew(self, task: Task) -> None:
+        """Take from a message what may change: where and how its results are sent, and until when."""
+        later = {name: getattr(task, name) for name in ("inbox", "upload", "deadline_s")}
+        self.newest = self.newest.model_copy(update=later)
+
     def add(self, task: Task) -> bool:
         """Take the learners in that have not got it yet; whether there were any."""
         with self.lock:
-            self.newest = task
+            self.renew(task)
             new = [learner for learner in dict.fromkeys(task.learners) if learner not in self._tasks]
             self._tasks.update(dict.fromkeys(new, task))
             self._waiting.extend(new)
@@ -243,3 +274,8 @@ class GroupTask:
                 progress=progress,
                 num_learners=num,
             )
+
+
+def _lasting(terms: Terms | None) -> Terms | None:
+    """But for the cohort, of which some may have left and others come since."""
+    return None if terms is None else terms.model_copy(update={"cohort": 0})

@@ -57,18 +57,22 @@ class Outbox:
         if task.cancelled:
             return
         exchange, key, newest = self._topology.updates, f"{group}.{task.newest.inbox}", task.newest
-        for page in share.pages:
-            self._updates.send(exchange, [key], page)
+        self.send_pages(group, newest.inbox, share)
         if share.total is not None and (is_asked_for or newest.upload == "at_once"):
             task.is_sent = self._count_again(share.total, is_sent=task.is_sent)
             self._updates.post(lambda: publish_sum(self._transport, exchange, key, share))
+
+    def send_pages(self, group: str, inbox: str, share: FinishedShare) -> None:
+        """Send the pages of a group's result, without its sum."""
+        for page in share.pages:
+            self._updates.send(self._topology.updates, [f"{group}.{inbox}"], page)
 
     def _count_again(self, update: Array, *, is_sent: bool) -> bool:
         """Count an update of a task that has sent one, whoever asked for it; the first one was counted when
         the task was taken. Comes back true.
         """
         if is_sent:
-            self._guard.again(update.nbytes, self._clock.now())
+            self._guard.count(update.nbytes, self._clock.now())
         return True
 
     def stop_updates(self, timeout_s: float) -> None:

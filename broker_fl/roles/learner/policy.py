@@ -28,6 +28,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class Limits(Setting):
     max_model_bytes: Positive | None = None
     """In memory."""
     max_bytes_per_day: Positive | None = None
-    """Of all learners of the process together; kept in ``<policy file>.usage``, through restarts."""
+    """Of all learners of the process together; kept in a file, through restarts."""
 
 
 class Privacy(Setting):
@@ -161,8 +162,8 @@ class Guard:
             self._write()
 
     @classmethod
-    def read(cls, path: str | Path) -> Guard:
-        """As a policy file says.
+    def read(cls, path: str | Path, usage: str | Path | None = None) -> Guard:
+        """As a policy file says; bytes are counted in ``usage``, or in ``<policy file>.usage``.
 
         Raises:
             SettingError: it cannot be read, or something in it is wrong.
@@ -176,31 +177,42 @@ class Guard:
                 path,
                 policy.privacy.aggregation,
             )
-        return cls(policy, path.with_name(path.name + ".usage"))
+        return cls(policy, Path(usage) if usage is not None else path.with_name(path.name + ".usage"))
 
-    def admit(self, task: Task, now: float) -> None:
-        """Take a task, and count what it brings and takes away.
+    def admit(self, task: Task, now: float) -> int:
+        """Hold a new task against the policy. The bytes that it brings and takes away come back; nothing is
+        counted, since it may be refused for other reasons.
 
         Raises:
-            TaskDeclined: the policy does not allow it; nothing was counted.
+            TaskDeclined: the policy does not allow it.
             FrameRefused: the task contradicts itself.
         """
         spec = task.model.model_spec(max_bytes=1 << 62, kept=task.buffers)
-        problem = self.policy.problem(task, spec.num_bytes)
+        self.check(task, spec.num_bytes)
         update = encoding(task.encoding, frozenset(task.buffers)).num_bytes(spec) if task.train else 0
         num_bytes, limit = task.model.num_bytes + update, self.policy.limits.max_bytes_per_day
         self._turn_page(now)
-        if not problem and limit is not None and self._bytes + num_bytes > limit:
-            problem = (
-                f"{num_bytes} bytes more than the {self._bytes} of today would be above "
+        if limit is not None and self._bytes + num_bytes > limit:
+            raise TaskDeclined(
+                f"{_BY}: {num_bytes} bytes more than the {self._bytes} of {self._day} would be above "
                 f"limits.max_bytes_per_day, {limit}"
             )
-        if problem:
-            raise TaskDeclined(f"{_BY}: {problem}")
-        self._count(num_bytes)
+        return num_bytes
 
-    def again(self, num_bytes: int, now: float) -> None:
-        """Count an update that is sent once more; that is never refused, since a round waits for it."""
+    def check(self, task: Task, model_bytes: int) -> None:
+        """Hold a further message of a task that is there already against the policy: it brings no model and
+        takes no update of its own.
+
+        Raises:
+            TaskDeclined: the policy does not allow it.
+        """
+        if problem := self.policy.problem(task, model_bytes):
+            raise TaskDeclined(f"{_BY}: {problem}")
+
+    def count(self, num_bytes: int, now: float) -> None:
+        """Count what a task that is taken brings and takes away, or an update that is sent once more: that
+        is never refused, since a round waits for it.
+        """
         self._turn_page(now)
         self._count(num_bytes)
 
@@ -209,8 +221,9 @@ class Guard:
         return _Guarded(learner, self.policy)
 
     def _turn_page(self, now: float) -> None:
+        """Only forward: a clock that was set back gives no day anew."""
         day = time.strftime("%Y-%m-%d", time.gmtime(now))
-        if day != self._day:
+        if day > self._day:
             self._day, self._bytes = day, 0
 
     def _count(self, num_bytes: int) -> None:
@@ -232,17 +245,21 @@ class Guard:
         except OSError as error:
             raise SettingError(
                 f"bytes of the day cannot be kept in {self._usage}: {error.strerror}; "
-                "limits.max_bytes_per_day needs a folder that can be written to"
+                "limits.max_bytes_per_day needs a folder that can be written to (see --policy-usage)"
             ) from error
 
 
 class NoGuard:
     """A site without a policy: all is taken."""
 
-    def admit(self, task: Task, now: float) -> None:
+    def admit(self, task: Task, now: float) -> int:
         """Take any task."""
+        return 0
 
-    def again(self, num_bytes: int, now: float) -> None:
+    def check(self, task: Task, model_bytes: int) -> None:
+        """Take any message of it."""
+
+    def count(self, num_bytes: int, now: float) -> None:
         """Count nothing."""
 
     def guarded(self, learner: Learner) -> Learner:
@@ -280,7 +297,8 @@ def read_policy(path: Path) -> Policy:
 def _read_usage(path: Path) -> tuple[str, int]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return str(known["day"]), int(known["bytes"])
+        day = date.fromisoformat(known["day"]).isoformat() if known["day"] else ""
+        return day, int(known["bytes"])
     except FileNotFoundError:
         return "", 0
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:

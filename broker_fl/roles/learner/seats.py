@@ -80,7 +80,8 @@ class Seat:
         if held is not None:
             held.cancelled = True
         try:
-            services.admit(task)
+            now = services.clock.now()
+            num_bytes = services.guard.admit(task, now)
             self.held[job] = HeldTask.of(
                 task,
                 self.id,
@@ -89,6 +90,7 @@ class Seat:
                 self._residuals,
                 services.clock,
             )
+            services.guard.count(num_bytes, now)
         except (FrameRefused, TaskDeclined) as error:
             log.warning("learner %s does not take task %s: %s", self.id, task.task, error)
             self.held.pop(job, None)

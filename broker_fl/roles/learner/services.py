@@ -30,15 +30,6 @@ class HostServices:
     """To be told, on any thread, that perhaps nobody works or waits any more."""
     observer: Observer = NOBODY
 
-    def admit(self, task: m.Task) -> None:
-        """Hold a new task against the site's policy.
-
-        Raises:
-            TaskDeclined: it does not allow that.
-            FrameRefused: the task contradicts itself.
-        """
-        self.guard.admit(task, self.clock.now())
-
 
 class Party(Protocol):
     """Who has a mailbox and a session: a learner by itself, or a group. Lives on the loop's thread."""

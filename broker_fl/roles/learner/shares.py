@@ -10,7 +10,7 @@ from typing import Any
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.errors import UpdateRefused
 from broker_fl.interfaces import Transport
-from broker_fl.model import Array, Model
+from broker_fl.model import Array, Model, ModelSpec
 from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire.chunks import cut
 from broker_fl.wire.encodings import encoding
@@ -152,6 +152,12 @@ class OpenShare:
             [self.done[at : at + rows] for at in range(0, len(self.done), rows)],
             [failures[at : at + rows_of_failures] for at in range(0, len(failures), rows_of_failures)],
         )
+
+
+def refusal(group: str, task: Task, share: str, learners: Iterable[str], reason: str) -> FinishedShare:
+    """What is sent of learners whose task the group does not take."""
+    nothing = OpenShare(WeightedSum(ModelSpec(())), failed=dict.fromkeys(learners, reason))
+    return nothing.close(share, group, task, 0.0)
 
 
 def publish_sum(transport: Transport, exchange: str, key: str, share: FinishedShare) -> None:

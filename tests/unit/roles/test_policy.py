@@ -75,7 +75,7 @@ REFUSED = [
     ("limits.max_epochs = 2", task(epochs=-1), "-1 epochs"),
     ("limits.max_steps = 2", task(epochs=1, steps=3), "3 steps"),
     ("limits.max_model_bytes = 399", task(), "400 bytes; limits.max_model_bytes is 399"),
-    ("limits.max_bytes_per_day = 799", task(), "800 bytes more than the 0 of today"),
+    ("limits.max_bytes_per_day = 799", task(), "800 bytes more than the 0 of 2027-01-15"),
 ]
 
 
@@ -110,17 +110,21 @@ def test_epochs_are_a_number_and_no_share(tmp_path: Path, value: str, words: str
         guard(tmp_path, f"limits.max_epochs = {value}")
 
 
+def take(site: Guard, given: Task, now: float) -> None:
+    site.count(site.admit(given, now), now)
+
+
 def test_bytes_of_a_day_are_counted_through_restarts_until_midnight(tmp_path: Path) -> None:
     text = "limits.max_bytes_per_day = 2_000"
-    guard(tmp_path, text).admit(task(), NOON)
+    take(guard(tmp_path, text), task(), NOON)
     again = guard(tmp_path, text)
-    again.admit(task(), NOON + 60)
-    with pytest.raises(TaskDeclined, match="800 bytes more than the 1600 of today"):
+    take(again, task(), NOON + 60)
+    with pytest.raises(TaskDeclined, match="800 bytes more than the 1600 of 2027-01-15"):
         guard(tmp_path, text).admit(task(), NOON + 3_600)
-    again.again(400, NOON + 3_601)  # sent once more: counted, and never refused
-    with pytest.raises(TaskDeclined, match="than the 2000 of today"):
+    again.count(400, NOON + 3_601)  # sent once more: counted, and never refused
+    with pytest.raises(TaskDeclined, match="than the 2000 of 2027-01-15"):
         again.admit(task(train=False), NOON + 3_602)
-    again.admit(task(), NOON + 86_400)
+    take(again, task(), NOON + 86_400)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +147,35 @@ def test_a_policy_that_is_wrong_keeps_the_learner_from_starting(
         read_policy(path)
 
 
-def test_a_count_that_cannot_be_kept_is_said_at_the_start(tmp_path: Path) -> None:
-    (tmp_path / "site.toml.usage").write_text("{}")
+def test_bytes_are_counted_where_the_site_says(tmp_path: Path) -> None:
+    policy, usage = tmp_path / "site.toml", tmp_path / "state" / "counted"
+    policy.write_text("limits.max_bytes_per_day = 1_000")
+    with pytest.raises(SettingError, match=r"counted.*--policy-usage"):
+        Guard.read(policy, usage)
+    usage.parent.mkdir()
+    take(Guard.read(policy, usage), task(), NOON)
+    with pytest.raises(TaskDeclined, match="the 800 of"):
+        Guard.read(policy, usage).admit(task(), NOON)
+    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["site.toml"]
+
+
+def test_a_clock_that_is_set_back_gives_no_new_day(tmp_path: Path) -> None:
+    text = "limits.max_bytes_per_day = 1_000"
+    take(guard(tmp_path, text), task(), NOON)
+    late = guard(tmp_path, text)
+    with pytest.raises(TaskDeclined, match="the 800 of 2027-01-15 would be above"):
+        late.admit(task(), NOON - 86_400)
+    late.count(100, NOON - 86_400)
+    with pytest.raises(TaskDeclined, match="the 900 of 2027-01-15 would be above"):
+        guard(tmp_path, text).admit(task(), NOON)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["{}", '{"day": "tomorrow", "bytes": 0}', '{"day": 20270115, "bytes": 0}', '{"day": "", "bytes": "?"}'],
+)
+def test_a_count_that_cannot_be_kept_is_said_at_the_start(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "site.toml.usage").write_text(kept)
     with pytest.raises(SettingError, match=r"site\.toml\.usage.*delete it"):
         guard(tmp_path, "limits.max_bytes_per_day = 1")
 
