@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import operator
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -24,6 +26,7 @@ from broker_fl.identity.permissions import permissions_of
 from broker_fl.wire import messages as m
 from tests.integration.attackers.stage import GOOD, REFUSED, Mallory, Stage, update_of
 from tests.servers.enrolling import eventually
+from tests.servers.provision import Broker
 
 OTHER_USER = 406
 
@@ -90,8 +93,9 @@ def attempts(stage: Stage) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def test_the_broker_refuses_whatever_is_not_a_learners_own(stage: Stage) -> None:
-    job = stage.begin()
+def test_the_broker_refuses_whatever_is_not_a_learners_own(stage: Stage, rabbitmq: Broker) -> None:
+    """And writes down what, and whose it was."""
+    job, before = stage.begin(), said_of(stage.mallory.user, rabbitmq.log)
     codes = {
         what: stage.mallory.attempt(operator.methodcaller(method, *arguments))
         for what, (method, arguments) in attempts(stage).items()
@@ -99,7 +103,23 @@ def test_the_broker_refuses_whatever_is_not_a_learners_own(stage: Stage) -> None
     allowed = {what: code for what, code in codes.items() if code not in (REFUSED, OTHER_USER)}
     assert not allowed
     assert {code for what, code in codes.items() if what.startswith("say to be")} == {OTHER_USER}
+    if rabbitmq.log is not None:
+        expected = Counter({"access_refused": 0, "precondition_failed": 0})
+        expected.update(
+            "access_refused" if code == REFUSED else "precondition_failed" for code in codes.values()
+        )
+        logged = partial(said_of, stage.mallory.user, rabbitmq.log)
+        eventually(lambda: logged() - before == +expected, f"{expected} in the broker's log, not {logged()}")
     stage.check_as_in_peace(job)
+
+
+def said_of(user: str, log: Path | None) -> Counter[str]:
+    """Refusals of an account's operations in the broker's log, by kind."""
+    text = "" if log is None else log.read_text("utf-8", errors="replace")
+    operation = r".*\n.*operation \S+ caused a channel exception (\w+)"
+    return Counter(
+        re.findall(rf"Channel error on connection .*user: '{re.escape(user)}'\)?{operation}", text)
+    )
 
 
 def test_nothing_in_anothers_name_is_heard(stage: Stage) -> None:
