@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks import ending, machine, page
 from benchmarks.comparison import chosen
+from benchmarks.jobs import ENCODING_VARIABLE, ENCODINGS
 from benchmarks.peers import Peer, flare, flower
 from benchmarks.peers.rounds import TENSORS, TENSORS_VARIABLE
 from benchmarks.questions import Cell, Options, Question, Row, all_questions
@@ -52,11 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_at = time.monotonic() + asked.budget_s
     names = [name for name in questions if name in asked.questions or not asked.questions]
     command = "python -m benchmarks " + shlex.join(sys.argv[1:] if arguments is None else arguments)
-    if wrong := wrong_tensors(names, asked.tensors):
-        parser.error(f"--tensors: {wrong}")
-    if wrong := wrong_setting([questions[name] for name in names], asked.setting):
-        parser.error(f"--setting: {wrong}")
-    os.environ[TENSORS_VARIABLE] = str(asked.tensors)
+    wrong = {
+        "--tensors": wrong_tensors(names, asked.tensors),
+        "--encoding": wrong_encoding(names, asked.encoding),
+        "--setting": wrong_setting([questions[name] for name in names], asked.setting),
+    }
+    if errors := [f"{option}: {why}" for option, why in wrong.items() if why]:
+        parser.error("; ".join(errors))
+    os.environ |= {TENSORS_VARIABLE: str(asked.tensors), ENCODING_VARIABLE: asked.encoding}
     broken = []
     with ending.of_run():
         about: Row = {}
@@ -80,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"The page: {asked.page}")
     if broken:
         sys.exit(f"Not answered to the end: {', '.join(broken)}; the errors are above.")
+
+
+def wrong_encoding(names: Sequence[str], encoding: str) -> str:
+    """What is wrong with an ``--encoding`` for these questions; empty if nothing."""
+    return "for the question flower alone" if encoding != ENCODINGS[0] and names != ["flower"] else ""
 
 
 def wrong_tensors(names: Sequence[str], tensors: int) -> str:
@@ -138,6 +147,12 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tensors", type=int, default=TENSORS, help=f"of a model, in flower: rows beside those of {TENSORS}"
+    )
+    parser.add_argument(
+        "--encoding",
+        choices=ENCODINGS,
+        default=ENCODINGS[0],
+        help="of ours, in flower: rows beside those of raw",
     )
     parser.add_argument("--transport", choices=("rabbitmq", "embedded", "both"), default="both")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -9,8 +10,14 @@ from benchmarks.peers.rounds import check_weights, initial_weights
 from broker_fl.model import Model
 from broker_fl.roles.driver import Driver
 from broker_fl.wire import events as e
-from broker_fl.wire.job import JobSpec, Termination
+from broker_fl.wire.job import JobSpec, Termination, Transfer
 from broker_fl.wire.protocols import Synchronous
+
+ENCODINGS = ("raw", "float16", "bfloat16")
+"""That a job may be asked for with ``--encoding``; the others send changes."""
+ENCODING_VARIABLE = "BROKER_FL_BENCH_ENCODING"
+ROUNDING = 0.01
+"""That a weight may be off for each round, as a part of it, in an encoding of two bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +40,22 @@ def spec(num_learners: int, num_rounds: int) -> JobSpec:
         name="bench",
         protocol=Synchronous(min_learners=num_learners),
         termination=Termination(rounds=num_rounds),
+        transfer=Transfer(encoding=encoding()),
         evaluate=False,
     )
+
+
+def encoding() -> str:
+    """In which models travel, in this run."""
+    return os.environ.get(ENCODING_VARIABLE, ENCODINGS[0])
 
 
 def run_job(driver: Driver, num_learners: int, num_parameters: int, rounds: int) -> list[e.Event]:
     """Run a job of ``rounds`` counted rounds and one before; its events come back, its model is checked."""
     job = driver.submit(spec(num_learners, rounds + 1), Model.of(initial_weights(num_parameters)))
     events = list(job.events())
-    check_weights(dict(job.model()), num_learners, rounds + 1)
+    rounding = 0.0 if encoding() == ENCODINGS[0] else ROUNDING * (rounds + 1)
+    check_weights(dict(job.model()), num_learners, rounds + 1, rounding=rounding)
     return events
 
 

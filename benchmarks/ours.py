@@ -168,11 +168,11 @@ def over_servers(num_learners: int) -> Iterator[Running]:
 
 
 @contextmanager
-def servers() -> Iterator[dict[str, Node]]:
-    """A private RabbitMQ and a private Redis."""
+def servers(broker_settings: Mapping[str, str] | None = None) -> Iterator[dict[str, Node]]:
+    """A private RabbitMQ, with further lines of its rabbitmq.conf, and a private Redis."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        RabbitMQNode(Path(folder) / "rabbitmq") as broker,
+        RabbitMQNode(Path(folder) / "rabbitmq", settings=broker_settings) as broker,
         RedisNode(Path(folder) / "redis") as store,
     ):
         yield {"rabbitmq": broker, "redis": store}

@@ -141,7 +141,7 @@ def _access(facts: RedisFacts) -> Iterator[Finding]:
             "+script|load" if name == "SCRIPT LOAD" else f"+{name.lower()}" for name in facts.denied
         )
         what = f"the user may not use {', '.join(facts.denied)} on the federation's keys"
-        yield Finding(level="error", what=what, advice=f"ACL SETUSER … {grants} ~bfl:*")
+        yield Finding(level="error", what=what, advice=f"ACL SETUSER … {grants} ~{facts.keys}")
     else:
         yield Finding(level="ok", what="the user has the permissions that the controller needs")
 

@@ -33,8 +33,9 @@ class Observer(Protocol):
         ...
 
     def refused(self, source: str) -> None:
-        """A message was not taken: from ``inbox``, ``reports``, ``control`` or ``mailbox``; or because its
-        sender sends too much: ``over_limit``.
+        """A message was not taken: from ``inbox``, ``reports``, ``control`` or ``mailbox``; because its
+        sender sends too much: ``over_limit``; or because somebody had a controller's own message sent back to
+        it: ``bounced``.
         """
         ...
 

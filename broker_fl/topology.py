@@ -261,6 +261,14 @@ class RedisKeys:
     federation: str
 
     @property
+    def pattern(self) -> str:
+        """What all of them match, and no other federation's: for the account of a controller (Redis ACL).
+
+        Braces are nothing special there, and no name of a federation has a character that is.
+        """
+        return f"bfl:{{{self.federation}}}:*"
+
+    @property
     def controller(self) -> str:
         """Newest epoch and its owner."""
         return f"bfl:{{{self.federation}}}:controller"

@@ -26,9 +26,9 @@ MIN_SECRET = 8
 
 
 def hide(secret: str | None) -> None:
-    """Never write this out, from now on."""
+    """Never write this out, from now on; nor as it is shown in quotes, with its backslashes doubled."""
     if secret and len(secret) >= MIN_SECRET:
-        _secrets.add(secret)
+        _secrets.update((secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]))
 
 
 def hide_passwords(*urls: str) -> None:
@@ -46,7 +46,7 @@ def hide_passwords(*urls: str) -> None:
 def redacted(text: str) -> str:
     """The text without passwords in URLs, and without what ``hide`` was told."""
     text = _IN_URL.sub(r"\1:***@", text)
-    for secret in _secrets:
+    for secret in sorted(_secrets, key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(secret, "***")
     return text
 
@@ -64,7 +64,8 @@ def escaped(text: str) -> str:
 class _Formatter(logging.Formatter):
     """Times in UTC with milliseconds: logs of several machines are read side by side.
 
-    The traceback of an error is shown to who asked for it; others get its last line.
+    The traceback of an error is shown to who asked for it; others get its last line. What is hidden is taken
+    out of each text before it is escaped: afterwards it would look like something else.
     """
 
     converter = staticmethod(time.gmtime)
@@ -75,36 +76,31 @@ class _Formatter(logging.Formatter):
         super().__init__(_FORMAT)
         self._tracebacks = tracebacks
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One line, or several with a traceback."""
-        return redacted(self._line(record))
-
-    def _line(self, record: logging.LogRecord) -> str:
-        raise NotImplementedError
-
 
 class TextFormatter(_Formatter):
     """For people; what a line is about comes in brackets at the end of the message."""
 
-    def _line(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or several with a traceback."""
         about = " ".join(f"{name}={fact}" for name, fact in subject(of_process=False).items())
         copy = logging.makeLogRecord(record.__dict__)
         words = record.getMessage()
-        copy.msg, copy.args = escaped(f"{words} [{about}]" if about else words), None
-        return super(_Formatter, self).format(copy)
+        copy.msg, copy.args = escaped(redacted(f"{words} [{about}]" if about else words)), None
+        return redacted(super().format(copy))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """The error behind a record, indented: no line of it looks like a record."""
         if self._tracebacks:
-            lines = super().formatException(ei).splitlines()
+            lines = redacted(super().formatException(ei)).splitlines()
             return "\n".join(f"  {escaped(line)}" for line in lines)
-        return f"  {ei[0].__name__}: {escaped(str(ei[1]))} (-vv shows where)" if ei[0] else ""
+        return f"  {ei[0].__name__}: {escaped(redacted(str(ei[1])))} (-vv shows where)" if ei[0] else ""
 
 
 class JsonFormatter(_Formatter):
     """For machines: an object a line, with federation, job, round and learner where they apply."""
 
-    def _line(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
         line: dict[str, Any] = {
             "time": self.formatTime(record),
             "level": record.levelname.lower(),
@@ -117,7 +113,13 @@ class JsonFormatter(_Formatter):
             line["error"] = {"type": kind.__name__, "message": str(error)}
             if self._tracebacks:
                 line["error"]["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(_all_redacted(line), ensure_ascii=False)
+
+
+def _all_redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _all_redacted(one) for name, one in value.items()}
+    return redacted(value) if isinstance(value, str) else value
 
 
 def configure_logging(

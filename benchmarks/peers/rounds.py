@@ -100,11 +100,13 @@ def constant_of(index: int) -> float:
     return float(MEAN_CONSTANT + far if index % 2 else MEAN_CONSTANT - far)
 
 
-def check_weights(weights: Mapping[str, NDArray[np.float32]], num_learners: int, num_rounds: int) -> None:
+def check_weights(
+    weights: Mapping[str, NDArray[np.float32]], num_learners: int, num_rounds: int, *, rounding: float = 0.0
+) -> None:
     """Hold the final model against what adding each learner's constant in each round must give.
 
     One update that is lost in one of the rounds moves the weights by half a constant in ``num_learners`` ×
-    ``num_rounds`` of them, at least; a fifth of that is allowed.
+    ``num_rounds`` of them, at least; a fifth of that is allowed, or ``rounding`` where models travel rounded.
 
     Raises:
         AssertionError: an update was lost, skipped or counted twice.
@@ -113,7 +115,7 @@ def check_weights(weights: Mapping[str, NDArray[np.float32]], num_learners: int,
     assert len(weights) == num_tensors()
     for array in weights.values():
         np.testing.assert_allclose(
-            np.asarray(array), expected, rtol=max(LEAST_RTOL, 0.1 / (num_learners * num_rounds))
+            np.asarray(array), expected, rtol=max(LEAST_RTOL, 0.1 / (num_learners * num_rounds), rounding)
         )
 
 

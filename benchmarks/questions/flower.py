@@ -23,7 +23,7 @@ from benchmarks.comparison import (
     why_left_out,
     wins_of_peer,
 )
-from benchmarks.jobs import spec
+from benchmarks.jobs import ENCODINGS, encoding
 from benchmarks.peers.flower import DEFAULT_POLL_S, LAYOUTS, PEER
 from benchmarks.peers.rounds import TENSORS, num_tensors
 from benchmarks.questions import Cell, Options, Question, Row
@@ -64,14 +64,15 @@ that is not counted, for one where that took more than {sweep_limit:g} s, and wa
 itself*), and the best of all was taken for the blocks. The table says how many of the {settings} settings
 were tried; *not swept* means one, given on the command line. Flower may be faster with one that was not
 tried, and the ratio then flatters us.
-A model has so many equal tensors of float32 as the table says, {tensors} unless something else was asked for
-(`--tensors 1`). That matters: Flower stores each tensor as an object, and fetches and sends it by requests of
-its own, a few at a time, so that small models in many tensors take it longer; ours sends a model as one piece
-however it is cut. Ours travels in the encoding `{encoding}`, the default. Seconds
-from one version of the model to the next: medians over the rounds of a block, then over
-blocks of ours and theirs in alternation, with the least and the most in brackets; the ratio likewise, of
-blocks that followed each other. Where there is one block, as many as `--cell-s` allowed, nothing alternated:
-the brackets are its rounds', and the ratio has none. The final models of all are checked.
+A model has so many equal tensors of float32 as the table says, {tensors} unless something else was asked
+for (`--tensors 1`). That matters: Flower stores each tensor as an object, and fetches and sends it by
+requests of its own, a few at a time, so that small models in many tensors take it longer; ours sends a
+model as one piece however it is cut. Ours travels in the encoding `{encoding}`, the default, unless the
+table names another (`--encoding`; Flower has float32 only). Seconds from one version of the model to the
+next: medians over the rounds of a block, then over blocks of ours and theirs in alternation, with the least
+and the most in brackets; the ratio likewise, of blocks that followed each other. Where there is one block,
+as many as `--cell-s` allowed, nothing alternated: the brackets are its rounds', and the ratio has none. The
+final models of all are checked.
 
 {table}
 
@@ -99,12 +100,13 @@ def _named(cell: Cell, row: Row) -> Row:
     learners, parameters = cell
     tensors = num_tensors()
     key = f"{learners}x{parameters}" + ("" if tensors == TENSORS else f"x{tensors}")
+    key += "" if encoding() == ENCODINGS[0] else f" {encoding()}"
     return {
         "key": key,
         "num_learners": learners,
         "num_parameters": parameters,
         "tensors": tensors,
-        "encoding": spec(learners, 1).transfer.encoding,
+        "encoding": encoding(),
         "peer": PEER.title,
         **row,
     }
@@ -123,6 +125,7 @@ def text(rows: Sequence[Row]) -> str:
         "learners",
         "parameters",
         "tensors",
+        "ours in",
         "blocks",
         "ours s",
         "Flower s",
@@ -135,7 +138,7 @@ def text(rows: Sequence[Row]) -> str:
     for row in filter(is_measured, rows):
         setting = row["setting"]
         chosen = f"{setting['poll-s']:g} s, {setting['layout']}{was_swept(row)}"
-        named = (row["num_learners"], size(row["num_parameters"]), row["tensors"])
+        named = (row["num_learners"], size(row["num_parameters"]), row["tensors"], row["encoding"])
         wanted = WANTED.get(row["num_parameters"], LEAST)
         lines.append((*named, *columns_of(row), against_target(row, wanted), chosen, by_itself(row)))
     return TEXT.format(
@@ -149,7 +152,7 @@ def text(rows: Sequence[Row]) -> str:
         polls=", ".join(f"{one:g}" for one in POLLS_S),
         layouts="all in one process; SuperLink, ServerApp and clients in four",
         tensors=TENSORS,
-        encoding=", ".join(sorted({row["encoding"] for row in rows})),
+        encoding=ENCODINGS[0],
         table=table(columns, lines) if lines else "(nothing measured)",
         wins=" ".join(filter(None, (wins_of_peer(rows), better_alone(rows)))),
         gaps=gaps(rows),
@@ -159,7 +162,7 @@ def text(rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> bool:
     """A panel for each size of model, seconds a round against learners."""
     measured = [row for row in rows if is_measured(row)]
-    measured = [row for row in measured if row["tensors"] == TENSORS]
+    measured = [row for row in measured if row["tensors"] == TENSORS and row["encoding"] == ENCODINGS[0]]
     sizes = sorted({row["num_parameters"] for row in measured})
     panels = {}
     for parameters in sizes:

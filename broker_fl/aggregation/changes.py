@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from broker_fl.aggregation import fused, kernels
-from broker_fl.aggregation.sums import check_addable, length, sum_dtype, write_mean
+from broker_fl.aggregation.sums import Intact, check_addable, length, sum_dtype, write_mean
 from broker_fl.errors import AggregationError
 from broker_fl.interfaces import Given
 from broker_fl.model import FLOATS, Array, Model, ModelSpec, Run, parts
@@ -32,6 +32,7 @@ class ChangeSum:
         self._given = given
         self._base: Model | None = None
         self._totals: dict[Run, Array] | None = None
+        self._intact = Intact()
 
     @property
     def trained_runs(self) -> tuple[Run, ...]:
@@ -55,20 +56,31 @@ class ChangeSum:
         check_addable(self.spec, model, weight)
 
     def add(self, model: Model, *, scale: float, weight: float) -> None:
-        """Take in a model that passed ``check``: its change times ``scale``, all else by ``weight``."""
-        for run, total in self._begun().items():
-            if self._is_trained[run]:
-                fused.add_scaled_change(total, model.run(run), self.base.run(run), scale)
-            else:
-                kernels.add_scaled(total, model.run(run), weight)
+        """Take in a model that passed ``check``: its change times ``scale``, all else by ``weight``.
+
+        Raises:
+            AggregationError: an addition before broke off, so that the sum is lost.
+        """
+        totals, base = self._begun(), self.base
+        with self._intact.changing():
+            for run, total in totals.items():
+                if self._is_trained[run]:
+                    fused.add_scaled_change(total, model.run(run), base.run(run), scale)
+                else:
+                    kernels.add_scaled(total, model.run(run), weight)
         self.total_weight += weight
 
     def add_change(self, change: Model, weight: float) -> None:
         """Take in a change that its learner computed and that passed ``check``; what is not trained are the
         learner's values.
+
+        Raises:
+            AggregationError: an addition before broke off, so that the sum is lost.
         """
-        for run, total in self._begun().items():
-            kernels.add_scaled(total, change.run(run), weight)
+        totals = self._begun()
+        with self._intact.changing():
+            for run, total in totals.items():
+                kernels.add_scaled(total, change.run(run), weight)
         self.total_weight += weight
 
     def _begun(self) -> dict[Run, Array]:
@@ -78,9 +90,10 @@ class ChangeSum:
 
     def rescale(self, factor: float) -> None:
         """Multiply ``Σ sᵢ (xᵢ − x)``."""
-        for run, total in (self._totals or {}).items():
-            if self._is_trained[run]:
-                fused.evaluate("total * factor", total, total=total, factor=factor)
+        with self._intact.changing():
+            for run, total in (self._totals or {}).items():
+                if self._is_trained[run]:
+                    fused.evaluate("total * factor", total, total=total, factor=factor)
 
     def squared_change(self, model: Model) -> float:
         """``|xᵢ − x|²`` over all that is trained."""
@@ -91,8 +104,9 @@ class ChangeSum:
         """``Σ sᵢ (xᵢ − x)`` of each of ``trained_runs``; what is written to them changes what ``moved`` adds.
 
         Raises:
-            AggregationError: nothing was added.
+            AggregationError: nothing was added, or an addition broke off.
         """
+        self._intact.check()
         if self._totals is None:
             raise AggregationError("no update was folded, so there is nothing to combine")
         return [total for run, total in self._totals.items() if self._is_trained[run]]
@@ -101,8 +115,9 @@ class ChangeSum:
         """``x`` plus the totals as they are now, and the mean of all else; the sum is used up.
 
         Raises:
-            AggregationError: a value is not finite.
+            AggregationError: a value is not finite, or an addition broke off.
         """
+        self._intact.check()
         result, totals = Model.blank(self.spec), self._totals or {}
         for run, total in totals.items():
             if self._is_trained[run]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -59,10 +59,18 @@ def _share_out(num_elements: int, work: Callable[[slice], None], size: int) -> N
 
     num_others = min(_num_threads(), -(-num_elements // size)) - 1
     others = [_pool().submit(take) for _ in range(num_others)]
-    take()
-    for other in others:
-        if not other.cancel():
-            other.result()
+    try:
+        take()
+    finally:  # they write to arrays of the caller, who may be about to give them up
+        failures = _failures(others)
+    if failures:
+        raise failures[0]
+
+
+def _failures(others: list[Future[None]]) -> list[BaseException]:
+    """Of those that have begun, once all of these have ended."""
+    begun = [other for other in others if not other.cancel()]
+    return [failure for other in begun if (failure := other.exception()) is not None]
 
 
 def scratch(num_elements: int, dtype: np.dtype[Any]) -> Array:

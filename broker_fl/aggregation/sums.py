@@ -11,7 +11,8 @@ boolean becomes the weighted majority, a tie False.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +50,37 @@ last update does not wait for long until the others are added.
 """
 
 
+class Intact:
+    """Whether every term is in a sum as a whole: not after an addition broke off, as when memory ran out."""
+
+    def __init__(self) -> None:
+        self._is_intact = True
+
+    def __bool__(self) -> bool:
+        return self._is_intact
+
+    def check(self) -> None:
+        """Before the sum is used.
+
+        Raises:
+            AggregationError: an addition broke off.
+        """
+        if not self._is_intact:
+            raise AggregationError("an addition broke off before, so the sum of the updates is lost")
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around all that is written to the sum for one operation on it.
+
+        Raises:
+            AggregationError: an earlier one broke off.
+        """
+        self.check()
+        self._is_intact = False
+        yield
+        self._is_intact = True
+
+
 class WeightedSum:
     """``Σ wᵢ xᵢ`` run by run, and ``Σ wᵢ``. Memory: one model, in the type of the sum, and what there was
     ``room`` for when it was added.
@@ -67,8 +99,7 @@ class WeightedSum:
         self._staged: list[tuple[Sequence[Array], float]] = []
         """What is in the sum by its bounds and its weight, and waits for others to be added with."""
         self._staged_bytes = 0
-        self._is_whole = True
-        """Whether no term was added in part only, as when memory ran out amid it."""
+        self._intact = Intact()
 
     def add(
         self,
@@ -101,7 +132,7 @@ class WeightedSum:
 
     def _stage(self, values: Sequence[Array], weight: float, room: int) -> None:
         """Have a term wait, or add it; if that fails it does not wait, since nobody counts its learner."""
-        self._check_whole()
+        self._intact.check()
         if self._num_added + 1 == WIDE_FROM and self.spec.num_bytes <= WIDE_BYTES:
             self._widen()
         num_bytes = sum(array.nbytes for array in values)
@@ -122,7 +153,7 @@ class WeightedSum:
 
     def settle(self) -> None:
         """Add what waits; its memory is not needed any more. Nothing is done to a sum that is lost."""
-        if self._staged and self._is_whole:
+        if self._staged and self._intact:
             self._fold(self._staged)
             self._staged, self._staged_bytes = [], 0
 
@@ -130,16 +161,11 @@ class WeightedSum:
         """Add the terms, and divide. A failure before the first addition changes nothing; one after it
         leaves a sum of which nobody knows what is in it, and which is not used any more.
         """
-        begun, totals = self._totals is not None, self._totals or self._begun()
-        self._totals, self._is_whole = totals, False
-        for place, total in enumerate(totals):
-            of_run = [(values[place], weight) for values, weight in terms]
-            kernels.fold(total, of_run, begun=begun, divisor=divisor)
-        self._is_whole = True
-
-    def _check_whole(self) -> None:
-        if not self._is_whole:
-            raise AggregationError("an addition broke off before, so the sum of the updates is lost")
+        begun, self._totals = self._totals is not None, self._totals or self._begun()
+        with self._intact.changing():
+            for place, total in enumerate(self._totals):
+                of_run = [(values[place], weight) for values, weight in terms]
+                kernels.fold(total, of_run, begun=begun, divisor=divisor)
 
     def _begun(self) -> list[Array]:
         """Room for the sum of each run; what is in it is undefined."""
@@ -198,7 +224,7 @@ class WeightedSum:
         Raises:
             AggregationError: nothing was added, or an addition broke off.
         """
-        self._check_whole()
+        self._intact.check()
         self.settle()
         if self._totals is None:
             raise AggregationError("no update was folded, so there is no sum")
@@ -216,7 +242,7 @@ class WeightedSum:
             AggregationError: nothing was added, an addition broke off, or a float tensor of the mean is not
                 finite.
         """
-        self._check_whole()
+        self._intact.check()
         if self._totals is None and not self._staged:
             raise AggregationError("no update was folded, so there is nothing to average")
         self._fold(self._staged, self.total_weight)

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from broker_fl.cli.command import Command
+from broker_fl.cli.deeds import noted
+from broker_fl.cli.operators import AUDIT
 from broker_fl.errors import SettingError
+from broker_fl.identity.accounts import Account
+from broker_fl.security.audit import Deed
 
 if TYPE_CHECKING:
     from broker_fl.security.authority import Authority, Issued
@@ -67,12 +71,28 @@ def server(hosts: tuple[str, ...], folder: str, days: int) -> None:
     metavar="FILE",
     help="PEM: a certificate request; its key stays where it was made, and only a certificate is written.",
 )
-def client(name: str, folder: str, days: int, request: str | None) -> None:
-    """Issue a certificate for a client whose account at the broker is NAME."""
-    authority = _authority(folder)
-    if request is None:
-        _say(authority.client(name, days))
+@AUDIT
+def client(name: str, folder: str, days: int, request: str | None, audit: str | None) -> None:
+    """Issue a certificate for a client whose account at the broker is NAME.
+
+    One for an account of a federation (F.role.name) opens it whether it has a password or not, and is written
+    down in that federation's audit log of this operator.
+    """
+    authority, account = _authority(folder), Account.of(name)
+    if account is None:
+        _certify(authority, name, days, request)
         return
+    deed = Deed(actor="", action="certify", subject=f"account {account.user}", details={"days": days})
+    with noted(deed, {"audit": audit}, account.federation) as known:
+        known["serial"] = _module().serial(_certify(authority, name, days, request))
+
+
+def _certify(authority: Authority, name: str, days: int, request: str | None) -> Path:
+    """Where the certificate is."""
+    if request is None:
+        issued = authority.client(name, days)
+        _say(issued)
+        return issued.certificate
     try:
         asked = Path(request).read_bytes()
     except OSError as error:
@@ -82,7 +102,9 @@ def client(name: str, folder: str, days: int, request: str | None) -> None:
             f"{request} is no certificate request in PEM; where the key is: openssl req -new -key KEY.pem "
             f"-subj /CN={name}"
         )
-    click.echo(f"certificate  {authority.certify_to_file(name, asked, days)}")
+    path = authority.certify_to_file(name, asked, days)
+    click.echo(f"certificate  {path}")
+    return path
 
 
 def _module() -> Any:

@@ -33,22 +33,24 @@ def written_down(
 
 
 @contextmanager
-def noted(deed: Deed, given: Mapping[str, Any]) -> Iterator[None]:
-    """As ``written_down``, of any deed."""
-    federation = given["federation"]
-    log = FileLog(given["audit"] or default_file(federation), federation)
+def noted(deed: Deed, given: Mapping[str, Any], federation: str | None = None) -> Iterator[dict[str, str]]:
+    """As ``written_down``, of any deed. What the block puts into the dictionary is in the last entry, if the
+    deed was done.
+    """
+    federation = federation or given["federation"]
+    log, known = FileLog(given["audit"] or default_file(federation), federation), dict[str, str]()
 
     def write(more: Mapping[str, str | int | float | bool]) -> int:
         return log.append(replace(deed, details=more)).sequence
 
     begun = write(deed.details or {})
     try:
-        yield
+        yield known
     except BaseException as error:
         write({"of_entry": begun, "outcome": _what_went_wrong(error)})
         raise
     try:
-        write({"of_entry": begun, "outcome": "done"})
+        write({"of_entry": begun, "outcome": "done", **known})
     except BrokerFLError as error:
         raise SettingError(
             f"{deed.subject}: the {deed.action} is done, and that could not be noted: {error}"

@@ -15,12 +15,12 @@ from broker_fl.cli.command import Command, print_json
 from broker_fl.cli.deeds import written_down
 from broker_fl.cli.operators import Duration, management, members_of, tidied, tidy
 from broker_fl.cli.tables import print_table
-from broker_fl.errors import SettingError
+from broker_fl.errors import BrokerUnavailable, SettingError
 from broker_fl.identity.accounts import ROLES, Account
 from broker_fl.identity.joinfile import JoinFile, without_account
 from broker_fl.identity.members import Member, Members
 from broker_fl.identity.passwords import hashed, new_password
-from broker_fl.identity.private_file import check_writable
+from broker_fl.identity.private_file import PendingFile, check_writable
 from broker_fl.security.certificates import check_login
 from broker_fl.transports.rabbitmq.addresses import parse_addresses
 
@@ -99,8 +99,15 @@ def enroll(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     file = _join_file(account, password, given, expires, path)
     with written_down("enroll", account, given):
         members.enroll(account, hashed(password) if password else "", expires=expires)
-        _write(file, path, members, force=force, undo=True)
+        _write(file, path, members, force=force)
     click.echo(f"{path}: give it to {name} by a safe way, and to nobody else")
+    if members.may_fill_up(account):
+        click.secho(
+            f"Warning: a {role} may declare queues, and this virtual host has no limit of them (max-queues; "
+            "docs/operations.md)",
+            fg="yellow",
+            err=True,
+        )
 
 
 @click.command(cls=Command)
@@ -119,16 +126,24 @@ def rotate(name: str, role: Any, out: str | None, force: bool, **given: Any) -> 
     members = members_of(given)
     account, path = members.find(name, role), Path(out or f"{name}.join")
     check_writable(path, overwrite=force)
-    if not given["certificate"] and not members.has_password(account):
+    had_password = members.has_password(account)
+    if not given["certificate"] and not had_password:
         raise SettingError(
             f"{account} logs in with a certificate and has no password to be changed: give --certificate "
             "with another one; or broker-fl revoke and enroll, for a password"
         )
     password = None if given["certificate"] else new_password()
     file = _join_file(account, password, given, members.expiry(account), path)
-    with written_down("rotate", account, given):
-        members.rotate(account, hashed(password) if password else "")
-        _write(file, path, members, force=force, undo=False)
+    new = file.prepare(path)  # what opens the account from now on must not be lost with this process
+    try:
+        with written_down("rotate", account, given):
+            if password or had_password:
+                _change(members, account, hashed(password) if password else "", new, force=force)
+            else:
+                members.rotate(account, "")
+                new.place(overwrite=force)
+    finally:
+        new.discard()
     old = "the old password is no longer valid" if password else "no password opens the account"
     click.echo(f"{path}: give it to {name}; {old}, and what was open is closed")
 
@@ -246,11 +261,45 @@ def ca_text(given: Mapping[str, Any]) -> str | None:
     return text[start:]
 
 
-def _write(file: JoinFile, path: Path, members: Members, *, force: bool, undo: bool) -> None:
+def _write(file: JoinFile, path: Path, members: Members, *, force: bool) -> None:
     """Write a join file; an account that nobody can use is taken back."""
     try:
         file.write(path, overwrite=force)
     except BaseException:
-        if undo:
-            members.revoke(file.account)
+        members.revoke(file.account)
         raise
+
+
+def _change(members: Members, account: Account, password_hash: str, new: PendingFile, *, force: bool) -> None:
+    """Change a password, and give its join file the name: at each moment a file is there that works.
+
+    Raises:
+        SettingError, BrokerUnavailable: not all of it was done, or nothing; says which file opens the account
+            if that is another one than before.
+    """
+    try:
+        members.rotate(account, password_hash)
+    except BaseException as error:
+        is_taken = members.has_taken(account, password_hash)
+        if is_taken is None:
+            raise BrokerUnavailable(
+                f"{error}. Whether the broker has the new password is not known: if the join file of before "
+                f"opens nothing any more, the new one is {new.keep()}; else delete that, and try again"
+            ) from error
+        if is_taken:
+            _place(new, force=force)
+            raise BrokerUnavailable(
+                f"{error}. {new.path} is the join file from now on, but not all was done: run broker-fl "
+                "rotate once more"
+            ) from error
+        raise
+    _place(new, force=force)
+
+
+def _place(new: PendingFile, *, force: bool) -> None:
+    try:
+        new.place(overwrite=force)
+    except SettingError as error:
+        raise SettingError(
+            f"{error}. The password is another one already: the new join file is {new.keep()}"
+        ) from error

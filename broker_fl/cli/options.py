@@ -71,20 +71,39 @@ def _toml_value(text: str) -> Any:
     return value if isinstance(value, str | int | float | bool) else text
 
 
-_PASSWORD = re.compile(r"://[^/?#]*:[^@]+@")
+_PASSWORD = re.compile(r"^(?:\w+://)?[^/?#]*:(?!//)[^@]+@([^/?#]*)|[?&]password=")
+"""In a URL, also one without a scheme; then its hosts. Redis's driver takes one from the options, too."""
 
 
 def not_on_the_command_line(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Warn of a password that every user of the machine can read as long as the process runs."""
+    """Refuse a password that every user of the machine could read as long as the process runs; one for a
+    server on this machine, as in trials, is only warned of.
+
+    Raises:
+        BadParameter: the URL was typed, has a password, and leads to another machine.
+    """
     typed = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
-    if typed and value is not None and _PASSWORD.search(value):
-        name = str(param.name)
-        click.echo(
-            f"Warning: the password in --{name} can be read by everybody on this machine; give the URL as "
-            f"BROKER_FL_{name.upper()}, or in a settings file of mode 0600",
-            err=True,
-        )
+    found = _PASSWORD.search(value) if typed and value is not None else None
+    if value is None or found is None:
+        return value
+    name = str(param.name)
+    words = "the password in it can be read by everybody on this machine"
+    instead = f"give the URL as BROKER_FL_{name.upper()}, or in a settings file of mode 0600 (--config FILE)"
+    if name == "broker" and any(one.name == "join" for one in ctx.command.params):
+        instead += ", or a join file (--join FILE)"
+    if not _is_of_this_machine(value):
+        raise click.BadParameter(f"{words}; {instead}", ctx, param)
+    click.echo(f"Warning: --{name}: {words}; {instead}", err=True)
     return value
+
+
+def _is_of_this_machine(url: str) -> bool:
+    """Whether all hosts of a URL are; one without a host is a socket of this machine, or no URL at all."""
+    from broker_fl.security.tls import is_loopback
+
+    authority = re.split(r"[/?#]", url.partition("://")[2] or url, maxsplit=1)[0].rpartition("@")[2]
+    hosts = (host if host.endswith("]") else host.rpartition(":")[0] or host for host in authority.split(","))
+    return all(not host or is_loopback(host) for host in hosts)
 
 
 # ---------------------------------------------------------------- shared options

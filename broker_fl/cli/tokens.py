@@ -17,7 +17,7 @@ from broker_fl.cli.identity import ca_text, force, out, place_of, role
 from broker_fl.cli.operators import Duration, granting_of, management, tidied
 from broker_fl.errors import AccessDenied, BrokerUnavailable, SettingError
 from broker_fl.identity.accounts import Account
-from broker_fl.identity.granting import MAX_REQUESTS_OF_ONE, Asked, Granting
+from broker_fl.identity.granting import Asked, Granting
 from broker_fl.identity.passwords import new_password
 from broker_fl.identity.private_file import check_writable
 from broker_fl.identity.tokens import EnrolmentRequest, Token, read_token
@@ -166,12 +166,12 @@ def accept(name: str | None, fingerprint: str | None, yes: bool, **given: Any) -
 
 def _drop_floods(granting: Granting, given: Mapping[str, Any]) -> None:
     """Take tokens back with which somebody fills the queue, in which all others wait, too."""
-    for account in granting.flooding():
-        with written_down("cancel_token", account, given, reason=f"more than {MAX_REQUESTS_OF_ONE} messages"):
+    for account, reason in granting.misused():
+        with written_down("cancel_token", account, given, reason=reason):
             granting.refuse(account)
         click.secho(
-            f"{account}: more than {MAX_REQUESTS_OF_ONE} messages came with its token, which is no longer "
-            "valid; give it another one (broker-fl token)",
+            f"{account}: {reason} came with its token, which is no longer valid; give it another one "
+            "(broker-fl token)",
             fg="red",
         )
     granting.clear()

@@ -29,6 +29,7 @@ Paths are relative to the inventory.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -44,6 +45,15 @@ from broker_fl.wire.frames import brief
 
 Port = Annotated[int, Field(gt=0, lt=65_536)]
 Variables = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str]
+
+
+_WITH_LOGIN = re.compile(r"\w://[^\s/@]*:[^\s/@]+@|https?://[^\s/?#]+@")
+"""A URL with a password, or of HTTP with a user, which is often a token."""
+_IS_READ = (
+    "a URL with a password is in it, and everybody on that machine can read a command line; a login of a "
+    "package index belongs into ~/.netrc or ~/.config/pip/pip.conf there (mode 0600), a daemon's into its "
+    "join file or its settings file (config)"
+)
 
 
 class _Table(BaseModel):
@@ -112,6 +122,7 @@ class Inventory(_Table):
     extras: tuple[str, ...] = ()
     """Of a file; a requirement names its own."""
     pip_options: tuple[str, ...] = ()
+    """Nothing secret, as in a daemon's ``arguments``: both are command lines there."""
     known_hosts: Path | None = None
     """None: OpenSSH's own file. A host whose key is not in it is refused."""
     hosts: dict[Identifier, Host]
@@ -119,10 +130,15 @@ class Inventory(_Table):
     learners: dict[Identifier, LearnerDaemon] = {}
 
     @model_validator(mode="after")
-    def _check_names(self) -> Self:
+    def _check(self) -> Self:
         for name, daemon in self.daemons():
             if daemon.host not in self.hosts:
                 raise ValueError(_no_host(name, daemon.host, self.hosts))
+        texts = {"package": (self.package,), "pip_options": self.pip_options}
+        texts |= {f"arguments of {name}": daemon.arguments for name, daemon in self.daemons()}
+        for what, words in texts.items():
+            if any(_WITH_LOGIN.search(word) for word in words):
+                raise ValueError(f"{what}: {_IS_READ}")
         if both := self.controllers.keys() & self.learners.keys():
             raise ValueError(f"a controller and a learner have the same name: {', '.join(sorted(both))}")
         return self

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,6 +28,8 @@ MAX_REQUESTS_OF_ONE = 100
 """Messages with one token; a site asks once or twice."""
 _MAX_MESSAGES = 1_000
 """That are looked at together: the tables of headers that come with them have up to 128 kB each."""
+_Messages = list[tuple[bytes, str | None]]
+"""Bodies, and who sent them."""
 
 
 class _Invitation(BaseModel):
@@ -40,6 +41,8 @@ class _Invitation(BaseModel):
     role: Role
     expires: float
     account_expires: float | None = None
+    kept: tuple[EnrolmentRequest, ...] = ()
+    """Requests that were taken out of the queue, since what had to be dropped lay behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Granting:
                 expires=token.expires,
                 account_expires=account_expires,
             )
-            self._api.put_record(self._record(account), invitation.model_dump(exclude_none=True))
+            self._save(account, invitation)
         except BaseException:
             self._forget(account)
             raise
@@ -106,31 +109,33 @@ class Granting:
     def asked(self) -> list[Asked]:
         """Requests that wait and whose token is valid; they go on waiting."""
         invitations = self._invitations()
-        found: list[tuple[str, EnrolmentRequest]] = []
-        for body, user in self._waiting():
-            if user is None or user not in invitations:
-                continue
-            try:
-                request = EnrolmentRequest.unpack(body)
-            except FrameRefused:
-                continue
-            if request.id == invitations[user][1].id:
-                found.append((user, request))
-        found = list(dict.fromkeys(found))
+        found = [
+            (user, request) for user, (_, invitation) in invitations.items() for request in invitation.kept
+        ]
+        found = list(dict.fromkeys([*found, *_requests(self._waiting(), invitations)]))
         times = Counter(user for user, _ in found)
         return [Asked(invitations[user][0], request, times[user] == 1) for user, request in found]
 
-    def flooding(self) -> list[Account]:
-        """Whose valid token has brought more than ``MAX_REQUESTS_OF_ONE`` messages."""
-        times, invitations = Counter(user for _, user in self._waiting()), self._invitations()
-        return [account for user, (account, _) in invitations.items() if times[user] > MAX_REQUESTS_OF_ONE]
+    def misused(self) -> list[tuple[Account, str]]:
+        """Whose valid token has brought what no site sends, and what that is: anything that is no request,
+        which may fill the queue with a message or two; or more than ``MAX_REQUESTS_OF_ONE`` messages.
+        """
+        waiting, invitations = self._waiting(), self._invitations()
+        times, found = Counter(user for _, user in waiting), dict[str, str]()
+        for body, user in waiting:
+            if user is not None and user in invitations and not _is_request(body):
+                found.setdefault(user, "a message that is no request")
+        for user, (_, invitation) in invitations.items():
+            if times[user] + len(invitation.kept) > MAX_REQUESTS_OF_ONE:
+                found[user] = f"more than {MAX_REQUESTS_OF_ONE} messages"
+        return [(invitations[user][0], reason) for user, reason in found.items()]
 
     def expired(self) -> list[Account]:
         """For whom a token was made that is too old by now; it can still log in, to no use."""
         now = self._now()
         return [account for account, invitation in self._all_invitations() if invitation.expires <= now]
 
-    def _waiting(self) -> list[tuple[bytes, str | None]]:
+    def _waiting(self) -> _Messages:
         """Messages from the oldest on, cut where they are too long for a request; and who sent them."""
         found = self._api.look_at_messages(
             self._vhost, self._topology.enrolment, _MAX_MESSAGES, truncate=MAX_REQUEST_BYTES + 1
@@ -155,13 +160,31 @@ class Granting:
         self._forget(account)
 
     def clear(self) -> None:
-        """Drop messages that came with tokens that are spent or no longer valid, from the oldest on."""
+        """Drop messages that came with tokens that are spent or no longer valid.
+
+        The management interface takes messages from the oldest on only: requests in front of them are kept
+        with their invitations from then on.
+        """
         if self._api.queue(self._vhost, self._topology.enrolment) is None:
             return
-        users = self._invitations().keys()
-        while count := sum(1 for _ in takewhile(lambda one: one[1] not in users, self._waiting())):
+        while True:
+            waiting, invitations = self._waiting(), self._invitations()
+            useless = [at for at, (_, user) in enumerate(waiting) if user not in invitations]
+            if not useless:
+                return
+            count = useless[-1] + 1
+            self._keep(waiting[:count], invitations)
             if not self._api.take_messages(self._vhost, self._topology.enrolment, count, truncate=1):
                 return
+
+    def _keep(self, messages: _Messages, invitations: Mapping[str, tuple[Account, _Invitation]]) -> None:
+        asked: dict[str, list[EnrolmentRequest]] = {}
+        for user, request in _requests(messages, invitations):
+            asked.setdefault(user, []).append(request)
+        for user, requests in asked.items():
+            account, invitation = invitations[user]
+            kept = tuple(dict.fromkeys([*invitation.kept, *requests]))
+            self._save(account, invitation.model_copy(update={"kept": kept}))
 
     def _invitations(self) -> dict[str, tuple[Account, _Invitation]]:
         """Valid ones, by their users."""
@@ -189,5 +212,30 @@ class Granting:
         self._api.delete_user(candidate_user(account))
         self._api.delete_record(self._record(account))
 
+    def _save(self, account: Account, invitation: _Invitation) -> None:
+        self._api.put_record(self._record(account), invitation.model_dump(mode="json", exclude_none=True))
+
     def _record(self, account: Account) -> str:
         return f"{PREFIX}{candidate_user(account)}"
+
+
+def _requests(
+    messages: _Messages, invitations: Mapping[str, tuple[Account, _Invitation]]
+) -> list[tuple[str, EnrolmentRequest]]:
+    """Requests that came with valid tokens, and their users."""
+    found: list[tuple[str, EnrolmentRequest]] = []
+    for body, user in messages:
+        if user is None or user not in invitations or not _is_request(body):
+            continue
+        request = EnrolmentRequest.unpack(body)
+        if request.id == invitations[user][1].id:
+            found.append((user, request))
+    return found
+
+
+def _is_request(body: bytes) -> bool:
+    try:
+        EnrolmentRequest.unpack(body)
+    except FrameRefused:
+        return False
+    return True

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from broker_fl.errors import SettingError
 from broker_fl.identity.accounts import Account, Role
-from broker_fl.identity.private_file import read_private, warn_if_open, write_private
+from broker_fl.identity.private_file import PendingFile, read_private, warn_if_open, write_private
 from broker_fl.security import Security
 from broker_fl.wire.fields import Identifier
 
@@ -104,7 +104,19 @@ class JoinFile(PrivateFile):
         Raises:
             SettingError: it is there already, or cannot be written.
         """
-        self._write(path, f"Join file of {self.account}", overwrite=overwrite)
+        self._write(path, self._words, overwrite=overwrite)
+
+    def prepare(self, path: Path) -> PendingFile:
+        """Write it beside where it is to be, to be placed when its password is that of the account.
+
+        Raises:
+            SettingError: it cannot be written.
+        """
+        return PendingFile(path, self.to_toml(self._words))
+
+    @property
+    def _words(self) -> str:
+        return f"Join file of {self.account}"
 
 
 def read_join_file(path: str | Path) -> JoinFile:

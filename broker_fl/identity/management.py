@@ -74,6 +74,13 @@ class ManagementApi:
         """Delete a virtual host and all its queues; its connections are closed by the broker."""
         self.request("DELETE", _path("vhosts", name))
 
+    def limits(self, vhost: str) -> dict[str, int]:
+        """What is bounded on a virtual host: ``max-connections``, ``max-queues``."""
+        found: dict[str, int] = {}
+        for row in self._rows(_path("vhost-limits", vhost)):
+            found |= row.get("value") or {}
+        return found
+
     # ------------------------------------------------------------ users
 
     def put_user(self, user: str, password_hash: str) -> None:
@@ -89,6 +96,11 @@ class ManagementApi:
         """Whether a password opens the user, as it does where the broker keeps a hash of one."""
         found = self.find(_path("users", user))
         return isinstance(found, Mapping) and bool(found.get("password_hash"))
+
+    def has_hash(self, user: str, password_hash: str) -> bool:
+        """Whether this is the hash that the broker keeps of the user's password; empty: it keeps none."""
+        found = self.find(_path("users", user))
+        return isinstance(found, Mapping) and bool((found.get("password_hash") or "") == password_hash)
 
     def users(self) -> set[str]:
         """Names of all users."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from broker_fl.errors import SettingError
+from broker_fl.errors import BrokerUnavailable, SettingError
 from broker_fl.identity.accounts import ROLES, Account, Role
 from broker_fl.identity.management import ManagementApi
 from broker_fl.identity.permissions import permissions_of
@@ -119,7 +119,8 @@ class Members:
         self._save(account, record.model_copy(update={"rotated": self._now()}))
 
     def revoke(self, account: Account) -> None:
-        """Take an account out: its connections are closed, its mailbox is deleted with all that is in it.
+        """Take an account out: its connections are closed, its mailbox, or a driver's or observer's queues,
+        are deleted with all that is in them.
 
         Raises:
             SettingError: there is no such account.
@@ -130,6 +131,10 @@ class Members:
         if account.has_mailbox:
             for mailbox in self._mailboxes(account.name):
                 self._api.delete_queue(self._vhost, mailbox)
+        if account.asks:  # they may hand events on to a controller for as long as they are there
+            own = re.compile(permissions_of(account).configure)
+            for queue in filter(own.fullmatch, self._api.queues(self._vhost)):
+                self._api.delete_queue(self._vhost, queue)
         self._save(account, record.model_copy(update={"revoked": self._now()}))
 
     def _mailboxes(self, name: str) -> set[str]:
@@ -159,9 +164,22 @@ class Members:
         self._check_there(found[0])
         return found[0]
 
+    def may_fill_up(self, account: Account) -> bool:
+        """Whether the account may declare as many queues as it likes: the broker has no limit for a user, but
+        one for a virtual host.
+        """
+        return account.asks and "max-queues" not in self._api.limits(self._vhost)
+
     def has_password(self, account: Account) -> bool:
         """Whether a password opens the account; if not, a certificate does."""
         return self._api.has_password(account.user)
+
+    def has_taken(self, account: Account, password_hash: str) -> bool | None:
+        """Whether this is the account's password now; None if the broker does not say."""
+        try:
+            return self._api.has_hash(account.user, password_hash)
+        except (BrokerUnavailable, SettingError):
+            return None
 
     def expiry(self, account: Account) -> float | None:
         """Until when the account is meant; seconds since 1970."""

@@ -14,31 +14,87 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 1 << 20
 
 
+class PendingFile:
+    """A file that only its owner may read: safe on the disk, under a name of its own until it is placed."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        """Write it, beside where it is to be.
+
+        Raises:
+            SettingError: it cannot be written; nothing of it is left.
+        """
+        self.path = path
+        self.temporary: Path | None = None
+        try:
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+            self.temporary = Path(name)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync(path.parent)
+        except OSError as error:
+            self.discard()
+            raise SettingError(f"{path} cannot be written: {error.strerror}") from error
+        except BaseException:
+            self.discard()
+            raise
+
+    def place(self, *, overwrite: bool = False) -> None:
+        """Give it its name, whole.
+
+        Raises:
+            SettingError: there is such a file already, and ``overwrite`` was not asked for; or it cannot be
+                done. The text is still where it was.
+        """
+        assert self.temporary is not None  # noqa: S101 - nobody places what is discarded
+        try:
+            if overwrite:
+                self.temporary.replace(self.path)
+            else:
+                self.path.hardlink_to(self.temporary)  # unlike a renaming it never takes another's place
+        except FileExistsError:
+            raise SettingError(f"{self.path} is there already; give --force to replace it") from None
+        except OSError as error:
+            raise SettingError(f"{self.path} cannot be written: {error.strerror}") from error
+        _sync(self.path.parent)
+        self.discard()
+
+    def keep(self) -> Path:
+        """Leave it where it is for good; where that is."""
+        assert self.temporary is not None  # noqa: S101 - nobody keeps what is discarded
+        kept, self.temporary = self.temporary, None
+        return kept
+
+    def discard(self) -> None:
+        """Delete it, unless it was placed or is kept."""
+        if self.temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.temporary.unlink()
+            self.temporary = None
+
+
+def _sync(folder: Path) -> None:
+    """Have a name in it survive a power cut, where its file system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_private(path: Path, text: str, *, overwrite: bool = False) -> None:
     """Make a file that only its owner may read; it is there whole, or not at all.
 
     Raises:
         SettingError: it is there already, and ``overwrite`` was not asked for; or it cannot be written.
     """
-    temporary = ""
+    file = PendingFile(path, text)
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            Path(temporary).replace(path)
-        else:
-            path.hardlink_to(temporary)  # unlike a renaming it never takes the place of another file
-    except FileExistsError:
-        raise SettingError(f"{path} is there already; give --force to replace it") from None
-    except OSError as error:
-        raise SettingError(f"{path} cannot be written: {error.strerror}") from error
+        file.place(overwrite=overwrite)
     finally:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                Path(temporary).unlink()
+        file.discard()
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

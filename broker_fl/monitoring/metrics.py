@@ -114,8 +114,9 @@ class ControllerMetrics:
         self._ended = made.counter("jobs_finished", "Jobs that ended.", state=("done", "stopped", "failed"))
         self._refused = made.counter(
             "messages_refused",
-            "Messages that were not taken, for the most part dead-lettered; over_limit: too many came.",
-            source=("inbox", "reports", "control", "over_limit"),
+            "Messages that were not taken, for the most part dead-lettered; over_limit: too many came; "
+            "bounced: a controller's own, which somebody had sent back to it.",
+            source=("inbox", "reports", "control", "over_limit", "bounced"),
         )
         self._handlers = self._by_kind()
 

@@ -279,6 +279,11 @@ def _write_pair(issued: Issued, certificate: x509.Certificate, key: ec.EllipticC
         raise
 
 
+def serial(certificate: Path) -> str:
+    """The number of a certificate (PEM), in hexadecimal digits, as openssl shows it."""
+    return f"{x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number:X}"
+
+
 def _write_new(path: Path, data: bytes, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

@@ -41,6 +41,8 @@ class RedisFacts:
     """The server's clock minus ours."""
     certificates: tuple[Validity, ...] = ()
     """Ours, the authorities that are trusted, and the server's as it showed it."""
+    keys: str
+    """What the keys of the federation match."""
     denied: tuple[str, ...]
     """Commands that the user may not use on the federation's keys, and should."""
 
@@ -73,6 +75,7 @@ def look_at_redis(
                 latency_s=min(_round_trip_s(client) for _ in range(_ROUND_TRIPS)),
                 clock_offset_s=_clock_offset_s(client),
                 certificates=_certificates(client, security or Security()),
+                keys=RedisKeys(federation).pattern,
                 denied=_denied(client, RedisKeys(federation)),
             )
     finally:

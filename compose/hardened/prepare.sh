@@ -1,11 +1,15 @@
 #!/bin/sh
 # Make what hardened/compose.yaml needs, in a folder: an authority, certificates for the two servers, passwords.
 #
-#   sh compose/hardened/prepare.sh compose/hardened/secrets
+#   sh compose/hardened/prepare.sh compose/hardened/secrets [FEDERATION]     # default: demo, as in compose.yaml
 #
 # Nothing that is there already is replaced. The authority's key (FOLDER/../authority/ca-key.pem) belongs off this machine.
 set -eu
 folder="${1:?give the folder for secrets}"
+federation="${2:-demo}"
+case "$federation" in
+    *[!A-Za-z0-9_-]*) echo "a federation's name has letters, digits, - and _ only: $federation" >&2 && exit 2 ;;
+esac
 umask 077
 mkdir -p "$folder"
 authority="$(dirname "$folder")/authority"
@@ -24,10 +28,11 @@ if [ ! -e "$folder/rabbitmq-admin.conf" ]; then
 fi
 if [ ! -e "$folder/redis-users.acl" ]; then
     secret="$(password)"
-    # The controller's keys, and what it does with them (docs/security.md): no EVAL, no KEYS, nothing that others could be harmed with.
+    # The keys of this federation and of no other, and what its controller does with them (docs/security.md): no EVAL, no KEYS, nothing that others could be harmed with.
     may="+info +time +evalsha +script|load +get +set +exists +persist +unlink +del"
     may="$may +hset +hget +hgetall +hkeys +hincrby +hdel +xadd +xrange +xrevrange"
-    printf 'user default off\nuser controller on >%s resetchannels ~bfl:* %s\n' "$secret" "$may" >"$folder/redis-users.acl"
+    printf 'user default off\nuser controller on >%s resetchannels ~bfl:{%s}:* %s\n' "$secret" "$federation" "$may" \
+        >"$folder/redis-users.acl"
     printf 'store = "rediss://controller:%s@redis:6379/0"\nstore_tls_ca = "/run/secrets/ca.pem"\n' "$secret" >"$folder/controller.toml"
 fi
 # Compose mounts secrets with the owner they have here. These are the accounts of the images.

@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="sshd is not installed (tests/servers/provide.sh)")
 
 
+SECRET = "g3heim"
+LOGIN, TOKEN = f"https://ana:{SECRET}@pip.example/simple", f"https://{SECRET}@pip.example/broker_fl.whl"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of this checkout, from a copy of it: building leaves files behind."""
@@ -243,6 +247,21 @@ def test_a_host_with_another_key_is_refused_and_nothing_is_sent(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        (
+            f'package = "x"\npip_options = ["--index-url={LOGIN}"]\n[hosts.a]\naddress = "a"',
+            "hosts.toml: pip_options: a URL with a password is in it",
+        ),
+        (
+            f'package = "broker-fl @ {TOKEN}"\n[hosts.a]\naddress = "a"',
+            "hosts.toml: package: a URL with a password is in it",
+        ),
+        (
+            (
+                'package = "git+https://h.example:8443/fl.git@v1"\n[hosts.a]\naddress = "a"\n'
+                f'[learners.l]\nhost = "a"\napp = "m"\narguments = ["--broker", "amqps://u:{SECRET}@far/fl"]'
+            ),
+            "hosts.toml: arguments of l: a URL with a password is in it",
+        ),
         ("package = 1", "hosts.toml: package = 1 is not allowed: it must be a text; hosts is missing"),
         (
             'package = "x"\n[hosts.a]\naddress = "a"\nusr = "fl"\n[learners.l]\nhost = "b"\napp = "m"',
@@ -286,6 +305,7 @@ def test_an_inventory_that_is_wrong(tmp_path: Path, text: str, reason: str) -> N
     )
     assert done.returncode == 2, done.stderr
     assert reason in done.stderr
+    assert SECRET not in done.stdout + done.stderr
 
 
 def test_of_a_host_that_is_not_reached_nothing_is_known(tmp_path: Path) -> None:

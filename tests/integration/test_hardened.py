@@ -26,12 +26,15 @@ from redis import exceptions as redis_errors
 from broker_fl.doctor import check_redis
 from broker_fl.security import Security
 from broker_fl.stores.redis_client import connect
+from broker_fl.topology import RedisKeys
 from broker_fl.workers.servers import RabbitMQNode, rabbitmq_available
 from tests.integration.daemons import APP, Daemon, started, until
 
 ROOT = Path(__file__).parents[2]
 HARDENED = ROOT / "compose" / "hardened"
 FEDERATION = "demo"
+BANKS = RedisKeys("banks")
+"""Another federation in the same Redis."""
 OURS = ("controller", "standby", "learner")
 
 
@@ -226,6 +229,11 @@ def test_the_controllers_redis_account_may_do_what_it_needs_and_nothing_else(ser
     forbidden = (
         "SET other x",
         "GET other",
+        f"GET {BANKS.lease}",
+        f"HGETALL {BANKS.jobs}",
+        f"HSET {BANKS.controller} epoch 1000000000",
+        f"UNLINK {BANKS.versions('job')}",
+        f"XADD {BANKS.events('audit')} * e forged",
         "EVAL return(1) 0",
         "SCRIPT FLUSH",
         "KEYS *",
@@ -234,7 +242,7 @@ def test_the_controllers_redis_account_may_do_what_it_needs_and_nothing_else(ser
         "CONFIG GET *",
         "CONFIG SET maxmemory 1",
         "ACL LIST",
-        "PUBLISH bfl:x y",
+        "PUBLISH bfl:{demo}:x y",
         "SHUTDOWN NOSAVE",
     )
     try:

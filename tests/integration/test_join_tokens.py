@@ -15,6 +15,7 @@ from pika import exceptions as pika_errors
 from broker_fl.errors import AccessDenied
 from broker_fl.identity.joinfile import read_join_file
 from broker_fl.identity.tokens import read_token
+from broker_fl.topology import ENROLMENT_MAX_BYTES
 from tests.servers import raw_amqp
 from tests.servers.enrolling import DEADLINE_S, Operator
 from tests.servers.provision import Broker
@@ -156,6 +157,48 @@ def test_who_fills_the_queue_loses_its_token_and_the_others_are_heard(by: Operat
     assert fingerprint in by.run("accept", "--yes").output
     by.connect(join)
     assert not by.api.look_at_messages(by.vhost, by.topology.enrolment, 10)
+
+
+def test_two_long_messages_keep_nobody_from_asking_once_accept_was_run(by: Operator) -> None:
+    """One says with which token it came, the other does not; an undecided request is in front of both."""
+    first, first_fingerprint = asked(by, invited(by, "hospital-b"), "b.join")
+    ((waiting, _),) = by.api.look_at_messages(by.vhost, by.topology.enrolment, 10)
+    thief = read_token(invited(by, "thief"))
+    user = f"{by.federation}.candidate.thief"
+    connection = pika.BlockingConnection(pika.URLParameters(thief.url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    rest = ENROLMENT_MAX_BYTES - 4_000_000 - len(waiting) - 50  # a request is longer
+    for num_bytes, properties in ((4_000_000, pika.BasicProperties(user_id=user)), (rest, None)):
+        channel.basic_publish(by.topology.enrolment, "", bytes(num_bytes), properties)
+    with pytest.raises(pika_errors.NackError):
+        channel.basic_publish(by.topology.enrolment, "", waiting)
+    connection.close()
+
+    token = invited(by)
+    assert "hospital-b" not in by.run("accept", "hospital-a", "--yes").output  # hospital-b stays undecided
+    assert user not in by.api.users()
+    second, second_fingerprint = asked(by, token)
+    said = by.run("accept", "--yes").output
+    assert first_fingerprint in said
+    assert second_fingerprint in said
+    for join in (first, second):
+        by.connect(join)
+    assert not by.api.look_at_messages(by.vhost, by.topology.enrolment, 10)
+
+
+def test_a_token_that_brought_what_is_no_request_is_taken_back_and_that_is_written_down(by: Operator) -> None:
+    thief = read_token(invited(by, "thief"))
+    user = f"{by.federation}.candidate.thief"
+    connection = pika.BlockingConnection(pika.URLParameters(thief.url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    channel.basic_publish(by.topology.enrolment, "", b"{}", pika.BasicProperties(user_id=user))
+    connection.close()
+    assert "a message that is no request came with its token" in by.run("accept", "--yes").output
+    assert user not in by.api.users()
+    entries = json.loads(by.run("audit", "show", "--file", "own", "--json").stdout)
+    assert (entries[-2]["action"], entries[-1]["details"]["outcome"]) == ("cancel_token", "done")
 
 
 def test_two_requests_with_one_token_are_decided_by_the_fingerprint_alone(by: Operator) -> None:

@@ -85,6 +85,14 @@ class Searched:
         finally:
             store.close()
 
+    def reports(self, runs: str) -> None:
+        """Of the run in this folder; what it holds, and the page, are searched with all files."""
+        (folder,) = (self.shell.folder / runs).iterdir()
+        self.run("report", str(folder))
+        self.run("report", str(folder), "--json")
+        pages = {path.name for path in folder.iterdir() if path.stat().st_size > 200}
+        assert {"report.html", "events.jsonl"} <= pages, pages
+
     def read_pages(self, *daemons: Daemon) -> None:
         """What daemons tell a monitor."""
         for daemon in daemons:
@@ -152,7 +160,10 @@ def test_no_secret_is_said_or_written_anywhere(
     learner = shell.start("learner", "app.py", "--id", "site-0", "-vv")
     learner.wait_said("takes tasks")
     searched.check(command_lines())  # of these two, and of RabbitMQ, Redis and the proxy
-    searched.run("submit", "job.toml", "--watch", says="done")
+    searched.run("submit", "job.toml", "--watch", "--out", "runs", says="done")
+    searched.reports("runs")
+    searched.run("run", "app.py", "--learners", "1", "--rounds", "1", "--out", "alone", says="done")
+    searched.reports("alone")
     for command in (["jobs"], ["learners"], ["doctor"], ["models", "list", "latest"], ["audit", "show"]):
         searched.run(*command)
     searched.read_store(private_redis.url)
@@ -190,7 +201,7 @@ def test_no_secret_is_said_or_written_anywhere(
 def test_a_password_on_the_command_line_is_warned_of(searched: Searched) -> None:
     searched.run("jobs", "--broker", f"amqp://u:{WRONG}@127.0.0.1:1/", "--proxy", "none", code=2)
     (told,) = searched.said.values()
-    assert "password in --broker can be read by everybody" in told
+    assert "--broker: the password in it can be read by everybody" in told
     assert WRONG not in told
 
 
@@ -234,7 +245,7 @@ class Enrolled:
         self.by.run("token", name, "--out", str(token))
         self.keep(token, read_token(token).token)
         typed = f"http://u:{WRONG}@127.0.0.1:1"
-        warning = "password in --proxy can be read by everybody"
+        warning = "--proxy: the password in it can be read by everybody"
         self.site.run("join", str(token), "--proxy", typed, "--out", str(path), code=3, says=warning)
         self.site.run("join", str(token), "--out", str(path), "--force", says="fingerprint")
         self.keep(path, read_join_file(path).password)

@@ -41,6 +41,8 @@ class Broker:
 
     url: str
     management: ManagementApi | None = None
+    log: Path | None = None
+    """What it writes; None where that is elsewhere."""
 
     @contextlib.contextmanager
     def vhost(self, name: str) -> Iterator[str]:
@@ -74,7 +76,7 @@ def broker(root: Path) -> Iterator[Broker]:
     else:
         with private_rabbitmq(root / "rabbitmq") as node:
             api = ManagementApi(node.management_url, user=node.user, password=node.password)
-            yield Broker(url=node.url, management=api)
+            yield Broker(url=node.url, management=api, log=node.directory / "log" / "rabbitmq.log")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from broker_fl.security import Security, authority
 from broker_fl.security.authority import Authority, Issued
 from broker_fl.workers.servers import RabbitMQNode, RedisNode
 from broker_fl.workers.servers.process import free_port
+from tests.servers.redis_account import documented_rules
 
 HOST = "127.0.0.1"
 """The only address that stands in the servers' certificates, but for that of port 443."""
@@ -143,7 +144,9 @@ def _https_address() -> str | None:
 
 @contextlib.contextmanager
 def secured_redis(directory: Path, certificates: Certificates, shown: Issued | None = None) -> Iterator[str]:
-    """The URL of a server, without its password, while the block runs; the user is ``fl:p%2Fw``."""
+    """The URL of a server, without its password, while the block runs; the user is ``fl:p%2Fw``, of the
+    controllers of the federation ``f``.
+    """
     issued = shown or certificates.authority.server([directory.name, HOST])
     port = free_port()
     settings = {
@@ -152,14 +155,7 @@ def secured_redis(directory: Path, certificates: Certificates, shown: Issued | N
         "tls-key-file": str(issued.key),
         "tls-ca-cert-file": str(certificates.authority.file),
         "tls-auth-clients": "yes",
-        "user": REDIS_ACL,
+        "user": " ".join(["fl on >p/w", *documented_rules("f")]),
     }
     with RedisNode(directory, settings=settings, password=True):
         yield f"rediss://fl:p%2Fw@{HOST}:{port}/0"
-
-
-REDIS_ACL = (
-    "fl on >p/w resetchannels ~bfl:* +info +time +evalsha +script|load +get +set +exists +persist +unlink "
-    "+del +hset +hget +hgetall +hkeys +hincrby +hdel +xadd +xrange +xrevrange"
-)
-"""What ``docs/security.md`` tells operators to give the controller."""

@@ -50,6 +50,7 @@ FOUND = {
     90: "a job that the clock had ended kept the controller busy until the store took its last events",
     389: "whoever followed a job that the store forgot, but not its events, was told to ask again, for ever",
     954: "updates that a store forgot before their version was committed were not written again",
+    201727: "the check took a version that the store forgot while it was fetched for no version at all",
     22515: "a controller that had given the store up saved an older state over a newer one",
 }
 """Seeds that found something, and what. What a seed stands for has changed since; tests of what was found are

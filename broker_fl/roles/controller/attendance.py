@@ -14,6 +14,7 @@ from broker_fl.roles.attributes import check_size
 from broker_fl.roles.controller.groups import Groups
 from broker_fl.roles.controller.jobs import Jobs
 from broker_fl.roles.controller.limits import JOINS, RateLimit
+from broker_fl.roles.controller.lost_mailboxes import LostMailboxes
 from broker_fl.roles.controller.services import Services
 from broker_fl.roles.controller.speakers import Speaker
 from broker_fl.security.audit import Deed
@@ -33,6 +34,7 @@ class Attendance:
         self._jobs = jobs
         self._groups = Groups(self._members)
         self._joins = RateLimit(JOINS, "joins")
+        self._mailboxes = LostMailboxes(services)
 
     # ------------------------------------------------------------ who comes
 
@@ -47,6 +49,7 @@ class Attendance:
             FrameRefused: it tells too much of itself.
         """
         check_size(join.learner, join.attributes)
+        self._mailboxes.heard(join.learner, join.mailbox)
         if self._joins_too_often(speaker):
             return
         now = self._services.clock.now()
@@ -75,6 +78,7 @@ class Attendance:
             FrameRefused: it tells too much of itself, or names a member twice.
         """
         check_size(page.group, page.attributes)
+        self._mailboxes.heard(page.group, page.mailbox)
         joining = self._groups.page(page, self._services.clock.now())
         if joining is None or self._joins_too_often(speaker):
             return
@@ -127,6 +131,7 @@ class Attendance:
 
     def heard(self, beat: m.Heartbeat) -> bool:
         """Note a heartbeat; False if nobody knows who that is: it is asked to join."""
+        self._mailboxes.heard(beat.learner, beat.mailbox)
         self._services.keys.note(beat.learner, beat.mailbox)
         if self._members.heard(beat.learner, beat.session, beat.tasks, self._services.clock.now()):
             return True
@@ -134,7 +139,8 @@ class Attendance:
         return False
 
     def is_without_mailbox(self, exchange: str, key: str) -> None:
-        """What was sent to one learner has reached no queue: its mailbox is lost, and made anew.
+        """What was sent to one learner has reached no queue: its mailbox is lost, and made anew for who is
+        still there.
 
         Enrolled learners may not declare it themselves. What was in it is sent again when it is missed.
         """
@@ -142,9 +148,7 @@ class Attendance:
         name, _, generation = key.removeprefix(prefix).partition(".")
         if exchange != self._topology.tasks or not key.startswith(prefix):
             return
-        log.warning("the mailbox of learner %s is not there: declaring it again", name)
-        mailbox = self._topology.for_learner(name, int(generation or 0))
-        self._services.sender.post(lambda: self._services.transport.declare(mailbox))
+        self._mailboxes.lost(name, int(generation or 0))
 
     def pace(self) -> None:
         """Have a great many be heard of less often, and a few as often as at first."""
@@ -171,6 +175,7 @@ class Attendance:
 
     def expire(self, now: float) -> None:
         """Give up those that have been silent for too long; at least once a heartbeat."""
+        self._mailboxes.forget(now)
         behind = partial(is_behind, self._services.transport, self._topology.reports)
         for lost in self._members.expire(now, behind):
             self._lost(lost)

@@ -12,6 +12,7 @@ from broker_fl.errors import Fenced, MessageRefused, StoreUnavailable, Transport
 from broker_fl.identity.accounts import Role
 from broker_fl.interfaces import Delivery
 from broker_fl.roles.about import about
+from broker_fl.roles.controller.bounced import Bounced
 from broker_fl.roles.controller.dead_letters import NOBODY_SAYS, DeadLetters
 from broker_fl.roles.controller.limits import MESSAGES, Backlog, RateLimit, Waste
 from broker_fl.roles.controller.replays import may_replay, replayed
@@ -60,6 +61,7 @@ class Intake:
         self._messages = RateLimit(MESSAGES, "messages")
         self._dead_letters = DeadLetters(services, needs_account=speakers.required)
         self._backlog = Backlog()
+        self._bounced = Bounced(services)
         self._sources: dict[str, Source] = {}
         self._readings: dict[str, _Reading] = {}
 
@@ -72,7 +74,8 @@ class Intake:
         reading = self._readings[source.queue] = _Reading(source)
 
         def sink(delivery: Delivery) -> None:
-            self._services.post(lambda: self._take(reading, delivery))
+            if not self._bounced.drop(delivery):
+                self._services.post(lambda: self._take(reading, delivery))
 
         def bounded_sink(delivery: Delivery) -> None:
             user = delivery.user or NOBODY_SAYS

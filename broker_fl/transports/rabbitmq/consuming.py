@@ -15,6 +15,7 @@ from broker_fl.errors import BrokerUnavailable
 from broker_fl.interfaces import Sink
 from broker_fl.transports.rabbitmq.channel import Channel, Subscription
 from broker_fl.transports.rabbitmq.io import IoThread
+from broker_fl.transports.rabbitmq.tuned import FIRST_DEATH
 from broker_fl.transports.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ CONSUMERS_PER_CHANNEL = 100
 class RabbitMQDelivery:
     """See ``Delivery``."""
 
-    __slots__ = ("_consuming", "_settled", "_tag", "body", "redelivered", "routing_key", "user")
+    __slots__ = ("_consuming", "_settled", "_tag", "body", "died_in", "redelivered", "routing_key", "user")
 
     def __init__(self, consuming: Consuming, method: Any, properties: Any, body: bytes) -> None:
         self._consuming = consuming
@@ -42,6 +43,8 @@ class RabbitMQDelivery:
         self.routing_key: str = key if isinstance(key, str) else key.decode("utf-8", "backslashreplace")
         self.redelivered: bool = method.redelivered
         self.user: str | None = properties.user_id  # the broker refuses any but the sender's own
+        self.died_in: str = (properties.headers or {}).get(FIRST_DEATH, "")
+        """The queue that handed it on as a dead letter first; worth as much as its sender's word."""
 
     def ack(self) -> None:
         self._settle(None)

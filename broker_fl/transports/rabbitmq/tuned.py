@@ -36,6 +36,9 @@ _PROPERTIES = (_SHORT, _SHORT, _TABLE, 1, 1, _SHORT, _SHORT, _SHORT, _SHORT, 8, 
 """Properties that come before ``user_id``, from the first flag on: short string, table, or so many bytes."""
 _HEADERS, _USER = 2, len(_PROPERTIES)
 """Places in this order."""
+FIRST_DEATH = "x-first-death-queue"
+"""Header that RabbitMQ adds to a message which a queue handed on as a dead letter: the queue's name."""
+_FIRST_DEATH = bytes([len(FIRST_DEATH)]) + FIRST_DEATH.encode() + b"S"
 _FIRST_FLAG = spec.BasicProperties.FLAG_CONTENT_TYPE
 
 
@@ -127,9 +130,9 @@ class FrameReader:
 
 def _content_header(data: bytes, *, reads_headers: bool) -> frame.Header:
     """With nothing in it but the body's length, ``user_id``, and what can be read of the table of headers if
-    that is wanted. What else there is, senders make up: tables within tables end Python's stack, and a time
-    beyond the calendar is an error of its own; either would end the connection, on which the message comes
-    again.
+    that is wanted, or else of it the one header ``FIRST_DEATH``. What else there is, senders make up: tables
+    within tables end Python's stack, and a time beyond the calendar is an error of its own; either would end
+    the connection, on which the message comes again.
 
     Raises:
         InvalidFrameError: that is none.
@@ -140,7 +143,8 @@ def _content_header(data: bytes, *, reads_headers: bool) -> frame.Header:
     header = data[_HEAD.size : -len(_END)]
     _, _, body_size, flags = _CONTENT.unpack_from(header)
     properties = spec.BasicProperties(
-        user_id=_user_id(header, flags), headers=_table(header, flags) if reads_headers else None
+        user_id=_user_id(header, flags),
+        headers=_table(header, flags) if reads_headers else _first_death(header, flags),
     )
     return frame.Header(channel, body_size, properties)
 
@@ -174,6 +178,17 @@ def _user_id(header: bytes, flags: int) -> str | None:
         return user.decode() if len(user) == header[at] else None
     except (IndexError, UnicodeDecodeError):
         return None
+
+
+def _first_death(header: bytes, flags: int) -> dict[str, str] | None:
+    """Where it died first, if the table of headers says so: looked for, not read, for anybody may have
+    written the rest of it. In what an account sent itself it may be anything.
+    """
+    if not flags & spec.BasicProperties.FLAG_HEADERS or (found := header.find(_FIRST_DEATH)) < 0:
+        return None
+    at = found + len(_FIRST_DEATH)
+    end = at + 4 + min(int.from_bytes(header[at : at + 4]), 255)
+    return {FIRST_DEATH: header[at + 4 : end].decode("utf-8", "backslashreplace")}
 
 
 def _table(header: bytes, flags: int) -> dict[Any, Any] | None:

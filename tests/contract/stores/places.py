@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import Redis
 
 from broker_fl.interfaces import Store
 from broker_fl.stores.memory import MemoryStore
 from broker_fl.stores.redis import RedisStore
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.topology import RedisKeys
+from tests.servers.redis_account import documented_rules
 
 
 class Place(Protocol):
@@ -60,10 +64,15 @@ class MemoryPlace:
 
 
 class RedisPlace:
+    """Opened with the account that operators are told to make: it is enough for all that a store does."""
+
     def __init__(self, url: str, federation: str) -> None:
-        self._url = url
         self._keys = RedisKeys(federation)
         self._opened: list[RedisStore] = []
+        self._admin: Any = Redis.from_url(url)
+        self._acl("SETUSER", federation, "reset", "on", ">few", *documented_rules(federation))
+        parts = urlsplit(url)
+        self._url = urlunsplit(parts._replace(netloc=f"{federation}:few@{parts.netloc.rpartition('@')[2]}"))
 
     def open(self) -> Store:
         self._opened.append(RedisStore(self._url, federation=self._keys.federation))
@@ -71,21 +80,24 @@ class RedisPlace:
 
     def expire_lease(self) -> None:
         # The expiry is the server's own; only the length of the lease is not waited for.
-        client = self._opened[0]._client
-        client.pexpire(self._keys.lease, 1)
-        wait_until(lambda: not client.exists(self._keys.lease))
+        self._admin.pexpire(self._keys.lease, 1)
+        wait_until(lambda: not self._admin.exists(self._keys.lease))
 
     def keys_of(self, job: str) -> list[str]:
         """What the server has under the job's name."""
-        found = self._opened[0]._client.scan_iter(count=1000)
+        found = self._admin.scan_iter(count=1000)
         return [key.decode() for key in found if job in key.decode().split(":")]
 
     def close(self) -> None:
-        client = self._opened[0]._client
-        for key in client.scan_iter(match=f"bfl:{{{self._keys.federation}}}*", count=1000):
-            client.unlink(key)
         for store in self._opened:
             store.close()
+        for key in self._admin.scan_iter(match=self._keys.pattern, count=1000):
+            self._admin.unlink(key)
+        self._acl("DELUSER", self._keys.federation)
+        self._admin.close()
+
+    def _acl(self, *words: str) -> None:
+        self._admin.execute_command("ACL", *words)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import operator
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -24,6 +26,7 @@ from broker_fl.identity.permissions import permissions_of
 from broker_fl.wire import messages as m
 from tests.integration.attackers.stage import GOOD, REFUSED, Mallory, Stage, update_of
 from tests.servers.enrolling import eventually
+from tests.servers.provision import Broker
 
 OTHER_USER = 406
 
@@ -90,8 +93,9 @@ def attempts(stage: Stage) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def test_the_broker_refuses_whatever_is_not_a_learners_own(stage: Stage) -> None:
-    job = stage.begin()
+def test_the_broker_refuses_whatever_is_not_a_learners_own(stage: Stage, rabbitmq: Broker) -> None:
+    """And writes down what, and whose it was."""
+    job, before = stage.begin(), said_of(stage.mallory.user, rabbitmq.log)
     codes = {
         what: stage.mallory.attempt(operator.methodcaller(method, *arguments))
         for what, (method, arguments) in attempts(stage).items()
@@ -99,7 +103,23 @@ def test_the_broker_refuses_whatever_is_not_a_learners_own(stage: Stage) -> None
     allowed = {what: code for what, code in codes.items() if code not in (REFUSED, OTHER_USER)}
     assert not allowed
     assert {code for what, code in codes.items() if what.startswith("say to be")} == {OTHER_USER}
+    if rabbitmq.log is not None:
+        expected = Counter({"access_refused": 0, "precondition_failed": 0})
+        expected.update(
+            "access_refused" if code == REFUSED else "precondition_failed" for code in codes.values()
+        )
+        logged = partial(said_of, stage.mallory.user, rabbitmq.log)
+        eventually(lambda: logged() - before == +expected, f"{expected} in the broker's log, not {logged()}")
     stage.check_as_in_peace(job)
+
+
+def said_of(user: str, log: Path | None) -> Counter[str]:
+    """Refusals of an account's operations in the broker's log, by kind."""
+    text = "" if log is None else log.read_text("utf-8", errors="replace")
+    operation = r".*\n.*operation \S+ caused a channel exception (\w+)"
+    return Counter(
+        re.findall(rf"Channel error on connection .*user: '{re.escape(user)}'\)?{operation}", text)
+    )
 
 
 def test_nothing_in_anothers_name_is_heard(stage: Stage) -> None:
@@ -134,6 +154,34 @@ def test_a_message_that_does_not_say_who_sent_it_is_refused(stage: Stage) -> Non
     (reason,) = stage.refused(1)
     assert "does not say which account sent it" in reason
     stage.check_as_in_peace(job)
+
+
+def test_what_an_observer_has_sent_back_to_a_controller_changes_nothing_and_blames_the_observer(
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that expire in a queue of bob's own go on to ``control``, as sent by the controller."""
+    bob, names = Mallory(stage.operator, stage.port, "bob", "observer"), stage.topology
+    stage.dead_letters()
+    before = stage.counts.refusals.copy()
+    queue = names.event_queue(f"bob-{secrets.token_hex(6)}-{secrets.token_hex(4)}")
+    onward = {"x-dead-letter-exchange": names.control, "x-dead-letter-routing-key": names.CONTROL}
+    steps = (
+        lambda c: c.queue_declare(queue, durable=True, arguments={"x-message-ttl": 0, **onward}),
+        lambda c: c.queue_bind(queue, names.events, "#"),
+    )
+    # Not at the root, where commands put handlers of their own.
+    monkeypatch.setattr(logging.getLogger("broker_fl"), "handlers", [caplog.handler])
+    assert [bob.attempt(step) for step in steps] == [0, 0]
+    stage.check_as_in_peace(stage.begin())
+    eventually(lambda: (stage.counts.refusals - before)["bounced"], "an event that came back")
+    eventually(lambda: queue in caplog.text, "the queue being named")
+    bob.connection.close()
+    stage.operator.run("revoke", "bob")
+    stage.driver.jobs()  # behind all that came back
+    assert stage.operator.api.queue(stage.operator.vhost, queue) is None
+    assert set(stage.counts.refusals - before) == {"bounced"}
+    assert not stage.dead_letters()
+    assert "controller.main" not in caplog.text
 
 
 def refusal_of(open_one: Callable[[], Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from broker_fl.roles.driver import Driver
 from broker_fl.roles.learner import LearnerHost, LearnerSettings
 from broker_fl.topology import MAX_GENERATIONS
 from broker_fl.transports.rabbitmq import link
+from broker_fl.wire import messages as m
 from broker_fl.wire.job import JobSpec
 from broker_fl.workers.connecting import BrokerAccess
 from broker_fl.workers.learner import LearnerOptions, run_learners
@@ -63,6 +65,33 @@ def test_a_mailbox_that_is_lost_is_declared_again_for_who_may_not_declare_it(ope
     operator.api.delete_queue(operator.vhost, mailbox)  # while it is read
     job = operator.driver().submit(spec(), {"w": np.zeros(3, np.float32)})
     assert job.wait().state == "done"
+
+
+def test_the_mailbox_of_who_was_revoked_stays_deleted(
+    operator: Operator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although a controller hears from it what had waited, and answers; others get theirs back."""
+    names = operator.topology
+    account = read_join_file(operator.enroll("hospital-a")).account
+    gone, lost = names.mailbox("hospital-a"), names.mailbox("hospital-b")
+    transport = operator.connect(operator.folder / "learner-hospital-a.join")
+    for _ in range(30):
+        beat = m.Heartbeat(learner="hospital-a", session="s").pack()
+        transport.publish(names.reports, ["hospital-a.heartbeat"], beat, persistent=True)
+    assert transport.flush(DEADLINE_S)
+    operator.run("revoke", "hospital-a")
+    eventually(lambda: not operator.api.connections().get(account.user), "connections being closed")
+    transport.close()
+
+    # Not at the root, where commands put handlers of their own.
+    monkeypatch.setattr(logging.getLogger("broker_fl"), "handlers", [caplog.handler])
+    operator.controller()
+    eventually(lambda: "the mailbox of hospital-a is not there" in caplog.text, "an answer coming back")
+    path = operator.enroll("hospital-b")
+    operator.api.delete_queue(operator.vhost, lost)
+    assert operator.learner(path).wait_welcomed(DEADLINE_S)  # by the same thread, later
+    assert operator.api.queue(operator.vhost, lost) is not None
+    assert operator.api.queue(operator.vhost, gone) is None
 
 
 def test_an_account_works_for_nobody_else(operator: Operator) -> None:

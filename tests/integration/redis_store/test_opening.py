@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from broker_fl.doctor import check_redis
 from broker_fl.errors import AccessDenied, SettingError, StoreUnavailable
 from broker_fl.stores import open_store
 from broker_fl.stores.redis import RedisStore
+from broker_fl.topology import RedisKeys
 from broker_fl.workers.servers import RedisNode
 from broker_fl.workers.servers.process import free_port
-from tests.integration.redis_store.writing import MIB, F, acquire, check, commit, opened, write
+from tests.integration.redis_store.writing import (
+    MIB,
+    F,
+    acquire,
+    check,
+    commit,
+    opened,
+    write,
+    write_and_commit,
+)
+from tests.servers.redis_account import documented_rules
 
 
 class TestRefusedAtOnce:
@@ -58,13 +71,10 @@ class TestRefusedAtOnce:
 
 
 class TestPermissions:
-    NEEDED = (
-        "+info +evalsha +script|load +get +set +exists +persist +unlink +del "
-        "+hset +hget +hgetall +hkeys +hincrby +hdel +xadd +xrange +xrevrange +time"
-    )
+    NEEDED = " ".join(documented_rules(F))
 
     def user(self, admin: Any, rules: str) -> str:
-        admin.execute_command("ACL", "SETUSER", "fl", "reset", "on", ">secret", "~bfl:{f}:*", *rules.split())
+        admin.execute_command("ACL", "SETUSER", "fl", "reset", "on", ">secret", *rules.split())
         return f"redis://fl:secret@127.0.0.1:{admin.connection_pool.connection_kwargs['port']}/0"
 
     def test_those_that_doctor_asks_for_are_enough(self, admin: Redis) -> None:
@@ -104,6 +114,37 @@ class TestPermissions:
         url = self.user(admin, self.NEEDED)
         with pytest.raises(AccessDenied, match="keys"):
             RedisStore(url, federation="other")
+
+    @pytest.mark.parametrize("neighbour", ["other", "ff", "f-2"])
+    def test_who_has_the_account_of_one_federation_reaches_nothing_of_another(
+        self, private_redis: RedisNode, admin: Any, neighbour: str
+    ) -> None:
+        theirs = RedisKeys(neighbour)
+        with closing(RedisStore(private_redis.url, federation=neighbour)) as store:
+            epoch = acquire(store)
+            write_and_commit(store, 0, 1, epoch)
+            store.append_events("job", [b"theirs"], first=1, epoch=epoch)
+        kept = {key: admin.dump(key) for key in admin.keys("*")}
+        (chunk,) = (key for key in kept if key.startswith(theirs.chunks("job").encode()))
+        with Redis.from_url(self.user(admin, self.NEEDED)) as thief:
+            by_script = thief.script_load("return redis.call('HGETALL', 'bfl:{' .. ARGV[1] .. '}:jobs')")
+            attempts: list[tuple[str | bytes | int, ...]] = [
+                ("GET", chunk),
+                ("HGETALL", theirs.jobs),
+                ("HGETALL", theirs.versions("job")),
+                ("XRANGE", theirs.events("job"), "-", "+"),
+                ("XADD", theirs.events("job"), "9-0", "e", "forged"),
+                ("HSET", theirs.controller, "epoch", 10**9),
+                ("UNLINK", theirs.versions("job")),
+                ("DEL", theirs.lease),
+                ("EVALSHA", by_script, 0, neighbour),
+                ("EVALSHA", by_script, 1, theirs.jobs, neighbour),
+            ]
+            for words in attempts:
+                with pytest.raises(ResponseError, match=r"(?i)no permission|can't access"):
+                    thief.execute_command(*words)
+            assert thief.evalsha(by_script, 0, F) == [], "the script is one that works, on keys of its own"
+        assert {key: admin.dump(key) for key in admin.keys("*")} == kept
 
 
 class TestDoctor:

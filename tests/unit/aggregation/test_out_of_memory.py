@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
 from broker_fl.aggregation import kernels
+from broker_fl.aggregation.changes import ChangeSum
 from broker_fl.aggregation.sums import STAGED_BYTES, STAGED_UPDATES, WeightedSum
 from broker_fl.errors import AggregationError
+from broker_fl.interfaces import Given
 from broker_fl.model import Model
 from tests.unit.aggregation.test_folding import model, one_by_one
 
@@ -17,14 +20,13 @@ LAYOUT = ("float32", "int64", "float16")
 """Of the runs, the last has another type than its sum, so that it is added with scratch."""
 
 
-def fail_once(patch: pytest.MonkeyPatch, place: object, name: str) -> None:
-    """The next call finds no memory."""
+def fail_once(patch: pytest.MonkeyPatch, place: object, name: str, *, after: int = 0) -> None:
+    """The next call, or a later one, finds no memory."""
     real: Callable[..., Any] = getattr(place, name)
-    failed: list[bool] = []
+    calls = count()
 
     def allocate(*args: Any) -> Any:
-        if not failed:
-            failed.append(True)
+        if next(calls) == after:
             raise MemoryError
         return real(*args)
 
@@ -64,5 +66,21 @@ def test_an_addition_that_broke_off_leaves_no_sum_that_could_be_used(monkeypatch
         total.settle()
         with pytest.raises(AggregationError, match="broke off"):
             total.add(update, 1.0, room=STAGED_BYTES)
+        with pytest.raises(AggregationError, match="broke off"):
+            use(total)
+
+
+def test_a_sum_of_changes_that_broke_off_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = model(0, LAYOUT, 40)
+    for use in (ChangeSum.moved, ChangeSum.totals):
+        total = ChangeSum(Given(spec=update.spec, model=lambda: update))
+        total.add_change(update, 1.0)
+        with monkeypatch.context() as patch:
+            fail_once(patch, kernels, "add_scaled", after=1)
+            with pytest.raises(MemoryError):
+                total.add_change(update, 1.0)
+        assert total.total_weight == 1.0
+        with pytest.raises(AggregationError, match="broke off"):
+            total.add_change(update, 1.0)
         with pytest.raises(AggregationError, match="broke off"):
             use(total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from broker_fl.cli.tables import print_table
 from broker_fl.security.audit import Deed, FileLog
@@ -55,6 +57,22 @@ def test_what_is_no_certificate_request_is_named(tmp_path: Path) -> None:
     app.write_text("-----BEGIN CERTIFICATE REQUEST-----\nnonsense\n-----END CERTIFICATE REQUEST-----\n")
     done = call("ca", "client", "f.learner.a", "--folder", folder, "--request", str(app))
     assert "no usable certificate request" in done.stderr
+
+
+def test_a_certificate_that_opens_an_account_is_written_down(tmp_path: Path) -> None:
+    """One for somebody else's server opens none."""
+    folder, log = str(tmp_path / "ca"), str(tmp_path / "audit.jsonl")
+    assert call("ca", "init", "--folder", folder).exit_code == 0
+    for name in ("a-server-of-ours", "f.learner.a"):
+        assert call("ca", "client", name, "--folder", folder, "--audit", log).exit_code == 0
+    assert call("ca", "client", "f.learner.a", "--folder", folder, "--audit", log).exit_code == 2
+    shown = call("audit", "show", "--federation", "f", "--file", log, "--json")
+    first, done, again, refused = json.loads(shown.stdout)
+    assert (first["action"], first["subject"]) == ("certify", "account f.learner.a")
+    made = x509.load_pem_x509_certificate((tmp_path / "ca" / "f.learner.a.pem").read_bytes())
+    assert (done["details"]["outcome"], int(done["details"]["serial"], 16)) == ("done", made.serial_number)
+    assert refused["details"]["of_entry"] == again["sequence"]
+    assert "there already" in refused["details"]["outcome"]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -153,6 +154,57 @@ def test_a_file_with_a_password_that_others_can_read_is_warned_of(folder: Path) 
             told = call("learner", "app.py", "--id", "a b").stderr
             assert ("holds a password" in told) is (mode == 0o644 and "geheim" in text)
             assert "geheim" not in told
+
+
+JOBS, TOKEN = ("jobs",), ("join", "no.token")
+CONTROLLER = ("controller", "--connect-timeout", "0.01", "--broker", "amqp://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "url", "instead"),
+    [
+        (JOBS, "broker", "amqps://site:geheim@far.example.org/fl", r"or a join file \(--join FILE\)"),
+        (JOBS, "broker", "amqps://site:geheim@localhost,far:5671/fl", "BROKER_FL_BROKER"),
+        (JOBS, "broker", "amqps://site:ge@heim@far", "settings file of mode 0600"),
+        (JOBS, "broker", "amqps://site:geheim@localhost.example.org", "BROKER_FL_BROKER"),
+        (JOBS, "proxy", "http://site:geheim@10.0.0.7:3128", "BROKER_FL_PROXY"),
+        (JOBS, "proxy", "site:geheim@gate:3128", "BROKER_FL_PROXY"),
+        (TOKEN, "proxy", "http://site:geheim@gate:3128", "BROKER_FL_PROXY"),
+        (CONTROLLER, "store", "rediss://:geheim@far/0", r"BROKER_FL_STORE, or in a settings file of mode"),
+        (CONTROLLER, "store", "rediss://far/0?password=geheim", "BROKER_FL_STORE"),
+    ],
+)
+def test_a_password_for_another_machine_is_not_taken_from_a_command_line(
+    folder: Path, command: tuple[str, ...], option: str, url: str, instead: str
+) -> None:
+    told = call(*command, f"--{option}", url)
+    assert told.exit_code == 2
+    assert f"Invalid value for '--{option}'" in told.stderr
+    assert "can be read by everybody on this machine" in told.stderr
+    assert re.search(instead, " ".join(told.stderr.split()))
+    assert not re.search("ge@?heim", told.output)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "url"),
+    [
+        (JOBS, "broker", "amqp://u:geheim@127.0.0.1:1/"),
+        (JOBS, "broker", "amqp://u:geheim@[::1]:1,localhost:1/"),
+        (CONTROLLER, "store", "redis://:geheim@127.0.0.1:1/0"),
+    ],
+)
+def test_one_for_this_machine_is_warned_of(
+    folder: Path, command: tuple[str, ...], option: str, url: str
+) -> None:
+    told = call(*command, f"--{option}", url)
+    assert told.exit_code == 3, "there is nobody"
+    assert f"Warning: --{option}: the password in it can be read by everybody" in told.stderr
+    assert "geheim" not in told.output
+
+
+@pytest.mark.parametrize("url", ["amqp://127.0.0.1:1/", "amqp://site@127.0.0.1:1/fl?heartbeat=5"])
+def test_a_url_without_a_password_may_be_typed(folder: Path, url: str) -> None:
+    assert "can be read by everybody" not in call(*JOBS, "--broker", url).stderr
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from broker_fl.roles.controller.limits import DEAD_LETTERS
 from broker_fl.roles.driver import Driver
 from broker_fl.security.audit import read
 from broker_fl.wire import messages as m
-from broker_fl.wire.frames import pack_chunk
+from broker_fl.wire.frames import pack, pack_chunk
 from tests.unit.roles.stage import WAIT_S, Adds, eventually, model_of, spec
 from tests.unit.roles.test_floods import Federation
 
@@ -55,6 +55,21 @@ def test_letters_that_are_refused_again_are_all_there_again(federation: Federati
     eventually(lambda: len(kept) + federation.counts.refused_from["over_limit"] == num + 20, "all")
     assert not federation.counts.refused_from["over_limit"]
     assert {one.user for one in kept if isinstance(one, m.DeadLetter)} == {"F.learner.mallory"}
+
+
+def test_what_a_controller_sends_and_is_no_letter_is_dropped_and_a_letter_never(
+    federation: Federation,
+) -> None:
+    """Whether it can be read or not: what was sent on is nowhere else any more."""
+    names, by = federation.topology, federation.connect(CONTROLLER)
+    kept = federation.heard(names.dead)
+    stop = m.StopJob(driver="ana-000000000000", request="1", job="no-job").pack()
+    for body in (stop, b"no frame", pack(m.DeadLetter.KIND, {})):
+        by.publish(names.control, [names.CONTROL], body)
+    eventually(lambda: kept, "a letter that cannot be read")
+    eventually(lambda: federation.counts.refused_from["bounced"] == 2, "what is none")
+    assert federation.driver.learners() == ()
+    assert len(kept) == 1
 
 
 def test_a_letter_of_a_queue_that_nobody_reads_is_refused_by_name(federation: Federation) -> None:

@@ -156,6 +156,16 @@ def test_headers_are_read_where_that_is_wanted_and_they_can_be(table: dict[str, 
         assert (found.properties.headers, found.properties.user_id) == ({}, "mallory")
 
 
+def test_where_a_message_died_is_found_in_any_table_and_nothing_else_of_it() -> None:
+    for queue in ("q", "q" * 255):
+        table = {"x-death": [{"queue": "another"}], tuned.FIRST_DEATH: queue, "z": 1}
+        (found,) = FrameReader().feed(frame.Header(3, 7, spec.BasicProperties(headers=table)).marshal())
+        assert found.properties.headers == {tuned.FIRST_DEATH: queue}
+    cut = spec.BasicProperties(headers={tuned.FIRST_DEATH: "q" * 1_000})
+    (found,) = FrameReader().feed(frame.Header(3, 7, cut).marshal())
+    assert found.properties.headers == {tuned.FIRST_DEATH: "q" * 255}
+
+
 def test_a_sender_that_can_be_read_in_two_ways_is_nobody() -> None:
     raw = raw_amqp.RawProperties(raw_amqp.in_two_ways("mallory", "victim"))
     _, found = frame.decode_frame(frame.Header(1, 0, raw).marshal())
