@@ -122,7 +122,7 @@ def said_of(user: str, log: Path | None) -> Counter[str]:
     )
 
 
-def test_nothing_in_anothers_name_is_heard(stage: Stage) -> None:
+def test_nothing_in_anothers_name_is_heard(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Neither by the name in the message, nor by a routing key that BCC brings past the topic permission."""
     job, mallory = stage.begin(), stage.mallory
     victim, task = GOOD[0], m.TaskRef(job=job.id, round=0)
@@ -135,14 +135,19 @@ def test_nothing_in_anothers_name_is_heard(stage: Stage) -> None:
         m.GroupJoin(group="mallory", session="s", members=(victim, "mallory-1")),
         m.StopJob(driver=stage.driver.id, request="r", job=job.id),
     ]
-    for report in reports:
-        mallory.report(report.pack())
-        mallory.send(stage.topology.reports, "mallory.x", report.pack(), {"BCC": [f"{victim}.{report.KIND}"]})
-    for body in update_of(victim, task, 1e6):
-        mallory.send(stage.topology.updates, f"mallory.{stage.inbox}", body)
-        mallory.send(stage.topology.updates, "mallory.x", body, {"CC": [f"{victim}.{stage.inbox}"]})
-    reasons = stage.refused(2 * len(reports) + 4)
+    with caplog.at_level(logging.WARNING):
+        for report in reports:
+            mallory.report(report.pack())
+            mallory.send(
+                stage.topology.reports, "mallory.x", report.pack(), {"BCC": [f"{victim}.{report.KIND}"]}
+            )
+        for body in update_of(victim, task, 1e6):
+            mallory.send(stage.topology.updates, f"mallory.{stage.inbox}", body)
+            mallory.send(stage.topology.updates, "mallory.x", body, {"CC": [f"{victim}.{stage.inbox}"]})
+        reasons = stage.refused(2 * len(reports) + 4)
     assert sum("in the name of" in reason for reason in reasons) >= 2 * 4 + 4
+    logged = [text for text in caplog.messages if text.startswith("refused a message from ")]
+    assert sorted(text.partition(": ")[2] for text in logged) == sorted(reasons)
     stage.check_as_in_peace(job)
 
 
