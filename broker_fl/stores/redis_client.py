@@ -57,7 +57,7 @@ def connect(url: str, *, timeout_s: float, security: Security | None = None) -> 
             socket_connect_timeout=min(timeout_s, 3.0),
             socket_timeout=timeout_s,
             socket_read_size=_READ_BYTES,
-            socket_keepalive=True,
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
         if context is not None:
             pool.connection_class = partial(_TlsConnection, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import time
 from contextlib import closing
 from typing import Any
@@ -29,6 +30,17 @@ from tests.integration.redis_store.writing import (
     write_and_commit,
 )
 from tests.servers.redis_account import documented_rules
+
+
+def test_a_server_may_be_reached_through_a_socket_of_the_file_system() -> None:
+    with tempfile.TemporaryDirectory(prefix="bfl-") as short:  # of a socket's path, 107 characters count
+        path = f"{short}/redis.sock"
+        with (
+            RedisNode(f"{short}/redis", settings={"unixsocket": path}),
+            opened(f"unix://{path}?db=0") as store,
+        ):
+            write_and_commit(store, 0, 2, acquire(store))
+            check(store, 0)
 
 
 class TestRefusedAtOnce:
