@@ -38,9 +38,7 @@ def play(fault: StandbyFault, phase: Phase, bench: Bench) -> Outcome:
         federation.wait(lambda: active.exit_code is not None, "the end of the one that was frozen")
         assert active.exit_code == FENCED, federation.logs()
     _check_same_round(watched)
-    federation.start("controller")
-    standby.stop()
-    standby.log.unlink()
+    _hand_over(bench, standby)
     return played
 
 
@@ -56,10 +54,11 @@ def play_server(target: str, phase: Phase, bench: Bench) -> Outcome:
     if _epoch(bench) != before:
         federation.wait(lambda: active.exit_code is not None, "the end of the one whose lease was over")
         assert active.exit_code == FENCED, federation.logs()
-        federation.start("controller")
-    assert standby.exit_code is None, federation.logs()
-    standby.stop()
-    standby.log.unlink()
+        assert standby.exit_code is None, federation.logs()
+        _hand_over(bench, standby)
+    else:
+        assert standby.exit_code is None, federation.logs()
+        _end(standby)
     return played
 
 
@@ -84,9 +83,7 @@ def play_parted(phase: Phase, bench: Bench) -> Outcome:
     federation.wait(lambda: active.exit_code is not None, "the end of the one that was cut off")
     assert active.exit_code == FENCED, federation.logs()
     _check_same_round(watched)
-    federation.start("controller")
-    standby.stop()
-    standby.log.unlink()
+    _hand_over(bench, standby)
     return played
 
 
@@ -104,6 +101,22 @@ def _standby(bench: Bench) -> Process:
     standby = bench.federation.start("controller-2")
     bench.federation.wait(lambda: "standing by" in standby.log.read_text(), "a controller on standby")
     return standby
+
+
+def _hand_over(bench: Bench, standby: Process) -> None:
+    """Start "controller" anew, and end the one that took over. It is back only when it has the lease: another
+    one that begins before that would not be the standby.
+    """
+    log = bench.federation.processes["controller"].log
+    before = len(log.read_text())
+    bench.federation.start("controller")
+    _end(standby)
+    bench.federation.wait(lambda: "is active" in log.read_text()[before:], "a controller that is alone")
+
+
+def _end(standby: Process) -> None:
+    standby.stop()
+    standby.log.unlink()
 
 
 def _check_same_round(watched: Watched) -> None:

@@ -34,6 +34,8 @@ class Hearing:
         self._leadership = leadership
         self._ttl_s = ttl_s
         self._is_reading = True
+        self._has_failed = False
+        """To read again; each attempt may hand messages back, and brokers count how often."""
         self._over = runtime.event()
         self._thread = runtime.thread(self._run, "controller-hearing")
 
@@ -48,13 +50,23 @@ class Hearing:
 
     def _run(self) -> None:
         while not self._over.wait(self._pause_s()):
-            if self._is_reading and not self._lease.is_sure:
-                self._hand_back()
-            elif not self._is_reading and self._lease.is_sure:
-                self._read_again()
+            try:
+                self._look()
+            except Exception:  # without this thread nobody would read again
+                log.exception("reports and requests: trying again")
+
+    def _look(self) -> None:
+        if self._is_reading and not self._lease.is_sure:
+            self._hand_back()
+        elif not self._is_reading and self._lease.is_sure:
+            self._read_again()
+            if self._over.is_set():  # meanwhile, so that nobody would answer
+                self._leadership.hand_back()
 
     def _pause_s(self) -> float:
-        return max(self._lease.sure_s, MOMENT_S) if self._is_reading else self._ttl_s / LOOKS_PER_TTL
+        if self._is_reading:
+            return max(self._lease.sure_s, MOMENT_S)
+        return self._ttl_s / (1 if self._has_failed else LOOKS_PER_TTL)
 
     def _hand_back(self) -> None:
         log.warning(
@@ -69,7 +81,8 @@ class Hearing:
             self._leadership.read_again()
         except BrokerFLError as error:
             log.warning("reports and requests cannot be read again yet: %s", error)
+            self._has_failed = True
             self._leadership.hand_back()
         else:
-            self._is_reading = True
+            self._is_reading, self._has_failed = True, False
             log.info("the lease is confirmed once more: reading reports and requests")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from broker_fl.errors import Fenced, StoreUnavailable
+from broker_fl.errors import BrokerFLError, Fenced, StoreUnavailable
 from broker_fl.interfaces import Store
 from broker_fl.roles.runtime import THREADS, Event, Runtime
 
@@ -98,8 +98,10 @@ class Lease:
             try:
                 self._store.renew_lease(self.epoch, self._ttl_s)
                 self._sure_until = asked + self._ttl_s
-            except StoreUnavailable as error:
-                log.warning("the lease could not be renewed: %s", error)
             except Fenced as error:
                 self._on_fenced(error)
                 return
+            except (
+                BrokerFLError
+            ) as error:  # also one that refuses us: an operator may mend an account meanwhile
+                log.warning("the lease could not be renewed: %s", error)

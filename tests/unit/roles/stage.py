@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from broker_fl.errors import MessageRefused, StoreUnavailable
+from broker_fl.errors import AccessDenied, MessageRefused, StoreUnavailable
 from broker_fl.extensions import OwnClasses
 from broker_fl.interfaces import Delivery, Learner, TaskContext, Update
 from broker_fl.model import Array, Arrays, Model
@@ -126,11 +126,14 @@ class Cord:
         self.pulled = False
         self.failing = 0
         """Writes and reads that fail before the next one works."""
+        self.denies_renewals = False
         self.num_renewals = 0
         """Of the lease, that worked."""
 
     def renew_lease(self, epoch: int, ttl_s: float) -> None:
         """Count it."""
+        if self.denies_renewals:
+            raise AccessDenied("this user has no permissions")
         self.__getattr__("renew_lease")(epoch, ttl_s)
         self.num_renewals += 1
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_fl.errors import Fenced
+from broker_fl.aggregation.sums import WeightedSum
+from broker_fl.errors import AggregationError, Fenced
 from broker_fl.roles.driver import answers
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, kinds, model_of, same, spec
 
@@ -43,20 +44,23 @@ def test_requests_and_reports_go_to_the_controller_that_took_over(
     assert heir.error is None
 
 
-def test_who_is_confirmed_again_hears_what_has_waited_and_takes_nobody_for_lost(stage: Stage) -> None:
+@pytest.mark.parametrize("fault", ["pulled", "denies_renewals"])
+def test_who_is_confirmed_again_hears_what_has_waited_and_takes_nobody_for_lost(
+    stage: Stage, fault: str
+) -> None:
     controller = stage.controller()
     stage.host({"a": (adds := Adds(1.0))})
     job = stage.submit(rounds=3)
     adds.gate.clear()
     assert adds.at_work.wait(WAIT_S)
     cord, _ = stage.cords[controller]
-    cord.pulled = True
+    setattr(cord, fault, True)
     beats = 6  # more than it takes to count as lost
     eventually(lambda: stage.broker.depth(stage.topology.reports) >= beats, "heartbeats that nobody reads")
     with ThreadPoolExecutor(1) as pool:
         listing = pool.submit(stage.driver.jobs)
         eventually(lambda: stage.broker.depth(stage.topology.control), "a request that nobody reads")
-        cord.pulled = False
+        setattr(cord, fault, False)
         assert [one.job for one in listing.result(WAIT_S)] == [job.id]
     adds.gate.set()
     done(job)
@@ -64,3 +68,17 @@ def test_who_is_confirmed_again_hears_what_has_waited_and_takes_nobody_for_lost(
     assert adds.num_trained == 3
     assert "learner_lost" not in kinds(job)
     assert controller.error is None
+
+
+def test_a_sum_that_is_lost_ends_the_job_with_the_reason(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(*_: object, **__: object) -> None:
+        raise AggregationError("an addition broke off before")
+
+    monkeypatch.setattr(WeightedSum, "add", add)
+    stage.controller()
+    stage.host({"a": Adds(1.0)})
+    finished = stage.submit(rounds=1).wait()
+    assert finished.state == "failed"
+    assert "an addition broke off before" in finished.reason

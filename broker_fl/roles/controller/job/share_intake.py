@@ -10,7 +10,7 @@ from broker_fl.coordination.groups import GroupJob
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.shares import Share
 from broker_fl.coordination.state import Phase
-from broker_fl.errors import FrameRefused, MessageRefused, UpdateRefused
+from broker_fl.errors import AggregationError, FrameRefused, MessageRefused, UpdateRefused
 from broker_fl.interfaces import SumAccumulator
 from broker_fl.model import ModelSpec
 from broker_fl.roles.controller.job.open_round import OpenRound
@@ -111,6 +111,9 @@ class ShareIntake:
         except MessageRefused as error:
             self._refuse(share, error)
             raise
+        except AggregationError as error:
+            self._signal(s.CannotGoOn(f"round {self._job.state.round + 1}: {error}"))
+            return
         folded = s.ShareWasFolded(
             share=share,
             weight=weight,

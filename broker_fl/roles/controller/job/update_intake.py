@@ -8,7 +8,7 @@ from broker_fl.coordination import signals as s
 from broker_fl.coordination.cohort import Status
 from broker_fl.coordination.job import Job
 from broker_fl.coordination.state import Phase
-from broker_fl.errors import AppError, FrameRefused, MessageRefused, UpdateRefused
+from broker_fl.errors import AggregationError, AppError, FrameRefused, MessageRefused, UpdateRefused
 from broker_fl.interfaces import Contribution
 from broker_fl.model import Model, ModelSpec
 from broker_fl.observer import RefusalReason
@@ -125,7 +125,7 @@ class UpdateIntake:
         except MessageRefused as error:
             self._refuse(learner, upload.task, error)
             raise
-        except AppError as error:
+        except (AggregationError, AppError) as error:
             self._signal(s.CannotGoOn(f"round {self._job.state.round + 1}: {error}"))
             return
         folded = s.UpdateWasFolded(
