@@ -118,6 +118,8 @@ class Daemon:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+        except urllib.error.URLError as error:
+            raise AssertionError(f"{error}; exit code {self.process.poll()}; {self.said}") from error
 
     def samples(self) -> dict[str, float]:
         """Its metrics: name with labels → value."""

@@ -19,6 +19,8 @@ from typing import Self
 from broker_fl.errors import ServerUnavailable, SettingError
 
 _POLL_S = 0.01
+_FREEZE_S = 30.0
+_HAS_PROC = Path("/proc/self/stat").exists()
 _LOG_TAIL_LINES = 80  # RabbitMQ says first why it ends, then at length how
 
 # Below the ports that Linux (32768), macOS (49152) and gVisor (16000) give to outgoing connections. A client
@@ -159,6 +161,23 @@ class ServerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
 
+    def freeze(self) -> None:
+        """Stop the group in its tracks (SIGSTOP), and return once it stands still: a signal only asks for it.
+
+        Raises:
+            ServerUnavailable: it still runs.
+        """
+        self.send(signal.SIGSTOP)
+        give_up = time.monotonic() + _FREEZE_S
+        while (pid := self.pid) is not None and any(state not in "TZX" for state in _states(pid)):
+            if time.monotonic() > give_up:
+                raise ServerUnavailable(f"{self.name} did not stop in {_FREEZE_S:g} s\n{self.log_tail()}")
+            time.sleep(_POLL_S)
+
+    def thaw(self) -> None:
+        """Let a frozen group go on (SIGCONT)."""
+        self.send(signal.SIGCONT)
+
     def kill(self) -> None:
         """End the program at once, without a chance to tidy up, and wait until it is gone."""
         self.send(signal.SIGKILL)
@@ -192,7 +211,7 @@ class ServerProcess:
 
 def _begin(pid: int) -> str | None:
     """When the process began, which tells it from a later one of the same number; None when it has ended."""
-    begin = _begin_in_proc(pid) if Path("/proc/self/stat").exists() else _begin_in_ps(pid)
+    begin = _begin_in_proc(pid) if _HAS_PROC else _begin_in_ps(pid)
     if begin is None:
         with contextlib.suppress(ChildProcessError):  # somebody else's, or collected already
             os.waitpid(pid, 0)
@@ -200,18 +219,38 @@ def _begin(pid: int) -> str | None:
 
 
 def _begin_in_proc(pid: int) -> str | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field, the program's name, may hold blanks and brackets: count from its closing one.
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else fields[18]
+    fields = _stat(Path(f"/proc/{pid}"))
+    return None if not fields or fields[0] in "ZX" else fields[19]
 
 
 def _begin_in_ps(pid: int) -> str | None:
-    listed = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    state, _, begin = listed.stdout.strip().partition(" ")
+    state, _, begin = _ps("-o", "stat=,lstart=", "-p", str(pid)).strip().partition(" ")
     return None if not state or state.startswith("Z") else begin.strip()
+
+
+def _states(group: int) -> list[str]:
+    """The letter of each process of a group, on Linux of each thread: T is stopped, Z has ended."""
+    if not _HAS_PROC:
+        listed = [line.split() for line in _ps("-A", "-o", "pgid=,stat=").splitlines()]
+        return [state[0] for of, state in listed if of == str(group)]
+    members = [
+        process
+        for process in Path("/proc").glob("[0-9]*")
+        if (fields := _stat(process)) and fields[2] == str(group)
+    ]
+    threads = [_stat(thread) for process in members for thread in process.glob("task/*")]
+    return [fields[0] for fields in threads if fields]
+
+
+def _stat(folder: Path) -> list[str]:
+    """What Linux says of a process or thread, from its state on (proc(5)); nothing once it is gone."""
+    try:
+        stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    # The second field, the program's name, may hold blanks and brackets: count from its closing one.
+    return stat.rpartition(")")[2].split()
+
+
+def _ps(*options: str) -> str:
+    return subprocess.run(["ps", *options], capture_output=True, text=True, check=False).stdout

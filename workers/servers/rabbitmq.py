@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -198,11 +197,11 @@ class RabbitMQNode(Node):
 
     def freeze(self) -> None:
         """Stop the node in its tracks (SIGSTOP): connections stay open and nothing answers."""
-        self._process.send(signal.SIGSTOP)
+        self._process.freeze()
 
     def thaw(self) -> None:
         """Let a frozen node go on (SIGCONT)."""
-        self._process.send(signal.SIGCONT)
+        self._process.thaw()
 
     def add_vhost(self, name: str) -> str:
         """Make a virtual host on which the account may do everything, and return its URL."""

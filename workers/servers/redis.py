@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -105,11 +104,11 @@ class RedisNode(Node):
 
     def freeze(self) -> None:
         """Stop the server in its tracks (SIGSTOP): connections stay open and nothing answers."""
-        self._process.send(signal.SIGSTOP)
+        self._process.freeze()
 
     def thaw(self) -> None:
         """Let a frozen server go on (SIGCONT)."""
-        self._process.send(signal.SIGCONT)
+        self._process.thaw()
 
     @cached_property
     def _identity(self) -> _Identity:
