@@ -41,12 +41,13 @@ class Federation:
 
 @pytest.fixture(scope="module")
 def watched(
-    rabbitmq: provision.Broker, redis: provision.Store, tmp_path_factory: pytest.TempPathFactory
+    rabbitmq: provision.Broker, server_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("watched")
     (folder / "app.py").write_text(APP)
     name = f"test-{secrets.token_hex(6)}"
-    with rabbitmq.vhost(name) as url:
+    # The Redis that tests share is wiped after each that uses it; this federation lives through several.
+    with provision.private_redis(server_root / "redis-watched") as redis, rabbitmq.vhost(name) as url:
         environment = {
             "BROKER_FL_BROKER": url,
             "BROKER_FL_STORE": redis.url,
