@@ -116,6 +116,25 @@ def test_management_at_the_port_for_amqp_is_told_where_it_should_be(scheme: str,
     assert f"not at the port for AMQP, but at one of its own, mostly {right}" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("members",), ("enroll", "site-1")])
+def test_where_there_is_no_management_interface_it_is_named_with_its_setting(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobodys = server.getsockname()[1]
+    log, place = str(tmp_path / "audit.jsonl"), f"http://127.0.0.1:{nobodys}"
+    done = call(*command, BROKER_FL_MANAGEMENT=place.replace("://", "://guest@"), BROKER_FL_AUDIT=log)
+    assert done.exit_code == 3
+    for words in (
+        f"{place}: nothing listens there",
+        "BROKER_FL_MANAGEMENT",
+        "rabbitmq_management",
+        "up` has",
+    ):
+        assert words in done.stderr
+    assert "Errno" not in done.stderr
+
+
 def test_a_folder_is_no_app() -> None:
     for target in (".", "..", ".app"):
         done = call("run", target)
