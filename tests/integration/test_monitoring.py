@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def _after_a_job(start: Callable[..., Daemon], url: str, federation: str) -> Fed
     return Federation(controller, standby, learners, job.id, url.rpartition("@")[0].rpartition(":")[2])
 
 
-def settled(daemon: Daemon, expected: dict[str, float]) -> dict[str, float]:
+def settled(daemon: Daemon, expected: Mapping[str, float]) -> dict[str, float]:
     """Its metrics, once these have these values: queues are read, and tasks counted, a moment later."""
 
     def differing() -> dict[str, float | None]:
