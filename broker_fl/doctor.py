@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from broker_fl.errors import BrokerFLError
+from broker_fl.errors import BrokerFLError, ServerUnavailable
 from broker_fl.security import Security
 from broker_fl.security.certificates import Validity
 from broker_fl.stores.redis_facts import RedisFacts, look_at_redis
@@ -30,6 +30,14 @@ class Finding:
     """What was found."""
     advice: str = ""
     """Why it matters and what to do; empty where nothing is to be done."""
+    sort: Literal["", "absent", "unreachable"] = ""
+    """absent: what need not be there is not. unreachable: a server that does not answer."""
+
+    @classmethod
+    def of(cls, error: BrokerFLError, advice: str) -> Finding:
+        """A server that cannot be looked at."""
+        away = isinstance(error, ServerUnavailable)
+        return cls(level="error", what=str(error), advice=advice, sort="unreachable" if away else "")
 
 
 def check_redis(url: str, *, federation: str, security: Security | None = None) -> list[Finding]:
@@ -37,9 +45,7 @@ def check_redis(url: str, *, federation: str, security: Security | None = None) 
     try:
         facts = look_at_redis(url, federation=federation, security=security)
     except BrokerFLError as error:
-        return [
-            Finding(level="error", what=str(error), advice="the controller cannot start without its store")
-        ]
+        return [Finding.of(error, "the controller cannot start without its store")]
     return judge_redis(facts)
 
 
@@ -93,7 +99,10 @@ def _server(facts: RedisFacts) -> Iterator[Finding]:
         yield Finding(
             level="warning", what=what, advice="each step of a round waits for several; move them closer"
         )
-    if abs(facts.clock_offset_s) > _CLOCK_S:
+    if abs(facts.clock_offset_s) <= _CLOCK_S:
+        apart = abs(facts.clock_offset_s)
+        yield Finding(level="ok", what=f"the server's clock and this machine's are {apart:.1f} s apart")
+    else:
         what = f"the server's clock is {facts.clock_offset_s:+.0f} s from this machine's"
         yield Finding(
             level="warning", what=what, advice="times in events will not fit together; run NTP on both"

@@ -37,7 +37,7 @@ def check_broker(
             enrolled=account.name if account is not None else "",
         )
     except BrokerFLError as error:
-        return [Finding(level="error", what=str(error), advice="nothing works without the broker")]
+        return [Finding.of(error, "nothing works without the broker")]
     return judge_broker(facts, federation=federation, role=role)
 
 

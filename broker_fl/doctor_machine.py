@@ -60,7 +60,8 @@ def _extras() -> Iterator[Finding]:
         else:
             missing = ", ".join(name for name, version in versions.items() if version is None)
             install = f"pip install 'broker-fl[{extra}]' if it is wanted"
-            yield Finding(level="ok", what=f"extra {extra} is not installed ({missing}): {install}")
+            what = f"extra {extra} is not installed ({missing}): {install}"
+            yield Finding(level="ok", what=what, sort="absent")
 
 
 def _version(package: str) -> str | None:

@@ -67,19 +67,23 @@ def audit() -> None:
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N entries.")
 @options.as_json
 def show(last: int | None, as_json: bool, **given: Any) -> None:
-    """List the entries, oldest first; nothing is verified."""
+    """List the entries, oldest first; nothing is verified.
+
+    What an operator's command does has two: one before it is done (begun), one with what came of it (ended).
+    """
     entries = [chain.read(line) for line in _lines(given)]
     chosen = entries[-last:] if last else entries
     if as_json:
         print_json(chosen)
         return
-    print_table(
-        ("entry", "when", "who", "did", "to", "details"), [_row(one) for one in chosen], numbers=("entry",)
-    )
-    if entries:
-        click.echo(f"head {chain.Head(entries[-1]['sequence'], entries[-1]['hash'])}")
-    else:
+    if not entries:
         click.echo(_nothing(given), err=True)
+        return
+    begun = {_of_entry(one) for one in entries}
+    columns = ("entry", "when", "who", "did", "to", "details")
+    rows = [_row(one, is_begun=one["sequence"] in begun) for one in chosen]
+    print_table(columns, rows, numbers=("entry",), last_below=True)
+    click.echo(f"head {chain.Head(entries[-1]['sequence'], entries[-1]['hash'])}")
 
 
 @audit.command(cls=Command)
@@ -146,14 +150,21 @@ def _lines(given: dict[str, Any]) -> Iterator[bytes]:
         store.close()
 
 
-def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+def _of_entry(entry: dict[str, Any]) -> int | None:
+    """Whose outcome it has; whatever somebody made of the entry, it is shown."""
+    number = entry["details"].get("of_entry") if isinstance(entry["details"], dict) else None
+    return number if isinstance(number, int) else None
+
+
+def _row(entry: dict[str, Any], *, is_begun: bool) -> tuple[str, ...]:
     details = json.dumps(entry["details"], ensure_ascii=False)[1:-1]
-    texts = (entry["actor"] or "?", entry["action"], entry["subject"])
+    word = " (begun)" if is_begun else " (ended)" if _of_entry(entry) is not None else ""
+    texts = (entry["actor"] or "?", f"{entry['action']}{word}", entry["subject"])
     return (
         str(entry["sequence"]),
         when(float(entry["time_s"])),
         *(one_line(str(text), 80) for text in texts),
-        one_line(details, 200),
+        one_line(details, 500),
     )
 
 

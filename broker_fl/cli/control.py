@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -72,9 +73,29 @@ def delete(job: str, yes: bool, reason: str, **access: Any) -> None:
                 f"job {found.job}, {found.state}: {held} and its record of events are deleted for good, and "
                 "nobody can go on from it. To keep them: broker-fl models export, broker-fl watch --out"
             )
-            click.confirm("Delete it?", abort=True)
+            _confirm()
         driver.job(found.job).delete(reason)
     click.echo(f"{found.job}: deleted, with {held} and its events")
+
+
+def _confirm() -> None:
+    """Ask whether to delete.
+
+    Raises:
+        Abort: no.
+        UsageError: there is nobody to ask.
+    """
+    try:
+        is_sure = click.confirm("Delete it?")
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        raise click.UsageError(
+            "nothing was deleted: there is no terminal to ask on; --yes deletes without asking"
+        ) from None
+    if not is_sure:
+        raise click.Abort
 
 
 def _tell(

@@ -18,6 +18,7 @@ from broker_fl.errors import SettingError
 from broker_fl.record.text import one_line, plural, size
 from broker_fl.security.audit import Deed
 from broker_fl.transports.rabbitmq.dead import DeadLetters, Letter, dead_letters
+from broker_fl.wire.fields import MAX_TEXT_CHARS
 from broker_fl.wire.frames import MAX_CHUNK_HEADER_BYTES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,6 +60,10 @@ def list_letters(as_json: bool, job: str | None, kind: str | None, sender: str |
     if as_json:
         print_json([_as_json(letter) for letter in found])
         return
+    if not found:
+        which = "no such dead letters" if opened.letters else "no dead letters"
+        click.echo(f"federation {access['federation']} has {which}", err=True)
+        return
     now = time.time()
     rows = [
         (
@@ -66,11 +71,12 @@ def list_letters(as_json: bool, job: str | None, kind: str | None, sender: str |
             _age(now - letter.time_s) if letter.time_s else "",
             *(one_line(words, 64) for words in (letter.sender, letter.kind, letter.job)),
             size(letter.num_bytes),
-            one_line(letter.reason, 100),
+            one_line(letter.reason, MAX_TEXT_CHARS),
         )
         for letter in found
     ]
-    print_table(("id", "age", "from", "kind", "job", "size", "reason"), rows, numbers=("age", "size"))
+    columns = ("id", "age", "from", "kind", "job", "size", "reason")
+    print_table(columns, rows, numbers=("age", "size"), last_below=True)
 
 
 @dead.command(cls=Command)

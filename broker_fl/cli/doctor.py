@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import click
@@ -15,8 +16,10 @@ from broker_fl.doctor_broker import check_broker
 from broker_fl.doctor_machine import check_machine
 from broker_fl.identity.accounts import Account
 from broker_fl.transports.rabbitmq.facts import Role
+from broker_fl.workers.process import ExitCode
 
 _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+_ABSENT = ("–", "green")
 
 
 @click.command(cls=Command)
@@ -38,7 +41,7 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 def doctor(store: str, role: Role | None, learner_id: str | None, as_json: bool, **access: Any) -> None:
     """Check everything that a role of a federation needs, and say what to do about what is wrong.
 
-    The exit code is 1 if something is an error.
+    The exit code is 3 if a server does not answer, else 1 if something is an error.
     """
     federation, role = access["federation"], role or _role(access.get("joined"))
     sections = {"This machine": check_machine()}
@@ -55,8 +58,16 @@ def doctor(store: str, role: Role | None, learner_id: str | None, as_json: bool,
         print_json(_rows(sections))
     else:
         _print(sections)
-    if any(one["level"] == "error" for one in _rows(sections)):
-        raise click.exceptions.Exit(1)
+    if code := _exit_code(one for findings in sections.values() for one in findings):
+        raise click.exceptions.Exit(code)
+
+
+def _exit_code(findings: Iterable[Finding]) -> int:
+    """As those of other commands: a server that is not there is nobody's setting."""
+    wrong = [one for one in findings if one.level == "error"]
+    if any(one.sort == "unreachable" for one in wrong):
+        return ExitCode.UNAVAILABLE
+    return ExitCode.FAILED if wrong else ExitCode.DONE
 
 
 def _role(account: Account | None) -> Role:
@@ -79,7 +90,7 @@ def _print(sections: dict[str, list[Finding]]) -> None:
     for about, findings in sections.items():
         console.print(about, style="bold")
         for finding in findings:
-            sign, style = _SIGNS[finding.level]
+            sign, style = _ABSENT if finding.sort == "absent" else _SIGNS[finding.level]
             console.print(f"  {sign} {finding.what}", style=None if finding.level == "ok" else style)
             if finding.advice:
                 console.print(f"      {finding.advice}")

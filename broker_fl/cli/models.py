@@ -32,19 +32,22 @@ def list_versions(job: str, as_json: bool, **access: Any) -> None:
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
         return
+    if not found:
+        click.echo(f"job {job} has no version yet", err=True)
+        return
     rows = [
         (
             str(one.version),
             count(one.num_parameters),
             size(one.num_bytes),
             when(one.committed_at),
-            ", ".join(f"{one_line(name, 40)} {number(value)}" for name, value in one.metrics.items()),
             one.digest[:12],
+            ", ".join(f"{one_line(name, 40)} {number(value)}" for name, value in one.metrics.items()),
         )
         for one in found
     ]
-    columns = ("version", "parameters", "size", "committed", "metrics", "digest")
-    print_table(columns, rows, numbers=("version", "parameters", "size"))
+    columns = ("version", "parameters", "size", "committed", "digest", "metrics")
+    print_table(columns, rows, numbers=("version", "parameters", "size"), last_below=True)
 
 
 @models.command("export", cls=Command)

@@ -25,23 +25,38 @@ def print_table(
 ) -> None:
     """Print rows under column heads; columns named in ``numbers`` are set flush right.
 
-    With ``last_below`` the last column has sentences. On a terminal, which has no room for a column of them,
+    With ``last_below`` the last column has sentences. On a terminal that has no room for a column of them
     they are below the table, whole, each after its row's first cell.
     """
-    is_pipe = not sys.stdout.isatty()
-    if last_below and not is_pipe:
-        rows = list(rows)
-        print_table(columns[:-1], [row[:-1] for row in rows], numbers=numbers)
-        for first, sentence in ((row[0], row[-1]) for row in rows if row[-1]):
-            Console(highlight=False, markup=False).print(f"{first}: {sentence}")
+    is_pipe, rows = not sys.stdout.isatty(), list(rows)
+    console = Console(width=_PIPE_COLUMNS if is_pipe else None, highlight=False, markup=False)
+    table = _table(columns, rows, numbers, max_width=_PIPE_CELL if is_pipe else None)
+    if not last_below or is_pipe or _fits(table, console):
+        console.print(table)
         return
+    console.print(_table(columns[:-1], [row[:-1] for row in rows], numbers))
+    for first, sentence in ((row[0], row[-1]) for row in rows if row[-1]):
+        console.print(f"{first}: {sentence}")
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether no cell has to go on in a second line."""
+    return table.__rich_measure__(console, console.options.update(max_width=100_000)).maximum <= console.width
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: Sequence[str],
+    max_width: int | None = None,
+) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         justify: Literal["right", "left"] = "right" if column in numbers else "left"
-        table.add_column(column, justify=justify, overflow="fold", max_width=_PIPE_CELL if is_pipe else None)
+        table.add_column(column, justify=justify, overflow="fold", max_width=max_width)
     for row in rows:
         table.add_row(*row)
-    Console(width=_PIPE_COLUMNS if is_pipe else None, highlight=False, markup=False).print(table)
+    return table
 
 
 def when(time_s: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from broker_fl.cli import options
 from broker_fl.record.sinks import Background
 from broker_fl.wire.events import Event
 
@@ -17,7 +18,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 def trackers(command: F) -> F:
     """The options; ``tracking`` takes their values."""
     command = click.option(
-        "--mlflow", metavar="URI", help="Also make a run in MLflow: http://HOST:PORT, or another URI of it."
+        "--mlflow",
+        metavar="URI",
+        callback=options.not_on_the_command_line,
+        help="Also make a run in MLflow: http://HOST:PORT, or another URI of it.",
     )(command)
     return click.option(
         "--tensorboard", metavar="DIR", help="Also write TensorBoard's files, to a folder of the job in DIR."

@@ -10,6 +10,7 @@ import base64
 import http.client
 import json
 import re
+import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -320,7 +321,19 @@ def _no_answer(place: str, doing: str, error: OSError) -> Exception:
         return untrusted(place, cause)
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, _LOST):
         return SettingError(f"{doing}: {client_verdict(cause) or _not_it(place)}")
+    if isinstance(cause, ConnectionRefusedError | socket.gaierror):
+        return BrokerUnavailable(f"{place}: {_nobody_there(cause)}")
     return BrokerUnavailable(f"{doing}: {error}")
+
+
+def _nobody_there(cause: OSError) -> str:
+    found = "nothing listens there" if isinstance(cause, ConnectionRefusedError) else cause.strerror
+    return (
+        f"{found}. This is to be RabbitMQ's management interface, which accounts are made through: say where "
+        "it is by --management or BROKER_FL_MANAGEMENT (http[s]://administrator@host:port), and have the "
+        "broker's plugin on (rabbitmq-plugins enable rabbitmq_management; docs/security.md, A new broker). "
+        "The cluster of `broker-fl up` has none: all in it share one account"
+    )
 
 
 def _not_it(place: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +27,7 @@ from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.tasks import Spread
 from broker_fl.record.text import count, number, one_line, plural, seconds, size
 from broker_fl.wire import events as ev
+from broker_fl.wire.fields import MAX_TEXT_CHARS
 
 REFRESH_PER_S = 8
 MAX_INCIDENTS = 6
@@ -119,9 +120,7 @@ class LiveView:
             parts.append(_metrics(history))
         elif history.committed:
             parts.append(Text("  evaluation –", style="dim"))
-        if incidents := history.incidents[-MAX_GROUPED:]:
-            parts.append(_incident_lines(incidents, history))
-        return Group(*parts)
+        return Group(*parts, *_what_went_wrong(history))
 
     def _head(self) -> Text:
         history = self.history
@@ -133,7 +132,7 @@ class LiveView:
         head.append(f"  {history.job}", style="dim")
         head.append(f"  {history.state}", style=_STATE_STYLES.get(history.state, "bold cyan"))
         head.append(f"  {seconds(self._elapsed_s())}")
-        if history.finished_s is not None and history.reason:
+        if history.finished_s is not None and history.reason and not _why_not_done(history):
             head.append(f"  {one_line(history.reason)}", style="dim")
         return head
 
@@ -156,6 +155,11 @@ class _Locked:
         with self._lock:
             drawn = self._draw()
         yield drawn
+
+
+def _why_not_done(history: History) -> bool:
+    """Whether the job's end has to be explained: below all else, where there is room for the whole reason."""
+    return history.finished_s is not None and history.state != "done" and bool(history.reason)
 
 
 def _standstill(history: History) -> Text:
@@ -261,6 +265,13 @@ def sparkline(values: Sequence[float]) -> str:
         _BLOCKS[min(7, int((value / 2 - low / 2) / span * 8))] if math.isfinite(value) else "·"
         for value in values
     )
+
+
+def _what_went_wrong(history: History) -> Iterator[RenderableType]:
+    if incidents := history.incidents[-MAX_GROUPED:]:
+        yield _incident_lines(incidents, history)
+    if _why_not_done(history):
+        yield Text(f"\n{history.state}: {one_line(history.reason, MAX_TEXT_CHARS)}")  # wrapped, not cut
 
 
 def _incident_lines(incidents: Sequence[Incident], history: History) -> Group:

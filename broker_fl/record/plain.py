@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,11 +16,13 @@ from broker_fl.record.records import Incident
 from broker_fl.record.rounds import RoundRecord
 from broker_fl.record.text import count, number, one_line, plural, seconds, size
 from broker_fl.wire import events as ev
+from broker_fl.wire.fields import MAX_TEXT_CHARS
 
 MAX_METRICS = 4
 MAX_INCIDENT_LINES = 5
 """Of one round, about learners; of the other incidents it is said how many there were."""
 MISSED = ("failed", "late", "refused")
+_HAVE_CAUSES = ("failed", "refused")
 OF_LEARNERS = (*MISSED, "lost", "left")
 """Kinds of incidents of which there may be one for each learner; the others are always told."""
 
@@ -28,7 +31,8 @@ class PlainLog:
     """Says what each event means for a reader of the log.
 
     What goes wrong is told at once; that it went wrong for others in the same way, in one line for all of
-    them before the next line about something else.
+    them before the next line about something else. What made learners fail is told once a round, however
+    often that is tried, and whole with the job's end.
     """
 
     def __init__(self, console: Console) -> None:
@@ -37,6 +41,7 @@ class PlainLog:
         self._num_told = self._num_untold = 0
         self._held: list[Incident] = []
         self._reasons: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._version_told = 0
 
@@ -72,6 +77,7 @@ class PlainLog:
 
     def _round(self, history: History, record: RoundRecord) -> None:
         self.flush(history)
+        self._told.clear()
         aim = goal(history)
         of = f" of {count(aim[2])}" if aim is not None and aim[0] == "rounds" else ""
         self._line(
@@ -85,6 +91,7 @@ class PlainLog:
         if event.version % 10 ** max(0, len(str(event.version)) - 2):
             return
         self.flush(history)
+        self._told.clear()
         record = history.versions[event.version]
         aim = goal(history)
         of = f" of {count(aim[2])}" if aim is not None and aim[0] == "versions" else ""
@@ -112,7 +119,7 @@ class PlainLog:
                 self._tell(history, grouped([incident])[0])
 
     def _of_learner(self, history: History, incident: Incident) -> None:
-        if incident.kind == "late" or _what(incident) in self._reasons:
+        if incident.kind == "late" or self._is_said(incident):
             self._held.append(incident)
         else:
             self._tell(history, grouped([incident])[0])
@@ -139,13 +146,28 @@ class PlainLog:
             self._num_told += 1
         where = f" in {place(history, incident.round)}" if incident.round is not None else ""
         who = f" {names_of(group.learners)}" if group.learners else ""
-        said = _what(incident) in self._reasons
+        said = self._is_said(incident)
         self._reasons.add(_what(incident))
-        why = "for the same reason" if said and incident.reason else one_line(incident.reason)
+        why = "for the same reason" if said and incident.reason else one_line(self._with_news(incident))
         self._line(f"{incident.kind}{who}{where}" + (f": {why}" if why else ""))
 
+    def _with_news(self, incident: Incident) -> str:
+        """The reason, without those of learners that stand above; of a learner's, remember that it does."""
+        reason = incident.reason
+        if incident.kind in _HAVE_CAUSES:
+            self._told.add(reason)
+            return reason
+        for told in self._told - {""}:  # in a list of learners, in parentheses
+            reason = re.sub(rf": {re.escape(told)}(?=[;)]| …\))", ": as above", reason)
+        return reason
+
+    def _is_said(self, incident: Incident) -> bool:
+        return _what(incident) in self._reasons or incident.reason in self._told
+
     def _summary(self, history: History) -> None:
-        end = f"{history.state} after {seconds(history.duration_s)}: {one_line(history.reason)}"
+        end = (
+            f"{history.state} after {seconds(history.duration_s)}: {one_line(history.reason, MAX_TEXT_CHARS)}"
+        )
         metrics = shown(history.metrics)
         self._line(f"job {history.job}: {end}" + (f"; {metrics}" if metrics else ""))
 

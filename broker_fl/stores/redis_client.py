@@ -152,7 +152,17 @@ def _no_connection(server: str, error: Exception) -> Exception:
         return untrusted(server, error.__context__)
     if (verdict := client_verdict(error)) is not None:
         return SettingError(f"{server}: {verdict}")
-    return StoreUnavailable(f"{server} does not answer: {error}{_hint(server, error)}")
+    return StoreUnavailable(f"{server} does not answer: {_in_words(error)}{_hint(server, error)}")
+
+
+def _in_words(error: Exception) -> str:
+    """What a person who never saw the driver makes something of."""
+    cause = error.__cause__ or error.__context__ or error
+    if isinstance(cause, ConnectionRefusedError):
+        return "nothing listens there; is Redis running, and the port right?"
+    if isinstance(cause, socket.gaierror):
+        return f"the host name is not known ({cause.strerror})"
+    return str(error)
 
 
 def _hint(server: str, error: Exception) -> str:

@@ -68,6 +68,9 @@ def test_they_are_listed_and_shown_and_stay(access: list[str]) -> None:
     assert shown["header"]["task"]["job"] == "digits-1"
     for words in ("heartbeat", "digits-1", "site-a"):
         assert words in run("list", *access)
+    none = CliRunner().invoke(commands, ["dead", "list", "--job", "another", *access])
+    assert (none.stdout, none.exit_code) == ("", 0)
+    assert "has no such dead letters" in none.stderr
     assert listed(access) == found
 
 

@@ -84,6 +84,9 @@ def test_the_command_says_what_is_lost_asks_and_deletes(there: Federation) -> No
 
     asked = there.run("delete", "gone", answer="n\n")
     assert asked.exit_code == 1
+    nobody = there.run("delete", "gone")
+    assert nobody.exit_code == 2
+    assert "--yes deletes without asking" in nobody.stderr
     assert "done: 3 model versions (36 B) and its record of events are deleted for good" in asked.stdout
     assert there.jobs() == [kept.id, gone.id]
     before = there.run("--federation", there.name, "delete", gone.id, "--yes", where=False)

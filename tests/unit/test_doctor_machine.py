@@ -11,6 +11,7 @@ import pytest
 
 from broker_fl.doctor import Finding
 from broker_fl.doctor_machine import check_machine
+from tests.unit.cli.calling import call
 
 Without = Callable[..., None]
 
@@ -69,8 +70,18 @@ def test_an_extra_that_is_absent_is_no_fault_and_says_how_to_get_it(
 ) -> None:
     without(package)
     (found,) = [finding for finding in check_machine() if package in finding.what]
-    assert found.level == "ok"
+    assert (found.level, found.sort) == ("ok", "absent")
     assert f"pip install 'broker-fl[{extra}]'" in found.what
+
+
+def test_what_need_not_be_there_is_not_ticked_off(without: Without) -> None:
+    without("torch")
+    nobody = ("--broker", "amqp://127.0.0.1:1", "--store", "redis://127.0.0.1:1/0")
+    done = call("doctor", *nobody)
+    assert "  – extra torch is not installed" in done.stdout
+    assert "  ✓ extra sklearn: " in done.stdout
+    assert "redis://127.0.0.1:1/0 does not answer: nothing listens there" in done.stdout
+    assert done.exit_code == 3, "as of all commands that miss a server"
 
 
 def test_either_build_of_xgboost_will_do(without: Without) -> None:

@@ -13,7 +13,9 @@ from tests.integration.shell import Shell
 def test_doctor_finds_nothing_wrong_where_nothing_is(shell: Shell, controller: Daemon) -> None:
     findings = json.loads(shell.run("doctor", "--json"))
     assert {one["level"] for one in findings if one["about"] == "Broker"} == {"ok"}
-    assert "a controller is connected" in shell.run("doctor")
+    shown = shell.run("doctor")
+    assert "a controller is connected" in shown
+    assert "✓ the server's clock and this machine's are " in shown
     for role in ("learner", "driver"):
         shell.run("doctor", "--role", role)
 
@@ -21,11 +23,12 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(shell: Shell, controller: D
 def test_doctor_says_what_is_wrong_and_no_password(shell: Shell, amqp_url: str) -> None:
     wrong = amqp_url.replace("://", "://x", 1).replace("@", "s3cret@", 1)
     shown = shell.run(
-        "doctor", code=1, BROKER_FL_BROKER=wrong, BROKER_FL_STORE="redis://:s3cret@127.0.0.1:1/0"
+        "doctor", code=3, BROKER_FL_BROKER=wrong, BROKER_FL_STORE="redis://:s3cret@127.0.0.1:1/0"
     )
     assert "user or password is wrong" in shown
-    assert "redis://127.0.0.1:1/0 does not answer" in shown
+    assert "redis://127.0.0.1:1/0 does not answer: nothing listens there; is Redis running" in shown
     assert "s3cret" not in shown + shell.stderr
+    shell.run("doctor", code=1, BROKER_FL_BROKER=wrong)
 
 
 def test_doctor_tells_a_mailbox_in_use(shell: Shell, controller: Daemon) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -73,6 +74,16 @@ def test_a_certificate_that_opens_an_account_is_written_down(tmp_path: Path) -> 
     assert (done["details"]["outcome"], int(done["details"]["serial"], 16)) == ("done", made.serial_number)
     assert refused["details"]["of_entry"] == again["sequence"]
     assert "there already" in refused["details"]["outcome"]
+    table = call("audit", "show", "--federation", "f", "--file", log).stdout
+    words = [[line.split()[index] for index in (0, 4, 5)] for line in table.splitlines() if "certify" in line]
+    assert words == [[str(n), "certify", f"({what})"] for n, what in enumerate(["begun", "ended"] * 2, 1)]
+
+
+def test_of_an_empty_audit_log_no_empty_table_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    shown = call("audit", "show", "--federation", "f", "--file", str(tmp_path / "empty.jsonl"))
+    assert not shown.stdout
+    assert "nothing of federation 'f' is written down" in shown.stderr
 
 
 @contextmanager
@@ -105,6 +116,25 @@ def test_management_at_the_port_for_amqp_is_told_where_it_should_be(scheme: str,
     assert f"not at the port for AMQP, but at one of its own, mostly {right}" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("members",), ("enroll", "site-1")])
+def test_where_there_is_no_management_interface_it_is_named_with_its_setting(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobodys = server.getsockname()[1]
+    log, place = str(tmp_path / "audit.jsonl"), f"http://127.0.0.1:{nobodys}"
+    done = call(*command, BROKER_FL_MANAGEMENT=place.replace("://", "://guest@"), BROKER_FL_AUDIT=log)
+    assert done.exit_code == 3
+    for words in (
+        f"{place}: nothing listens there",
+        "BROKER_FL_MANAGEMENT",
+        "rabbitmq_management",
+        "up` has",
+    ):
+        assert words in done.stderr
+    assert "Errno" not in done.stderr
+
+
 def test_a_folder_is_no_app() -> None:
     for target in (".", "..", ".app"):
         done = call("run", target)
@@ -135,7 +165,6 @@ def test_a_table_on_a_pipe_breaks_long_words_and_no_name(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_on_a_terminal_no_id_is_broken_and_a_reason_is_whole(width: int) -> None:
-    """A real one: what rich and Python take for a terminal is not what a test sets in their place."""
     job, why = (
         "digits-20261123-202642-3f9a2c",
         "round 3 failed: " + "site-7 has no column named weight; " * 20,
@@ -145,19 +174,38 @@ def test_on_a_terminal_no_id_is_broken_and_a_reason_is_whole(width: int) -> None
         f"print_table(('job', 'state', 'submitted', 'why'), [({job!r}, 'failed', when(1.79e9), {why!r}), "
         "('b', 'done', when(0), '')], last_below=True)"
     )
+    shown = _on_a_terminal(code, width)
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count(job) == 2
+    assert "2026-09-21 14:13:20Z" in shown
+    assert " ".join(shown.split()).count("site-7 has no column named weight;") == 20
+
+
+@pytest.mark.parametrize(("width", "num_lines"), [(80, 1 + 2 + 2), (120, 1 + 2)])
+def test_sentences_are_beside_the_table_where_they_fit(width: int, num_lines: int) -> None:
+    code = (
+        "from broker_fl.cli.tables import print_table; metrics = 'accuracy 0.9312, loss 0.2211'; "
+        "rows = [(one, '101 770', '407 kB', '2026-09-21 14:13:20Z', 'f' * 12, metrics) for one in '12']; "
+        "columns = ('version', 'parameters', 'size', 'committed', 'digest', 'metrics'); "
+        "print_table(columns, rows, last_below=True)"
+    )
+    lines = [line for line in _on_a_terminal(code, width).splitlines() if line.strip(" ─")]
+    assert len(lines) == num_lines
+    assert sum("accuracy 0.9312, loss 0.2211" in line for line in lines) == 2
+
+
+def _on_a_terminal(code: str, width: int) -> str:
+    """What Python shows on a real one: what rich takes for one is not what a test sets in its place."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (50, width))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    environment |= {"TZ": "America/New_York", "TERM": "dumb"}
+    environment |= {"TZ": "America/New_York", "TERM": "xterm"}
     with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=environment) as process:
         os.close(theirs)
         shown = _all_of(ours).decode()
     os.close(ours)
     assert process.returncode == 0
-    assert max(map(len, shown.splitlines())) <= width
-    assert shown.count(job) == 2
-    assert "2026-09-21 14:13:20Z" in shown
-    assert " ".join(shown.split()).count("site-7 has no column named weight;") == 20
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown)
 
 
 def _all_of(terminal: int) -> bytes:

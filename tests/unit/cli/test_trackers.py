@@ -30,6 +30,15 @@ def test_a_run_is_also_in_tensorboard(folder: Path) -> None:
     assert [path.name.startswith("events.out.tfevents") for path in board.iterdir()] == [True]
 
 
+def test_a_password_for_mlflow_is_not_typed(folder: Path) -> None:
+    there = sorted(folder.iterdir())
+    done = call(*RUN, "--mlflow", "https://ana:s3cret@mlflow.example.org")
+    assert done.exit_code == 2
+    assert "BROKER_FL_MLFLOW" in done.stderr
+    assert "s3cret" not in done.output
+    assert sorted(folder.iterdir()) == there
+
+
 @pytest.mark.parametrize(("option", "package"), [("--tensorboard", "tensorboardX"), ("--mlflow", "mlflow")])
 def test_a_tracker_that_is_not_installed_is_told_before_anything_is_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch, option: str, package: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import threading
 from typing import Any
 
@@ -120,6 +121,47 @@ def test_of_many_that_are_lost_it_is_said_how_many_and_nothing_else_is_swallowed
         "retried in round 1: 2 of 3 are there",
         "waiting: 0 of 3 learners are there",
     ]
+
+
+def failing_job(why: str) -> list[ev.Event]:
+    """Three learners fail in each of three attempts, for one reason, as the controller tells it."""
+    named = f"0 delivered, 3 were needed; 3 failed (a, b, c: {why})"
+    events: list[ev.Event] = []
+    for attempt in range(1, 4):
+        events += [failed(why, learner) for learner in "abc"]
+        if attempt < 3:
+            events.append(ev.RoundRetried(job="j", round=0, attempt=attempt, reason=named, replacements=()))
+    end = {
+        "state": "failed",
+        "reason": f"round 1 missed its quorum 3 times: {named}",
+        "version": 0,
+        "rounds": 0,
+    }
+    return [*events, ev.JobFinished.model_validate({"job": "j", "duration_s": 1, "time_s": START_S, **end})]
+
+
+def test_one_reason_of_many_failures_is_told_first_and_last() -> None:
+    why = "KeyError: 'mean' (my_app.py:18)"
+    lines = plain(failing_job(why))
+    assert sum(why in line for line in lines) == 2
+    assert lines[0] == f"failed a in round 1: {why}"
+    assert lines[2] == "retried in round 1: 0 delivered, 3 were needed; 3 failed (a, b, c: as above)"
+    assert lines[3] == "failed a, b, c in round 1: for the same reason"
+    assert lines[-1].endswith(f"3 failed (a, b, c: {why})")
+    assert plain([failed(why), COMMITTED, failed(why, number=1)])[-1] == f"failed a in round 2: {why}"
+
+
+@pytest.mark.parametrize("num_words", [5, 200])
+def test_why_a_run_failed_is_whole_below_the_view(num_words: int) -> None:
+    why = " ".join(f"word-{number}" for number in range(num_words))
+    console = terminal(80)
+    with LiveView(History(), console) as view:
+        show_all(view, failing_job(why))
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output(console)).rpartition("failed: round 1")[2]
+    assert f"missed its quorum 3 times: 0 delivered, 3 were needed; 3 failed (a, b, c: {why})" == " ".join(
+        shown.split()
+    )
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_those_that_are_late_in_a_round_are_one_line() -> None:

@@ -35,7 +35,18 @@ FEDERATION = "stage"
 WAIT_S = 30.0
 """A deadline for what takes milliseconds."""
 
-__all__ = ["FEDERATION", "WAIT_S", "Adds", "Faulty", "Stage", "eventually", "kinds", "model_of", "spec"]
+__all__ = [
+    "FEDERATION",
+    "WAIT_S",
+    "Adds",
+    "Faulty",
+    "Halts",
+    "Stage",
+    "eventually",
+    "kinds",
+    "model_of",
+    "spec",
+]
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -95,6 +106,25 @@ def apart(body: bytes) -> list[bytes]:
         return [body]
     header = message.model_copy(update={"result": None})
     return [message.result.pack(), pack_chunk(header.KIND, header.model_dump(), payload)]
+
+
+class Halts(Adds):
+    """Trains so often at once, and from then on waits at its gate, which is closed at first."""
+
+    def __init__(self, amount: float, after: int) -> None:
+        super().__init__(amount)
+        self._open = self.gate
+        self._closed = threading.Event()
+        self._after = after
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        """Free, or at the gate."""
+        self.gate = self._open if self.num_trained < self._after else self._closed
+        return super().train(model, task)
+
+    def go_on(self) -> None:
+        """Open the gate for good."""
+        self._closed.set()
 
 
 class Faulty(DelegatingTransport):

@@ -216,8 +216,9 @@ FRAMES = {
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_no_frame_ends_a_daemon_and_the_controllers_keep_the_reason(stage: Stage, name: str) -> None:
-    job = stage.run({"good": (adds := Adds(1.0))}, rounds=3)
+    adds = Adds(1.0)
     adds.gate.clear()
+    job = stage.run({"good": adds}, rounds=3)
     assert adds.at_work.wait(30)
     body, send = FRAMES[name], stage.transport.publish
     inbox = "controller-1"
@@ -246,8 +247,9 @@ def forged(learner: str, task: m.TaskRef, value: float) -> list[bytes]:
 
 
 def test_whole_updates_of_strangers_of_other_rounds_and_of_forged_names_count_nowhere(stage: Stage) -> None:
-    job = stage.run({"good": (adds := Adds(1.0))}, rounds=3)
+    adds = Adds(1.0)
     adds.gate.clear()
+    job = stage.run({"good": adds}, rounds=3)
     assert adds.at_work.wait(30)
     now, later = m.TaskRef(job=job.id, round=0), m.TaskRef(job=job.id, round=1)
     other = m.TaskRef(job="other", round=0)
@@ -271,8 +273,9 @@ def test_whole_updates_of_strangers_of_other_rounds_and_of_forged_names_count_no
 
 
 def test_a_second_process_with_the_same_id_is_turned_away(stage: Stage) -> None:
-    job = stage.run({"a": (adds := Adds(1.0))}, rounds=2)
+    adds = Adds(1.0)
     adds.gate.clear()
+    job = stage.run({"a": adds}, rounds=2)
     with pytest.raises(AccessDenied):
         stage.host({"a": Adds(9.0)})
     adds.gate.set()

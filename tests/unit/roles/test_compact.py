@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,16 @@ def work(heard: list[m.Message]) -> Counter[str]:
     return Counter({name: kinds[name] for name in names if kinds[name]})
 
 
-def test_a_small_task_is_one_message_each_way(stage: Stage) -> None:
+@pytest.fixture
+def unhurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Where nothing is announced or said again for lack of time, so that messages can be counted."""
+    monkeypatch.setattr(seats, "ACCEPTED_AFTER_S", 600.0)
+    with Stage(tmp_path, heartbeat_s=60.0) as made:
+        yield made
+
+
+def test_a_small_task_is_one_message_each_way(unhurried: Stage) -> None:
+    stage = unhurried
     controller, host = stage.controller(), stage.host({name: Adds(1.0) for name in "ab"})
     assert host.wait_welcomed(30)
     down: list[m.Message] = []
@@ -62,7 +72,8 @@ def test_a_small_task_is_one_message_each_way(stage: Stage) -> None:
     assert sum(isinstance(event, e.UpdateFolded) for event in events) == 6
 
 
-def test_what_does_not_fit_into_one_message_goes_as_several(stage: Stage) -> None:
+def test_what_does_not_fit_into_one_message_goes_as_several(unhurried: Stage) -> None:
+    stage = unhurried
     controller, host = stage.controller(), stage.host({"a": Adds(1.0)})
     assert host.wait_welcomed(30)
     heard: list[m.Message] = []
@@ -82,7 +93,8 @@ class Talks(Adds):
         return {f"{index:0100}": 1.0 for index in range(900)}
 
 
-def test_a_result_too_long_for_a_chunk_goes_by_itself(stage: Stage) -> None:
+def test_a_result_too_long_for_a_chunk_goes_by_itself(unhurried: Stage) -> None:
+    stage = unhurried
     stage.controller()
     host = stage.host({"a": Talks(1.0)})
     heard: list[m.Message] = []
@@ -94,8 +106,9 @@ def test_a_result_too_long_for_a_chunk_goes_by_itself(stage: Stage) -> None:
     assert work(heard)["update_chunk"] == 1
 
 
-def test_software_that_wants_them_apart_gets_them_apart(stage: Stage) -> None:
+def test_software_that_wants_them_apart_gets_them_apart(unhurried: Stage) -> None:
     """Of two learners one says, at joining, nothing of it."""
+    stage = unhurried
     controller = stage.controller()
     old, new = stage.host({"old": Adds(1.0)}), stage.host({"new": Adds(1.0)})
     eventually(lambda: len(controller._members) == 2, "both join")
@@ -128,7 +141,7 @@ def test_a_result_inside_of_a_chunk_is_held_to_the_same_rules(stage: Stage, fiel
         publish(exchange, keys, body, **options)
 
     liar._transport.publish = lie  # type: ignore[method-assign,assignment]
-    job = stage.submit(rounds=1, quorum=0.5, min_learners=2, max_retries=0, deadline_s=2.0)
+    job = stage.submit(rounds=1, quorum=0.5, min_learners=2, max_retries=0, deadline_s=6.0)
     done(job)
     same(job.model(), model_of(1.0))
     reason = stage.dead_letters(1)[0][0]

@@ -14,12 +14,12 @@ import pytest
 
 from broker_fl.errors import StoreUnavailable
 from broker_fl.roles.controller import Controller, ControllerSettings
-from broker_fl.roles.driver import Driver
+from broker_fl.roles.driver import Driver, watch
 from broker_fl.simulation import Federation
 from broker_fl.stores.sqlite import SQLiteStore
 from broker_fl.transports.memory import MemoryBroker
 from broker_fl.wire.events import JobFinished
-from tests.unit.roles.stage import Adds, Cord, Stage, done, model_of, same, spec
+from tests.unit.roles.stage import WAIT_S, Adds, Cord, Stage, done, model_of, same, spec
 
 
 @pytest.fixture
@@ -80,9 +80,13 @@ def test_a_driver_asks_to_be_told_of_a_new_connection_once(
     assert len(callbacks) == 1
 
 
-def test_a_watch_is_given_the_error_at_once_that_ends_all_answers(stage: Stage) -> None:
-    job = stage.run({"a": (stuck := Adds(1.0))}, rounds=2)
+def test_a_watch_is_given_the_error_at_once_that_ends_all_answers(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_AFTER_S", 2 * WAIT_S)  # at stored events
+    stuck = Adds(1.0)
     stuck.gate.clear()
+    job = stage.run({"a": stuck}, rounds=2)
     events = job.events()
     next(events)
     error = StoreUnavailable("the disk is full")
@@ -93,7 +97,7 @@ def test_a_watch_is_given_the_error_at_once_that_ends_all_answers(stage: Stage) 
             list(events)
     finally:
         stuck.gate.set()
-    assert time.monotonic() - began < 8.0  # stored events are looked at each 10 s
+    assert time.monotonic() - began < WAIT_S, "it has waited until it looked at stored events"
     with pytest.raises(StoreUnavailable, match="the disk is full"):
         stage.driver.jobs()
 

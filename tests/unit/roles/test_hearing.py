@@ -24,11 +24,12 @@ def test_requests_and_reports_go_to_the_controller_that_took_over(
 ) -> None:
     """The first one has taken requests, and waits for its store with one of them in hand."""
     monkeypatch.setattr(answers, "_REPEAT_AFTER_S", 0.5)
-    cut_off, heir = stage.controller(), stage.controller(wait=False)
+    cut_off = stage.controller()
     stage.host({"a": Adds(1.0), "b": Adds(3.0)})
     drivers = [stage.driver, stage.connect()]
     cord, _ = stage.cords[cut_off]
     cord.pulled = True
+    heir = stage.controller(wait=False)  # not before: a pause would give it the lease of one that is well
     wanted = spec(rounds=2, min_learners=2)
     with ThreadPoolExecutor(len(drivers)) as pool:
         jobs = list(pool.map(lambda driver: driver.submit(wanted, model_of()), drivers))
@@ -50,8 +51,8 @@ def test_who_is_confirmed_again_hears_what_has_waited_and_takes_nobody_for_lost(
 ) -> None:
     controller = stage.controller()
     stage.host({"a": (adds := Adds(1.0))})
-    job = stage.submit(rounds=3)
     adds.gate.clear()
+    job = stage.submit(rounds=3)
     assert adds.at_work.wait(WAIT_S)
     cord, _ = stage.cords[controller]
     setattr(cord, fault, True)

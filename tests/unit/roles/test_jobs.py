@@ -15,7 +15,7 @@ from broker_fl.model import DTYPES, Array, Arrays, Model
 from broker_fl.wire import events as e
 from broker_fl.wire.job import MetricTarget, Termination, Transfer
 from broker_fl.wire.selectors import SelectRandom
-from tests.unit.roles.stage import Adds, Stage, done, eventually, kinds, model_of, same, spec
+from tests.unit.roles.stage import Adds, Halts, Stage, done, eventually, kinds, model_of, same, spec
 
 
 @pytest.fixture
@@ -92,14 +92,13 @@ def test_models_of_many_chunks_in_every_encoding_with_uploads_at_once_or_in_turn
 
 
 def test_a_driver_fetches_any_version_that_is_kept_even_while_the_job_runs(stage: Stage) -> None:
-    adds = Adds(1.0)
+    adds = Halts(1.0, after=3)
     job = stage.run({"a": adds}, rounds=6, keep_versions=4)
     for event in job.events():
         if isinstance(event, e.VersionCommitted) and event.version == 3:
-            adds.gate.clear()
             same(job.model(3), model_of(3.0))
             same(job.model(1), model_of(1.0))
-            adds.gate.set()
+            adds.go_on()
     same(job.model(), model_of(6.0))
     assert [version.version for version in job.versions()] == [3, 4, 5, 6]
     with pytest.raises(RequestRefused, match=r"no version 1; kept are: 3, 4, 5, 6"):

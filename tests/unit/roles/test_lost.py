@@ -148,8 +148,8 @@ def test_a_job_goes_back_to_what_the_store_has() -> None:
 def test_events_after_those_that_the_store_forgot_have_numbers_that_nobody_has_heard(stage: Stage) -> None:
     first = stage.controller()
     stage.host({"a": (adds := Adds(1.0))})
-    job = stage.submit(rounds=3)
     adds.gate.clear()
+    job = stage.submit(rounds=3)
     assert adds.at_work.wait(WAIT_S)
     heard: list[e.Event] = []
     listener = threading.Thread(target=lambda: heard.extend(job.events()))
@@ -187,8 +187,8 @@ def test_the_end_of_a_job_that_the_store_forgot_is_said_again_to_who_asks(stage:
 def test_a_job_whose_versions_are_all_lost_is_refused_to_who_follows_it(stage: Stage) -> None:
     first = stage.controller()
     stage.host({"a": (adds := Adds(1.0))})
-    job = stage.submit(rounds=3)
     adds.gate.clear()
+    job = stage.submit(rounds=3)
     assert adds.at_work.wait(WAIT_S)
     stage.kill(first)
     with sqlite3.connect(stage.path) as file:
@@ -204,8 +204,8 @@ def test_a_job_that_the_store_forgot_but_not_its_events_is_refused_to_who_follow
     """It was said to be another controller's, for ever."""
     first = stage.controller()
     stage.host({"a": (adds := Adds(1.0))})
-    job = stage.submit(rounds=3)
     adds.gate.clear()
+    job = stage.submit(rounds=3)
     assert adds.at_work.wait(WAIT_S)
     eventually(lambda: list(job.events(follow=False)), "an event")
     stage.kill(first)

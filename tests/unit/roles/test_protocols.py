@@ -15,6 +15,7 @@ from broker_fl.model import Arrays, Model
 from broker_fl.roles.driver import Job
 from broker_fl.roles.learner.tasks import HeldTask
 from broker_fl.roles.learner.turns import Turns
+from broker_fl.roles.runtime import Threads
 from broker_fl.wire import events as e
 from broker_fl.wire.frames import pack, unpack
 from broker_fl.wire.job import JobSpec, Termination
@@ -24,7 +25,7 @@ from broker_fl.wire.protocols import SemiSynchronous
 from broker_fl.wire.rules import FedAsync, FedAvgM, FedBuff
 from broker_fl.wire.selectors import SelectRandom
 from tests.unit.coordination.bench import asynchronous
-from tests.unit.roles.stage import Adds, Stage, done, eventually, model_of, same, spec
+from tests.unit.roles.stage import Adds, Halts, Stage, done, eventually, model_of, same, spec
 
 E = TypeVar("E", bound=e.Event)
 
@@ -42,6 +43,8 @@ class Counts:
         self.step_s = step_s
         self.steps_per_epoch = steps_per_epoch
         self.asked: list[dict[str, object]] = []
+        self.gate = threading.Event()
+        self.gate.set()
 
     def train(self, model: Arrays, task: TaskContext) -> Update:
         epochs = task.parameters.get("epochs", 1)
@@ -49,6 +52,8 @@ class Counts:
         steps = task.parameters.get("steps") or epochs * self.steps_per_epoch
         assert isinstance(steps, int)
         self.asked.append(dict(task.parameters))
+        while not self.gate.wait(0.01):
+            task.progress(0.0)
         pause = threading.Event()
         for step in range(steps):
             pause.wait(self.step_s)
@@ -100,13 +105,15 @@ def test_changes_of_a_buffer_move_the_newest_version(stage: Stage) -> None:
 
 
 def test_the_fast_do_not_wait_for_the_slow_and_both_count(stage: Stage) -> None:
-    fast, slow = Adds(1.0), Adds(1.0)
+    fast, slow = Halts(1.0, after=10), Adds(1.0)
     slow.gate.clear()
     stage.controller()
     stage.host({"fast": fast, "slow": slow})
     job = stage.driver.submit(asynchronous(versions=30), model_of())
-    eventually(lambda: fast.num_trained >= 10, "ten trainings of the fast one")
+    eventually(lambda: len(of(job, e.VersionCommitted)) == 10, "ten versions of the fast one's")
     slow.gate.set()
+    eventually(lambda: len(of(job, e.VersionCommitted)) > 10, "one of the slow one's")
+    fast.go_on()
     done(job)
     by = Counter(name for event in of(job, e.VersionCommitted) for name in event.contributors)
     assert by["fast"] >= 10
@@ -117,11 +124,14 @@ def test_the_fast_do_not_wait_for_the_slow_and_both_count(stage: Stage) -> None:
 def test_an_asynchronous_job_goes_on_with_another_controller(tmp_path: Path) -> None:
     with Stage(tmp_path, heartbeat_s=0.2, lease_ttl_s=0.5) as stage:
         first = stage.controller()
-        stage.host({name: Adds(1.0) for name in "abc"})
+        learners = {name: Halts(1.0, after=10) for name in "abc"}
+        stage.host(learners)
         job = stage.driver.submit(asynchronous(versions=60), model_of())
         eventually(lambda: len(of(job, e.VersionCommitted)) >= 10, "ten versions")
         stage.kill(first)
         stage.controller()
+        for learner in learners.values():
+            learner.go_on()
         assert done(job).version == 60
         assert len(of(job, e.JobResumed)) == 1
         versions = [event.version for event in of(job, e.VersionCommitted)]
@@ -141,19 +151,41 @@ def test_semi_synchronous_learners_get_steps_by_their_speed(stage: Stage) -> Non
     done(job)
     fast, slow = (learners[name].asked for name in ("fast", "slow"))
     assert "steps" not in fast[0]
-    assert [asked["steps"] for asked in slow[1:]] == [8, 8]
-    assert all(int(str(asked["steps"])) > 16 for asked in fast[1:])
-    sent = [event.workload for event in of(job, e.TaskSent) if "slow" in event.learners]
-    assert sent == [{}, {"steps": 8}, {"steps": 8}]
+    first = {event.learner: event for event in of(job, e.TaskFinished) if event.round == 0}
+    step_s = {name: event.timings.train_s / event.num_steps for name, event in first.items()}
+    assert step_s["fast"] > 0.0009
+    assert step_s["slow"] > 0.018
+    time_s = protocol.lam * max(event.timings.train_s / event.num_epochs for event in first.values())
+    for name, asked in (("fast", fast), ("slow", slow)):
+        assert asked[1]["steps"] == round(time_s / step_s[name])
+        sent = [event.workload for event in of(job, e.TaskSent) if name in event.learners]
+        assert sent == [{}, *({"steps": one["steps"]} for one in asked[1:])]
 
 
-def test_stragglers_get_fewer_epochs_and_the_others_more(stage: Stage) -> None:
-    learners = {"fast": Counts(), "slow": Counts(0.05)}
-    pacing = Aimd(target_s=0.3, max_epochs=3)
-    job = stage.run(learners, rounds=4, evaluate=False, pacing=pacing, parameters={"epochs": 2})
-    done(job)
-    assert [asked["epochs"] for asked in learners["fast"].asked] == [2, 3, 3, 3]
-    assert learners["slow"].asked[1]["epochs"] == 1
+class SetClock(Threads):
+    """The machine's time, and more when it is told to."""
+
+    later_s = 0.0
+
+    def steady_s(self) -> float:
+        return Threads.steady_s() + self.later_s
+
+
+def test_stragglers_get_fewer_epochs_and_the_others_more(tmp_path: Path) -> None:
+    clock, target_s = SetClock(), 300.0
+    fast, slow = Counts(), Counts()
+    slow.gate.clear()
+    with Stage(tmp_path, heartbeat_s=target_s, lease_ttl_s=10 * target_s, runtime=clock) as stage:
+        pacing = Aimd(target_s=target_s, max_epochs=3)
+        job = stage.run(
+            {"fast": fast, "slow": slow}, rounds=4, evaluate=False, pacing=pacing, parameters={"epochs": 2}
+        )
+        eventually(lambda: of(job, e.UpdateFolded), "the fast one's update")
+        clock.later_s += target_s
+        slow.gate.set()
+        done(job)
+    assert [asked["epochs"] for asked in fast.asked] == [2, 3, 3, 3]
+    assert [asked["epochs"] for asked in slow.asked] == [2, 1, 2, 3]
 
 
 def test_enough_are_enough_and_the_others_stop(stage: Stage) -> None:
@@ -229,12 +261,17 @@ def test_a_rule_goes_on_with_its_memory_if_it_is_the_same(stage: Stage) -> None:
 def test_jobs_share_learners_fairly_and_mix_nothing(stage: Stage) -> None:
     """Two jobs with tasks of like length on the same learners: both advance alike, each by its own rule."""
     stage.controller()
-    stage.host({name: Counts(0.002) for name in "abc"}, num_workers=2)
+    learners = {name: Counts(0.002) for name in "abc"}
+    stage.host(learners, num_workers=2)
+    for learner in learners.values():
+        learner.gate.clear()
     specs = [
         JobSpec(termination=Termination(rounds=8), parameters={"epochs": 2}, evaluate=False),
         asynchronous(versions=24, parameters={"epochs": 2}, evaluate=False),
     ]
     jobs = [stage.driver.submit(one, model_of(float(index))) for index, one in enumerate(specs)]
+    for learner in learners.values():  # not before both are there
+        learner.gate.set()
     for index, job in enumerate(jobs):
         done(job)
         same(job.model(), model_of(float(index)))

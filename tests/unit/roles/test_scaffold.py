@@ -166,7 +166,7 @@ def test_an_update_that_came_too_late_changes_nobodys_variate(stage: Stage) -> N
     others = [Seen(learner) for name, learner in learners.items() if name != "l0"]
     learners["l0"].on_train = be_late
     stage.host(learners)
-    job = begin(stage, rounds=12, quorum=0.5, deadline_s=0.3)
+    job = begin(stage, rounds=12, quorum=0.5, deadline_s=3.0)
     done(job)
     reference = Algorithm1(learners)
     for cohort in cohorts(job):
@@ -210,6 +210,13 @@ def test_a_learner_that_was_started_anew_has_all_begin_with_zero_again(stage: St
     learners = quadratics()
     ordinary = stage.host({name: learner for name, learner in learners.items() if name != "l0"})
     lone = stage.host({"l0": learners["l0"]})
+
+    def stay(task: TaskContext) -> None:
+        """Until it is told to end: a test that is held up would leave them too few rounds after that."""
+        if task.round >= 5:
+            eventually(lone._drain_began.is_set, "the end")
+
+    learners["l0"].on_train = stay
     job = begin(stage, rounds=80, quorum=6)
     for event in job.events():
         if isinstance(event, e.VersionCommitted) and event.version == 5:

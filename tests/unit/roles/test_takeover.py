@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,6 +12,8 @@ import pytest
 
 from broker_fl.coordination.state import JobState, Phase
 from broker_fl.errors import Fenced
+from broker_fl.interfaces import TaskContext, Update
+from broker_fl.model import Arrays
 from broker_fl.roles.controller import Controller
 from broker_fl.roles.controller.job.eventlog import MAX_FORGOTTEN
 from broker_fl.stores.sqlite import SQLiteStore
@@ -19,6 +22,8 @@ from broker_fl.wire.job import Transfer
 from tests.unit.roles.stage import FEDERATION, WAIT_S, Adds, Stage, done, eventually, kinds, model_of, same
 
 TTL_S = 0.6
+LONG_TTL_S = 18.0
+"""Not over when the machine stands still for a while."""
 
 
 @pytest.fixture
@@ -45,8 +50,8 @@ def test_the_next_controller_goes_on_with_the_round_and_nobody_trains_twice(
     stage.host({"fast": fast, "slow": slow})
     transfer = Transfer(chunk_bytes=4096, upload_budget_bytes=budget)
     model = model_of(0.0, size=5_000)
-    job = stage.submit(model, rounds=3, min_learners=2, transfer=transfer)
     slow.gate.clear()
+    job = stage.submit(model, rounds=3, min_learners=2, transfer=transfer)
     assert slow.at_work.wait(WAIT_S)
     eventually(lambda: fast.num_trained and "update_folded" in kinds(job), "the first delivery")
     if end == "kill":
@@ -76,28 +81,30 @@ def said_once(seen: list[e.Event]) -> None:
     assert steps.count(1) >= len(steps) - 1
 
 
-def test_a_standby_takes_over_at_once_from_one_that_was_stopped(stage: Stage) -> None:
-    first = stage.controller()
-    standby = stage.controller(wait=False)
-    assert not standby.wait_active(2 * TTL_S)
-    stage.host({"a": (adds := Adds(1.0))})
-    job = stage.submit(rounds=3)
-    adds.gate.clear()
-    assert adds.at_work.wait(WAIT_S)
-    first.stop()
-    assert standby.wait_active(WAIT_S)
-    adds.gate.set()
-    done(job)
-    same(job.model(), model_of(3.0))
-    assert first.error is None
+def test_a_standby_takes_over_at_once_from_one_that_was_stopped(tmp_path: Path) -> None:
+    with Stage(tmp_path, heartbeat_s=0.3, lease_ttl_s=LONG_TTL_S) as stage:
+        first = stage.controller()
+        standby = stage.controller(wait=False)
+        eventually(lambda: standby.status().is_standby, "standing by")
+        assert not standby.wait_active(2 * TTL_S)
+        stage.host({"a": (adds := Adds(1.0))})
+        adds.gate.clear()
+        job = stage.submit(rounds=3)
+        assert adds.at_work.wait(WAIT_S)
+        first.stop()
+        assert standby.wait_active(WAIT_S)
+        adds.gate.set()
+        done(job)
+        same(job.model(), model_of(3.0))
+        assert first.error is None
 
 
 def test_a_controller_that_was_frozen_is_fenced_and_stops_by_itself(stage: Stage) -> None:
     """Its lease ran out while it hung, and another took over: what it still wants to write is refused."""
     frozen = stage.controller()
     stage.host({"a": (adds := Adds(1.0))})
-    job = stage.submit(rounds=3)
     adds.gate.clear()
+    job = stage.submit(rounds=3)
     assert adds.at_work.wait(WAIT_S)
     cord, _ = stage.cords[frozen]
     cord.pulled = True  # not even its lease is renewed
@@ -113,16 +120,33 @@ def test_a_controller_that_was_frozen_is_fenced_and_stops_by_itself(stage: Stage
     assert counted_once(list(job.events(follow=False)))
 
 
+class Paced(Adds):
+    """Trains in the first rounds only, and waits in the others until it is let."""
+
+    num_rounds = 0
+
+    def train(self, model: Arrays, task: TaskContext) -> Update:
+        while task.round >= self.num_rounds:
+            task.progress(0.5)
+            time.sleep(0.005)
+        return super().train(model, task)
+
+
 def test_a_controller_killed_again_and_again_loses_and_doubles_nothing(stage: Stage) -> None:
-    learners = {name: Adds(1.0) for name in "abc"}
+    """The job does not end before that, however late each kill is."""
+    learners = {name: Paced(1.0) for name in "abc"}
     controller = stage.controller()
     stage.host(learners)
     job = stage.submit(rounds=12, min_learners=3)
     for _ in range(4):
         before = newest(stage)
+        for learner in learners.values():
+            learner.num_rounds = max(0, before) + 2
         eventually(lambda before=before: newest(stage) > before, "a version")  # type: ignore[misc]
         stage.kill(controller)
         controller = stage.controller()
+    for learner in learners.values():
+        learner.num_rounds = 12
     done(job)
     same(job.model(), model_of(12.0))
     committed = [event for event in job.events(follow=False) if isinstance(event, e.VersionCommitted)]
@@ -161,8 +185,8 @@ def test_a_controller_that_dies_at_a_write_is_continued_from_there(
     first = stage.controller()
     adds = Adds(1.0)
     stage.host({"a": adds})
-    job = stage.submit(rounds=3)
     adds.gate.clear()
+    job = stage.submit(rounds=3)
     assert adds.at_work.wait(WAIT_S)
     die_when(first, stage, name, after=after)
     adds.gate.set()
@@ -180,8 +204,8 @@ def test_a_job_that_ended_without_having_said_so_says_it_when_the_next_controlle
 ) -> None:
     first = stage.controller()
     stage.host({"a": (adds := Adds(1.0))})
-    job = stage.submit(rounds=2)
     adds.gate.clear()
+    job = stage.submit(rounds=2)
     assert adds.at_work.wait(WAIT_S)
     cord, _ = stage.cords[first]
     real: Callable[..., None] = cord._inner.save_job
