@@ -95,7 +95,7 @@ class Daemon:
     def end(self) -> None:
         """At once, if it runs."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(DEADLINE_S)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ class Daemon:
     def page(self, path: str) -> tuple[int, str]:
         """Status and text of one of its pages."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=20) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=DEADLINE_S) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

@@ -25,11 +25,19 @@ PAUSE = """
 class Slow(Adder):
     def train(self, model, task):
         time.sleep(0.1)
+        while task.round >= int(Path("num_rounds").read_text()):
+            time.sleep(0.02)
         return super().train(model, task)
 
 def make_learner(context):
     return Slow()
 """
+
+
+def _let_train(folder: Path, num_rounds: int) -> None:
+    """Learners finish so many rounds of the job, and wait in the next one."""
+    (folder / "partial").write_text(str(num_rounds))
+    (folder / "partial").replace(folder / "num_rounds")
 
 
 def _newest(job: Job) -> int:
@@ -67,7 +75,8 @@ def _restored(backup: Path, folder: Path) -> RedisNode:
 def test_a_backup_of_redis_gives_a_running_job_back(
     private_redis: RedisNode, amqp_url: str, federation: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "app.py").write_text(f"import time\n{APP}\n{PAUSE}")
+    (tmp_path / "app.py").write_text(f"import time\nfrom pathlib import Path\n{APP}\n{PAUSE}")
+    _let_train(tmp_path, NUM_ROUNDS - 5)  # the job must not come to its end before it has been lost
     environment = {"BROKER_FL_BROKER": amqp_url, "BROKER_FL_FEDERATION": federation}
     spec = JobSpec.model_validate({"protocol": {"min_learners": 2}, "termination": {"rounds": NUM_ROUNDS}})
     backup = tmp_path / "backup.rdb"
@@ -83,11 +92,13 @@ def test_a_backup_of_redis_gives_a_running_job_back(
         until(lambda: _newest(job) >= 2)
         _back_up(private_redis, backup)
         saved = _newest(job)
+        _let_train(tmp_path, NUM_ROUNDS - 2)
         until(lambda: _newest(job) > saved)
         at_the_end = _newest(job)
         lost.process.kill()
-        lost.process.wait(10)
+        lost.process.wait(DEADLINE_S)
         private_redis.kill()
+        _let_train(tmp_path, NUM_ROUNDS)
 
         node = _restored(backup, tmp_path / "restored")
         try:

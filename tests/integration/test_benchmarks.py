@@ -24,6 +24,7 @@ from broker_fl.workers.servers import rabbitmq_available, redis_available
 
 ROOT = Path(__file__).parents[2]
 HAS_PROC = Path("/proc/self/status").exists()
+pytestmark = pytest.mark.timeout(360)  # each starts its servers and processes
 OWN_TEST = {"flower", "simulators", "rounds", "reaction", "encodings"}
 needs_servers = pytest.mark.skipif(
     not (rabbitmq_available() and redis_available()),
@@ -122,7 +123,6 @@ def test_encodings(tmp_path: Path) -> None:
 
 
 @needs_servers
-@pytest.mark.timeout(360)
 @pytest.mark.parametrize("question", sorted(all_questions().keys() - OWN_TEST))
 def test_every_other_question_is_answered(question: str, tmp_path: Path) -> None:
     ask(tmp_path, question)
@@ -153,7 +153,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
         started = descendants(run.pid)
     finally:
         run.send_signal(signal.SIGTERM)
-        ended_by = run.wait(90)
+        ended_by = run.wait(120)
     assert ended_by == 128 + signal.SIGTERM
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
 

@@ -113,12 +113,12 @@ def test_redis_takes_its_configuration_and_its_probe_is_answered(
             pytest.fail("redis-server did not start: " + "".join(lines))
         program, *words = compose["services"]["redis"]["healthcheck"]["test"][1:]
         pong = subprocess.run(
-            [program, "-s", address, *words], capture_output=True, text=True, timeout=20, check=True
+            [program, "-s", address, *words], capture_output=True, text=True, timeout=60, check=True
         )
         assert pong.stdout == "PONG\n"
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def cluster(
     return Cluster(compose, amqp_url, redis_url, federation, tmp_path)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_its_commands_make_a_federation_that_finishes_the_example_job(
     compose: dict[str, Any], cluster: Cluster, amqp_url: str, federation: str, tmp_path: Path
 ) -> None:
@@ -297,4 +297,4 @@ def test_its_commands_make_a_federation_that_finishes_the_example_job(
 def _end(daemon: subprocess.Popen[bytes]) -> None:
     if daemon.poll() is None:
         daemon.kill()
-        daemon.wait(10)
+        daemon.wait(60)

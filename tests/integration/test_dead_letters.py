@@ -86,7 +86,7 @@ def test_one_is_sent_again_as_it_was_and_one_is_dropped(
     transport, topology = RabbitMQTransport(amqp_url), Topology(federation)
     transport.declare(topology.for_controller())
     transport.consume(topology.reports, lambda one: arrived.put((one.routing_key, one.body)), prefetch=1)
-    assert arrived.get(timeout=30) == REFUSED["heartbeat"]
+    assert arrived.get(timeout=60) == REFUSED["heartbeat"]
     transport.close()
 
 

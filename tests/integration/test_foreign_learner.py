@@ -38,30 +38,30 @@ def foreign_learner(url: str, federation: str, learner: str) -> Iterator[subproc
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=60)
             assert (process.returncode, errors) == (0, "")
         finally:
             process.kill()
 
 
 @contextmanager
-def controller(url: str, federation: str, folder: Path, *, heartbeat_s: float = 0.5) -> Iterator[Controller]:
+def controller(url: str, federation: str, folder: Path, *, heartbeat_s: float = 5.0) -> Iterator[Controller]:
     with ExitStack() as stack:
         store = SQLiteStore(folder / "state.sqlite", federation=federation)
         stack.callback(store.close)
         transport = RabbitMQTransport(url, name="controller")
         stack.callback(transport.close)
-        settings = ControllerSettings(federation=federation, heartbeat_s=heartbeat_s, lease_ttl_s=5.0)
+        settings = ControllerSettings(federation=federation, heartbeat_s=heartbeat_s, lease_ttl_s=15.0)
         role = Controller(transport, store, settings)
         role.start()
-        stack.callback(lambda: role.wait(20.0))
+        stack.callback(lambda: role.wait(60.0))
         stack.callback(role.stop)
-        assert role.wait_active(20.0), role.error
+        assert role.wait_active(60.0), role.error
         yield role
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from broker_fl.security import Security
 from broker_fl.stores.redis_client import connect
 from broker_fl.topology import RedisKeys
 from broker_fl.workers.servers import RabbitMQNode, rabbitmq_available
-from tests.integration.daemons import APP, Daemon, started, until
+from broker_fl.workers.servers.process import free_port
+from tests.integration.daemons import APP, DEADLINE_S, Daemon, started, until
 
 ROOT = Path(__file__).parents[2]
 HARDENED = ROOT / "compose" / "hardened"
@@ -88,12 +90,6 @@ def test_only_amqps_is_open_to_others_and_only_the_controllers_reach_redis(compo
     assert held == {"redis"}
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
-
-
 @dataclass
 class Servers:
     """RabbitMQ and Redis with the files of the folder, paths and ports those of this machine."""
@@ -142,7 +138,7 @@ def servers(server_root: Path) -> Iterator[Servers]:
         pytest.skip("RabbitMQ or Redis is not installed; the servers of this run are elsewhere")
     folder = server_root / "hardened"
     folder.mkdir()
-    found = Servers(folder, folder / "secrets", _free_port(), _free_port(), _free_port())
+    found = Servers(folder, folder / "secrets", free_port(), free_port(), free_port())
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for _ in range(2):  # a second time it changes nothing
         subprocess.run(
@@ -159,12 +155,19 @@ def servers(server_root: Path) -> Iterator[Servers]:
     node = RabbitMQNode(folder / "node", settings=_settings(found), plugins=("rabbitmq_management",))
     try:
         node.start()
+        until(lambda: redis.poll() is not None or _listens(found.redis_port))
         yield found
     finally:
         node.kill()
         node.stop()
         redis.terminate()
-        redis.wait(20)
+        redis.wait(DEADLINE_S)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), DEADLINE_S):
+        return True
+    return False
 
 
 def _settings(found: Servers) -> dict[str, str]:
@@ -208,12 +211,12 @@ def test_redis_speaks_tls_only_and_to_nobody_without_an_account(
     check = compose["services"]["redis"]["healthcheck"]["test"][1].replace(
         " ping", f" -p {servers.redis_port} ping"
     )
-    assert subprocess.run(["sh", "-c", servers.here(check)], check=False, timeout=20).returncode == 0
+    assert subprocess.run(["sh", "-c", servers.here(check)], check=False, timeout=60).returncode == 0
     with Redis(port=servers.redis_port) as plain, pytest.raises(redis_errors.ConnectionError):
         plain.ping()
     trusted = ssl.create_default_context(cafile=servers.secrets / "ca.pem")
     with (
-        socket.create_connection(("localhost", servers.redis_port), 10) as raw,
+        socket.create_connection(("localhost", servers.redis_port), DEADLINE_S) as raw,
         trusted.wrap_socket(raw, server_hostname="localhost") as connection,
     ):
         connection.sendall(b"AUTH default x\r\n")
@@ -225,7 +228,7 @@ def test_the_controllers_redis_account_may_do_what_it_needs_and_nothing_else(ser
     trusted = Security(ca_file=servers.secrets / "ca.pem")
     found = check_redis(url, federation=FEDERATION, security=trusted)
     assert not [one for one in found if one.level == "error"], "all that doctor asks for is allowed"
-    client: Any = connect(url, timeout_s=10.0, security=trusted)
+    client: Any = connect(url, timeout_s=DEADLINE_S, security=trusted)
     forbidden = (
         "SET other x",
         "GET other",
@@ -266,11 +269,13 @@ def test_its_daemons_become_ready_with_join_files(servers: Servers, compose: dic
         daemons: list[Daemon] = []
         for name in OURS:
             _, *words = compose["services"][name]["command"]
-            daemons.append(start(name, *(servers.here(word) for word in words)))
+            # Whoever has the lease keeps it, however long this machine holds its process up.
+            daemons.append(start(name, *(servers.here(word) for word in words), BROKER_FL_LEASE="300"))
             until(daemons[-1].is_ready)
         held = [daemon.samples()["broker_fl_lease_held"] for daemon in daemons[:2]]
         assert held == [1, 0]
         until(lambda: daemons[0].samples()["broker_fl_learners"] == 1)
         probe = compose["services"]["learner"]["healthcheck"]["test"][1:]
         here = [word.replace("http://127.0.0.1:9400", daemons[2].url) for word in probe]
-        assert subprocess.run([sys.executable, *here[1:]], check=False, timeout=20).returncode == 0
+        command = [sys.executable, *here[1:]]
+        until(lambda: subprocess.run(command, check=False, timeout=60).returncode == 0)

@@ -43,10 +43,10 @@ def connect(secured_rabbitmq: SecuredRabbitMQ) -> Iterator[Connect]:
     """Makes transports that go through a proxy, and closes them."""
     opened: list[RabbitMQTransport] = []
 
-    def connect(proxy: str, url: str = "") -> RabbitMQTransport:
+    def connect(proxy: str, url: str = "", timeout_s: float = 30) -> RabbitMQTransport:
         security = replace(secured_rabbitmq.certificates.of("anybody"), proxy=proxy)
         place = url or secured_rabbitmq.url(secured_rabbitmq.administrator)
-        opened.append(RabbitMQTransport(place, security=security, connect_timeout_s=4))
+        opened.append(RabbitMQTransport(place, security=security, connect_timeout_s=timeout_s))
         return opened[-1]
 
     yield connect
@@ -65,7 +65,7 @@ def send_and_receive(transport: RabbitMQTransport, queue: str) -> None:
 
     transport.consume(queue, sink, prefetch=1)
     transport.publish("", [queue], body)
-    assert came.wait(30)
+    assert came.wait(60)
     transport.delete_queue(queue)
 
 
@@ -117,7 +117,7 @@ def test_what_is_wrong_with_a_proxy_is_said_by_its_name(
         ]
         for proxy, url, error, words in cases:
             with pytest.raises(error, match=words) as caught:
-                connect(proxy, url)
+                connect(proxy, url, 4 if words.endswith("no answer") else 30)
             assert type(caught.value) is error
             assert "s3cret" not in str(caught.value)
     assert "s3cret" not in caplog.text
@@ -128,7 +128,7 @@ def test_the_brokers_certificate_is_verified_through_a_proxy_too(
 ) -> None:
     untrusting = Security(proxy=open_proxy.url())
     with pytest.raises(SettingError, match=r"through proxy.*certificate is not trusted"):
-        RabbitMQTransport(secured_rabbitmq.url("a:b"), security=untrusting, connect_timeout_s=4)
+        RabbitMQTransport(secured_rabbitmq.url("a:b"), security=untrusting, connect_timeout_s=30)
 
 
 def test_doctor_goes_through_the_proxy(secured_rabbitmq: SecuredRabbitMQ, closed_proxy: ProxyServer) -> None:

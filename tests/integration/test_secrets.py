@@ -98,7 +98,7 @@ class Searched:
         for daemon in daemons:
             (url,) = set(re.findall(r"/readyz are at (http://[\d.:]+)", daemon.said))
             for page in ("/metrics", "/healthz"):
-                with urllib.request.urlopen(url + page, timeout=20) as answer:
+                with urllib.request.urlopen(url + page, timeout=60) as answer:
                     self.said[url + page] = answer.read().decode()
 
     def check(self, found: Iterator[tuple[str, str]]) -> int:

@@ -112,7 +112,7 @@ def _service(unit: Path, folder: Path, instance: str) -> Iterator[socket.socket]
             yield systemd
         finally:
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(DEADLINE_S) == 0
 
 
 def test_what_they_start_becomes_ready_and_keeps_its_watchdog_quiet(

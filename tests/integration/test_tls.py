@@ -36,7 +36,7 @@ def connect(secured_rabbitmq: SecuredRabbitMQ) -> Iterator[Connect]:
     opened: list[RabbitMQTransport] = []
 
     def connect(url: str, security: Security) -> RabbitMQTransport:
-        opened.append(RabbitMQTransport(url, security=security, connect_timeout_s=5))
+        opened.append(RabbitMQTransport(url, security=security, connect_timeout_s=30))
         return opened[-1]
 
     yield connect
@@ -55,7 +55,7 @@ def test_large_bodies_pass_through_tls(secured_rabbitmq: SecuredRabbitMQ, connec
     for body in bodies:
         transport.publish("", ["q"], body)
     found: list[bytes] = []
-    transport.flush(30)
+    transport.flush(60)
     done = threading.Event()
 
     def sink(delivery: Any) -> None:
@@ -65,7 +65,7 @@ def test_large_bodies_pass_through_tls(secured_rabbitmq: SecuredRabbitMQ, connec
             done.set()
 
     transport.consume("q", sink, prefetch=5)
-    assert done.wait(30)
+    assert done.wait(60)
     assert found == bodies
     transport.delete_queue("q")
 

@@ -116,7 +116,7 @@ class Both:
         return self._common | {"PYTHONPATH": str(self._roots[age])}
 
     def controller(self, age: str) -> Daemon:
-        return self._start[age](f"controller-{age}", "controller", "--heartbeat", "0.5", "--lease", "2")
+        return self._start[age](f"controller-{age}", "controller", "--heartbeat", "5", "--lease", "15")
 
     def learners(self, *ages: str) -> None:
         """One of each age; it is seen to that they run the code that they should."""

@@ -108,7 +108,7 @@ class Operator:
         store = SQLiteStore(self.folder / "state.sqlite", federation=self.federation)
         self._stack.callback(store.close)
         transport = self.connect(join or self.enroll("main", "controller"))
-        settings = ControllerSettings(federation=self.federation, heartbeat_s=0.2)
+        settings = ControllerSettings(federation=self.federation, heartbeat_s=2.0)
         controller = Controller(transport, store, settings)
         controller.observe(observer)
         self._stack.callback(lambda: controller.wait(10.0))

@@ -67,7 +67,7 @@ def proxy_server(
     command = [program, "-d", "-c", str(directory / "tinyproxy.conf")]
     process.start([*_with_hosts(directory, hosts), *command] if hosts else command, environment={})
     try:
-        process.wait_ready(lambda: _listens(server.port), deadline_s=20)
+        process.wait_ready(lambda: _listens(server.port), deadline_s=60)
         yield server
     finally:
         process.kill()

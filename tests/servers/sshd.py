@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker_fl.workers.servers.process import free_port
+
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 PROGRAM = shutil.which("sshd", path=SBIN)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,7 @@ def running_sshd(folder: Path) -> Iterator[Sshd]:
     shutil.copy(folder / "user.pub", folder / "authorized")
     home = folder / "home"
     home.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     host_key = (folder / "host.pub").read_text().split()[:2]
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {' '.join(host_key)}\n")
     if os.getuid() == 0:
@@ -73,7 +74,7 @@ Subsystem sftp internal-sftp
         yield Sshd(port=port, key=folder / "user", known_hosts=folder / "known_hosts", home=home)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(DEADLINE_S)
 
 
 def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -81,7 +82,7 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
     while True:
         assert process.poll() is None, "sshd did not start"
         try:
-            socket.create_connection(("127.0.0.1", port), 1.0).close()
+            socket.create_connection(("127.0.0.1", port), DEADLINE_S).close()
         except OSError:
             assert time.monotonic() < give_up_at, "sshd does not answer"
             time.sleep(0.05)

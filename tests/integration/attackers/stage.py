@@ -45,7 +45,13 @@ class Mallory:
         self.topology = by.topology
         self.user = file.account.user
         credentials = pika.PlainCredentials(self.user, str(file.password))
-        self.access = pika.ConnectionParameters("127.0.0.1", port, by.vhost, credentials)
+        # Without heartbeats: nobody answers them while a test is busy with something else.
+        self.access = pika.ConnectionParameters(
+            *("127.0.0.1", port, by.vhost, credentials),
+            heartbeat=0,
+            socket_timeout=DEADLINE_S,
+            stack_timeout=DEADLINE_S,
+        )
         self.connection = pika.BlockingConnection(self.access)
         self._channel = self.connection.channel()
         self._channel.confirm_delivery()

@@ -24,6 +24,6 @@ def shell(tmp_path: Path, amqp_url: str, redis_url: str, federation: str) -> Ite
 
 @pytest.fixture
 def controller(shell: Shell) -> Daemon:
-    daemon = shell.start("controller")
+    daemon = shell.start("controller", "--lease", "300")  # however long this machine holds it up
     daemon.wait_said("is active")
     return daemon

@@ -65,7 +65,7 @@ def test_a_daemon_that_waits_for_its_broker_ends_at_a_signal(shell: Shell) -> No
 
 def test_a_learner_that_cannot_have_its_id_says_so(shell: Shell, controller: Daemon) -> None:
     start_learners(shell, 1)
-    second = shell.start("learner", "app.py", "--id", "site-0", "--takeover-timeout", "0.5")
+    second = shell.start("learner", "app.py", "--id", "site-0", "--takeover-timeout", "8")
     told = second.ended(2)
     assert "is another learner site-0 running?" in told.splitlines()[-1]
     assert "waiting for up to" in told

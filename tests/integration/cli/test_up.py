@@ -74,7 +74,7 @@ def test_up_that_fails_half_way_leaves_nothing(shell: Shell, cluster: Path) -> N
 
 def test_down_ends_no_process_that_reused_a_number(shell: Shell, cluster: Path) -> None:
     cluster.mkdir()
-    with subprocess.Popen(["sleep", "60"]) as other:
+    with subprocess.Popen(["sleep", "600"]) as other:
         (cluster / "learner-0.pid").write_text(json.dumps({"pid": other.pid, "born": "1"}), "utf-8")
         shell.run("down")
         assert other.poll() is None

@@ -61,8 +61,8 @@ def test_a_whole_job_with_three_learner_processes(shell: Shell, controller: Daem
 
     for learner in learners:
         learner.terminate()
+    controller.wait_said("left: its process was asked to end")
     controller.terminate()
-    assert "left: its process was asked to end" in controller.said
 
 
 def test_the_own_rule_of_the_documentation_runs_embedded_and_over_rabbitmq(shell: Shell) -> None:

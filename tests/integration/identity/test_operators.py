@@ -16,7 +16,7 @@ from broker_fl.cli.main import commands
 from broker_fl.errors import AccessDenied
 from broker_fl.identity.accounts import Account
 from broker_fl.identity.joinfile import read_join_file
-from tests.servers.enrolling import Operator
+from tests.servers.enrolling import Operator, eventually
 
 
 def test_a_join_file_is_for_its_owner_alone_and_is_never_written_over(operator: Operator) -> None:
@@ -48,7 +48,10 @@ def test_the_only_account_of_a_name_is_meant_whatever_its_role(operator: Operato
 
 
 def test_members_are_listed_with_connections_and_expiry(operator: Operator) -> None:
-    operator.connect(operator.enroll("hospital-a"))
+    path = operator.enroll("hospital-a")
+    operator.connect(path)
+    user = read_join_file(path).account.user
+    eventually(lambda: operator.api.connections().get(user) == 2, "two connections")
     out = str(operator.folder / "b.join")
     operator.run("enroll", "hospital-b", "--out", out, "--expires", "90d")
     lines = operator.run("members").output.splitlines()

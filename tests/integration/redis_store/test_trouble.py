@@ -141,7 +141,7 @@ class TestLostConnection:
     def test_a_commit_whose_answer_was_lost_is_repeated_and_harms_nothing(
         self, private_redis: RedisNode, admin: Redis
     ) -> None:
-        with opened(private_redis.url, timeout_s=1.0) as store:
+        with opened(private_redis.url, timeout_s=5.0) as store:
             epoch = acquire(store)
             write(store, 0, 3, epoch)
             stage = store._stages["job", 0, epoch]
@@ -157,7 +157,7 @@ class TestLostConnection:
     def test_a_frozen_server_is_unavailable_and_works_when_it_is_thawed(
         self, private_redis: RedisNode
     ) -> None:
-        with opened(private_redis.url, timeout_s=1.0) as store:
+        with opened(private_redis.url, timeout_s=5.0) as store:
             epoch = acquire(store)
             private_redis.freeze()
             with pytest.raises(StoreUnavailable, match="does not answer"):
@@ -176,7 +176,7 @@ class TestCluster:
             settings = {
                 "cluster-enabled": "yes",
                 "cluster-port": str(bus_port),
-                "cluster-node-timeout": "1000",
+                "cluster-node-timeout": "5000",
             }
             settings["cluster-require-full-coverage"] = "no"
             return RedisNode(tmp_path / name, settings=settings)
