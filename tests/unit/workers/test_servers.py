@@ -230,7 +230,7 @@ def test_the_management_interface_refuses_a_wrong_password(private_rabbitmq: Rab
 
 
 def test_the_management_interface_of_a_stopped_node_is_unavailable() -> None:
-    with pytest.raises(BrokerUnavailable, match="nothing listens there.*management interface"):
+    with pytest.raises(BrokerUnavailable, match=r"nothing listens there.*management interface"):
         ManagementApi(f"http://127.0.0.1:{free_port()}", user="a", password="b").add_vhost("mine")
 
 
