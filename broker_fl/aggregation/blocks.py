@@ -54,7 +54,7 @@ def by_coordinate(spec: ModelSpec, models: Sequence[Model], function: Callable[[
     Raises:
         AggregationError: a float of it is not finite.
     """
-    result = Model.empty(spec)
+    result = Model.blank(spec)
     for run, start, stop, rows in blocks(spec, models):
         target = result.run(run)[start:stop]
         with np.errstate(over="ignore", invalid="ignore"):  # looked for right after

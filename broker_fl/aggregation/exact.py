@@ -76,7 +76,7 @@ class ExactSum:
         Raises:
             AggregationError: a float tensor of the mean is not finite.
         """
-        result = Model.empty(self.spec)
+        result = Model.blank(self.spec)
         for run, parts in zip(self.spec.runs, self._parts, strict=True):
             self._write_mean(run, parts[0], result, total_weight)
         return result

@@ -154,7 +154,7 @@ def moments_after(before: Model | None, runs: Sequence[Run], start: Mapping[str,
     memory_spec = ModelSpec(tuple(TensorSpec(key, kind, (size,)) for key, (kind, size, _) in tensors.items()))
     if before is not None and before.spec.digest == memory_spec.digest:
         return before.copy()
-    memory = Model.empty(memory_spec)
+    memory = Model.blank(memory_spec)
     for key, (_, _, value) in tensors.items():
         memory[key][...] = value
     return memory

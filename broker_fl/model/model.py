@@ -72,7 +72,7 @@ class Model(Mapping[str, Array]):
             )
         if (buffer := _shared_buffer(spec, given)) is not None and (lent is None or buffer is lent):
             return cls(spec, buffer)
-        model = cls.empty(spec)
+        model = cls.blank(spec)
         for name, value in given.items():
             model[name][...] = value
         return model

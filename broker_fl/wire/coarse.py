@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from broker_fl import recycled
 from broker_fl.errors import FrameRefused
 from broker_fl.model import DTYPES, FLOATS, Array, Model, ModelSpec, Run, parts
 from broker_fl.wire.narrow import checked
@@ -53,7 +54,7 @@ class Coarse(ABC):
 
     def encode(self, model: Model) -> Array:
         """A buffer of its own."""
-        buffer, at = np.empty(self.num_bytes(model.spec), np.uint8), 0
+        buffer, at = recycled.empty(self.num_bytes(model.spec)), 0
         with np.errstate(all="ignore"):  # of values that are not finite, which the receiver refuses
             for run, coded in self._runs(model.spec):
                 part = buffer[at : at + self._length(run, coded=coded)]
@@ -87,7 +88,7 @@ class Coarse(ABC):
             FrameRefused: a value, scale or place that ``encode`` does not write; a boolean that is neither 0
                 nor 1.
         """
-        model, at = Model.empty(spec), 0
+        model, at = Model.blank(spec), 0
         for run, coded in self._runs(spec):
             part = buffer[at : at + self._length(run, coded=coded)]
             if coded:
@@ -117,7 +118,7 @@ class Coarse(ABC):
 
     @abstractmethod
     def _read(self, part: Array, out: Array) -> None:
-        """Decode a run into ``out``, which is zero."""
+        """Decode a run into ``out``, of which every element is to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,7 @@ class TopK(Coarse):
             raise FrameRefused(f"the places of a run of {out.size} elements do not ascend below its length")
         if not np.isfinite(sent).all():
             raise FrameRefused("a value of a sparse run is NaN or infinite")
+        out[...] = 0
         out[places] = sent
 
 

@@ -41,7 +41,7 @@ class Raw:
 @dataclass(frozen=True, slots=True)
 class Narrowed:
     """Floating-point tensors wider than ``dtype`` are sent as ``dtype``; rounding is to nearest, ties to
-    even.
+    even, of float64 by way of float32.
     """
 
     dtype: str
@@ -91,7 +91,7 @@ class Narrowed:
 
 
 def _cast(model: Model, spec: ModelSpec) -> Model:
-    result = Model.empty(spec)
+    result = Model.blank(spec)
     # What is too large for the narrower type becomes inf. In an update the controller refuses that; of a
     # version it asks ``overflow`` before.
     with np.errstate(all="ignore"):

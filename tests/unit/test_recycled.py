@@ -66,7 +66,7 @@ def test_what_nobody_wants_is_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
     array = recycled.empty(SIZE)
     weakref.finalize(array.base._memory, given_back.set)  # type: ignore[union-attr]
     del array
-    assert given_back.wait(10)
+    assert given_back.wait(60)
 
 
 def test_what_is_wanted_soon_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

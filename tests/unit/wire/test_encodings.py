@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from broker_fl import recycled
 from broker_fl.errors import FrameRefused
 from broker_fl.model import DTYPES, FLOATS, Model, ModelSpec
 from broker_fl.wire.encodings import ENCODINGS as ALL
@@ -173,3 +174,18 @@ def test_the_encoding_of_an_unknown_name_is_refused() -> None:
 def test_every_float_type_is_covered_here() -> None:
     assert {"float64", *NARROWED} == FLOATS
     assert float(np.array(0x7F7F, np.uint16).view(ml_dtypes.bfloat16)) == LARGEST["bfloat16"]
+
+
+@pytest.mark.parametrize("name", [*ALL, "topk/3"])
+def test_what_the_memory_held_before_is_in_no_decoded_model(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rooms are used again."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (40, 70), "none": (0, 3), "b": (5,), "s": ()}
+    model = Model.of({one: rng.normal(size=shape).astype(np.float32) for one, shape in shapes.items()})
+    used = encoding(name)
+    clean = used.decode(used.encode(model).copy(), model.spec)
+    monkeypatch.setattr(recycled, "empty", lambda num_bytes: np.full(num_bytes, 0xAB, np.uint8))
+    again = used.decode(used.encode(model).copy(), model.spec)
+    assert again.buffer.tobytes() == clean.buffer.tobytes()

@@ -264,10 +264,10 @@ def test_a_large_wrong_message_is_refused_fast_at_bounded_cost(fields: dict[str,
     body = pack(fields)
     tracemalloc.start()
     try:
-        started = time.perf_counter()
+        started = time.process_time()
         with pytest.raises(FrameRefused) as caught:
             decode(body)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -326,10 +326,10 @@ def test_a_manifest_without_digests_is_taken() -> None:
 
 def test_a_hundred_thousand_tensors_of_one_name_are_refused_in_time() -> None:
     rows = tuple(("x", "int8", ()) for _ in range(100_000))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(FrameRefused, match="more than once: x"):
         manifest(spec=rows).model_spec(max_bytes=1_000_000)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_an_update_of_another_model_or_size_is_refused() -> None:
