@@ -19,9 +19,10 @@ from broker_fl.coordination.checking import problem_of_training
 from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled, UpdateRefused
 from broker_fl.interfaces import Contribution, Learner, Update
 from broker_fl.model import Model
+from broker_fl.roles.learner.failures import describe
 from broker_fl.roles.learner.incoming import IncomingModel
 from broker_fl.roles.learner.shares import Done, FinishedShare, OpenShare
-from broker_fl.roles.learner.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics, describe
+from broker_fl.roles.learner.tasks import NUM_EXAMPLES, Context, check_update, checked_metrics
 from broker_fl.roles.runtime import THREADS, Runtime
 from broker_fl.wire.messages import Task, TaskStatus, Terms
 
@@ -136,7 +137,7 @@ class GroupTask:
         except BaseException as error:
             if self.cancelled:
                 raise TaskCancelled(str(held.task.task)) from error
-            self.fail(held.learner, describe(error))
+            self.fail(held.learner, describe(error, self.incoming.spec.places))
             return False
 
     def fail(self, learner: str, reason: str) -> None:

@@ -44,13 +44,15 @@ class Residuals:
         leaves as they are.
 
         Raises:
-            ValueError: the change is not finite; nothing is kept of it.
+            ValueError: the change is not finite, or too large for ``used``; nothing is kept of it.
         """
         kept = self._of(task.job)
         for round in [one for one in kept if one != counted and one < task.round]:
             del kept[round]  # closed without it
         runs = [run for run, is_trained in parts(change.spec, buffers).items() if is_trained]
         totals = _added(change, runs, kept.get(counted))
+        if (tensor := used.overflow(change)) is not None:
+            raise ValueError(f"the change of tensor {tensor!r} has a value too large for the job's encoding")
         encoded = used.encode(change)
         sent = used.decode(encoded, change.spec)
         for run, total in zip(runs, totals, strict=True):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-import traceback
 from collections.abc import Set
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from broker_fl.errors import BrokerFLError, FrameRefused, TaskCancelled
+from broker_fl.errors import FrameRefused, TaskCancelled
 from broker_fl.interfaces import Learner, Parameters, Update
 from broker_fl.model import Array, Model, ModelSpec, parts
 from broker_fl.record.text import size
+from broker_fl.roles.learner.failures import describe
 from broker_fl.roles.learner.lent import Lent
 from broker_fl.roles.learner.residuals import Residuals
 from broker_fl.roles.learner.variates import ControlledTask, Variates
@@ -27,7 +26,6 @@ from broker_fl.roles.usage import peak_bytes
 from broker_fl.wire.chunks import Assembly
 from broker_fl.wire.control import joined, parted
 from broker_fl.wire.encodings import encoding
-from broker_fl.wire.fields import MAX_REASON_CHARS, text
 from broker_fl.wire.messages import ModelChunk, Result, Task, TaskStatus, Timings, UpdateManifest
 
 log = logging.getLogger(__name__)
@@ -132,7 +130,7 @@ class HeldTask:
         except BaseException as error:
             if self.cancelled:
                 raise TaskCancelled(str(self.task.task)) from error
-            self.failure, self.phase = describe(error), "failed"
+            self.failure, self.phase = describe(error, self.spec.places), "failed"
         finally:
             self.assembly = Assembly(0, 1)
 
@@ -315,23 +313,3 @@ def checked_metrics(metrics: object, method: str) -> dict[str, float]:
         return {str(name): float(value) for name, value in dict(metrics).items()}  # type: ignore[call-overload]
     except (TypeError, ValueError) as error:
         raise TypeError(f"metrics of {method} are numbers by name, not {metrics!r:.200}") from error
-
-
-def describe(error: BaseException) -> str:
-    """One line: type, message, and where in the user's code it was raised."""
-    said = _said_by(error)
-    words = text(f"{type(error).__name__}: {said}" if said else type(error).__name__)
-    if isinstance(error, BrokerFLError):
-        return words[:MAX_REASON_CHARS]
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames and Path(frames[-1].filename).parent != Path(__file__).parent:
-        words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
-    return words[:MAX_REASON_CHARS]
-
-
-def _said_by(error: BaseException) -> str:
-    """Its message; the user's own may fail to make one."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - whatever it is, the reason of a failure is told
-        return "its message cannot be made"

@@ -110,6 +110,16 @@ def test_a_change_that_is_not_finite_is_refused_and_spoils_nothing() -> None:
     np.testing.assert_array_equal(kept_of(residuals, 0), before)
 
 
+def test_a_change_that_the_encoding_cannot_hold_is_refused_by_name_and_spoils_nothing() -> None:
+    residuals, largest = Residuals(), np.finfo(np.float32).max
+    sent_by(residuals, np.ones(SIZE), task(0), -1, "int8")
+    before = kept_of(residuals, 0)
+    change = Model.of({"fits": np.ones(SIZE, np.float32), "does not": np.full(SIZE, largest, np.float32)})
+    with pytest.raises(ValueError, match="the change of tensor 'does not' has a value too large"):
+        residuals.encode(change, encoding("int8"), task(1), -1)
+    np.testing.assert_array_equal(kept_of(residuals, 0), before)
+
+
 def test_what_a_narrow_type_loses_is_kept_too() -> None:
     """1 and 1/4096 are not in one float16, but 4096 times 1/4096 is 1."""
     residuals, used, total = Residuals(), encoding("int8"), 0.0
