@@ -58,13 +58,39 @@ def _share_out(num_elements: int, work: Callable[[slice], None], size: int) -> N
             work(slice(start, min(start + size, num_elements)))
 
     num_others = min(_num_threads(), -(-num_elements // size)) - 1
-    others = [_pool().submit(take) for _ in range(num_others)]
+    others: list[Future[None]] = []
     try:
+        others.extend(_begin(take) for _ in range(num_others))
         take()
     finally:  # they write to arrays of the caller, who may be about to give them up
         failures = _failures(others)
     if failures:
         raise failures[0]
+
+
+def _begin(work: Callable[[], None]) -> Future[None]:
+    """Have another thread do it, once one is free; nobody may be where no more threads can be started.
+
+    The pool keeps what it was given also when it raises, and a thread that was there before may still begin
+    with it. What became of it is therefore in a future of our own.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    try:
+        _pool().submit(run)
+    except (RuntimeError, MemoryError):
+        _pool.cache_clear()  # what it keeps, and the arrays with it, might otherwise wait for ever
+    return done
 
 
 def _failures(others: list[Future[None]]) -> list[BaseException]:

@@ -5,10 +5,17 @@ too much, what it says. What is refused goes to the dead letters.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 
-from broker_fl.errors import Fenced, MessageRefused, StoreUnavailable, TransportClosed, VersionsLost
+from broker_fl.errors import (
+    BrokerFLError,
+    Fenced,
+    MessageRefused,
+    StoreUnavailable,
+    TransportClosed,
+    VersionsLost,
+)
 from broker_fl.identity.accounts import Role
 from broker_fl.interfaces import Delivery
 from broker_fl.roles.about import about
@@ -94,16 +101,18 @@ class Intake:
             source.queue, bounded_sink if is_bounded else sink, prefetch=source.prefetch
         )
 
-    def hand_back(self, queue: str) -> None:
-        """Read a queue no more. What was not handled yet goes back to it, for whoever else reads it; from any
-        thread.
-
-        Raises:
-            BrokerUnavailable: the broker does not say that it is so; it will be when the connection ends.
+    def hand_back(self, queues: Collection[str]) -> None:
+        """Read them no more. What was not handled yet goes back to them, for whoever else reads them; at the
+        latest when the connection ends, if the broker does not answer. From any thread.
         """
-        if (reading := self._readings.pop(queue, None)) is not None:
-            reading.is_over = True
-        self._services.transport.cancel(queue, hand_back=True)
+        for queue in queues:  # all of them, before the broker is asked, which may take its time
+            if (reading := self._readings.pop(queue, None)) is not None:
+                reading.is_over = True
+        for queue in queues:
+            try:
+                self._services.transport.cancel(queue, hand_back=True)
+            except BrokerFLError as error:
+                log.info("queue %r is left when the connection ends: %s", queue, error)
 
     def _take_waiting(self, reading: _Reading, delivery: Delivery, user: str) -> None:
         try:

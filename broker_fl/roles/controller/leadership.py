@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from broker_fl.coordination import signals as s
-from broker_fl.errors import BrokerFLError, FrameRefused, QueueLost
+from broker_fl.errors import FrameRefused, QueueLost
 from broker_fl.roles.controller.attendance import Attendance
 from broker_fl.roles.controller.intake import Intake, Source
 from broker_fl.roles.controller.jobs import Jobs
@@ -112,11 +112,7 @@ class Leadership:
         """Leave them, with what was not handled yet, to the controller that may have the lease by now; from
         any thread.
         """
-        for source in self._shared:
-            try:
-                self._intake.hand_back(source.queue)
-            except BrokerFLError as error:
-                log.info("queue %r is left when the connection ends: %s", source.queue, error)
+        self._intake.hand_back([source.queue for source in self._shared])
 
     def read_again(self) -> None:
         """Read them once more after ``hand_back``; from any thread.

@@ -101,7 +101,6 @@ class Lease:
             except Fenced as error:
                 self._on_fenced(error)
                 return
-            except (
-                BrokerFLError
-            ) as error:  # also one that refuses us: an operator may mend an account meanwhile
+            except BrokerFLError as error:
+                # Also one that refuses us: an operator may mend an account meanwhile.
                 log.warning("the lease could not be renewed: %s", error)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker_fl.aggregation.sums import WeightedSum
 from broker_fl.errors import AggregationError, Fenced
+from broker_fl.roles.controller.intake import Intake
+from broker_fl.roles.controller.requests import Requests
 from broker_fl.roles.driver import answers
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually, kinds, model_of, same, spec
 
@@ -69,6 +73,45 @@ def test_who_is_confirmed_again_hears_what_has_waited_and_takes_nobody_for_lost(
     assert adds.num_trained == 3
     assert "learner_lost" not in kinds(job)
     assert controller.error is None
+
+
+def test_requests_are_left_at_the_same_moment_as_reports(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker takes its time to give the reports back, and meanwhile a request comes."""
+    controller = stage.controller()
+    cord, transport = stage.cords[controller]
+    take, handle, cancel = Intake._take, Requests.handle, transport.cancel
+    came = threading.Event()
+    handled: list[Any] = []
+    handled_meanwhile: list[int] = []
+    listings: list[Future[Any]] = []
+
+    def taken(intake: Intake, reading: Any, delivery: Any) -> None:
+        take(intake, reading, delivery)
+        if reading.source.queue == stage.topology.control:
+            came.set()
+
+    def counted(requests: Requests, *request: Any) -> None:
+        handled.append(request)
+        handle(requests, *request)
+
+    def slow(queue: str, *, hand_back: bool = False) -> None:
+        if queue == stage.topology.reports and not listings:
+            listings.append(pool.submit(stage.driver.jobs))
+            assert came.wait(WAIT_S)
+            handled_meanwhile.append(len(handled))
+        cancel(queue, hand_back=hand_back)
+
+    monkeypatch.setattr(Intake, "_take", taken)
+    monkeypatch.setattr(Requests, "handle", counted)
+    monkeypatch.setattr(transport, "cancel", slow)
+    with ThreadPoolExecutor(1) as pool:
+        cord.denies_renewals = True
+        eventually(lambda: handled_meanwhile, "reports that are given back")
+        cord.denies_renewals = False
+        assert not listings[0].result(WAIT_S)
+    assert handled_meanwhile == [0]
 
 
 def test_a_sum_that_is_lost_ends_the_job_with_the_reason(
