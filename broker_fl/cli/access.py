@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import click
+
+from broker_fl.cli.tables import when
 from broker_fl.errors import RequestRefused, SettingError
 from broker_fl.roles.driver import Driver, Job
 from broker_fl.security import Security
@@ -51,8 +56,16 @@ def driver_of(given: Mapping[str, Any]) -> Iterator[Driver]:
     except BaseException:
         transport.close()
         raise
+    driver.on_waiting(functools.partial(_say_waiting, given["federation"]))
     with driver:
         yield driver
+
+
+def _say_waiting(federation: str, left_s: float) -> None:
+    """A command that stands still says for what, and until when."""
+    until = when(time.time() + left_s)
+    said = f"waiting for the answer of a controller of federation {federation}, until {until}"
+    click.echo(f"{said} ({left_s:.0f} s; --timeout)", err=True)
 
 
 def find_job(driver: Driver, wanted: str) -> Job:

@@ -41,7 +41,8 @@ def print_table(
 
 def _fits(table: Table, console: Console) -> bool:
     """Whether no cell has to go on in a second line."""
-    return table.__rich_measure__(console, console.options.update(max_width=100_000)).maximum <= console.width
+    unbounded = console.options.update(max_width=100_000)
+    return console.measure(table, options=unbounded).maximum <= console.width
 
 
 def _table(

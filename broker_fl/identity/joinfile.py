@@ -160,10 +160,15 @@ def without_account(url: str) -> str:
     Raises:
         SettingError: it is not one.
     """
-    scheme, slashes, rest = url.partition("://")
-    found = f"{scheme}{slashes}{rest.rpartition('@')[2]}"
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    found = f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
     if not _URL.fullmatch(found):
-        raise SettingError("broker URL: it must look like amqp[s]://host[:port]/vhost")
+        # Nothing of the URL is repeated: a password with a bare / ends up behind the host.
+        raise SettingError(
+            "broker URL: it must look like amqp[s]://host[:port]/vhost, "
+            "special characters percent-encoded (/ is %2F, @ is %40)"
+        )
     return found
 
 

@@ -8,12 +8,13 @@ from typing import Self, TypeVar
 
 from broker_fl.errors import BrokerUnavailable, QueueLost, RequestRefused, SettingRefused
 from broker_fl.model import Model
-from broker_fl.roles.driver.connection import Connection
+from broker_fl.roles.driver.connection import Answer, Connection
 from broker_fl.wire import messages as m
 
 R = TypeVar("R", bound=m.Reply)
 P = TypeVar("P", m.Jobs, m.Learners, m.Versions)
 _REPEAT_AFTER_S = 10.0
+_SAY_AFTER_S = 2.0
 _REFUSED_AGAIN_AFTER_S = 1.0
 
 
@@ -42,7 +43,7 @@ class Answers:
         steady_s, refused = self._connection.runtime.steady_s, None
         give_up_at = steady_s() + self._connection.timeout_s
         while (left_s := give_up_at - steady_s()) > 0:
-            reply = self._answer(min(left_s, _REPEAT_AFTER_S))
+            reply = self._answer(min(left_s, _REPEAT_AFTER_S), left_s)
             if reply is None:
                 self._connection.send(self._request)
                 continue
@@ -62,15 +63,25 @@ class Answers:
             f"{self._connection.timeout_s:g} s; is one running (broker-fl controller)?"
         )
 
-    def _answer(self, timeout_s: float) -> m.Reply | None:
+    def _answer(self, timeout_s: float, left_s: float) -> m.Reply | None:
         """What came; None if it is time to ask again."""
         try:
-            answer = self._answers.get(timeout=timeout_s)
+            answer = self._get(timeout_s, left_s)
         except queue.Empty:
             return None
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _get(self, timeout_s: float, left_s: float) -> Answer:
+        say = self._connection.on_waiting
+        if say is None or timeout_s <= _SAY_AFTER_S:
+            return self._answers.get(timeout=timeout_s)
+        with suppress(queue.Empty):
+            return self._answers.get(timeout=_SAY_AFTER_S)
+        self._connection.on_waiting = None
+        say(left_s - _SAY_AFTER_S)
+        return self._answers.get(timeout=timeout_s - _SAY_AFTER_S)
 
 
 def ask(connection: Connection, request: m.Request, expected: type[R]) -> R:

@@ -50,6 +50,8 @@ class Connection:
         self.id = self._new_id()
         """Names the queue of answers. It changes when that is on a node that goes down."""
         self.timeout_s = timeout_s
+        self.on_waiting: Callable[[float], None] | None = None
+        """Called once, with the seconds that are left, when an answer is long in coming."""
         self.transport = transport
         self._lock = threading.Lock()
         self._waiting: dict[str, Waiting[Answer]] = {}

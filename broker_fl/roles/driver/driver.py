@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self, TypeVar
 
 from broker_fl.interfaces import Transport
@@ -81,6 +81,10 @@ class Driver:
     @timeout_s.setter
     def timeout_s(self, timeout_s: float) -> None:
         self._connection.timeout_s = timeout_s
+
+    def on_waiting(self, say: Callable[[float], None]) -> None:
+        """Have ``say`` called when no answer has come for 2 s, with the seconds that are left; once only."""
+        self._connection.on_waiting = say
 
     # ------------------------------------------------------------ jobs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from redis import Redis
 
@@ -79,6 +81,12 @@ def test_no_controller_is_exit_code_3(shell: Shell) -> None:
     told = shell.refusal("jobs", "--timeout", "0.5", code=3)
     assert "no controller of federation" in told
     assert "is one running (broker-fl controller)?" in told
+
+
+def test_who_waits_for_a_controller_is_told_for_what_and_until_when(shell: Shell) -> None:
+    shell.run("jobs", "--timeout", "2.5", code=3)
+    (waiting,) = [line for line in shell.stderr.splitlines() if line.startswith("waiting for the answer of")]
+    assert re.fullmatch(r".* federation \S+, until \d{4}-.*Z \(\d s; --timeout\)", waiting)
 
 
 def test_a_job_without_an_initial_model_is_refused(shell: Shell) -> None:

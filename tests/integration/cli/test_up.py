@@ -64,6 +64,7 @@ def test_up_gives_the_controller_the_rules_of_its_app(shell: Shell, cluster: Pat
     assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
 
 
+@pytest.mark.timeout(300)
 def test_up_that_fails_half_way_leaves_nothing(shell: Shell, cluster: Path) -> None:
     (shell.folder / "app.py").write_text(APP.replace("return Adder()", "raise OSError('no disk')"), "utf-8")
     told = shell.refusal("up", "--learners", "2", "--app", "app.py", code=2)

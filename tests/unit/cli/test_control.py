@@ -48,6 +48,7 @@ def learner() -> Adder:
 def federation(learner: Adder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federation]:
     """The commands' driver is connected to it in the place of RabbitMQ."""
     with Federation({"a": learner}) as federation:
+        assert federation.learners.wait_welcomed(60.0)
 
         @contextmanager
         def driver_of(_: Any) -> Iterator[Driver]:

@@ -150,7 +150,7 @@ def test_ctrl_c_stops_the_job_and_keeps_what_was_committed(folder: Path) -> None
             if "round 2 " in line:  # the app prints too, at the same time
                 break
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
     assert "Traceback" not in out + err
     assert "stopped" in out
@@ -171,7 +171,7 @@ def run_with_files_up_to(num_bytes: int, *args: str) -> subprocess.CompletedProc
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
 
@@ -206,7 +206,7 @@ SIMULATION = """
 protocol.quorum = 0.5
 [simulation]
 step_s = 0.01
-heartbeat_s = 0.1
+heartbeat_s = 0.5
 speeds = { name = "spread", low = 0.1, high = 1.0 }
 links = { down_bytes_s = 1e6, latency_s = 0.001 }
 faults = [{ name = "kill", learners = ["learner-1"], at_round = 1 }]

@@ -190,6 +190,14 @@ def test_a_url_loses_its_account() -> None:
             without_account(wrong)
 
 
+@pytest.mark.parametrize("url", ["amqp://h/a@evil", "amqp://u:p@h/a@evil", "amqp://u:p/w@h/v"])
+def test_a_bare_character_that_ends_a_part_of_a_url_is_refused_with_how_to_write_it(url: str) -> None:
+    """And no part of a virtual host, or of a password, is taken for the host."""
+    with pytest.raises(SettingError, match=r"@ is %40") as refused:
+        without_account(url)
+    assert "p/w" not in str(refused.value)
+
+
 # ---------------------------------------------------------------- who speaks
 
 
