@@ -29,7 +29,7 @@ def play(fault: StandbyFault, phase: Phase, bench: Bench) -> Outcome:
     if fault == "kill -9":
         federation.kill("controller")
     else:
-        active.send(signal.SIGSTOP)
+        active.freeze()
     began = time.time()
     go_on(bench, watched)
     played = outcome(TARGET, fault, phase, bench, watched, over_at=began)
@@ -48,10 +48,10 @@ def play_server(target: str, phase: Phase, bench: Bench) -> Outcome:
     """
     federation = bench.federation
     standby, active = _standby(bench), federation.processes["controller"]
-    watched, before = bring_to(phase, bench), _epoch(bench)
+    watched, before = bring_to(phase, bench), epoch(bench)
     disturb(SERVERS[target], "freeze, thaw", bench, meanwhile=lambda: go_on(bench, watched))
     played = outcome(target, "freeze, thaw", phase, bench, watched, over_at=time.time())
-    if _epoch(bench) != before:
+    if epoch(bench) != before:
         federation.wait(lambda: active.exit_code is not None, "the end of the one whose lease was over")
         assert active.exit_code == FENCED, federation.logs()
         assert standby.exit_code is None, federation.logs()
@@ -87,7 +87,7 @@ def play_parted(phase: Phase, bench: Bench) -> Outcome:
     return played
 
 
-def _epoch(bench: Bench) -> int:
+def epoch(bench: Bench) -> int:
     """Of the controller that has the lease, once somebody has it."""
     keys = RedisKeys(bench.federation.name)
     assert bench.redis is not None
