@@ -10,7 +10,7 @@ from pathlib import Path
 from broker_fl import connect
 from broker_fl.workers.servers import RabbitMQNode, RedisNode
 from tests.faults.cells import Bench
-from tests.faults.federation import LEARNERS, WAIT_S, Federation
+from tests.faults.federation import IMPATIENT, LEARNERS, WAIT_S, Federation, Patience
 from tests.servers import provision
 
 
@@ -20,6 +20,7 @@ def bench_on(
     redis: RedisNode | str,
     folder: Path,
     environments: Mapping[str, dict[str, str]] | None = None,
+    patience: Patience = IMPATIENT,
 ) -> Iterator[Bench]:
     """A federation of three learners in a new virtual host, with all its processes running; ``redis`` is a
     server, or the URL of several; ``environments``: what processes are given besides, by name.
@@ -29,7 +30,7 @@ def bench_on(
     name = f"faults-{secrets.token_hex(4)}"
     node = None if isinstance(redis, str) else redis
     store = redis if isinstance(redis, str) else redis.url
-    federation = Federation(folder, broker=url, store=store, federation=name)
+    federation = Federation(folder, broker=url, store=store, federation=name, patience=patience)
     federation.environments.update(environments or {})
     try:
         for one in ("controller", *LEARNERS):
@@ -43,13 +44,13 @@ def bench_on(
 
 
 @contextlib.contextmanager
-def bench_for(name: str, rabbitmq: RabbitMQNode, root: Path) -> Iterator[Bench]:
+def bench_for(name: str, rabbitmq: RabbitMQNode, root: Path, patience: Patience) -> Iterator[Bench]:
     """The same with a Redis of its own, on a node that other tests have killed and may have left so."""
     if rabbitmq.pid is None:
         rabbitmq.start()
     with (
         provision.private_redis(root / f"redis-of-{name}") as redis,
-        bench_on(rabbitmq, redis, root / f"federation-of-{name}") as bench,
+        bench_on(rabbitmq, redis, root / f"federation-of-{name}", patience=patience) as bench,
     ):
         yield bench
 

@@ -137,8 +137,8 @@ def bring_to(phase: Phase, bench: Bench) -> Watched:
         # The victim's line is slow: the broker has the task, the learner does not.
         federation.open_gates(watched.id, *(name for name in LEARNERS if name != VICTIM), round=0)
         federation.wait(lambda: watched.has(e.UpdateFolded, round=0) == 2, "two updates of round 1")
-        federation.open_gates(watched.id, VICTIM, round=0)
         held = federation.to_broker[VICTIM].hold("down", after_bytes=MID_MODEL_BYTES)
+        federation.open_gates(watched.id, VICTIM, round=0)
         federation.wait(lambda: watched.has(e.TaskSent, round=ROUND), "the tasks of round 2")
         federation.wait(held.is_set, "the model half way to the learner")
         return watched
@@ -197,7 +197,7 @@ def _kill(target: Target, bench: Bench, meanwhile: Callable[[], None]) -> None:
 def _freeze(target: Target, bench: Bench, meanwhile: Callable[[], None]) -> None:
     if target in ("controller", "learner"):
         process = bench.federation.processes["controller" if target == "controller" else VICTIM]
-        process.send(signal.SIGSTOP)
+        process.freeze()
         meanwhile()
         time.sleep(FREEZE_S)  # what passes here is what is tested
         process.send(signal.SIGCONT)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +22,23 @@ SIZE = 20_000
 BROKER_HEARTBEAT_S = 2
 STORE_TIMEOUT_S = 2.0
 FENCED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """What controllers are started with."""
+
+    heartbeat_s: float = 1.0
+    """Four that are missed, and a learner is lost."""
+    lease_s: float = 2.0
+    """Less than ``cells.FREEZE_S``."""
+
+
+IMPATIENT = Patience()
+BUSY_MACHINE = Patience(lease_s=6.0)
+"""Where processes may be held up for longer than two seconds, and a standby waits."""
+NOBODY_IS_LOST = Patience(heartbeat_s=5.0, lease_s=6.0)
+"""Nor reminded of a task before 10 s have passed."""
 
 APP = """
 import os, time
@@ -78,12 +96,19 @@ class Process:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop it in its tracks (SIGSTOP), and return once it stands still: a signal only asks for it."""
+        self.send(signal.SIGSTOP)
+        assert self._process is not None
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert self.exit_code is None, f"{self.name} has ended by itself"
+
     def kill(self) -> None:
         """End it at once; it must have been alive."""
         assert self.exit_code is None, f"{self.name} has ended by itself"
         self.send(signal.SIGKILL)
         assert self._process is not None
-        self._process.wait(30)
+        self._process.wait(60)
 
     def stop(self) -> None:
         """End it in good order, whatever state it is in."""
@@ -95,7 +120,7 @@ class Process:
             self._process.wait(15)
         except subprocess.TimeoutExpired:
             self.send(signal.SIGKILL)
-            self._process.wait(15)
+            self._process.wait(60)
 
 
 class Federation:
@@ -109,6 +134,7 @@ class Federation:
         store: str,
         federation: str,
         joins: Mapping[str, Path] | None = None,
+        patience: Patience = IMPATIENT,
     ) -> None:
         """Start nothing yet. ``broker`` and ``store`` are URLs; several nodes have no proxies before them.
         ``joins``: join files by the names of processes, where all are enrolled.
@@ -119,6 +145,7 @@ class Federation:
         self.name = federation
         self._straight = "," in broker
         self._joins = joins
+        self._patience = patience
         self._proxies = Proxies()
         self.to_broker: dict[str, Proxy] = {}
         self.to_store: dict[str, Proxy] = {}
@@ -145,7 +172,8 @@ class Federation:
             store = _with_port(store, self.to_store[name].port)
         command = ["-v", "learner", str(self.folder / "app.py:make_learner")]
         if name.startswith("controller"):
-            command = ["-v", "controller", "--heartbeat", "1", "--lease", "2"]
+            heartbeat, lease = (f"{seconds:g}" for seconds in astuple(self._patience))
+            command = ["-v", "controller", "--heartbeat", heartbeat, "--lease", lease]
         amount, weight = LEARNERS.get(name, (0.0, 0))
         environment = {
             **os.environ,

@@ -144,10 +144,12 @@ def home_of_mailbox(nodes: list[RabbitMQNode], bench: Bench) -> RabbitMQNode:
     vhost = bench.federation.broker.rpartition("/")[2]
     mailbox = Topology(bench.federation.name).mailbox(VICTIM)
     wanted = ("name", "consumers", "pid", "--no-table-headers")
-    for row in nodes[1].control("list_queues", "-p", vhost, *wanted).splitlines():
-        name, consumers, pid = row.split("\t")
-        if name.startswith(mailbox) and consumers == "1":
-            return next(node for node in nodes if node.name in pid)
+    give_up_at = time.monotonic() + WAIT_S
+    while time.monotonic() < give_up_at:  # after a node was away, it may still be on its way back
+        for row in nodes[1].control("list_queues", "-p", vhost, *wanted).splitlines():
+            name, consumers, pid = row.split("\t")
+            if name.startswith(mailbox) and consumers == "1":
+                return next(node for node in nodes if node.name in pid)
     raise AssertionError(f"nobody reads {mailbox}")
 
 

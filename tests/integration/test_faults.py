@@ -14,13 +14,14 @@ from broker_fl.workers.servers import RabbitMQNode
 from tests.faults import cells, standby
 from tests.faults.bench import bench_for
 from tests.faults.cells import Bench, Fault, Phase, Target
+from tests.faults.federation import BUSY_MACHINE
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
 def bench(_restartable_rabbitmq: RabbitMQNode, server_root: Path) -> Iterator[Bench]:
-    with bench_for("faults", _restartable_rabbitmq, server_root) as bench:
+    with bench_for("faults", _restartable_rabbitmq, server_root, BUSY_MACHINE) as bench:
         yield bench
 
 

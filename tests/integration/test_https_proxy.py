@@ -65,7 +65,7 @@ def run_job(site: Site) -> None:
     """With the one learner that there is."""
     store = SQLiteStore(site.folder / "state.sqlite", federation=FEDERATION)
     transport = site.near()
-    controller = Controller(transport, store, ControllerSettings(federation=FEDERATION, heartbeat_s=0.2))
+    controller = Controller(transport, store, ControllerSettings(federation=FEDERATION, heartbeat_s=2.0))
     controller.start()
     try:
         assert controller.wait_active(DEADLINE_S)

@@ -15,7 +15,7 @@ NUM_LEARNERS, NUM_PARAMETERS, ROUNDS = 3, 60_000_000, 2
 FEDERATION = "large"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_controller_holds_the_sum_and_one_update_and_a_learner_one_model(
     amqp_url: str, redis_url: str
 ) -> None:

@@ -73,7 +73,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
 # ---------------------------------------------------------------- lost connections
 
 
-@pytest.mark.timeout(180)
 def test_a_killed_broker_loses_no_persistent_message(
     private_rabbitmq: RabbitMQNode, private_amqp_url: str, connect: Connect
 ) -> None:
@@ -129,7 +128,6 @@ def test_a_connection_that_an_operator_closes_comes_back(
     assert not back.acquire(timeout=0.2), "once for each time, although there are two connections"
 
 
-@pytest.mark.timeout(180)
 def test_a_frozen_broker_is_noticed_by_its_heartbeats_and_found_again(
     private_rabbitmq: RabbitMQNode, private_amqp_url: str, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -150,7 +150,6 @@ def searched(
     shell.end()
 
 
-@pytest.mark.timeout(240)
 def test_no_secret_is_said_or_written_anywhere(
     searched: Searched, secured_rabbitmq: SecuredRabbitMQ, private_redis: RedisNode, proxy: ProxyServer
 ) -> None:
@@ -323,7 +322,6 @@ def enrolled(
         site.shell.end()
 
 
-@pytest.mark.timeout(240)
 def test_no_secret_of_accounts_is_said_or_written_but_in_their_files(enrolled: Enrolled) -> None:
     by, site, shell = enrolled.by, enrolled.site, enrolled.site.shell
     main, ana = enrolled.account("enroll", "main", "controller"), enrolled.account("enroll", "ana", "driver")

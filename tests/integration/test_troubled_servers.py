@@ -21,7 +21,7 @@ from broker_fl.workers.servers import RabbitMQNode
 from tests.faults.bench import bench_for
 from tests.faults.cells import VICTIM, Bench, Watched, bring_to, go_on, outcome
 from tests.faults.cells import Phase as AtPhase
-from tests.faults.federation import LEARNERS, SIZE
+from tests.faults.federation import LEARNERS, NOBODY_IS_LOST, SIZE
 
 DISK = "{resource_limit, disk, node()}"
 pytestmark = pytest.mark.timeout(300)
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def bench(_restartable_rabbitmq: RabbitMQNode, server_root: Path) -> Iterator[Bench]:
-    with bench_for("troubles", _restartable_rabbitmq, server_root) as bench:
+    with bench_for("troubles", _restartable_rabbitmq, server_root, NOBODY_IS_LOST) as bench:
         yield bench
 
 
@@ -152,7 +152,7 @@ def test_a_slow_consumer_holds_nobody_up_and_fills_no_queue(bench: Bench, how: s
     with ExitStack() as stack:
         if how == "frozen":
             stack.callback(federation.processes[VICTIM].send, signal.SIGCONT)
-            federation.processes[VICTIM].send(signal.SIGSTOP)
+            federation.processes[VICTIM].freeze()
         else:
             stack.callback(federation.to_broker[VICTIM].release)
             federation.to_broker[VICTIM].hold("down")

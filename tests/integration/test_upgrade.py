@@ -188,6 +188,7 @@ def test_a_round_that_an_older_controller_began_goes_on_under_todays(
         f'model.app = "app.py"\nprotocol.min_learners = 2\ntermination.rounds = {NUM_ROUNDS}\n'
     )
     old = both.controller("old")
+    old.wait_said("is active")
     both.learners("old", "new")  # of which the newer one was ahead of its controller
     job = both.run("old", "submit", "job.toml").strip()
     until(lambda: all(path.exists() for path in holds), lambda: old.said)

@@ -111,7 +111,7 @@ def rabbitmq_cluster(root: Path, *, num_nodes: int = 3) -> Iterator[list[RabbitM
     """A cluster of our own; it starts in about 20 s on two processors, and takes 120 MB for each node."""
     if not rabbitmq_available():
         _missing("RabbitMQ", AMQP_VARIABLE)
-    settings = {"cluster_partition_handling": "pause_minority", "net_ticktime": "8"}
+    settings = {"cluster_partition_handling": "pause_minority", "net_ticktime": "16"}
     first = RabbitMQNode(root / "cluster-0", management=True, schedulers=1, settings=settings)
     others = [
         RabbitMQNode(root / f"cluster-{number}", schedulers=1, settings=settings, joins=first)

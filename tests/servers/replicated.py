@@ -80,7 +80,7 @@ class ReplicatedRedis:
     def ask(self, port: int, *words: str) -> Any:
         """The answer of a server or Sentinel to a command."""
         if port not in self._clients:
-            self._clients[port] = Redis(port=port, decode_responses=True, socket_timeout=5)
+            self._clients[port] = Redis(port=port, decode_responses=True, socket_timeout=WAIT_S)
         client: Any = self._clients[port]
         return client.execute_command(*words)
 
@@ -92,9 +92,20 @@ class ReplicatedRedis:
     @property
     def primary(self) -> RedisNode:
         """The one that Sentinels agree on and HAProxy leads to, once it has replicas."""
-        with Redis.from_url(self.url, socket_timeout=5) as client:
-            port = int(client.config_get("port")["port"])
+        port = self.led_to()
         return next(node for node in self.nodes if node.port == port)
+
+    def led_to(self) -> int:
+        """The port of the server to which HAProxy leads, as soon as there is one."""
+        ports: list[int] = []
+
+        def look() -> bool:
+            with Redis.from_url(self.url, socket_timeout=5) as client:
+                ports.append(int(client.config_get("port")["port"]))
+            return True
+
+        until(look, "a server behind HAProxy")
+        return ports[0]
 
     def wait_in_step(self, primary: RedisNode, *, num_replicas: int = 2) -> None:
         """Until the replicas have all that the primary has; nothing may be written meanwhile."""
@@ -118,7 +129,7 @@ class ReplicatedRedis:
         folder.mkdir()
         text = "\n".join(block("sentinel.conf"))
         text = text.replace("10.0.0.1 6379", f"127.0.0.1 {self.nodes[0].port}")
-        text = text.replace("5000", "1000").replace("10000", "4000")
+        text = text.replace("5000", "4000").replace("10000", "4000")
         lines = [text, f"port {port}", "bind 127.0.0.1", f'dir "{folder}"', f'logfile "{folder / "log"}"']
         (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
         self._spawn("sentinel", folder, ["redis-server", str(folder / "sentinel.conf"), "--sentinel"])

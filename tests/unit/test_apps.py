@@ -367,7 +367,7 @@ for target in ("my_app.py", "other.py"):
         print(type(error).__name__, error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False
     )
     assert done.stdout.splitlines() == [
         "AppError my_app.py:1: no module 'torch': pip install 'broker-fl[torch]'",
@@ -383,6 +383,6 @@ def test_loading_an_app_imports_no_framework(write: Write) -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -189,18 +189,43 @@ def test_the_check_of_the_weights_sees_each_learner() -> None:
                     check_weights(lost, num_learners, num_rounds)
 
 
+def test_others_are_all_that_did_not_come_of_this_process() -> None:
+    init, kernel, me, child, grandchild, adopted, shell, editor = 1, 2, 50, 60, 40, 70, 30, 80
+    table = [
+        (0, 0, init, 1),
+        (0, 0, kernel, 2),
+        (1, kernel, 9, 4),
+        (5, init, shell, 8),
+        (9, shell, me, 16),
+        (11, me, child, 32),
+        (12, child, grandchild, 64),
+        (13, me, adopted, 128),
+        (14, shell, editor, 256),
+    ]
+    assert machine.others_ticks(table, me) == {(0, init): 1, (5, shell): 8, (14, editor): 256}
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /proc tells who works")
-def test_what_our_children_work_is_ours() -> None:
-    """While they live, and when they were collected."""
-    work = "import time; p = time.process_time\nwhile p() < 0.3: pass\nprint(flush=True); input()"
-    before = machine._our_ticks()
+def test_what_our_children_work_is_ours_and_what_an_orphan_works_is_others() -> None:
+    work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    orphan = subprocess.Popen(
+        ["sh", "-c", f"exec 3<&0; {sys.executable} -c '{work}' <&3 & echo $!"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert child.stdout is not None
-    child.stdout.readline()
-    ticks = 0.25 * os.sysconf("SC_CLK_TCK")
-    assert machine._our_ticks() - before >= ticks
-    child.communicate(b"\n")
-    assert machine._our_ticks() - before >= ticks
+    assert orphan.stdout is not None
+    orphans_pid = int(orphan.stdout.readline())
+    for one in (child, orphan):
+        one.stdout.readline() if one.stdout is not None else None
+    orphan.wait()
+    _, others = machine._total_and_others()
+    ticks = {pid: worked for (_, pid), worked in others.items()}
+    assert child.pid not in ticks
+    assert ticks[orphans_pid] >= 0.25 * os.sysconf("SC_CLK_TCK")
+    for one in (child, orphan):
+        one.communicate(b"\n")
 
 
 def hang() -> dict[str, Any]:

@@ -322,7 +322,7 @@ class RabbitMQNode(Node):
             self._epmd.start(
                 [program, "-address", "127.0.0.1", "-port", str(port)], environment=self._environment
             )
-        self._epmd.wait_ready(lambda: _connects(port), deadline_s=10)
+        self._epmd.wait_ready(lambda: _connects(port), deadline_s=60)
 
     def _ready(self) -> bool:
         with (

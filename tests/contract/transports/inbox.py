@@ -12,7 +12,7 @@ from broker_fl.errors import TransportClosed
 from broker_fl.interfaces import Delivery, Transport
 from broker_fl.topology import Binding, Entity, Exchange, Queue
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 QUIET_S = 0.15
 """How long nothing must come before a test believes that nothing comes. Too short can only miss a defect."""
 Connect = Callable[[], Transport]

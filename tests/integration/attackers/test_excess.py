@@ -103,6 +103,7 @@ def test_a_second_one_of_the_same_name_is_not_counted_twice(stage: Stage) -> Non
     commits = [event for event in job.events(follow=False) if isinstance(event, e.VersionCommitted)]
     assert all(sorted(commit.contributors).count("mallory") <= 1 for commit in commits)
     assert all(commit.total_weight == len(commit.contributors) for commit in commits)
+    stage.mallory.report(m.Leave(learner="mallory", session="a-third").pack())
     twin.stop(drain_s=0.0)
 
 
@@ -112,9 +113,9 @@ def test_a_flood_is_dropped_and_the_others_are_heard(stage: Stage, caplog: pytes
     flood = stage.operator.connect(stage.operator.folder / "learner-mallory.join")
     beat = m.Heartbeat(learner="mallory", session="s").pack()
     with caplog.at_level(logging.WARNING):
-        for _ in range(8_000):
+        for _ in range(16_000):  # more than a pause of the controller forgives
             flood.publish(names.reports, ["mallory.heartbeat"], beat)
-        for _ in range(1_500):
+        for _ in range(3_000):
             flood.publish(names.updates, [f"mallory.{stage.inbox}"], b"x" * 10_000)
         assert flood.flush(DEADLINE_S)
         for name in GOOD:

@@ -176,6 +176,7 @@ def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
     assert "rabbitmqctl" not in str(caught.value)
 
 
+@pytest.mark.timeout(300)
 def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_url: str) -> None:
     """What a site types: no URL, no federation, no name, and nothing secret."""
     roles = {"main": "controller", "ana": "driver", "hospital-a": "learner", "site": "group"}
@@ -183,7 +184,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
     (operator.folder / "app.py").write_text(APP, encoding="utf-8")
     job = adding_job(min_learners=2, rounds=2)
     (operator.folder / "job.toml").write_text(job, encoding="utf-8")
-    environment = inherited() | {"BROKER_FL_STORE": redis_url}
+    environment = inherited() | {"BROKER_FL_STORE": redis_url, "BROKER_FL_TIMEOUT": "120"}
 
     def command(*arguments: str) -> list[str]:
         assert not any(str(read_join_file(file).password) in " ".join(arguments) for file in files.values())
@@ -205,7 +206,7 @@ def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_u
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -345,7 +345,7 @@ print(site.train(site.initial_model(), LocalTask()).model["w"].round(6).tolist()
 """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=110)
     assert done.stdout.splitlines() == ["True", "[0.019999999552965164, 0.019999999552965164]"]
 
 

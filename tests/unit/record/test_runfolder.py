@@ -178,7 +178,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(folder: Ru
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=110,
     )
     assert done.returncode == 0, done.stderr
     written, refused = map(int, done.stdout.split())

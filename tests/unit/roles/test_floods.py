@@ -60,7 +60,7 @@ class Federation:
         self.topology = Topology(F)
         self._broker = MemoryBroker()
         self.store = SQLiteStore(folder / "state.sqlite", federation=F)
-        settings = ControllerSettings(federation=F, heartbeat_s=0.5)
+        settings = ControllerSettings(federation=F, heartbeat_s=5.0)
         self.counts = Counts()
         self.controller = Controller(self.connect("F.controller.main"), self.store, settings)
         self.controller.observe(self.counts)

@@ -55,7 +55,7 @@ def test_a_job_waits_for_room_on_a_full_disk_and_goes_on_as_if_nothing_had_been(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

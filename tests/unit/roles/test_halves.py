@@ -119,7 +119,7 @@ def test_a_controller_forgets_a_half_when_a_third_learner_begins(
         return [body] if forgotten else []
 
     monkeypatch.setattr(Assembly, "forget", spied)
-    with Stage(tmp_path, heartbeat_s=0.1, lease_ttl_s=2.0) as stage:
+    with Stage(tmp_path, heartbeat_s=0.5, lease_ttl_s=2.0) as stage:
         stage.controller()
         for index, learner in enumerate("abc"):
             stage.host({learner: Adds(float(index))}, tamper=tamper)

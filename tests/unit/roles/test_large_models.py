@@ -143,14 +143,26 @@ def test_everybody_is_told_in_bytes_how_far_a_transfer_is(
     monkeypatch.setattr(progress, "LARGE_BYTES", 1)
     caplog.set_level(logging.INFO)
     num_bytes, chunk_bytes = SIZE * 4, 8192
+    learners = {"a": Adds(1.0), "b": Adds(3.0)}
+    for learner in learners.values():
+        learner.gate.clear()
     with Stage(tmp_path) as stage:
         job = stage.run(
-            {"a": Adds(1.0), "b": Adds(3.0)},
+            learners,
             {"w": np.zeros(SIZE, np.float32)},
             rounds=1,
             evaluate=False,
             transfer=Transfer(chunk_bytes=chunk_bytes),
         )
+
+        def is_sent() -> bool:
+            """Who sends may be slower to say so than learners are done."""
+            return any(isinstance(one, e.TransferProgress) and one.num_bytes == one.total_bytes
+                       for one in job.events(follow=False))  # fmt: skip
+
+        eventually(is_sent, "word of all that is sent")
+        for learner in learners.values():
+            learner.gate.set()
         done(job)
         told = [event for event in job.events(follow=False) if isinstance(event, e.TransferProgress)]
     down = [event.num_bytes for event in told if event.direction == "down"]

@@ -193,12 +193,6 @@ class Eager(Adds):
 
 @pytest.fixture
 def stage(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with Stage(tmp_path, heartbeat_s=0.3) as made:
-        yield made
-
-
-@pytest.fixture
-def patient(tmp_path: Path):  # type: ignore[no-untyped-def]
     with Stage(tmp_path, heartbeat_s=60.0) as made:  # whose controller knows no job "j", and would say so
         yield made
 
@@ -271,10 +265,9 @@ def test_a_group_goes_by_its_policy_as_a_whole(stage: Stage, tmp_path: Path) -> 
 @pytest.mark.parametrize("group", [None, "g"])
 @pytest.mark.parametrize(("upload", "num_sent"), [("at_once", 5), ("on_request", 2)])
 def test_updates_that_are_asked_for_again_are_counted_however_that_is_done(
-    patient: Stage, tmp_path: Path, group: str | None, upload: str, num_sent: int
+    stage: Stage, tmp_path: Path, group: str | None, upload: str, num_sent: int
 ) -> None:
     """By the task, which comes once more, or by a request, in turns."""
-    stage = patient
     site, names, name = guard(tmp_path, "limits.max_bytes_per_day = 9_999"), stage.topology, group or "b"
     stage.controller()
     member = f"{name}-0" if group else name

@@ -37,7 +37,7 @@ def test_its_threads_end_with_it_and_a_temporary_folder_too() -> None:
         folder = federation.folder
         assert folder.exists()
     assert not folder.exists()
-    assert not [thread for thread in set(threading.enumerate()) - before if thread.is_alive()]
+    eventually(lambda: set(threading.enumerate()) <= before, "the end of all threads")
 
 
 def test_a_folder_keeps_a_job_that_was_cut_off_and_the_next_federation_goes_on(tmp_path: Path) -> None:

@@ -54,12 +54,14 @@ def ran(learners: Mapping[str, Learner], world: World, size: int = 3, **settings
 
 def test_a_learner_ten_times_as_slow_reports_ten_times_the_time() -> None:
     speeds = {"l0": 1.0, "l1": 0.3, "l2": 0.1}
-    history = ran(team(3), World(speeds=Each(values=speeds), step_s=0.01, evaluate_s=0.02))
+    history = ran(team(3), World(speeds=Each(values=speeds), step_s=0.01, evaluate_s=0.02), rounds=3)
+    shortest: dict[str, float] = {}  # of three: a machine that has other work to do makes some longer
     for name, speed in speeds.items():
-        task = history.rounds[0].tasks[name]
-        assert task.train_s >= STEPS * 0.01 / speed  # type: ignore[operator]
-        assert task.evaluate_s >= 0.02 / speed  # type: ignore[operator]
-    assert sorted(speeds, key=lambda name: history.rounds[0].tasks[name].train_s) == ["l0", "l1", "l2"]  # type: ignore[arg-type,return-value]
+        tasks = [history.rounds[number].tasks[name] for number in range(3)]
+        shortest[name] = min(task.train_s or 0.0 for task in tasks)
+        assert shortest[name] >= STEPS * 0.01 / speed
+        assert all((task.evaluate_s or 0.0) >= 0.02 / speed for task in tasks)
+    assert sorted(speeds, key=shortest.__getitem__) == ["l0", "l1", "l2"]
 
 
 def test_without_declared_costs_it_is_the_real_time_that_is_stretched() -> None:
@@ -78,7 +80,7 @@ def test_who_pauses_keeps_nobody_from_computing_and_a_straggler_lets_go_at_the_d
     """One worker for all: were a pause to hold it, nothing would ever come of the others."""
     world = World(speeds=Each(values={"l0": 1e-5}, others=1.0), step_s=0.01, evaluate_s=0.0)
     with Federation(team(4), world=world, num_workers=1) as federation:
-        job = federation.submit(spec(rounds=1, quorum=0.5, deadline_s=2.0), model_of())
+        job = federation.submit(spec(rounds=1, quorum=0.5, deadline_s=6.0), model_of())
         assert job.wait().state == "done"
         history = job.history()
     assert history.rounds[0].contributors == ("l1", "l2", "l3")
@@ -103,7 +105,7 @@ def test_a_step_that_takes_time_needs_learners_that_count_steps() -> None:
 
 
 def test_a_killed_learner_is_lost_without_a_word_and_the_rounds_go_on_under_quorum() -> None:
-    world = World(faults=[Kill(learners=["l1", "l3"], at_round=1)], heartbeat_s=0.1)
+    world = World(faults=[Kill(learners=["l1", "l3"], at_round=1)], heartbeat_s=0.5)
     with Federation(team(4), world=world) as federation:
         job = federation.submit(spec(rounds=3, quorum=0.75), model_of())
         assert job.wait().state == "done"
@@ -119,14 +121,14 @@ def test_a_killed_learner_is_lost_without_a_word_and_the_rounds_go_on_under_quor
     "kill",
     [
         Kill(learners=["l1"], at_round=1, back_at_round=3),
-        Kill(learners=["l1"], at_round=1, back_after_s=1.0),
-        Kill(learners=["l1"], at_s=0.0, back_after_s=1.0),
+        Kill(learners=["l1"], at_round=1, back_after_s=4.0),
+        Kill(learners=["l1"], at_s=0.0, back_after_s=4.0),
     ],
 )
 def test_a_learner_that_comes_back_takes_part_again(kill: Kill) -> None:
     world = World(step_s=0.004, faults=[kill], heartbeat_s=0.1)
     with Federation(team(3), world=world) as federation:
-        job = federation.submit(spec(rounds=100_000, quorum=0.5, deadline_s=0.3), model_of())
+        job = federation.submit(spec(rounds=100_000, quorum=0.5, deadline_s=1.5, max_retries=100), model_of())
         seen = []
         for event in job.events():
             if isinstance(event, VersionCommitted):
@@ -141,7 +143,7 @@ def test_a_learner_that_comes_back_takes_part_again(kill: Kill) -> None:
 def test_a_learner_that_dies_while_it_trains_is_not_waited_for() -> None:
     """The round has no deadline: it ends because the learner is lost, hours before its training does."""
     speeds = Each(values={"l0": 1e-5}, others=1.0)
-    world = World(speeds=speeds, step_s=0.01, faults=[Kill(learners=["l0"], at_s=0.2)], heartbeat_s=0.1)
+    world = World(speeds=speeds, step_s=0.01, faults=[Kill(learners=["l0"], at_s=2.0)], heartbeat_s=0.1)
     history = ran(team(2), world, quorum=0.5)
     assert history.rounds[0].contributors == ("l1",)
     assert history.learners["l0"].lost == 1
@@ -180,23 +182,24 @@ def test_the_seed_decides_which_trainings_fail() -> None:
 
 
 def test_a_link_makes_receiving_and_uploading_grow_with_the_bytes() -> None:
-    world = World(links=Links(down_bytes_s=400_000.0, up_bytes_s=200_000.0, latency_s=0.01))
+    world = World(links=Links(down_bytes_s=80_000.0, up_bytes_s=40_000.0, latency_s=0.01))
     times = {}
     for size in (2_500, 25_000):  # float32: 10 and 100 kB
         # A model of one chunk comes in one message with its task: nothing of it is seen on its way.
-        task = ran(team(2), world, size=size, transfer={"chunk_bytes": 4096}).rounds[0].tasks["l0"]
+        history = ran(team(2), world, size=size, evaluate=False, transfer={"chunk_bytes": 4096})
+        task = history.rounds[0].tasks["l0"]
         assert task.receive_s is not None
         assert task.upload_s is not None
         times[size] = task.receive_s, task.upload_s
     # Less than the whole where the loop was late to take in what came first.
-    assert times[25_000][0] > 0.5 * 100_000 / 400_000
-    assert times[25_000][1] > 0.5 * 100_000 / 200_000
+    assert times[25_000][0] > 0.5 * 100_000 / 80_000
+    assert times[25_000][1] > 0.5 * 100_000 / 40_000
     assert times[25_000] > times[2_500]
 
 
 def test_a_slow_link_holds_up_no_other_learner() -> None:
     world = World(links=Links(down_bytes_s=Each(values={"l0": 5_000.0}, others=1e8)), heartbeat_s=0.2)
-    history = ran(team(3), world, size=50_000, quorum=0.5, deadline_s=2.0, evaluate=False)
+    history = ran(team(3), world, size=50_000, quorum=0.5, deadline_s=6.0, evaluate=False)
     assert history.rounds[0].contributors == ("l1", "l2")
 
 

@@ -89,7 +89,7 @@ def test_a_message_that_was_out_when_its_time_came_expires_when_it_is_put_back(
 
     transport.consume("q", sink, prefetch=1)
     transport.publish("", ["q"], b"0")
-    assert arrived.wait(10)
+    assert arrived.wait(60)
     clock.now_s += 11
     transport.cancel("q")
     got[0].reject(requeue=True)
@@ -128,19 +128,19 @@ def test_a_body_is_shared_and_not_copied(broker: MemoryBroker) -> None:
         transport.consume(name, sink, prefetch=1)
     body = bytes(1000)
     transport.publish("x", [""], body)
-    assert both.acquire(timeout=10)
-    assert both.acquire(timeout=10)
+    assert both.acquire(timeout=60)
+    assert both.acquire(timeout=60)
     assert got[0] is body
     assert got[1] is body
     transport.close()
 
 
 def test_a_transport_that_only_publishes_has_no_thread(broker: MemoryBroker) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     transport = broker.connect()
     transport.declare([Queue(name="q")])
     transport.publish("", ["q"], b"")
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before, "others may have ended meanwhile"
     transport.close()
 
 
@@ -155,9 +155,9 @@ def test_a_publisher_that_waits_for_a_full_queue_does_not_hold_up_another(broker
     transport.publish("", ["q"], b"free")
     assert broker.depth("q") == 1
     other.delete_queue("full")
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
-    assert transport.flush(10)
+    assert transport.flush(60)
 
 
 def handed(num_bytes: int) -> Handed:
@@ -194,6 +194,6 @@ def test_who_hands_over_waits_for_room(broker: MemoryBroker) -> None:
     while transport.flush(0.01):
         pass
     other.delete_queue("inbox")
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     transport.close()

@@ -228,5 +228,5 @@ def test_calling_the_transport_from_its_own_thread_is_an_error_and_no_deadlock()
         io.run(inner(), 1.0)
 
     with pytest.raises(RuntimeError, match="sink"):
-        io.run(outer(), 5.0)
-    io.stop(5.0)
+        io.run(outer(), 60.0)
+    io.stop(60.0)

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pika
@@ -27,11 +28,13 @@ from tests.servers import provision
 
 
 def _redis(node: RedisNode) -> Redis:
-    return Redis.from_url(node.url, socket_timeout=10)
+    return Redis.from_url(node.url, socket_timeout=60)
 
 
 def _declare(url: str, *, passive: bool = False) -> None:
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+    parameters = pika.URLParameters(url)
+    parameters.socket_timeout = parameters.stack_timeout = 60
+    with pika.BlockingConnection(parameters) as connection:
         connection.channel().queue_declare("letters", durable=True, passive=passive)
 
 
@@ -50,7 +53,7 @@ def test_a_port_is_given_once_to_all_processes() -> None:
         "from broker_fl.workers.servers.process import free_port; print(*(free_port() for _ in range(500)))"
     )
     printed = subprocess.run(
-        [sys.executable, "-c", others], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", others], capture_output=True, text=True, check=True, timeout=110
     )
     assert ours.isdisjoint(int(port) for port in printed.stdout.split())
 
@@ -147,14 +150,45 @@ def test_redis_never_evicts_and_takes_only_its_password(private_redis: RedisNode
         stranger.ping()
 
 
+def test_who_freezes_a_group_waits_until_each_of_its_processes_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that gets the signal later than its parent does."""
+    process, send = ServerProcess("pair", tmp_path), ServerProcess.send
+
+    def states() -> list[str]:
+        listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True)
+        rows = [line.split() for line in listed.stdout.splitlines()]
+        return [state[0] for group, state in rows if group == str(process.pid)]
+
+    def late(one: ServerProcess, number: signal.Signals) -> None:
+        if number != signal.SIGSTOP or one.pid is None:
+            send(one, number)
+            return
+        os.kill(one.pid, number)
+        threading.Timer(0.3, send, [one, number]).start()
+
+    process.start(["/bin/sh", "-c", "sleep 600 & wait"], environment={"PATH": os.environ["PATH"]})
+    try:
+        process.wait_ready(lambda: len(states()) == 2, deadline_s=60)
+        monkeypatch.setattr(ServerProcess, "send", late)
+        process.freeze()
+        assert states() == ["T", "T"]
+        process.thaw()
+        process.wait_ready(lambda: "T" not in states(), deadline_s=60)
+    finally:
+        process.kill()
+
+
 def test_a_frozen_redis_answers_after_it_is_thawed(private_redis: RedisNode) -> None:
-    with socket.create_connection(("127.0.0.1", private_redis.port), timeout=0.2) as client:
+    with socket.create_connection(("127.0.0.1", private_redis.port), timeout=60) as client:
         private_redis.freeze()
+        client.settimeout(0.2)
         client.sendall(b"PING\r\n")
         with pytest.raises(TimeoutError):
             client.recv(100)
         private_redis.thaw()
-        client.settimeout(10)
+        client.settimeout(60)
         assert client.recv(100).startswith(b"-NOAUTH")
 
 
@@ -166,7 +200,7 @@ def test_a_frozen_redis_can_be_stopped(private_redis: RedisNode) -> None:
 
 def test_another_process_finds_and_ends_a_node_by_its_folder(private_redis: RedisNode) -> None:
     script = "import sys; from broker_fl.workers.servers import RedisNode; RedisNode(sys.argv[1]).stop()"
-    subprocess.run([sys.executable, "-c", script, str(private_redis.directory)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, str(private_redis.directory)], check=True, timeout=110)
     assert private_redis.pid is None
 
 
@@ -205,13 +239,14 @@ def test_rabbitmq_listens_on_loopback_only(private_rabbitmq: RabbitMQNode) -> No
 
 
 def test_a_frozen_rabbitmq_is_silent_until_it_is_thawed(private_rabbitmq: RabbitMQNode) -> None:
-    with socket.create_connection(("127.0.0.1", private_rabbitmq.port), timeout=0.2) as client:
+    with socket.create_connection(("127.0.0.1", private_rabbitmq.port), timeout=60) as client:
         private_rabbitmq.freeze()
+        client.settimeout(0.2)
         client.sendall(b"AMQP\x00\x00\x09\x01")
         with pytest.raises(TimeoutError):
             client.recv(1)
         private_rabbitmq.thaw()
-        client.settimeout(30)
+        client.settimeout(60)
         assert client.recv(1) == b"\x01"
 
 

@@ -218,7 +218,7 @@ def test_near_a_deadline_a_group_sends_what_is_done(stage: Stage) -> None:
     learners = named("a", 3) | {"a-9": Adds(1.0)}
     learners["a-9"].gate.clear()
     stage.host(learners, group="a")
-    job = stage.submit(rounds=1, min_learners=4, quorum=0.5, deadline_s=1.0, evaluate=False)
+    job = stage.submit(rounds=1, min_learners=4, quorum=0.5, deadline_s=6.0, evaluate=False)
     assert done(job).version == 1
     np.testing.assert_allclose(job.model()["w"], mean_of(*named("a", 3).values()), rtol=1e-6)
     (missed,) = of(job, e.GroupMissed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -16,21 +17,22 @@ from tests.unit.roles.groups.learners import mean_of, named, of
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually
 
 
-def test_a_host_that_is_killed_and_comes_back_counts_each_of_its_learners_once(stage: Stage) -> None:
-    stage.controller()
-    solo, first = {"solo": Adds(100.0)}, named("a", 6)
-    first["a-5"].gate.clear()
-    stage.host(solo)
-    host = stage.host(first, group="a", num_workers=1)
-    job = stage.submit(rounds=1, min_learners=7, evaluate=False)
-    assert first["a-5"].at_work.wait(WAIT_S)
-    stage.kill_host(host)
-    again = named("a", 6)
-    stage.host(again, group="a")
-    assert done(job).version == 1
-    np.testing.assert_allclose(job.model()["w"], mean_of(*again.values(), *solo.values()), rtol=1e-6)
-    (committed,) = of(job, e.VersionCommitted)
-    assert committed.num_learners == 7  # type: ignore[attr-defined]
+def test_a_host_that_is_killed_and_comes_back_counts_each_of_its_learners_once(tmp_path: Path) -> None:
+    with Stage(tmp_path) as stage:  # in which it is not lost before it is back
+        stage.controller()
+        solo, first = {"solo": Adds(100.0)}, named("a", 6)
+        first["a-5"].gate.clear()
+        stage.host(solo)
+        host = stage.host(first, group="a", num_workers=1)
+        job = stage.submit(rounds=1, min_learners=7, evaluate=False)
+        assert first["a-5"].at_work.wait(WAIT_S)
+        stage.kill_host(host)
+        again = named("a", 6)
+        stage.host(again, group="a")
+        assert done(job).version == 1
+        np.testing.assert_allclose(job.model()["w"], mean_of(*again.values(), *solo.values()), rtol=1e-6)
+        (committed,) = of(job, e.VersionCommitted)
+        assert committed.num_learners == 7  # type: ignore[attr-defined]
 
 
 def test_a_host_that_stays_away_is_lost_with_all_of_its_learners(stage: Stage) -> None:
