@@ -2,7 +2,7 @@
 
 No frames, no checks, no arithmetic, no store: bodies of a mebibyte, one copy for all mailboxes by BCC on the
 way down; on the way up to one inbox, one learner after the other, and once more all together. pika's blocking
-connection, which is its fastest, receiving 64 KiB at a time as ours does.
+connection, which is its fastest, receiving as much at a time as ours does.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 import pika
 from pika.adapters.utils import io_services_utils
 
+from broker_fl.transports.rabbitmq.tuned import RECEIVE_BYTES
+
 BODY_BYTES = 1 << 20
 PREFETCH = 64
 ACK_EVERY = 16
-RECEIVE_BYTES = 64 << 10
 TIMEOUT_S = 1800.0
 INBOX = "bare.inbox"
 _SPAWN = multiprocessing.get_context("spawn")

@@ -39,10 +39,9 @@ def by_transport(options: Options, cells: tuple[Cell, ...], quick: Cell, measure
         for transport in options.transports:
             if options.is_over:
                 return
-            row = named(cell)
-            row |= {"key": f"{transport}-{row['key']}", "transport": transport}
             reason = why_left_out(ours.needed_bytes(*cell), "ours")
-            yield {**row, **({"left_out": reason} if reason else or_failed(measure, transport, cell))}
+            found = {"left_out": reason} if reason else or_failed(measure, transport, cell)
+            yield named(cell, transport) | found
 
 
 def or_failed(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -70,11 +69,12 @@ def keys(cells: Sequence[Cell], transports: Sequence[str] = ()) -> dict[str, str
     }
 
 
-def named(cell: Cell) -> Row:
-    """What every row of a cell says, with the time."""
+def named(cell: Cell, transport: str = "") -> Row:
+    """What every row of a cell says, with the time; and where each has several transports, which it is."""
     learners, parameters = cell
     return {
-        "key": f"{learners}x{parameters}",
+        "key": f"{transport}-{learners}x{parameters}" if transport else f"{learners}x{parameters}",
+        **({"transport": transport} if transport else {}),
         "num_learners": learners,
         "num_parameters": parameters,
         **now(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ SWEEP_LIMIT_S = 10.0
 """With rounds that take longer, one is counted."""
 SWEEP_SHARE = 0.5
 """Of a cell's time, in which its settings are tried."""
+LEAST_BLOCKS = 2
+"""In alternation, if so many are asked for, whatever trying the settings took of a cell's time."""
 
 Measured = dict[str, Any]
 
@@ -99,10 +102,13 @@ class Comparison:
         if not options.quick:
             row["sweep"] = self._sweep(cell, settings, began + SWEEP_SHARE * options.cell_s)
             row |= self._best_of(cell, row["sweep"], settings[0])
+            self._best[cell[1]] = row["setting"]
         block = partial(self._block, cell, row["setting"], options, our_rounds)
         blocks = [block()]
         repetitions = 1 if options.quick else options.repetitions
-        while len(blocks) < repetitions and time.monotonic() < began + options.cell_s:
+        while len(blocks) < min(repetitions, LEAST_BLOCKS) or (
+            len(blocks) < repetitions and time.monotonic() < began + options.cell_s
+        ):
             try:
                 blocks.append(block())
             except (PeerFailed, OursFailed) as error:  # what was measured stays
@@ -134,9 +140,7 @@ class Comparison:
     def _sweep(self, cell: Cell, settings: Sequence[Setting], end_at: float) -> list[Tried]:
         first = self._best.get(cell[1], self._first)
         first = first if first in settings else settings[0]
-        tried = search(settings, first, partial(self._try, cell), end_at)
-        self._best[cell[1]] = best(tried) or first
-        return tried
+        return search(settings, first, partial(self._try, cell), end_at)
 
     def _try(self, cell: Cell, setting: Setting, limit_s: float | None) -> Tried:
         """A few rounds, within so many seconds."""
@@ -271,25 +275,34 @@ def gaps(rows: Sequence[Row]) -> str:
 
 
 def against_target(row: Row, wanted: float) -> str:
-    """How many times as long theirs was to take at least, and whether it does."""
-    reached = statistics.median(row["ratios"]) >= wanted
+    """How many times as long theirs was to take at least, and whether it does: in the blocks, and by itself
+    where that was faster.
+    """
+    reached = min([statistics.median(row["ratios"]), *_ratio_alone(row)]) >= wanted
     return f"{wanted:g}×, {'reached' if reached else 'missed'}"
 
 
 def by_itself(row: Row) -> str:
-    """Seconds a round with the peer's own settings, or why there are none."""
+    """Seconds a round with the peer's own settings, and how many of ours these are; or why there are none."""
     if "defaults" not in row:
         return "–"
-    return seconds(row["defaults"]["median_s"]) if "median_s" in row["defaults"] else "failed"
+    if "median_s" not in row["defaults"]:
+        return "failed"
+    return f"{seconds(row['defaults']['median_s'])} ({times(_ratio_alone(row)[0])})"
+
+
+def _ratio_alone(row: Row) -> list[float]:
+    """How many of our rounds go into one of theirs with the peer's own settings; empty if unknown."""
+    alone_s = row.get("defaults", {}).get("median_s")
+    return [] if alone_s is None else [alone_s / ours_s(row)]
 
 
 def better_alone(rows: Sequence[Row]) -> str:
     """A sentence on the cells where the peer by itself was faster after all; empty if there is none."""
     found = []
     for row in filter(is_measured, rows):
-        alone_s = row.get("defaults", {}).get("median_s")
-        if alone_s is not None and alone_s < theirs_s(row):
-            found.append(f"{_named(row)}, {times(alone_s / ours_s(row))}")
+        if row.get("defaults", {}).get("median_s", math.inf) < theirs_s(row):
+            found += [f"{_named(row)}, {times(ratio)}" for ratio in _ratio_alone(row)]
     if not found:
         return ""
     return f"By itself it was faster than in the blocks shown, and takes then: {'; '.join(found)}."

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
@@ -24,6 +24,9 @@ KERNEL_THREADS = 2
 """The process that all of the kernel's threads come of."""
 BUSY_SHARE = 0.1
 """Above it, figures are not worth keeping."""
+Process = tuple[int, int, int, int]
+"""When it began, its parent, its number, and its ticks, with those of the children that it has collected."""
+Ticks = dict[tuple[int, int], int]
 
 
 def facts(*, quick: bool = False) -> dict[str, str]:
@@ -69,44 +72,44 @@ def busy_share(seconds: float = BUSY_SAMPLE_S) -> float:
 
 
 class OthersShare:
-    """How busy others are from here on: what the machine works, without this process and its descendants.
+    """How busy others are from here on: all processes but this one and its descendants.
 
-    Interrupts are left out, and the kernel's own threads, which write our servers' files.
+    Theirs is what is counted, not what remains without ours: of a child whose parent ignores that it ends, as
+    Ray does, nobody is told what it worked. Interrupts are left out, and the kernel's own threads, which
+    write our servers' files.
     """
 
     def __init__(self) -> None:
-        self._before = _all_and_ours()
+        self._total, self._others = _total_and_others()
 
     def so_far(self) -> float:
         """Of the CPU time of all cores; 0 where there is no /proc."""
-        total, worked, ours = (
-            after - before for after, before in zip(_all_and_ours(), self._before, strict=True)
-        )
-        return min(1.0, max(0.0, (worked - ours) / total)) if total else 0.0
+        total, others = _total_and_others()
+        worked = sum(ticks - self._others.get(process, 0) for process, ticks in others.items())
+        return min(1.0, worked / (total - self._total)) if total > self._total else 0.0
 
 
-def _all_and_ours() -> tuple[int, int, int]:
-    """Ticks of all cores: all, those worked, those that we worked; zeros where there is no /proc."""
+def _total_and_others() -> tuple[int, Ticks]:
+    """Ticks of all cores, idle or not, and of others' processes; nothing where there is no /proc."""
     try:
-        times = _cpu_times()
-        return sum(times), times[0] + times[1] + times[2] + times[7], _our_ticks()
+        return sum(_cpu_times()), others_ticks(_processes(), os.getpid())
     except OSError:
-        return 0, 0, 0
+        return 0, {}
 
 
-def _our_ticks() -> int:
-    """Of this process and of those that came of it, with the children that they have collected."""
-    ours = {os.getpid(), KERNEL_THREADS}
-    ticks = 0
-    for _, parent, pid, worked in sorted(_processes()):
+def others_ticks(processes: Iterable[Process], own: int) -> Ticks:
+    """Of those that are neither ``own`` nor came of it, by when they began and their number."""
+    ours = {own, KERNEL_THREADS}
+    others = {}
+    for began, parent, pid, worked in sorted(processes):  # whoever came of another began later
         if pid in ours or parent in ours:
             ours.add(pid)
-            ticks += worked
-    return ticks
+        else:
+            others[began, pid] = worked
+    return others
 
 
-def _processes() -> Iterator[tuple[int, int, int, int]]:
-    """When each began, its parent, its number, and its ticks."""
+def _processes() -> Iterator[Process]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             fields = (

@@ -18,8 +18,27 @@ static inline bool finite(const float *values, std::size_t begin, std::size_t en
 
 extern "C" {
 
-// Tensor by tensor and update by update, each addition on all cores: the design of MetisFL's controller.
+// Cores share the tensors out among them, and each sums its own: the design of MetisFL's controller.
 void per_tensor(float *total, const float *const *updates, const float *weights, int num_updates,
+                const std::size_t *ends, std::size_t num_tensors) {
+#pragma omp parallel for
+  for (std::size_t tensor = 0; tensor < num_tensors; ++tensor) {
+    const std::size_t begin = tensor ? ends[tensor - 1] : 0;
+    for (int update = 0; update < num_updates; ++update) {
+      const float *values = updates[update];
+      const float weight = weights[update];
+      if (!update)
+#pragma omp simd
+        for (std::size_t i = begin; i < ends[tensor]; ++i) total[i] = weight * values[i];
+      else
+#pragma omp simd
+        for (std::size_t i = begin; i < ends[tensor]; ++i) total[i] += weight * values[i];
+    }
+  }
+}
+
+// Tensor by tensor and update by update, each addition on all cores.
+void within_tensors(float *total, const float *const *updates, const float *weights, int num_updates,
                 const std::size_t *ends, std::size_t num_tensors) {
   std::size_t begin = 0;
   for (std::size_t tensor = 0; tensor < num_tensors; begin = ends[tensor++])

@@ -33,7 +33,7 @@ class Options:
     """Blocks of each system, in alternation."""
     cell_s: float = float("inf")
     """Of a cell that is held against a peer: half of it for trying the peer's settings; then no block begins
-    but the first."""
+    but the first two."""
     transports: tuple[str, ...] = ("embedded", "rabbitmq")
     setting: Mapping[str, str] = field(default_factory=dict)
     """Of a peer's settings only those with these values are tried; with one left, nothing is swept."""

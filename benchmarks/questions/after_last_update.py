@@ -11,7 +11,7 @@ from benchmarks import ours
 from benchmarks.cells import cell_by_cell, keys
 from benchmarks.jobs import run_job
 from benchmarks.questions import Cell, Options, Question, Row
-from benchmarks.tables import cell_name, size, table, verdict
+from benchmarks.tables import cell_name, size, table, times, verdict
 from broker_fl.wire import events as e
 
 CELLS: tuple[Cell, ...] = tuple(
@@ -30,7 +30,9 @@ median; *over it* are the rounds that took longer.
 
 {table}
 
-{reached}"""
+{reached}
+
+{flatness}"""
 
 WANTED_S = {1_000_000: 0.020, 10_000_000: 0.150}
 """At most, by parameters; what this project set out for."""
@@ -115,7 +117,27 @@ def text(rows: Sequence[Row]) -> str:
         *("wanted", "over it"),
     )
     most = ", ".join(f"{_ms(most)} ms with {size(number)} parameters" for number, most in WANTED_S.items())
-    return TEXT.format(table=table(columns, lines), reached=verdict(f"a median of at most {most}", reached))
+    return TEXT.format(
+        table=table(columns, lines),
+        reached=verdict(f"a median of at most {most}", reached),
+        flatness=_flatness([row for row in rows if "gaps" in row]),
+    )
+
+
+def _flatness(rows: Sequence[Row]) -> str:
+    """What more learners change, by size."""
+    found = []
+    for parameters in sorted({row["num_parameters"] for row in rows}):
+        here = {row["num_learners"]: row["gaps"] for row in rows if row["num_parameters"] == parameters}
+        few, many = min(here), max(here)
+        if few != many:
+            before, after = (
+                statistics.median(gap["total_s"] for gap in here[number]) for number in (few, many)
+            )
+            found.append(
+                f"With {size(parameters)}, {many} learners take {times(after / before)} the time of {few}."
+            )
+    return " ".join(found)
 
 
 def _ms(seconds: float) -> str:

@@ -52,12 +52,15 @@ ARRIVED = "ours, together, looked at on arrival"
 RECEIVED = "ours, putting pieces together"
 LOOKED = "ours, putting pieces together, and looking"
 WITH_LOOK = "ours, together, with the look on arrival"
+BY_BROKER = "ours, as room allows, looked at on arrival"
 SUM_ONLY = "ours, the sum alone"
 NUMEXPR = "numexpr, update by update"
 NUMEXPR_BLOCKS = "numexpr, blocks that stay in the cache"
 NUMEXPR_ALL = "numexpr, all updates in one expression"
 STREAMED = "C++ and OpenMP, update by update"
 STREAMED_CHECKED = "C++ and OpenMP, update by update, checked"
+BY_TENSOR = "C++ and OpenMP, tensor by tensor"
+WITHIN_TENSORS = "C++ and OpenMP, tensor by tensor, each on all cores"
 FUSED = "C++ and OpenMP, all updates in one pass"
 FUSED_CHECKED = "C++ and OpenMP, all updates in one pass, checked"
 NAMES = {
@@ -65,10 +68,12 @@ NAMES = {
     TOGETHER: "checked one by one, in a pass that only reads; folded as many in a pass as may wait for it: "
     f"{HANDED_UPDATES} of large ones that were handed over within the process, as here; of a broker's as "
     f"many as {STAGED_BYTES >> 20} MiB hold, so that larger ones are folded one by one",
-    ARRIVED: "as in the controller: each piece of 1 MiB was looked at when it came, which is not in this row "
-    "but in the next",
+    ARRIVED: "as in the controller of an embedded federation: each piece of 1 MiB was looked at when it "
+    "came, which is not in this row but in the next",
     WITH_LOOK: "the time of the row above, and that of the look: the difference of the last two rows, which "
     "use one core",
+    BY_BROKER: "as in a controller with a broker, the look not in it either: updates wait within "
+    f"{STAGED_BYTES >> 20} MiB only, larger ones are folded one by one",
     SUM_ONLY: "`kernels.add_scaled` without checks, into memory that is there",
     "NumPy": "`total += weight * update`, tensor by tensor, into memory that is there; one core",
     NUMEXPR: "`total + weight * update` in place, all tensors as one array; not checked",
@@ -77,7 +82,8 @@ NAMES = {
     NUMEXPR_ALL: f"a sum of {NUM_UPDATES} products; needs all updates in memory at once; not checked",
     "Flower": "its `aggregate`",
     "NVIDIA FLARE": "its in-time accumulator",
-    "C++ and OpenMP, tensor by tensor": "MetisFL's design; not checked",
+    BY_TENSOR: "the cores share the tensors out among them: MetisFL's design; not checked",
+    WITHIN_TENSORS: "the other way to take them one by one; not checked",
     STREAMED: "all tensors as one array, as updates arrive; not checked",
     STREAMED_CHECKED: "each is looked at, then added: a refused one leaves the sum as it was, as in ours",
     FUSED: "needs all updates in memory at once; not checked",
@@ -171,6 +177,7 @@ def _measure(parameters: int, tensors: int, repetitions: int) -> dict[str, Any]:
         OURS: lambda: _ours(updates, weights),
         TOGETHER: lambda: _together(updates, weights, [None] * len(updates)),
         ARRIVED: lambda: _together(updates, weights, magnitudes),
+        BY_BROKER: lambda: _together(updates, weights, magnitudes, STAGED_BYTES),
         SUM_ONLY: lambda: plain_sums.by_sum_only(total, updates, weights),
         "NumPy": lambda: plain_sums.by_numpy(total, updates, weights),
         NUMEXPR: lambda: plain_sums.by_numexpr(total, updates, weights),
@@ -209,10 +216,17 @@ def _ours(updates: Sequence[Model], weights: Array) -> float:
     return float(plain_sums.flat(total.mean())[-1])
 
 
-def _together(updates: Sequence[Model], weights: Array, magnitudes: Sequence[list[float] | None]) -> float:
+def _together(
+    updates: Sequence[Model],
+    weights: Array,
+    magnitudes: Sequence[list[float] | None],
+    room: int | None = None,
+) -> float:
+    """``room`` in bytes; as for updates that were handed over if None."""
     total = WeightedSum(updates[0].spec)
+    room = handed_room(total.spec) if room is None else room
     for update, weight, found in zip(updates, weights, magnitudes, strict=True):
-        total.add(update, float(weight), magnitudes=found, room=handed_room(total.spec))
+        total.add(update, float(weight), magnitudes=found, room=room)
     return float(plain_sums.flat(total.mean())[-1])
 
 
@@ -258,18 +272,14 @@ def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, 
             for index, weight in enumerate(weights)
         ]
 
+    def by_tensor(add: Any) -> Callable[[Any], object]:
+        tensors = ends.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(ends.size)
+        return lambda total: add(total, pointers, sums, len(flats), *tensors)
+
     sums = weights.ctypes.data_as(pointer)
     return {
-        "C++ and OpenMP, tensor by tensor": summed(
-            lambda total: library.per_tensor(
-                total,
-                pointers,
-                sums,
-                len(flats),
-                ends.ctypes.data_as(ctypes.c_void_p),
-                ctypes.c_size_t(ends.size),
-            )
-        ),
+        BY_TENSOR: summed(by_tensor(library.per_tensor)),
+        WITHIN_TENSORS: summed(by_tensor(library.within_tensors)),
         STREAMED: summed(one_by_one(library.streamed)),
         STREAMED_CHECKED: summed(one_by_one(library.streamed_checked)),
         FUSED: summed(lambda total: library.fused(total, pointers, sums, len(flats), num)),
@@ -332,7 +342,9 @@ def _against_fused(rows: Sequence[Row]) -> str:
         (OURS, STREAMED_CHECKED, "which promises the same"),
         (TOGETHER, STREAMED_CHECKED, "which promises the same"),
         (ARRIVED, FUSED, "which checks nothing and waits for all updates"),
+        (BY_BROKER, FUSED, "which checks nothing and waits for all updates"),
         (WITH_LOOK, FUSED, "which checks nothing and waits for all updates"),
+        (ARRIVED, BY_TENSOR, "which checks nothing and waits for all updates"),
         (ARRIVED, FUSED_CHECKED, "whose sum one bad value spoils"),
         (WITH_LOOK, FUSED_CHECKED, "whose sum one bad value spoils"),
         (SUM_ONLY, NUMEXPR, "each without checks"),

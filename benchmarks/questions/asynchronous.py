@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ours, processes
-from benchmarks.cells import by_transport, keys
+from benchmarks.cells import keys, named, or_failed
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import plot_lines, size, table, times
@@ -30,13 +30,14 @@ CELLS: tuple[Cell, ...] = tuple(
 QUICK: Cell = (3, 10_000)
 WANTED_FLAT = 0.9
 """Of the versions a second with few learners, that many make at least: that is called flat here."""
-UPDATES_BYTES = 400_000_000
-"""Of updates in one measurement; at least 40 updates."""
+VERSIONS = {"embedded": 200_000_000, "rabbitmq": 80_000_000}
+"""In one measurement, times the parameters of each: so that both sizes take seconds."""
+BLOCKS = 10
 
 TEXT = """Every update makes a version (`fedasync`): it is received, checked, mixed in, stored durably with
 the job's state and its events, and its learner is sent the new version. All learners work at once and do no
-training, so the controller is never idle. Versions a second, over blocks of a tenth of all versions, the
-first block left out: median (least to most).
+training, so the controller is never idle. Versions a second, over ten blocks of each repetition, once as many
+versions were made as there are learners: median (least to most).
 
 {table}
 
@@ -44,34 +45,58 @@ first block left out: median (least to most).
 
 
 def run(options: Options) -> Iterator[Row]:
-    """Cell by cell, transport by transport."""
+    """Those of one transport and size take turns, each repetition the other way round."""
+    cells = options.cells_of(CELLS, QUICK)
+    for transport in options.transports:
+        for parameters in dict.fromkeys(parameters for _, parameters in cells):
+            if options.is_over:
+                return
+            of_size = [cell for cell in cells if cell[1] == parameters]
+            yield from _in_turns(options, transport, of_size)
 
-    def measure(transport: str, cell: Cell) -> dict[str, Any]:
-        learners, parameters = cell
-        versions = 20 if options.quick else max(40, min(400, UPDATES_BYTES // (4 * parameters)))
-        run = _embedded if transport == "embedded" else _rabbitmq
-        return ours.alone(run, learners, parameters, max(versions, 2 * learners))
 
-    return by_transport(options, CELLS, QUICK, measure)
+def _in_turns(options: Options, transport: str, cells: Sequence[Cell]) -> Iterator[Row]:
+    """The rows of these cells, once all are measured."""
+    run = _embedded if transport == "embedded" else _rabbitmq
+    repetitions = 1 if options.quick else options.repetitions
+    found: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
+    for repetition in range(repetitions):
+        for cell in cells if repetition % 2 == 0 else reversed(cells):
+            counted = BLOCKS if options.quick else max(4 * BLOCKS, VERSIONS[transport] // cell[1])
+            found[cell].append(or_failed(ours.alone, run, *cell, counted))
+    for cell, parts in found.items():
+        yield named(cell, transport) | _joined(parts)
 
 
-def _embedded(num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the repetitions found; the first failure is that of all."""
+    failed = [part for part in parts if "failed" in part]
+    return {
+        **(failed or parts)[0],
+        "repetitions": len(parts),
+        "busy_share": max(part["busy_share"] for part in parts),
+        **({} if failed else {"per_s": [per_s for part in parts for per_s in part["per_s"]]}),
+    }
+
+
+def _embedded(num_learners: int, num_parameters: int, counted: int) -> dict[str, Any]:
     processes.begin()
     learners = {f"learner-{i}": processes.AddConstant(i + 1) for i in range(num_learners)}
     with Federation(learners) as federation:
-        return _versions_per_s(federation.driver, num_learners, num_parameters, versions)
+        return _versions_per_s(federation.driver, num_learners, num_parameters, counted)
 
 
-def _rabbitmq(num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:
+def _rabbitmq(num_learners: int, num_parameters: int, counted: int) -> dict[str, Any]:
     with ours.over_servers(num_learners) as running:
         return {
-            **_versions_per_s(running.driver, num_learners, num_parameters, versions),
+            **_versions_per_s(running.driver, num_learners, num_parameters, counted),
             "peak_memory_bytes": running.stop(),
         }
 
 
-def _versions_per_s(driver: Driver, num_learners: int, num_parameters: int, versions: int) -> dict[str, Any]:
-    """Of each tenth of the job's versions but the first."""
+def _versions_per_s(driver: Driver, num_learners: int, num_parameters: int, counted: int) -> dict[str, Any]:
+    """Of each block of those that are counted, after one for each learner."""
+    versions = num_learners + counted
     spec = JobSpec(
         protocol=Asynchronous(min_learners=num_learners),
         rule=FedAsync(),
@@ -83,8 +108,8 @@ def _versions_per_s(driver: Driver, num_learners: int, num_parameters: int, vers
     weights = next(iter(job.model().values()))
     if len(times_s) != versions or not np.isfinite(weights).all():
         raise AssertionError(f"{len(times_s)} versions of {versions}, or weights that are not finite")
-    block = max(1, versions // 10)
-    marks = times_s[block::block]
+    block = counted // BLOCKS
+    marks = times_s[num_learners - 1 :: block]
     return {"versions": versions, "per_s": [block / (after - before) for before, after in pairwise(marks)]}
 
 

@@ -40,7 +40,7 @@ WANTED = {100_000: 30.0, 1_000_000: 10.0, 10_000_000: 3.0}
 """Times our round that Flower's was to take at least, by parameters; what this project set out for."""
 LEAST = 2.0
 """With any other size."""
-POLLS_S = (0.05, 0.3, 1.0)
+POLLS_S = (0.05, 0.3, 1.0, DEFAULT_POLL_S)
 SETTINGS: tuple[Setting, ...] = tuple(
     {"layout": layout, "poll-s": poll_s} for layout in LAYOUTS for poll_s in POLLS_S
 )
@@ -132,10 +132,10 @@ def text(rows: Sequence[Row]) -> str:
         "Flower takes",
         "wanted",
         "its setting",
-        "by itself s",
+        "by itself s (times ours)",
     )
     lines = []
-    for row in filter(is_measured, rows):
+    for row in sorted(filter(is_measured, rows), key=_place):
         setting = row["setting"]
         chosen = f"{setting['poll-s']:g} s, {setting['layout']}{was_swept(row)}"
         named = (row["num_learners"], size(row["num_parameters"]), row["tensors"], row["encoding"])
@@ -157,6 +157,12 @@ def text(rows: Sequence[Row]) -> str:
         wins=" ".join(filter(None, (wins_of_peer(rows), better_alone(rows)))),
         gaps=gaps(rows),
     )
+
+
+def _place(row: Row) -> tuple[int, ...]:
+    """In the table."""
+    is_other = row["tensors"] != TENSORS
+    return ENCODINGS.index(row["encoding"]), is_other, row["num_parameters"], row["num_learners"]
 
 
 def plot(rows: Sequence[Row], path: Path) -> bool:

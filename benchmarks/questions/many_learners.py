@@ -25,6 +25,8 @@ from broker_fl.wire.job import JobSpec, Termination
 from broker_fl.wire.selectors import SelectAll, SelectRandom
 
 SAMPLE = 1_000
+LINEAR = 1.2
+"""Times as long for each learner as with fewer of them, at most: that is called linear here."""
 FEDERATION = "bench"
 JOIN_TIMEOUT_S = 600.0
 
@@ -69,13 +71,13 @@ QUICK = (Cell(40, True), Cell(40, True, 10), Cell(10, False))
 
 TEXT = """Each learner fits a line of {parameters} coefficients to 16 points of its own, one step a round,
 after it has evaluated the model that it was given. Over RabbitMQ and Redis, on one machine with everything
-else; heartbeats, metrics and events are on. In groups, {groups} daemons host the learners, each as one group:
-it has one mailbox, makes a learner when it works on it, and sends one sum. Alone, two processes host them,
-and each learner has a mailbox of its own and sends an update of its own. Seconds from one version to the
-next, medians and in brackets least and most. *Drawn*: so many are chosen by chance for each round, and the
-others only say that they are there. *Joining* is from the start of the processes until all learners have a
-mailbox and are known to the controller. Memory is the most that the controller's process had (VmHWM), Python
-and all; events are those stored, and their bytes, for each round.
+else; heartbeats, metrics and events are on. In groups, {groups} daemons host the learners, each as one
+group: it has one mailbox, makes a learner when it works on it, and sends one sum. Alone, two processes host
+them, each over a connection of its own, and each learner has a mailbox of its own and sends an update of
+its own. Seconds from one version to the next, medians and in brackets least and most. *Drawn*: so many are
+chosen by chance for each round, and the others only say that they are there. *Joining* is from the start of
+the processes until all learners have a mailbox and are known to the controller. Memory is the most that the
+controller's process had (VmHWM), Python and all; events are those stored, and their bytes, for each round.
 
 {table}
 
@@ -255,7 +257,13 @@ def _growth(rows: Sequence[Row], grouped: bool) -> str:
     ]
     number, round_s, _ = full[-1]
     each_s = f"{round_s / number * 1e3:.2g} ms of a round of {number:,}"
-    return f"- {'In groups' if grouped else 'Alone'}: {'; '.join(steps)}. A learner costs {each_s}."
+    ((few, short, _), (many, long, _)) = full[-2:]
+    times_each = long / short * few / many
+    linear = (
+        f"Linear wanted (at most {LINEAR:g}× as long for each learner as with fewer): "
+        f"{'reached' if times_each <= LINEAR else 'missed'} with {times_each:.2f}× at {many:,}."
+    )
+    return f"- {'In groups' if grouped else 'Alone'}: {'; '.join(steps)}. A learner costs {each_s}. {linear}"
 
 
 def plot(rows: Sequence[Row], path: Path) -> bool:

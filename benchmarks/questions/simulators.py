@@ -176,10 +176,12 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
         group = groups.setdefault(cell_name((row["num_learners"], row["num_parameters"])), {})
         group.setdefault("broker_fl, embedded", ours_s(row))
         group[row["peer"]] = theirs_s(row)
-    for row in measured[:1]:
-        groups["start-up"] = {"broker_fl, embedded": statistics.median(startups_s(row, "ours"))}
+    startups: dict[str, list[float]] = {}
     for row in measured:
-        groups["start-up"].setdefault(row["peer"], statistics.median(startups_s(row, "theirs")))
+        startups.setdefault("broker_fl, embedded", []).extend(startups_s(row, "ours"))
+        startups.setdefault(row["peer"], []).extend(startups_s(row, "theirs"))
+    if startups:
+        groups["start-up"] = {name: statistics.median(found) for name, found in startups.items()}
     if groups:
         plot_bars(path, groups, "seconds")
     return bool(groups)
