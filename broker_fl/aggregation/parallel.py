@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -72,24 +73,25 @@ def _begin(work: Callable[[], None]) -> Future[None]:
     """Have another thread do it, once one is free; nobody may be where no more threads can be started.
 
     The pool keeps what it was given also when it raises, and a thread that was there before may still begin
-    with it. What became of it is therefore in a future of our own.
+    with it. What became of it is therefore in a future of our own, and of what was cancelled the pool holds
+    no array.
     """
     done: Future[None] = Future()
+    held = [work]
+    done.add_done_callback(lambda _: held.clear())
 
     def run() -> None:
         if not done.set_running_or_notify_cancel():
             return
         try:
-            work()
+            held[0]()
         except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
             done.set_exception(error)
         else:
             done.set_result(None)
 
-    try:
+    with suppress(RuntimeError, MemoryError):
         _pool().submit(run)
-    except (RuntimeError, MemoryError):
-        _pool.cache_clear()  # what it keeps, and the arrays with it, might otherwise wait for ever
     return done
 
 

@@ -51,12 +51,13 @@ def driver_of(given: Mapping[str, Any]) -> Iterator[Driver]:
         BrokerUnavailable: the broker does not answer.
     """
     transport = RabbitMQTransport(given["broker"], name="broker-fl driver", security=broker_security(given))
+    federation = given["federation"]
+    say = functools.partial(_say_waiting, federation)
     try:
-        driver = Driver(transport, given["federation"], timeout_s=given["timeout_s"])
+        driver = Driver(transport, federation, timeout_s=given["timeout_s"], on_waiting=say)
     except BaseException:
         transport.close()
         raise
-    driver.on_waiting(functools.partial(_say_waiting, given["federation"]))
     with driver:
         yield driver
 

@@ -43,7 +43,7 @@ class Answers:
         steady_s, refused = self._connection.runtime.steady_s, None
         give_up_at = steady_s() + self._connection.timeout_s
         while (left_s := give_up_at - steady_s()) > 0:
-            reply = self._answer(min(left_s, _REPEAT_AFTER_S), left_s)
+            reply = self._answer(left_s)
             if reply is None:
                 self._connection.send(self._request)
                 continue
@@ -63,10 +63,10 @@ class Answers:
             f"{self._connection.timeout_s:g} s; is one running (broker-fl controller)?"
         )
 
-    def _answer(self, timeout_s: float, left_s: float) -> m.Reply | None:
+    def _answer(self, left_s: float) -> m.Reply | None:
         """What came; None if it is time to ask again."""
         try:
-            answer = self._get(timeout_s, left_s)
+            answer = self._get(min(left_s, _REPEAT_AFTER_S), left_s)
         except queue.Empty:
             return None
         if isinstance(answer, Exception):
@@ -74,14 +74,10 @@ class Answers:
         return answer
 
     def _get(self, timeout_s: float, left_s: float) -> Answer:
-        say = self._connection.on_waiting
-        if say is None or timeout_s <= _SAY_AFTER_S:
-            return self._answers.get(timeout=timeout_s)
         with suppress(queue.Empty):
-            return self._answers.get(timeout=_SAY_AFTER_S)
-        self._connection.on_waiting = None
-        say(left_s - _SAY_AFTER_S)
-        return self._answers.get(timeout=timeout_s - _SAY_AFTER_S)
+            return self._answers.get(timeout=min(timeout_s, _SAY_AFTER_S))
+        self._connection.say_waiting(left_s - _SAY_AFTER_S)
+        return self._answers.get(timeout=max(0.0, timeout_s - _SAY_AFTER_S))
 
 
 def ask(connection: Connection, request: m.Request, expected: type[R]) -> R:

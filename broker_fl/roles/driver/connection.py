@@ -36,8 +36,15 @@ class Watching(Protocol):
 class Connection:
     """To one federation, for any number of threads."""
 
-    def __init__(self, transport: Transport, federation: str, timeout_s: float, runtime: Runtime) -> None:
-        """Make a queue for answers, and read it.
+    def __init__(
+        self,
+        transport: Transport,
+        federation: str,
+        timeout_s: float,
+        runtime: Runtime,
+        on_waiting: Callable[[float], None] | None = None,
+    ) -> None:
+        """Make a queue for answers, and read it; for ``on_waiting`` see ``Driver``.
 
         Raises:
             SettingError: the account is enrolled as something else, or in another federation.
@@ -50,8 +57,7 @@ class Connection:
         self.id = self._new_id()
         """Names the queue of answers. It changes when that is on a node that goes down."""
         self.timeout_s = timeout_s
-        self.on_waiting: Callable[[float], None] | None = None
-        """Called once, with the seconds that are left, when an answer is long in coming."""
+        self._on_waiting = on_waiting
         self.transport = transport
         self._lock = threading.Lock()
         self._waiting: dict[str, Waiting[Answer]] = {}
@@ -71,6 +77,12 @@ class Connection:
         """Disconnect."""
         self.let_go(self.topology.driver_queue(self.id))
         self.transport.close()
+
+    def say_waiting(self, left_s: float) -> None:
+        """An answer is long in coming, and is waited for so much longer; who is to know is told once."""
+        told, self._on_waiting = self._on_waiting, None
+        if told is not None and left_s > 0:
+            told(left_s)
 
     # ------------------------------------------------------------ what comes in, on a thread of the transport
 

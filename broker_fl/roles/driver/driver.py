@@ -42,11 +42,13 @@ class Driver:
         *,
         timeout_s: float = 30.0,
         runtime: Runtime = THREADS,
+        on_waiting: Callable[[float], None] | None = None,
     ) -> None:
         """Use ``transport``, which is closed with the driver; a request waits ``timeout_s`` for the
-        controller's answer.
+        controller's answer. When none has come for 2 s, ``on_waiting`` is called with the seconds that are
+        left; once only.
         """
-        self._connection = Connection(transport, federation, timeout_s, runtime)
+        self._connection = Connection(transport, federation, timeout_s, runtime, on_waiting)
 
     def __enter__(self) -> Self:
         return self
@@ -81,10 +83,6 @@ class Driver:
     @timeout_s.setter
     def timeout_s(self, timeout_s: float) -> None:
         self._connection.timeout_s = timeout_s
-
-    def on_waiting(self, say: Callable[[float], None]) -> None:
-        """Have ``say`` called when no answer has come for 2 s, with the seconds that are left; once only."""
-        self._connection.on_waiting = say
 
     # ------------------------------------------------------------ jobs
 

@@ -25,10 +25,10 @@ def describe(error: BaseException, names: Collection[str] = ()) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if frames and Path(frames[-1].filename).parent != Path(__file__).parent:
         words = f"{words[:800]} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})"
-        if isinstance(error, KeyError) and (there := _asked_model(error, frames[-1], names)):
+        if isinstance(error, KeyError) and _asked_model(error, frames[-1], names):
             words += text(
-                f": the job's model has no such tensor, but {_some(there)}; the job's app and this learner's "
-                "seem to differ"
+                f": the job's model has no such tensor, but {_some(list(names))}; the job's app and this "
+                "learner's seem to differ"
             )
     return words[:MAX_REASON_CHARS]
 
@@ -41,17 +41,19 @@ def _said_by(error: BaseException) -> str:
         return "its message cannot be made"
 
 
-def _asked_model(error: KeyError, place: traceback.FrameSummary, names: Collection[str]) -> list[str]:
-    """What the dictionary has that was asked, as in ``model["w"]``; nothing if it is not the model's, but
-    the parameters, or data of the user's own.
+def _asked_model(error: KeyError, place: traceback.FrameSummary, names: Collection[str]) -> bool:
+    """Whether it was the model that was asked for what it has not, as in ``model["w"]``, and not the
+    parameters, or data of the user's own.
+
+    The place says so, and not the dictionary: of a class of our own it would be no tree for JAX.
     """
-    if place.colno is None or place.lineno is None:
-        return []
+    if place.colno is None or place.lineno is None or not error.args or error.args[0] in names:
+        return False
     line = linecache.getline(place.filename, place.lineno).encode()
     asked = line[place.colno :].decode(errors="replace").partition("[")[0].strip()
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     held = frame.f_locals.get(asked)
-    return list(held) if isinstance(held, dict) and held and held.keys() <= set(names) else []
+    return isinstance(held, dict) and held.keys() == set(names)
 
 
 def _some(names: list[str]) -> str:

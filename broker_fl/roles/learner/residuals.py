@@ -52,7 +52,10 @@ class Residuals:
         runs = [run for run, is_trained in parts(change.spec, buffers).items() if is_trained]
         totals = _added(change, runs, kept.get(counted))
         if (tensor := used.overflow(change)) is not None:
-            raise ValueError(f"the change of tensor {tensor!r} has a value too large for the job's encoding")
+            raise ValueError(
+                f"the change of tensor {tensor!r}, with what earlier rounds left, has a value too large "
+                "for the job's encoding; a tensor that is not trained belongs in buffers"
+            )
         encoded = used.encode(change)
         sent = used.decode(encoded, change.spec)
         for run, total in zip(runs, totals, strict=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -42,6 +45,20 @@ def test_where_no_thread_can_be_started_the_callers_own_does_it_all(monkeypatch:
         assert (total == 1).all()
     in_blocks(total.size, add)
     assert (total == 2).all(), "a thread has found what was begun before"
+
+
+def test_what_no_thread_could_be_started_for_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    total: Array = np.zeros(NUM_BLOCKS * BLOCK_ELEMENTS, np.float32)
+    freed = weakref.ref(total)
+
+    def add(block: slice, array: Array) -> None:
+        array[block] += 1
+
+    monkeypatch.setattr(threading.Thread, "start", _cannot_start)
+    in_blocks(total.size, partial(add, array=total))
+    del total
+    gc.collect()
+    assert freed() is None
 
 
 def test_a_thread_that_comes_late_to_what_the_pool_failed_to_begin_is_waited_for(

@@ -28,7 +28,7 @@ class OfAnotherApp:
         return Update(model=model, num_examples=1)
 
     def evaluate(self, model: Arrays, task: TaskContext) -> Metrics:
-        data = self.data
+        data, velocity = self.data, {"bias": 0.0}
         match self.asks:
             case "model":
                 return {"error": float(abs(model["mean"][0]))}
@@ -36,6 +36,8 @@ class OfAnotherApp:
                 return {name: float(model[name][0]) for name in ("bias", "mean")}
             case "parameters":
                 return {"error": float(str(task.parameters["mean"]))}
+            case "state":
+                return {"error": sum(velocity[name] for name in model)}
             case _:
                 return {"error": float(data["mean"][0])}
 
@@ -46,7 +48,7 @@ def reason_of(asks: str, groups: int | None = None) -> str:
     with Federation({"a": OfAnotherApp(asks)}, groups=groups) as federation:
         end = federation.submit(spec(rounds=1), model).wait()
     assert end.state == "failed"
-    assert f"KeyError: 'mean' ({HERE}:" in end.reason
+    assert f"KeyError: '{'weights' if asks == 'state' else 'mean'}' ({HERE}:" in end.reason
     return end.reason
 
 
@@ -55,6 +57,6 @@ def test_a_learner_of_another_app_says_what_the_jobs_model_has(asks: str, groups
     assert reason_of(asks, groups).count(THERE + DIFFER) == 1
 
 
-@pytest.mark.parametrize("asks", ["parameters", "data"])
+@pytest.mark.parametrize("asks", ["parameters", "data", "state"])
 def test_what_is_no_tensor_is_no_other_app(asks: str) -> None:
     assert DIFFER not in reason_of(asks)

@@ -157,8 +157,8 @@ def test_everybody_is_told_in_bytes_how_far_a_transfer_is(
 
         def is_sent() -> bool:
             """Who sends may be slower to say so than learners are done."""
-            return any(isinstance(one, e.TransferProgress) and one.num_bytes == one.total_bytes
-                       for one in job.events(follow=False))  # fmt: skip
+            told = [event for event in job.events(follow=False) if isinstance(event, e.TransferProgress)]
+            return any(one.num_bytes == one.total_bytes for one in told)
 
         eventually(is_sent, "word of all that is sent")
         for learner in learners.values():

@@ -115,7 +115,7 @@ def test_a_change_that_the_encoding_cannot_hold_is_refused_by_name_and_spoils_no
     sent_by(residuals, np.ones(SIZE), task(0), -1, "int8")
     before = kept_of(residuals, 0)
     change = Model.of({"fits": np.ones(SIZE, np.float32), "does not": np.full(SIZE, largest, np.float32)})
-    with pytest.raises(ValueError, match="the change of tensor 'does not' has a value too large"):
+    with pytest.raises(ValueError, match=r"the change of tensor 'does not', .* too large for"):
         residuals.encode(change, encoding("int8"), task(1), -1)
     np.testing.assert_array_equal(kept_of(residuals, 0), before)
 

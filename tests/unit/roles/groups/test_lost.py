@@ -10,6 +10,7 @@ import numpy as np
 from broker_fl.interfaces import TaskContext, Update
 from broker_fl.model import Arrays
 from broker_fl.record.history import History
+from broker_fl.roles.driver import Job
 from broker_fl.wire import events as e
 from broker_fl.wire import messages as m
 from broker_fl.wire.job import Transfer
@@ -17,33 +18,33 @@ from tests.unit.roles.groups.learners import mean_of, named, of
 from tests.unit.roles.stage import WAIT_S, Adds, Stage, done, eventually
 
 
+def killed_at_work(stage: Stage, solo: Adds, learners: dict[str, Adds]) -> Job:
+    """Of a round with ``solo``, while the host of ``learners`` has one of them train."""
+    stage.controller()
+    *_, last = learners.values()
+    last.gate.clear()
+    stage.host({"solo": solo})
+    host = stage.host(learners, group="a", num_workers=1)
+    job = stage.submit(rounds=1, min_learners=1 + len(learners), evaluate=False)
+    assert last.at_work.wait(WAIT_S)
+    stage.kill_host(host)
+    return job
+
+
 def test_a_host_that_is_killed_and_comes_back_counts_each_of_its_learners_once(tmp_path: Path) -> None:
     with Stage(tmp_path) as stage:  # in which it is not lost before it is back
-        stage.controller()
-        solo, first = {"solo": Adds(100.0)}, named("a", 6)
-        first["a-5"].gate.clear()
-        stage.host(solo)
-        host = stage.host(first, group="a", num_workers=1)
-        job = stage.submit(rounds=1, min_learners=7, evaluate=False)
-        assert first["a-5"].at_work.wait(WAIT_S)
-        stage.kill_host(host)
-        again = named("a", 6)
+        solo, again = Adds(100.0), named("a", 6)
+        job = killed_at_work(stage, solo, named("a", 6))
         stage.host(again, group="a")
         assert done(job).version == 1
-        np.testing.assert_allclose(job.model()["w"], mean_of(*again.values(), *solo.values()), rtol=1e-6)
+        np.testing.assert_allclose(job.model()["w"], mean_of(*again.values(), solo), rtol=1e-6)
         (committed,) = of(job, e.VersionCommitted)
         assert committed.num_learners == 7  # type: ignore[attr-defined]
 
 
 def test_a_host_that_stays_away_is_lost_with_all_of_its_learners(stage: Stage) -> None:
-    stage.controller()
-    solo, gone = {"solo": Adds(3.0)}, named("a", 4)
-    gone["a-0"].gate.clear()
-    stage.host(solo)
-    host = stage.host(gone, group="a", num_workers=1)
-    job = stage.submit(rounds=1, min_learners=5, evaluate=False)
-    assert gone["a-0"].at_work.wait(WAIT_S)
-    stage.kill_host(host)
+    gone = named("a", 4)
+    job = killed_at_work(stage, Adds(3.0), gone)
     assert done(job).version == 1
     assert np.array_equal(job.model()["w"], np.full(3, 3.0, np.float32))
     (lost,) = of(job, e.GroupLost)
