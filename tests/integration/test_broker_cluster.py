@@ -25,7 +25,6 @@ from tests.faults.federation import LEARNERS, WAIT_S, Federation
 from tests.servers import partition, provision
 from tests.servers.enrolling import Operator
 
-pytestmark = pytest.mark.timeout(300)
 PARTITIONED = "broker-fl"  # a node's name, in the list of those that somebody takes for another cluster's
 PHASES: tuple[Phase, ...] = ("training", "folding", "training")
 

@@ -251,7 +251,6 @@ def cluster(
     return Cluster(compose, amqp_url, redis_url, federation, tmp_path)
 
 
-@pytest.mark.timeout(300)
 def test_its_commands_make_a_federation_that_finishes_the_example_job(
     compose: dict[str, Any], cluster: Cluster, amqp_url: str, federation: str, tmp_path: Path
 ) -> None:

@@ -16,8 +16,6 @@ from tests.faults.bench import bench_for
 from tests.faults.cells import Bench, Fault, Phase, Target
 from tests.faults.federation import BUSY_MACHINE
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def bench(_restartable_rabbitmq: RabbitMQNode, server_root: Path) -> Iterator[Bench]:

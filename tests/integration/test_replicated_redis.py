@@ -14,8 +14,6 @@ from tests.faults.cells import ROUND, Bench, bring_to, go_on, outcome
 from tests.faults.federation import LEARNERS
 from tests.servers.replicated import ReplicatedRedis, replicated_redis, until
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def redises(server_root: Path) -> Iterator[ReplicatedRedis]:

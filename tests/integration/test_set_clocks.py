@@ -18,7 +18,6 @@ from tests.faults.federation import FENCED, NOBODY_IS_LOST
 from tests.faults.standby import epoch
 from tests.servers.clocks import WallClock
 
-pytestmark = pytest.mark.timeout(300)
 DAY_S = 86_400
 
 

@@ -24,7 +24,6 @@ from tests.faults.cells import Phase as AtPhase
 from tests.faults.federation import LEARNERS, NOBODY_IS_LOST, SIZE
 
 DISK = "{resource_limit, disk, node()}"
-pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

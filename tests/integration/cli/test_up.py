@@ -29,7 +29,6 @@ def cluster(shell: Shell) -> Iterator[Path]:
     shell.run("down")
 
 
-@pytest.mark.timeout(300)
 def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path) -> None:
     """By the words that README.md and `up` itself give, on the example that is the default."""
     shown = shell.run("up", "--learners", "3")
@@ -53,7 +52,6 @@ def test_up_runs_a_job_and_down_ends_what_it_started(shell: Shell, cluster: Path
     assert not cluster.exists()
 
 
-@pytest.mark.timeout(300)
 def test_up_gives_the_controller_the_rules_of_its_app(shell: Shell, cluster: Path) -> None:
     write_own_rule(shell)
     shell.run("up", "--learners", "2", "--app", "app.py")
@@ -64,7 +62,6 @@ def test_up_gives_the_controller_the_rules_of_its_app(shell: Shell, cluster: Pat
     assert Model.load(shell.folder / "final.safetensors")["w"].tolist() == pytest.approx([2.4] * 3)
 
 
-@pytest.mark.timeout(300)
 def test_up_that_fails_half_way_leaves_nothing(shell: Shell, cluster: Path) -> None:
     (shell.folder / "app.py").write_text(APP.replace("return Adder()", "raise OSError('no disk')"), "utf-8")
     told = shell.refusal("up", "--learners", "2", "--app", "app.py", code=2)

@@ -176,7 +176,6 @@ def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
     assert "rabbitmqctl" not in str(caught.value)
 
 
-@pytest.mark.timeout(300)
 def test_processes_need_nothing_but_their_join_files(operator: Operator, redis_url: str) -> None:
     """What a site types: no URL, no federation, no name, and nothing secret."""
     roles = {"main": "controller", "ana": "driver", "hospital-a": "learner", "site": "group"}
