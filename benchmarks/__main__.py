@@ -41,15 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.quick and asked.results == RESULTS:
         asked.results = Path(tempfile.mkdtemp(prefix="benchmarks-"))
         asked.page = asked.page if asked.page != PAGE else asked.results / "benchmarks.md"
-    options = Options(
-        quick=asked.quick,
-        cells=asked.cells,
-        rounds=2 if asked.quick else asked.rounds,
-        repetitions=asked.repetitions,
-        cell_s=asked.cell_s,
-        setting=asked.setting,
-        transports=("embedded", "rabbitmq") if asked.transport == "both" else (asked.transport,),
-    )
+    options = _options(asked)
     end_at = time.monotonic() + asked.budget_s
     names = [name for name in questions if name in asked.questions or not asked.questions]
     command = "python -m benchmarks " + shlex.join(sys.argv[1:] if arguments is None else arguments)
@@ -84,6 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"The page: {asked.page}")
     if broken:
         sys.exit(f"Not answered to the end: {', '.join(broken)}; the errors are above.")
+
+
+def _options(asked: argparse.Namespace) -> Options:
+    """How much is asked for."""
+    return Options(
+        quick=asked.quick,
+        cells=asked.cells,
+        rounds=2 if asked.quick else asked.rounds,
+        repetitions=asked.repetitions,
+        cell_s=asked.cell_s,
+        setting=asked.setting,
+        transports=("embedded", "rabbitmq") if asked.transport == "both" else (asked.transport,),
+    )
 
 
 def wrong_encoding(names: Sequence[str], encoding: str) -> str:

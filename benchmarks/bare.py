@@ -1,4 +1,4 @@
-"""The same bytes as a round's, by pika alone through the same broker: what there is to be had.
+"""The same bytes as a round's, by pika alone through a broker that is set up alike.
 
 No frames, no checks, no arithmetic, no store: bodies of a mebibyte, one copy for all mailboxes by BCC on the
 way down; on the way up to one inbox, one learner after the other, and once more all together. pika's blocking

@@ -28,9 +28,7 @@ def cell_by_cell(
     for cell in options.cells_of(cells, quick):
         if options.is_over:
             return
-        row = named(cell)
-        reason = why_left_out(needed_bytes(*cell), "ours")
-        yield {**row, **({"left_out": reason} if reason else or_failed(measure, cell))}
+        yield named(cell) | if_it_fits(needed_bytes(*cell), measure, cell)
 
 
 def by_transport(options: Options, cells: tuple[Cell, ...], quick: Cell, measure: Measure) -> Iterator[Row]:
@@ -39,9 +37,13 @@ def by_transport(options: Options, cells: tuple[Cell, ...], quick: Cell, measure
         for transport in options.transports:
             if options.is_over:
                 return
-            reason = why_left_out(ours.needed_bytes(*cell), "ours")
-            found = {"left_out": reason} if reason else or_failed(measure, transport, cell)
-            yield named(cell, transport) | found
+            yield named(cell, transport) | if_it_fits(ours.needed_bytes(*cell), measure, transport, cell)
+
+
+def if_it_fits(num_bytes: int, measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What it measures, or how it failed, or that the machine has not the memory."""
+    reason = why_left_out(num_bytes, "ours")
+    return {"left_out": reason} if reason else or_failed(measure, *arguments)
 
 
 def or_failed(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

@@ -251,11 +251,11 @@ def wins_of_peer(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if is_measured(row)]
     if not measured:
         return ""
-    lost = [row for row in measured if statistics.median(row["ratios"]) < 1]
+    lost = [row for row in measured if least_ratio(row) < 1]
     if not lost:
-        least = min(measured, key=lambda row: statistics.median(row["ratios"]))
-        factor = columns_of(least)[-1]
-        return f"No peer's round was shorter in any cell measured; closest was {_named(least)}, {factor}."
+        closest = min(measured, key=least_ratio)
+        factor = times(least_ratio(closest))
+        return f"No peer's round was shorter in any cell measured; closest was {_named(closest)}, {factor}."
     return "A peer's rounds were shorter in: " + ", ".join(_named(row) for row in lost) + "."
 
 
@@ -278,8 +278,13 @@ def against_target(row: Row, wanted: float) -> str:
     """How many times as long theirs was to take at least, and whether it does: in the blocks, and by itself
     where that was faster.
     """
-    reached = min([statistics.median(row["ratios"]), *_ratio_alone(row)]) >= wanted
-    return f"{wanted:g}×, {'reached' if reached else 'missed'}"
+    return f"{wanted:g}×, {'reached' if least_ratio(row) >= wanted else 'missed'}"
+
+
+def least_ratio(row: Row) -> float:
+    """How many of our rounds go into one of the peer's, in the blocks or by itself: the fewer."""
+    ratios: list[float] = row["ratios"]
+    return min([statistics.median(ratios), *_ratio_alone(row)])
 
 
 def by_itself(row: Row) -> str:

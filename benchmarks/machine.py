@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,13 +28,16 @@ BUSY_SHARE = 0.1
 Process = tuple[int, int, int, int]
 """When it began, its parent, its number, and its ticks, with those of the children that it has collected."""
 Ticks = dict[tuple[int, int], int]
+"""Of processes, by when they began and their number."""
+STOLEN = 7
+"""Among the kernel's times: what the host gave to others than this machine."""
 
 
 def facts(*, quick: bool = False) -> dict[str, str]:
     """Of this machine, as text for the page; with ``quick``, what takes no time to find."""
     found = {
         "when": time.strftime("%Y-%m-%d %H:%M"),
-        "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
+        "CPU": f"{cpu_model()}, {os.cpu_count()} cores",
         "memory": f"{memory_bytes('MemTotal') / 1e9:.0f} GB",
         "system": platform.platform(),
         "Python": platform.python_version(),
@@ -72,7 +76,8 @@ def busy_share(seconds: float = BUSY_SAMPLE_S) -> float:
 
 
 class OthersShare:
-    """How busy others are from here on: all processes but this one and its descendants.
+    """How busy others are from here on: all processes but this one and its descendants, and what the host
+    takes away.
 
     Theirs is what is counted, not what remains without ours: of a child whose parent ignores that it ends, as
     Ray does, nobody is told what it worked. Interrupts are left out, and the kernel's own threads, which
@@ -80,21 +85,36 @@ class OthersShare:
     """
 
     def __init__(self) -> None:
-        self._total, self._others = _total_and_others()
+        self._before = counted()
 
     def so_far(self) -> float:
         """Of the CPU time of all cores; 0 where there is no /proc."""
-        total, others = _total_and_others()
-        worked = sum(ticks - self._others.get(process, 0) for process, ticks in others.items())
-        return min(1.0, worked / (total - self._total)) if total > self._total else 0.0
+        return others_share(self._before, counted())
 
 
-def _total_and_others() -> tuple[int, Ticks]:
-    """Ticks of all cores, idle or not, and of others' processes; nothing where there is no /proc."""
+class Counted(NamedTuple):
+    """Ticks of all cores."""
+
+    total: int
+    """Idle or not."""
+    stolen: int
+    others: Ticks
+
+
+def counted() -> Counted:
+    """So far; nothing where there is no /proc."""
     try:
-        return sum(_cpu_times()), others_ticks(_processes(), os.getpid())
+        times = _cpu_times()
+        return Counted(sum(times), times[STOLEN], others_ticks(_processes(), os.getpid()))
     except OSError:
-        return 0, {}
+        return Counted(0, 0, {})
+
+
+def others_share(before: Counted, after: Counted) -> float:
+    """Of what the cores could do in between, what others had of it: at most 1."""
+    worked = sum(ticks - before.others.get(process, 0) for process, ticks in after.others.items())
+    total = after.total - before.total
+    return min(1.0, (worked + after.stolen - before.stolen) / total) if total > 0 else 0.0
 
 
 def others_ticks(processes: Iterable[Process], own: int) -> Ticks:
@@ -134,7 +154,8 @@ def _cpu_times() -> list[int]:
     return [int(ticks) for ticks in line.split()[1:9]]
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Its maker's name for it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

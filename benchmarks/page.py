@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.questions import Question, Row
+from benchmarks.tables import cell_name
 
 Record = dict[str, Any]
 """Of one question: ``rows``, each with the ``command``, ``commit`` and ``facts`` it was measured with, and
@@ -19,10 +21,11 @@ HEAD = """# Benchmarks
 
 `make bench` measures all of this and writes this page; no figure is typed by hand. One question alone:
 `make bench ARGS="flower --cells 10x100000"`. What was measured is kept in `benchmarks/results/`; how it is
-done, and how to add a question, is in [benchmarks/README.md](../benchmarks/README.md). Compare figures
-within a table, not across machines.
+done, and how to add a question, is in [benchmarks/README.md](../benchmarks/README.md). Rows of a table may
+have been measured at different times and on different machines, which is said below it: ratios are of one
+machine and one run each, seconds of rows that are not of the same run are not for comparing.
 """
-MEASURED = "Measured {when} with {command}{commit}; up to {busy:.0%} of the CPU was used by others."
+MEASURED = "Measured {when} with {command}{commit}{cpu}; up to {busy:.0%} of the CPU was used by others."
 BANDWIDTH = "memory bandwidth"
 """Measured by every run, and never quite the same."""
 MISSING = "## Not measured yet with these scripts\n\n{titles}\n"
@@ -71,12 +74,10 @@ def _good(rows: Sequence[Row]) -> list[Row]:
 def _gaps(question: Question, rows: Sequence[Row]) -> str:
     """What failed, and what was not measured at all."""
     lines = [
-        f"- {question.keys.get(row['key'], row['key'])} failed: `{_one_line(row['failed'])}`"
-        for row in rows
-        if "failed" in row
+        f"- {_name(question, row)} failed: `{_one_line(row['failed'])}`" for row in rows if "failed" in row
     ]
     lines += [
-        f"- {question.keys.get(row['key'], row['key'])}: when measured again, {row['failed_since']['when']}, "
+        f"- {_name(question, row)}: when measured again, {row['failed_since']['when']}, "
         f"it failed: `{_one_line(row['failed_since']['why'])}`"
         for row in rows
         if "failed_since" in row
@@ -93,17 +94,19 @@ def _one_line(text: str) -> str:
 
 def _measured(question: Question, rows: Sequence[Row]) -> list[str]:
     """When and how: once for all rows that were measured in the same way."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if "left_out" not in row:
-            groups.setdefault((row.get("command", ""), row.get("commit", "")), []).append(row)
+            how = row.get("command", ""), row.get("commit", ""), row.get("facts", {}).get("CPU", "")
+            groups.setdefault(how, []).append(row)
     found = []
-    for (command, commit), those in groups.items():
+    for (command, commit, cpu), those in groups.items():
         days = sorted({row["when"][:10] for row in those if "when" in row})
         line = MEASURED.format(
             when=" to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
             command=f"`{command}`" if command else "a command that was not kept",
             commit=f" at commit {commit}" if commit else "",
+            cpu=f" on {cpu}" if cpu else "",
             busy=max(row.get("busy_share", 0.0) for row in those),
         )
         found.append(f"- {_names(question, those, ())}: {line}" if len(groups) > 1 else line)
@@ -114,7 +117,15 @@ def _names(question: Question, rows: Sequence[Row], all_rows: Sequence[Row]) -> 
     """Of rows, on the page."""
     if len(rows) == len(all_rows):
         return "all of it"
-    return ", ".join(question.keys.get(row["key"], row["key"]) for row in rows)
+    return ", ".join(_name(question, row) for row in rows)
+
+
+def _name(question: Question, row: Row) -> str:
+    """Of one that no whole run makes, as of a cell in another encoding, what its key says."""
+    key = str(row["key"])
+    return question.keys.get(key) or re.sub(
+        r"\b(\d+)x(\d+)\b", lambda found: cell_name((int(found[1]), int(found[2]))), key
+    )
 
 
 def _draw(question: Question, rows: list[Row], pictures: Path, page_folder: Path) -> str:

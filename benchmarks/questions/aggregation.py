@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import ours, plain_sums
+from benchmarks import machine, ours, plain_sums
 from benchmarks.cells import now, or_failed
 from benchmarks.peers import PeerFailed
 from benchmarks.peers.flare import PEER as FLARE
@@ -291,11 +291,12 @@ def _compiled(updates: Sequence[Model], weights: Array, size: int) -> dict[str, 
 def _library() -> Path:
     if (compiler := shutil.which("g++")) is None:
         raise OSError("there is no g++")
-    name = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
+    for_here = f"{flags} {machine.cpu_model()}".encode()
+    name = hashlib.sha256(SOURCE.read_bytes() + for_here).hexdigest()[:12]
     path = FLOWER.folder.parent / f"openmp-{name}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
         subprocess.run([compiler, *flags, "-o", str(path), str(SOURCE)], check=True, capture_output=True)
     return path
 

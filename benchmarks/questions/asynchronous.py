@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ours, processes
-from benchmarks.cells import keys, named, or_failed
+from benchmarks.cells import if_it_fits, keys, named
 from benchmarks.peers.rounds import initial_weights
 from benchmarks.questions import Cell, Options, Question, Row
 from benchmarks.tables import plot_lines, size, table, times
@@ -49,33 +49,34 @@ def run(options: Options) -> Iterator[Row]:
     cells = options.cells_of(CELLS, QUICK)
     for transport in options.transports:
         for parameters in dict.fromkeys(parameters for _, parameters in cells):
-            if options.is_over:
-                return
             of_size = [cell for cell in cells if cell[1] == parameters]
             yield from _in_turns(options, transport, of_size)
 
 
 def _in_turns(options: Options, transport: str, cells: Sequence[Cell]) -> Iterator[Row]:
-    """The rows of these cells, once all are measured."""
+    """The rows of these cells, anew with each repetition."""
     run = _embedded if transport == "embedded" else _rabbitmq
     repetitions = 1 if options.quick else options.repetitions
     found: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     for repetition in range(repetitions):
         for cell in cells if repetition % 2 == 0 else reversed(cells):
+            if options.is_over:
+                return
             counted = BLOCKS if options.quick else max(4 * BLOCKS, VERSIONS[transport] // cell[1])
-            found[cell].append(or_failed(ours.alone, run, *cell, counted))
-    for cell, parts in found.items():
-        yield named(cell, transport) | _joined(parts)
+            found[cell].append(if_it_fits(ours.needed_bytes(*cell), ours.alone, run, *cell, counted))
+            yield named(cell, transport) | _joined(found[cell])
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the repetitions found; the first failure is that of all."""
-    failed = [part for part in parts if "failed" in part]
+    """What the repetitions found; the first that has no figures is for all."""
+    for part in parts:
+        if "per_s" not in part:
+            return dict(part)
     return {
-        **(failed or parts)[0],
+        **parts[0],
         "repetitions": len(parts),
         "busy_share": max(part["busy_share"] for part in parts),
-        **({} if failed else {"per_s": [per_s for part in parts for per_s in part["per_s"]]}),
+        "per_s": [per_s for part in parts for per_s in part["per_s"]],
     }
 
 
@@ -88,10 +89,7 @@ def _embedded(num_learners: int, num_parameters: int, counted: int) -> dict[str,
 
 def _rabbitmq(num_learners: int, num_parameters: int, counted: int) -> dict[str, Any]:
     with ours.over_servers(num_learners) as running:
-        return {
-            **_versions_per_s(running.driver, num_learners, num_parameters, counted),
-            "peak_memory_bytes": running.stop(),
-        }
+        return _versions_per_s(running.driver, num_learners, num_parameters, counted)
 
 
 def _versions_per_s(driver: Driver, num_learners: int, num_parameters: int, counted: int) -> dict[str, Any]:
@@ -108,9 +106,13 @@ def _versions_per_s(driver: Driver, num_learners: int, num_parameters: int, coun
     weights = next(iter(job.model().values()))
     if len(times_s) != versions or not np.isfinite(weights).all():
         raise AssertionError(f"{len(times_s)} versions of {versions}, or weights that are not finite")
-    block = counted // BLOCKS
+    return {"versions": versions, "per_s": per_second(times_s, num_learners, counted // BLOCKS)}
+
+
+def per_second(times_s: Sequence[float], num_learners: int, block: int) -> list[float]:
+    """Versions a second, block by block, once as many were made as there are learners."""
     marks = times_s[num_learners - 1 :: block]
-    return {"versions": versions, "per_s": [block / (after - before) for before, after in pairwise(marks)]}
+    return [block / (after - before) for before, after in pairwise(marks)]
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -134,12 +136,14 @@ def _flatness(rows: Sequence[Row]) -> str:
             groups.setdefault((row["transport"], row["num_parameters"]), []).append(point)
     found = []
     for (transport, parameters), points in sorted(groups.items()):
-        (few, before), (many, after) = min(points), max(points)
-        if few != many:
-            reached = "reached" if after / before >= WANTED_FLAT else "missed"
+        (few, before), *more = sorted(points)
+        if more:
+            least, many = min((per_s, number) for number, per_s in more)
+            reached = "reached" if least / before >= WANTED_FLAT else "missed"
             found.append(
-                f"- {transport}, {size(parameters)}: {many} learners make {times(after / before)} "
-                f"the versions a second of {few}. Flat wanted (at least {WANTED_FLAT:g}×): {reached}."
+                f"- {transport}, {size(parameters)}: against {few} learners, fewest versions a second are "
+                f"{times(least / before)} as many, with {many}; with {more[-1][0]} learners "
+                f"{times(more[-1][1] / before)}. Flat wanted (at least {WANTED_FLAT:g}×): {reached}."
             )
     return "\n".join(found)
 

@@ -23,7 +23,7 @@ from broker_fl.roles.driver import Driver
 from broker_fl.wire import events as e
 from broker_fl.workers.servers import RabbitMQNode
 
-CELLS: tuple[Cell, ...] = ((10, 25_000_000), (10, 250_000_000), (2, 500_000_000))
+CELLS: tuple[Cell, ...] = ((10, 25_000_000), (2, 250_000_000), (10, 250_000_000), (2, 500_000_000))
 QUICK: Cell = (2, 1_000_000)
 ROUNDS = 2
 """Counted in each job, at most; one more comes first."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import machine, page
+from benchmarks import machine, ours, page
 from benchmarks.__main__ import with_row
 from benchmarks.cells import cell_by_cell
 from benchmarks.comparison import Comparison, better_alone, gaps, is_measured
@@ -81,6 +81,20 @@ def test_blocks_before_a_failure_are_kept() -> None:
     assert "Scripted 1 at 2 × 1k: 2 blocks only, the next failed: `it ended with status 1`" in gaps([row])
 
 
+def test_blocks_alternate_at_least_once_however_long_the_sweep_took() -> None:
+    peer = Scripted({"0.1": 1.0, "1.0": 2.0})
+    held = Comparison(peer, engine=[], ours=our_rounds, settings=SETTINGS, defaults=None)
+    assert len(held.measure(CELL, Options(repetitions=3, cell_s=0.0), 2)["blocks"]) == 2
+    assert len(held.measure(CELL, Options(repetitions=1, cell_s=0.0), 2)["blocks"]) == 1
+
+
+def test_a_search_begins_with_what_was_best_with_a_model_of_that_size() -> None:
+    peer = Scripted({"0.1": 2.0, "1.0": 1.0})
+    held = Comparison(peer, engine=[], ours=our_rounds, settings=SETTINGS, defaults=None)
+    firsts = [held.measure(cell, Options(), 2)["sweep"][0]["setting"] for cell in (CELL, CELL, (2, 2_000))]
+    assert firsts == [{"poll-s": 0.1}, {"poll-s": 1.0}, {"poll-s": 0.1}]
+
+
 @pytest.mark.parametrize(("default_s", "taken"), [(0.7, 3.0), (1.3, 0.1), (None, 0.1)])
 def test_what_the_peer_does_by_itself_is_taken_where_it_is_best(
     default_s: float | None, taken: float
@@ -143,7 +157,7 @@ def test_the_page_lists_what_failed_and_what_is_absent_and_how_each_row_was_meas
     shown = (tmp_path / "page.md").read_text()
     assert "['a', 'b', 'e']" in shown
     assert "- cell c failed: `no broker`\n- Not measured: cell d.\n" in shown
-    assert "- cell a: Measured 2026-01-01 with `first` at commit abc; up to 0%" in shown
+    assert "- cell a: Measured 2026-01-01 with `first` at commit abc on fast; up to 0%" in shown
     assert "- cell b: Measured 2026-01-01 with `second`" in shown
     assert shown.count("- CPU: fast") == 1
     assert "which only shows that it works: e.**" in shown
@@ -157,7 +171,27 @@ def test_more_learners_are_held_against_few() -> None:
         for learners, per_s in ((2, 50.0), (10, 70.0), (200, 40.0))
     ]
     told = asynchronous.text(rows)
-    assert "- embedded, 1k: 200 learners make 0.80× the versions a second of 2." in told
+    assert "fewest versions a second are 0.80× as many, with 200; with 200 learners 0.80×." in told
+    rows[1]["per_s"], rows[2]["per_s"] = [40.0], [50.0]
+    told = asynchronous.text(rows)
+    assert "0.80× as many, with 10; with 200 learners 1.00×. Flat wanted (at least 0.9×): missed." in told
+
+
+def test_versions_are_counted_once_as_many_were_made_as_there_are_learners() -> None:
+    times_s = [0.0, 7.0, 8.0, 9.0, 9.5, 10.0]  # of two learners, the first of which was slow to begin
+    assert asynchronous.per_second(times_s, num_learners=2, block=2) == [1.0, 2.0]
+
+
+def test_cells_that_take_turns_are_kept_after_each_and_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(_: Any, num_learners: int, *__: int) -> dict[str, Any]:
+        return {"versions": 1, "per_s": [float(num_learners)]}
+
+    monkeypatch.setattr(ours, "alone", measured)
+    options = Options(repetitions=2, cells=((2, 1_000), (3, 1_000)), transports=("embedded",))
+    rows = list(asynchronous.run(options))
+    assert [row["per_s"] for row in rows] == [[2.0], [3.0], [3.0, 3.0], [2.0, 2.0]]
+    monkeypatch.setattr(machine, "memory_bytes", lambda _: 0)
+    assert all("left_out" in row for row in asynchronous.run(options))
 
 
 def test_cells_asked_for_are_those_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +239,13 @@ def test_others_are_all_that_did_not_come_of_this_process() -> None:
     assert machine.others_ticks(table, me) == {(0, init): 1, (5, shell): 8, (14, editor): 256}
 
 
+def test_what_the_host_takes_away_is_others_too() -> None:
+    before = machine.Counted(1_000, 20, {(1, 9): 50})
+    after = machine.Counted(2_000, 120, {(1, 9): 150, (7, 10): 50})
+    assert machine.others_share(before, after) == (100 + 100 + 50) / 1_000
+    assert machine.others_share(before, before) == 0.0
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /proc tells who works")
 def test_what_our_children_work_is_ours_and_what_an_orphan_works_is_others() -> None:
     work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
@@ -214,13 +255,13 @@ def test_what_our_children_work_is_ours_and_what_an_orphan_works_is_others() -> 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert child.stdout is not None
     assert orphan.stdout is not None
     orphans_pid = int(orphan.stdout.readline())
     for one in (child, orphan):
-        one.stdout.readline() if one.stdout is not None else None
+        assert one.stdout is not None
+        one.stdout.readline()
     orphan.wait()
-    _, others = machine._total_and_others()
+    others = machine.counted().others
     ticks = {pid: worked for (_, pid), worked in others.items()}
     assert child.pid not in ticks
     assert ticks[orphans_pid] >= 0.25 * os.sysconf("SC_CLK_TCK")
