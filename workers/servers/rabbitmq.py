@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -147,7 +147,7 @@ class RabbitMQNode(Node):
         return f"amqp://{who.user}:{who.password}@127.0.0.1:{who.amqp_port}/{quote(vhost, safe='')}"
 
     def start(self, *, deadline_s: float = 120) -> Self:
-        """Start the node and wait until it takes AMQP connections.
+        """Start the node and wait until it takes connections wherever it listens.
 
         Raises:
             SettingError: not installed, or this folder's node runs already.
@@ -322,7 +322,7 @@ class RabbitMQNode(Node):
             self._epmd.start(
                 [program, "-address", "127.0.0.1", "-port", str(port)], environment=self._environment
             )
-        self._epmd.wait_ready(lambda: _connects(port), deadline_s=60)
+        self._epmd.wait_ready(lambda: _connects("127.0.0.1", port), deadline_s=60)
 
     def _ready(self) -> bool:
         with (
@@ -331,12 +331,21 @@ class RabbitMQNode(Node):
         ):
             client.sendall(_PROTOCOL_HEADER)
             if client.recv(1) == _METHOD_FRAME:
-                return not self._management or _connects(self._identity.management_port)
+                return all(_connects(*address) for address in self._further_addresses())
         return False
 
+    def _further_addresses(self) -> Iterator[tuple[str, int]]:
+        """Where it listens besides: RabbitMQ opens its listeners one after the other, those of TLS last."""
+        if self._management:
+            yield "127.0.0.1", self._identity.management_port
+        for name, value in self._settings.items():
+            if name.startswith("listeners.") and value != "none":
+                host, _, port = value.rpartition(":")
+                yield host or "127.0.0.1", int(port)
 
-def _connects(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+
+def _connects(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
         return True
     return False
 
