@@ -188,8 +188,12 @@ def test_no_expired_message_ends_an_inbox(letters: Letters) -> None:
     letters.by.api.declare(letters.by.vhost, topology.for_inbox(inbox))
     letters.bomb(mallory, topology.updates, f"mallory.{inbox}")
     mallory.deliver(inbox, [b"after"])
-    body, _ = letters.by.api.take_messages(letters.by.vhost, topology.inbox(inbox), 1)[0]
-    assert body == b"after"
+
+    def taken() -> bytes:
+        """One message; of those that expire, the last may still be there when this one comes to be read."""
+        return letters.by.api.take_messages(letters.by.vhost, topology.inbox(inbox), 1)[0][0]
+
+    assert next(body for body in iter(taken, None) if body != b"bomb") == b"after"
 
 
 @pytest.mark.parametrize("cleared_by", ["controller", "operator"])
@@ -215,6 +219,7 @@ def test_no_expired_message_ends_reports_or_control(letters: Letters, cleared_by
     reader.declare(topology.for_controller())
     for name in (topology.reports, topology.control):
         reader.consume(name, lambda one: arrived.put(one.body), prefetch=9)
-        assert arrived.get(timeout=DEADLINE_S) == b"after"
+        bodies = iter(lambda: arrived.get(timeout=DEADLINE_S), None)
+        assert next(body for body in bodies if body != b"bomb") == b"after"
     reader.close()
     assert not letters.listed()
