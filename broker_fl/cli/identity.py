@@ -158,7 +158,7 @@ def revoke(name: str | None, role: Any, expired: bool, **given: Any) -> None:
     if (name is None) != expired:
         raise click.UsageError("give NAME, or --expired")
     members = members_of(given)
-    wanted = members.expired() if name is None else [members.find(name, role)]
+    wanted = members.expired() if name is None else [members.find(name, role, missing=True)]
     if not wanted:
         click.echo(f"no account of federation {given['federation']} is past its time")
     for account in wanted:

@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ MAX_ANSWER_BYTES = 256 << 20
 _MAX_DEPTH = 20
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _TIMEOUT_S = 30.0
+_CLOSING_S, _LOOK_AGAIN_S = 10.0, 0.05
 _NOT_FOUND = 404
 _FORM = "http[s]://host[:port], the account apart from it"
 
@@ -139,9 +141,27 @@ class ManagementApi:
         return found
 
     def close_connections(self, user: str) -> None:
-        """Close all connections of a user."""
-        for row in self._rows(_path("connections", "username", user)):
-            self._delete(_path("connections", row["name"]))
+        """Close all connections of a user.
+
+        One that is ending at this moment, as all do whose user was deleted, may be answered with an error of
+        the server: what counts is that it is not there any more.
+
+        Raises:
+            BrokerUnavailable: some cannot be closed.
+        """
+        give_up_at = time.monotonic() + _CLOSING_S
+        while True:
+            refused: BrokerUnavailable | None = None
+            for row in self._rows(_path("connections", "username", user)):
+                try:
+                    self._delete(_path("connections", row["name"]))
+                except BrokerUnavailable as error:
+                    refused = error
+            if refused is None:
+                return
+            if time.monotonic() > give_up_at:
+                raise refused
+            time.sleep(_LOOK_AGAIN_S)
 
     # ------------------------------------------------------------ exchanges, queues, messages
 

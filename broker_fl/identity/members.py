@@ -122,10 +122,14 @@ class Members:
         """Take an account out: its connections are closed, its mailbox, or a driver's or observer's queues,
         are deleted with all that is in them.
 
+        Revoking again finishes what was broken off.
+
         Raises:
             SettingError: there is no such account.
         """
-        record = self._check_there(account)
+        record = self._records().get(account)
+        if record is None or record.revoked is not None or self._api.has_user(account.user):
+            record = self._check_there(account)
         self._api.delete_user(account.user)  # closes its connections
         self._api.close_connections(account.user)
         if account.has_mailbox:
@@ -144,13 +148,16 @@ class Members:
         there = self._api.queues(self._vhost)
         return known | {queue for queue in there if re.fullmatch(first + r"\.[0-9]+", queue)}
 
-    def find(self, name: str, role: Role | None = None) -> Account:
-        """The account of that name; of several, the one of that role.
+    def find(self, name: str, role: Role | None = None, *, missing: bool = False) -> Account:
+        """The account of that name; of several, the one of that role. With ``missing``, also one whose user
+        is not there, though nobody has revoked it.
 
         Raises:
             SettingError: there is none, or there are several and no role is given.
         """
         federation, users = self.topology.federation, self._api.users()
+        if missing:
+            users = users | {one.user for one, record in self._records().items() if record.revoked is None}
         roles = ROLES if role is None else (role,)
         found = [one for each in roles if (one := Account(federation, each, name)).user in users]
         if not found:
@@ -161,7 +168,8 @@ class Members:
             raise SettingError(
                 f"several accounts of federation {federation!r} are called {name!r}: give {there}"
             )
-        self._check_there(found[0])
+        if not missing:
+            self._check_there(found[0])
         return found[0]
 
     def may_fill_up(self, account: Account) -> bool:

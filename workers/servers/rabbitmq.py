@@ -21,7 +21,7 @@ from broker_fl.workers.servers.process import Node, ServerProcess, find_program,
 
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME = b"\x01"
-_CONTROL_TIMEOUT_S = 60
+_CONTROL_TIMEOUT_S = 180.0
 
 # Debian's and Red Hat's /usr/sbin/rabbitmq-server becomes the user rabbitmq, or refuses; the real one:
 _REAL_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -139,6 +139,18 @@ def test_revocation_takes_account_connections_and_mailbox(operator: Operator) ->
     operator.connect(path)
 
 
+def test_a_revocation_that_was_broken_off_is_finished_by_the_next(operator: Operator) -> None:
+    account = read_join_file(operator.enroll("hospital-a")).account
+    mailbox = operator.topology.mailbox("hospital-a")
+    operator.api.delete_user(account.user)  # and there it was killed
+    assert "missing" in operator.run("members").output
+    assert "not enrolled" in operator.run("rotate", "hospital-a", ok=False).output
+    operator.run("revoke", "hospital-a")
+    assert operator.api.queue(operator.vhost, mailbox) is None
+    assert "revoked" in operator.run("members").output
+    assert "not enrolled" in operator.run("revoke", "hospital-a", ok=False).output
+
+
 def test_a_daemon_whose_account_is_gone_ends_and_says_what_helps(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
