@@ -242,28 +242,47 @@ def _against_wanted(row: Row) -> str:
 
 
 def _growth(rows: Sequence[Row], grouped: bool) -> str:
-    """What ten times as many cost, from step to step."""
+    """What ten times as many cost, from step to step; of figures of two machines, none."""
     full = sorted(
-        (row["num_learners"], statistics.median(row["rounds_s"]), row["controller_bytes"])
-        for row in rows
-        if row["grouped"] is grouped and not row["sample"]
+        (row for row in rows if row["grouped"] is grouped and not row["sample"]),
+        key=lambda row: row["num_learners"],
     )
-    if len(full) < 2:
+    pairs = [(few, many) for few, many in pairwise(full) if _cpu(few) == _cpu(many)]
+    if not pairs:
         return ""
     steps = [
-        f"from {few:,} to {many:,} learners a round takes {long / short:.1f} times as long and the "
-        f"controller {more / less:.1f} times the memory"
-        for (few, short, less), (many, long, more) in pairwise(full)
+        f"from {few['num_learners']:,} to {many['num_learners']:,} learners a round takes "
+        f"{_round_s(many) / _round_s(few):.1f} times as long and the controller "
+        f"{many['controller_bytes'] / few['controller_bytes']:.1f} times the memory"
+        for few, many in pairs
     ]
-    number, round_s, _ = full[-1]
-    each_s = f"{round_s / number * 1e3:.2g} ms of a round of {number:,}"
-    ((few, short, _), (many, long, _)) = full[-2:]
-    times_each = long / short * few / many
+    few, many = pairs[-1]
+    times_each = _each_s(many) / _each_s(few)
+    each_s = f"{_each_s(many) * 1e3:.2g} ms of a round of {many['num_learners']:,}"
     linear = (
         f"Linear wanted (at most {LINEAR:g}× as long for each learner as with fewer): "
-        f"{'reached' if times_each <= LINEAR else 'missed'} with {times_each:.2f}× at {many:,}."
+        f"{'reached' if times_each <= LINEAR else 'missed'} with {times_each:.2f}× at "
+        f"{many['num_learners']:,}."
     )
-    return f"- {'In groups' if grouped else 'Alone'}: {'; '.join(steps)}. A learner costs {each_s}. {linear}"
+    others = len(full) - 1 - len(pairs)
+    left_out = f" {others} more cannot be told: measured on different CPUs." if others else ""
+    return (
+        f"- {'In groups' if grouped else 'Alone'}: {'; '.join(steps)}.{left_out} A learner costs "
+        f"{each_s}. {linear}"
+    )
+
+
+def _cpu(row: Row) -> str:
+    return str(row.get("facts", {}).get("CPU", ""))
+
+
+def _round_s(row: Row) -> float:
+    return float(statistics.median(row["rounds_s"]))
+
+
+def _each_s(row: Row) -> float:
+    """Of a round, for each learner."""
+    return _round_s(row) / float(row["num_learners"])
 
 
 def plot(rows: Sequence[Row], path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import machine, ours, page
-from benchmarks.__main__ import with_row
+from benchmarks.__main__ import RESULTS, ROOT, with_row
 from benchmarks.cells import cell_by_cell
 from benchmarks.comparison import Comparison, better_alone, gaps, is_measured
 from benchmarks.ours import OursFailed, alone
@@ -175,6 +175,52 @@ def test_more_learners_are_held_against_few() -> None:
     rows[1]["per_s"], rows[2]["per_s"] = [40.0], [50.0]
     told = asynchronous.text(rows)
     assert "0.80× as many, with 10; with 200 learners 1.00×. Flat wanted (at least 0.9×): missed." in told
+
+
+def test_growth_is_told_of_one_machine_only() -> None:
+    rows: list[Row] = [
+        {
+            "key": str(learners),
+            "num_learners": learners,
+            "grouped": False,
+            "sample": 0,
+            "rounds_s": [round_s],
+            "controller_bytes": 1e8,
+            "facts": {"CPU": cpu},
+        }
+        for learners, round_s, cpu in ((100, 1.0, "one"), (1_000, 11.0, "one"), (10_000, 40.0, "other"))
+    ]
+    told = many_learners._growth(rows, grouped=False)
+    assert "from 100 to 1,000 learners a round takes 11.0 times as long" in told
+    assert "10,000" not in told
+    assert "1 more cannot be told" in told
+    assert told.endswith("reached with 1.10× at 1,000.")
+    rows[1]["facts"] = {"CPU": "other"}
+    assert "missed" not in many_learners._growth(rows, grouped=False)  # 4 times as long for ten times as many
+    rows[1]["facts"] = {"CPU": "third"}
+    assert many_learners._growth(rows, grouped=False) == ""
+
+
+def test_what_measured_a_row_is_in_the_history() -> None:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if git("rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("no checkout with its whole history")
+    named = {
+        row["commit"]: f"{path.stem}: {row['key']}"
+        for path in RESULTS.glob("*.json")
+        for row in json.loads(path.read_text("utf-8"))["rows"]
+        if row.get("commit")
+    }
+    assert len(named) > 1
+    unknown = {
+        name: row
+        for name, row in named.items()
+        if not git("rev-parse", "-q", "--verify", f"{name}^{{commit}}")
+    }
+    assert not unknown, "measured with code that nobody can have"
 
 
 def test_versions_are_counted_once_as_many_were_made_as_there_are_learners() -> None:
